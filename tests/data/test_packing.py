@@ -1,0 +1,177 @@
+import json
+import os
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from textdiff.config import ByteTokenizer
+from textdiff.data import TokenStream, encode_documents, packing, tokenize, train_tokenizer
+from textdiff.data.sources import from_texts
+from textdiff.errors import DataError
+
+
+def build(texts: list[str], tokenizer, folder: Path, num_proc: int = 1) -> TokenStream:
+    return tokenize(from_texts(texts), tokenizer, num_proc=num_proc, cache_dir=str(folder))
+
+
+def expected(tokenizer, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    parts = [np.append(ids, end) for ids in encode_documents(tokenizer, texts)]
+    documents = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+    return np.concatenate(parts), documents
+
+
+@pytest.fixture
+def small_tasks(monkeypatch):
+    """About three documents per record batch, so that reads cross many chunks."""
+    monkeypatch.setattr(packing, "_TASK_CHARACTERS", 1500)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "char", "byte"])
+def test_stream_is_every_document_and_its_end(tokenizers, corpus, tmp_path, small_tasks, kind):
+    texts = [*corpus[:20], "", *corpus[20:]]
+    stream = build(texts, tokenizers[kind], tmp_path)
+    tokens, documents = expected(tokenizers[kind], texts)
+    assert len(stream) == len(tokens)
+    assert stream.num_documents == len(texts)
+    assert stream.read(0, len(stream)).dtype == np.int32
+    assert np.array_equal(stream.read(0, len(stream)), tokens)
+    assert np.array_equal(stream.documents(0, len(stream)), documents)
+
+
+def test_without_an_end_token_empty_documents_vanish_but_keep_their_number(tmp_path, small_tasks):
+    tokenizer = train_tokenizer(ByteTokenizer(), [])
+    tokenizer.eos_token = None
+    texts = ["", "ab", "", "", "c" * 2000, "d", ""]
+    stream = build(texts, tokenizer, tmp_path)
+    assert bytes(stream.read(0, len(stream)).astype(np.uint8)) == "".join(texts).encode()
+    assert stream.documents(0, 3).tolist() == [1, 1, 4]
+    assert stream.documents(len(stream) - 2, len(stream)).tolist() == [4, 5]
+    assert stream.num_documents == 7
+
+
+def test_every_window_equals_the_slice(tokenizers, corpus, tmp_path, small_tasks):
+    stream = build(corpus, tokenizers["bpe"], tmp_path)
+    tokens, documents = expected(tokenizers["bpe"], corpus)
+    rng = np.random.default_rng(0)
+    edges = [0, 1, len(stream) - 1, len(stream), *stream._starts.tolist()]
+    windows = [sorted(rng.integers(0, len(stream) + 1, 2)) for _ in range(300)]
+    windows += [(a, b) for a in edges for b in edges if a <= b]
+    for start, stop in windows:
+        assert np.array_equal(stream.read(start, stop), tokens[start:stop])
+        assert np.array_equal(stream.documents(start, stop), documents[start:stop])
+    for start, stop in [(-1, 2), (3, 2), (0, len(stream) + 1)]:
+        with pytest.raises(IndexError):
+            stream.read(start, stop)
+
+
+def test_same_stream_for_every_process_count(tokenizers, corpus, tmp_path, small_tasks):
+    one = build(corpus, tokenizers["bpe"], tmp_path / "one", num_proc=1)
+    two = build(corpus, tokenizers["bpe"], tmp_path / "two", num_proc=2)
+    assert one.folder.name == two.folder.name
+    files = [(stream.folder / "tokens.arrow").read_bytes() for stream in (one, two)]
+    assert files[0] == files[1]
+
+
+def test_same_stream_for_every_task_size(tokenizers, corpus, tmp_path, monkeypatch):
+    tokens, _ = expected(tokenizers["char"], corpus)
+    for size in (1, 700, 10**9):
+        monkeypatch.setattr(packing, "_TASK_CHARACTERS", size)
+        stream = build(corpus, tokenizers["char"], tmp_path / str(size))
+        assert np.array_equal(stream.read(0, len(stream)), tokens)
+
+
+def test_reads_are_views_of_the_file(tokenizers, corpus, tmp_path):
+    stream = build(corpus, tokenizers["byte"], tmp_path)
+    view = stream.read(3, 50)
+    assert not view.flags.owndata
+    assert not view.flags.writeable
+    assert np.shares_memory(view, stream.read(10, 20))
+
+
+def test_cache_is_reused_and_keyed_by_content_and_tokenizer(
+    tokenizers, corpus, tmp_path, monkeypatch
+):
+    first = build(corpus, tokenizers["bpe"], tmp_path)
+    build([*corpus, "more"], tokenizers["bpe"], tmp_path)
+    build(corpus[::-1], tokenizers["bpe"], tmp_path)
+    build(corpus, tokenizers["byte"], tmp_path)
+    assert len(os.listdir(tmp_path / "textdiff")) == 4
+    monkeypatch.setattr(packing, "_build", lambda *a: pytest.fail("tokenised again"))
+    again = build(list(corpus), tokenizers["bpe"], tmp_path)
+    assert again.folder == first.folder
+    assert np.array_equal(again.read(0, len(again)), first.read(0, len(first)))
+
+
+def truncate(folder: Path) -> None:
+    os.truncate(folder / "tokens.arrow", 100)
+
+
+def garble(folder: Path) -> None:
+    path = folder / "tokens.arrow"
+    path.write_bytes(b"\xa5" * path.stat().st_size)
+
+
+def lose_tokens(folder: Path) -> None:
+    (folder / "tokens.arrow").unlink()
+
+
+def lose_description(folder: Path) -> None:
+    (folder / "description.json").unlink()
+
+
+def halve_description(folder: Path) -> None:
+    path = folder / "description.json"
+    path.write_text(path.read_text()[:10])
+
+
+def miscount(folder: Path) -> None:
+    path = folder / "description.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "documents": 3}))
+
+
+@pytest.mark.parametrize(
+    "damage", [truncate, garble, lose_tokens, lose_description, halve_description, miscount]
+)
+def test_damaged_cache_is_rebuilt(tokenizers, corpus, tmp_path, damage):
+    folder = build(corpus, tokenizers["bpe"], tmp_path).folder
+    damage(folder)
+    assert TokenStream.open(folder) is None
+    stream = build(corpus, tokenizers["bpe"], tmp_path)
+    assert np.array_equal(stream.read(0, len(stream)), expected(tokenizers["bpe"], corpus)[0])
+    assert os.listdir(tmp_path / "textdiff") == [folder.name]
+
+
+def test_failed_build_leaves_nothing(tokenizers, corpus, tmp_path, monkeypatch):
+    def fail(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(packing, "_record_batch", fail)
+    with pytest.raises(DataError, match=r"cannot write the token cache .*No space left"):
+        build(corpus, tokenizers["bpe"], tmp_path)
+    assert os.listdir(tmp_path / "textdiff") == []
+
+
+def test_unusable_cache_folder(tokenizers, corpus, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"data\.cache_dir"):
+        build(corpus, tokenizers["bpe"], tmp_path / "file")
+
+
+def test_racing_builds_end_with_one_good_entry(tokenizers, corpus, tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        jobs = [pool.submit(build, corpus, tokenizers["bpe"], tmp_path) for _ in range(4)]
+        streams = [job.result() for job in jobs]
+    tokens, _ = expected(tokenizers["bpe"], corpus)
+    assert all(np.array_equal(s.read(0, len(s)), tokens) for s in streams)
+    assert len(os.listdir(tmp_path / "textdiff")) == 1
+
+
+def test_pickle_carries_the_path_only(tokenizers, tmp_path):
+    stream = build(["word " * 50_000], tokenizers["byte"], tmp_path)
+    data = pickle.dumps(stream)
+    assert len(data) < 1000
+    assert np.array_equal(pickle.loads(data).read(5, 99), stream.read(5, 99))

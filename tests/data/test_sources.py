@@ -1,0 +1,265 @@
+import gzip
+import json
+import lzma
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, DatasetDict
+
+from textdiff.config import Source
+from textdiff.data import files, read_texts, sources
+from textdiff.data.sources import from_texts, iterate_texts, load_documents
+from textdiff.errors import DataError
+
+
+def load(path: object, **keys: str) -> list[str]:
+    documents = load_documents(Source(source=str(path), **keys))
+    assert documents.column_names == ["text"]
+    return list(iterate_texts(documents))
+
+
+def write(path: Path, data: bytes | str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return path
+
+
+def rows(*values: object, key: str = "text") -> str:
+    return "".join(json.dumps({key: value}) + "\n" for value in values)
+
+
+# --- what is read --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["one\r\ntwo\rthree\n\x0b\x0c\u2028\u0085four", "é世\U0001f9ff", "  padded \n\n", "no newline"],
+)
+def test_text_is_byte_exact(tmp_path: Path, text: str):
+    assert load(write(tmp_path / "a.txt", text)) == [text]
+    assert load(write(tmp_path / "a.jsonl", rows(text))) == [text]
+    pq.write_table(pa.table({"text": [text]}), tmp_path / "a.parquet")
+    assert load(tmp_path / "a.parquet") == [text]
+
+
+def test_only_a_leading_byte_order_mark_is_dropped(tmp_path: Path):
+    bom = b"\xef\xbb\xbf"
+    assert load(write(tmp_path / "a.txt", bom + b"x" + bom)) == ["x\ufeff"]
+    assert load(write(tmp_path / "a.jsonl", bom + rows("x", "y").encode())) == ["x", "y"]
+
+
+def test_compressed_files(tmp_path: Path):
+    write(tmp_path / "1.txt.gz", gzip.compress(b"one\r\n"))
+    write(tmp_path / "2.txt.xz", lzma.compress(b"two"))
+    write(tmp_path / "3.jsonl.gz", gzip.compress(rows("three", "four").encode()))
+    assert load(tmp_path) == ["one\r\n", "two", "three", "four"]
+
+
+def test_jsonl_reads_the_named_key_and_skips_blank_lines(tmp_path: Path):
+    path = write(tmp_path / "a.jsonl", rows("a", key="body") + "\r\n\n" + rows("b", "", key="body"))
+    assert load(path, text_column="body") == ["a", "b"]
+
+
+def test_folder_is_recursive_sorted_and_skips_what_is_no_text(tmp_path: Path):
+    write(tmp_path / "b.txt", "2")
+    write(tmp_path / "a" / "z.jsonl", rows("0", "1"))
+    write(tmp_path / "c.txt", "")
+    write(tmp_path / "d.csv", "no,text")
+    write(tmp_path / ".hidden" / "e.txt", "no")
+    pq.write_table(pa.table({"text": ["3"]}), tmp_path / "f.parquet")
+    assert load(tmp_path) == ["0", "1", "2", "3"]
+
+
+def test_glob(tmp_path: Path):
+    for name in ("b.txt", "a.txt", "deep/c.txt"):
+        write(tmp_path / name, name)
+    assert load(tmp_path / "*.txt") == ["a.txt", "b.txt"]
+    assert load(tmp_path / "**" / "[ac].txt") == ["a.txt", "deep/c.txt"]
+    with pytest.raises(DataError, match="no text file matches"):
+        load(tmp_path / "*.jsonl")
+
+
+def test_existing_name_with_glob_characters_is_a_file(tmp_path: Path):
+    assert load(write(tmp_path / "a[1].txt", "x")) == ["x"]
+
+
+def test_saved_dataset_and_its_splits(tmp_path: Path):
+    saved = Dataset.from_dict({"body": ["x", "", "y"], "n": [1, 2, 3]})
+    saved.save_to_disk(tmp_path / "one")
+    DatasetDict({"a": saved, "b": saved.select([2])}).save_to_disk(tmp_path / "many")
+    assert load(tmp_path / "one", text_column="body") == ["x", "y"]
+    assert load(tmp_path / "many", text_column="body", split="b") == ["y"]
+    with pytest.raises(DataError, match="no split 'train'; set split to one of: a, b"):
+        load(tmp_path / "many", text_column="body")
+    with pytest.raises(DataError, match="no column 'text'; set text_column to one of: body, n"):
+        load(tmp_path / "one")
+    with pytest.raises(DataError, match=r"column 'n' holds .*int64.*, not strings"):
+        load(tmp_path / "one", text_column="n")
+
+
+def test_python_docs_is_a_source():
+    assert len(load("python-docs")) > 100
+
+
+def test_chunks_keep_order(monkeypatch):
+    monkeypatch.setattr(sources, "_CHUNK_CHARACTERS", 5)
+    texts = [str(n) * 3 for n in range(700)]
+    assert list(iterate_texts(from_texts(texts))) == texts
+
+
+def test_read_texts_reads_paths_in_the_order_given(tmp_path: Path):
+    first = write(tmp_path / "z.txt", "1")
+    second = write(tmp_path / "a.jsonl", rows("2", "3"))
+    assert read_texts([str(first), str(second)]) == ["1", "2", "3"]
+    with pytest.raises(DataError, match="no such file or folder"):
+        read_texts([str(tmp_path / "nope.txt")])
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.txt", b"", "a.txt: holds no text"),
+        ("a.txt", b" \n\t\r\n", "a.txt: holds no text"),
+        ("a.txt", b"ab\0c", "not a text file .zero byte at offset 2"),
+        ("a.txt", b"caf\xe9 au lait", "not valid UTF-8 at byte 3"),
+        ("a.txt", b"\xef\xbb\xbfok\xff", "not valid UTF-8 at byte 5"),
+        ("a.txt.gz", b"plain", "a.txt.gz: cannot be read"),
+        ("a.txt.gz", gzip.compress(b"cut off" * 99)[:-9], "a.txt.gz: cannot be read"),
+        ("a.txt.xz", b"plain", "a.txt.xz: cannot be read"),
+        ("a.jsonl", b"", "a.jsonl: holds no text"),
+        ("a.jsonl", b'{"text": ""}\n', "a.jsonl: holds no text"),
+        ("a.jsonl", b'{"text": "x"}\n{"text"\n', "a.jsonl, line 2: not valid JSON"),
+        ("a.jsonl", b'{"text": "x"}\n["x"]\n', "a.jsonl, line 2: expected an object"),
+        ("a.jsonl", b'\n{"body": "x", "id": 1}\n', "line 2: no column 'text'; .* body, id"),
+        ("a.jsonl", b'{"text": 3}\n', "line 1: 'text' holds int, not a string"),
+        ("a.jsonl", b'{"text": null}\n', "line 1: 'text' holds NoneType"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', "line 1: 'text' holds half of a surrogate"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', "not valid UTF-8 at byte 24"),
+        ("a.parquet", b"PAR1 not really", "a.parquet: not a readable Parquet file"),
+        ("a.csv", b"x,y", "unknown kind of file; textdiff reads .txt"),
+    ],
+)
+def test_bad_file(tmp_path: Path, name: str, data: bytes, message: str):
+    path = write(tmp_path / name, data)
+    with pytest.raises(DataError, match=message) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_parquet_columns(tmp_path: Path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["x", None], "n": [1, 2]}), path)
+    with pytest.raises(DataError, match="row 2: 'text' holds NoneType"):
+        load(path)
+    with pytest.raises(DataError, match="row 1: 'n' holds int"):
+        load(path, text_column="n")
+    with pytest.raises(DataError, match="no column 'body'; set text_column to one of: text, n"):
+        load(path, text_column="body")
+
+
+def test_folder_without_text(tmp_path: Path):
+    write(tmp_path / "a.csv", "x")
+    write(tmp_path / "b.txt", "")
+    with pytest.raises(DataError, match="no text files in this folder"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["./nope", "/nope/x", "~/nope", "nope.txt", "a/nope.jsonl.gz", "a/b/c"]
+)
+def test_missing_path_is_not_taken_for_a_hub_id(monkeypatch, name: str):
+    monkeypatch.setattr(sources, "_load_hub", lambda source: pytest.fail("asked the hub"))
+    with pytest.raises(DataError, match="no such file or folder"):
+        load(name)
+
+
+def test_missing_path_in_an_existing_folder(monkeypatch, tmp_path: Path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    with pytest.raises(DataError, match="data/nope: no such file"):
+        load("data/nope")
+
+
+# --- the hub -------------------------------------------------------------------------------------
+
+
+def hub(monkeypatch, tmp_path: Path, info: object, loaded: object = None) -> None:
+    """Replaces the hub by one that answers `info` and `loaded`, raising what is an exception."""
+
+    def answer(value: object) -> object:
+        if isinstance(value, Exception):
+            raise value
+        return value
+
+    monkeypatch.setattr(sources.HfApi, "dataset_info", lambda *a, **k: answer(info))
+    monkeypatch.setattr(datasets, "load_dataset", lambda *a, **k: answer(loaded))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path)
+
+
+def test_hub_dataset(monkeypatch, tmp_path: Path):
+    hub(monkeypatch, tmp_path, None, Dataset.from_dict({"body": ["x", "", "y"], "n": [1, 2, 3]}))
+    assert load("owner/name", text_column="body") == ["x", "y"]
+    with pytest.raises(DataError, match="hub dataset 'owner/name': no column 'text'"):
+        load("owner/name")
+
+
+def test_hub_dataset_with_missing_values(monkeypatch, tmp_path: Path):
+    hub(monkeypatch, tmp_path, None, Dataset.from_dict({"text": ["x", None]}))
+    with pytest.raises(DataError, match="row 2: 'text' holds nothing"):
+        load("owner/name")
+
+
+def test_offline(monkeypatch, tmp_path: Path):
+    hub(monkeypatch, tmp_path, OSError("Name or service not known\nmore"))
+    with pytest.raises(DataError) as caught:
+        load("owner/name")
+    assert str(caught.value) == (
+        "cannot load hub dataset 'owner/name' (Name or service not known); check the spelling and "
+        "the network, or give a local file"
+    )
+
+
+def test_offline_but_cached(monkeypatch, tmp_path: Path):
+    hub(monkeypatch, tmp_path, OSError("no network"), Dataset.from_dict({"text": ["x"]}))
+    (tmp_path / "owner___name").mkdir()
+    assert load("owner/name") == ["x"]
+
+
+def test_unknown_split_or_configuration(monkeypatch, tmp_path: Path):
+    hub(monkeypatch, tmp_path, None, ValueError('Unknown split "dev".\nShould be one of'))
+    with pytest.raises(DataError, match=r"split 'dev', name 'v2': Unknown split \"dev\"\); check"):
+        load("owner/name", split="dev", name="v2")
+
+
+def test_unknown_dataset(monkeypatch, tmp_path: Path):
+    class NotFound(sources.RepositoryNotFoundError):
+        def __init__(self) -> None:  # the real one wants an HTTP response
+            Exception.__init__(self, "404")
+
+    hub(monkeypatch, tmp_path, NotFound())
+    with pytest.raises(DataError, match="'owner/name' does not exist"):
+        load("owner/name")
+
+
+@pytest.mark.parametrize("name", ["text", "json", "parquet"])
+def test_format_names_do_not_read_the_working_directory(monkeypatch, tmp_path: Path, name: str):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "a.txt", "secret")
+    with pytest.raises(DataError, match="is a file format, no dataset"):
+        load(name)
+
+
+def test_impossible_hub_id():
+    with pytest.raises(DataError, match="neither a local file nor a possible hub id"):
+        load("spaces are no id")
+
+
+def test_suffixes_are_all_readable(tmp_path: Path):
+    assert all(files.is_text_file(tmp_path / f"x{suffix.upper()}") for suffix in files.SUFFIXES)

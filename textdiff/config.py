@@ -1,0 +1,478 @@
+"""The schema of a run: one YAML file, nine sections, every key checked.
+
+Models are frozen; unknown keys are refused with the nearest known name; ranges are checked here, so
+that nothing below has to. `load` reads YAML and applies command-line flags; `to_yaml` writes the
+resolved config back. This module imports neither torch nor any other part of textdiff but `errors`.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from textdiff.errors import ConfigError
+
+
+class Section(BaseModel):
+    """A frozen group of keys; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+# --- run, data, tokenizer ------------------------------------------------------------------------
+
+
+class RunConfig(Section):
+    """Where the run lives and what seeds it."""
+
+    dir: str = Field("runs/run", min_length=1, description="directory the run writes to")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of every random number of the run")
+
+
+class Source(Section):
+    """One corpus. The first reading that fits wins: `python-docs`, a local path or glob, a hub id."""
+
+    source: str = Field(
+        min_length=1,
+        description="`python-docs`, a .txt/.jsonl/.parquet file, a folder or glob of them, a "
+        "`save_to_disk` folder, or a Hugging Face dataset id",
+    )
+    name: str | None = Field(None, description="configuration name of a hub dataset")
+    split: str = Field("train", description="split of a hub dataset")
+    text_column: str = Field("text", description="column (or JSON key) that holds the text")
+
+
+class DataConfig(Section):
+    """The corpus and how it is cut into training sequences."""
+
+    sources: tuple[Source, ...] = Field(
+        (Source(source="python-docs"),), min_length=1, description="corpora, read one after another"
+    )
+    validation: float = Field(
+        0.05, gt=0.0, lt=0.5, description="fraction of the text that is held out (whole documents)"
+    )
+    sequence_length: int = Field(128, ge=1, description="tokens per training sequence")
+    document_mask: bool = Field(False, description="attention stays inside documents")
+    num_proc: int = Field(1, ge=1, description="processes that tokenise (the result is the same)")
+    num_workers: int = Field(0, ge=0, description="processes that prepare training batches")
+    cache_dir: str | None = Field(None, description="token cache; null: the datasets cache")
+
+
+class BpeTokenizer(Section):
+    """Byte-level byte-pair encoding, trained on the training split."""
+
+    kind: Literal["bpe"] = "bpe"
+    vocab_size: int = Field(2048, ge=260, description="vocabulary size, special tokens included")
+
+
+class CharTokenizer(Section):
+    """One token per character of the training split; other characters become one unknown token."""
+
+    kind: Literal["char"] = "char"
+
+
+class ByteTokenizer(Section):
+    """One token per UTF-8 byte; needs no training."""
+
+    kind: Literal["byte"] = "byte"
+
+
+class PretrainedTokenizer(Section):
+    """Any Hugging Face tokenizer; a mask token is added if it has none."""
+
+    kind: Literal["pretrained"] = "pretrained"
+    path: str = Field(min_length=1, description="folder or hub id of the tokenizer")
+
+
+Tokenizer = Annotated[
+    BpeTokenizer | CharTokenizer | ByteTokenizer | PretrainedTokenizer, Field(discriminator="kind")
+]
+
+
+# --- model, diffusion ----------------------------------------------------------------------------
+
+
+class ModelConfig(Section):
+    """The Transformer denoiser."""
+
+    hidden_size: int = Field(256, ge=2, description="width of the residual stream")
+    num_layers: int = Field(6, ge=1, description="Transformer blocks")
+    num_heads: int = Field(4, ge=1, description="attention heads; must divide hidden_size")
+    mlp: Literal["gelu", "swiglu"] = Field("gelu", description="MLP of a block (4x or 8/3x wide)")
+    norm: Literal["layernorm", "rmsnorm"] = Field("layernorm", description="pre-normalisation")
+    qk_norm: bool = Field(False, description="RMS-normalise queries and keys per head")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout on both residual branches")
+    adaln: bool = Field(False, description="adaptive layer norm: modulation by the noise level")
+    time_conditioning: bool = Field(
+        False, description="feed the noise level through adaln (off: adaln sees zero)"
+    )
+    attn_implementation: Literal["eager", "sdpa", "flex_attention", "flash_attention_2"] = Field(
+        "sdpa", description="attention backend, by its transformers name"
+    )
+    gradient_checkpointing: bool = Field(False, description="recompute blocks in the backward pass")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ModelConfig":
+        if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} over num_heads {self.num_heads} must be an even "
+                "whole number (rotary positions turn pairs of channels)"
+            )
+        if self.time_conditioning and not self.adaln:
+            raise ValueError("time_conditioning enters through adaln: set adaln: true as well")
+        return self
+
+
+class LogLinear(Section):
+    """alpha(t) = 1 - (1 - eps) t; eps = 0 is the linear schedule."""
+
+    kind: Literal["loglinear"] = "loglinear"
+    eps: float = Field(0.0, ge=0.0, lt=1.0, description="survival probability left at t = 1")
+
+
+class Cosine(Section):
+    """alpha(t) = 1 - cos(pi (1 - t) / 2)."""
+
+    kind: Literal["cosine"] = "cosine"
+
+
+class Polynomial(Section):
+    """alpha(t) = 1 - t ** exponent."""
+
+    kind: Literal["polynomial"] = "polynomial"
+    exponent: float = Field(2.0, gt=0.0, description="power of t")
+
+
+class Geometric(Section):
+    """sigma(t) = sigma_min ** (1 - t) * sigma_max ** t, alpha = exp(-sigma)."""
+
+    kind: Literal["geometric"] = "geometric"
+    sigma_min: float = Field(1e-4, gt=0.0, description="total noise at t = 0")
+    sigma_max: float = Field(20.0, gt=0.0, description="total noise at t = 1")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Geometric":
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError("sigma_min must be smaller than sigma_max")
+        return self
+
+
+Schedule = Annotated[LogLinear | Cosine | Polynomial | Geometric, Field(discriminator="kind")]
+
+
+class Mdlm(Section):
+    """Masked diffusion with the SUBS parameterisation (arXiv:2406.07524)."""
+
+    kind: Literal["mdlm"] = "mdlm"
+    loss_weight: Literal["elbo", "ce"] = Field(
+        "elbo", description="training weights: the bound's own, or plain cross-entropy"
+    )
+
+
+class NoiseConfig(Section):
+    """How training noise is drawn."""
+
+    draw: Literal["count", "time"] = Field(
+        "count", description="draw the number of masked tokens, or a time"
+    )
+    range: tuple[float, float] = Field(
+        (0.0, 1.0), description="mask rates that training draws from"
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "NoiseConfig":
+        low, high = self.range
+        if not 0.0 <= low < high <= 1.0:
+            raise ValueError(f"range {low} {high}: needs 0 <= low < high <= 1")
+        return self
+
+
+class DiffusionConfig(Section):
+    """Forward process, schedule, objective and block size: the five choices without the rule."""
+
+    process: Literal["absorbing"] = Field("absorbing", description="forward process")
+    schedule: Schedule = LogLinear()
+    objective: Mdlm = Mdlm()
+    noise: NoiseConfig = NoiseConfig()
+    block_size: int | None = Field(
+        None, ge=1, description="tokens per block; null: the whole sequence is one block"
+    )
+
+
+# --- train, evaluate, sample ---------------------------------------------------------------------
+
+
+class TrainConfig(Section):
+    """Optimisation."""
+
+    steps: int = Field(1000, ge=1, description="optimizer steps")
+    global_batch_size: int = Field(16, ge=1, description="sequences per optimizer step")
+    micro_batch_size: int = Field(16, ge=1, description="sequences per process and forward pass")
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="adamw, or muon on the blocks' matrices and adamw on the rest"
+    )
+    learning_rate: float = Field(1e-3, gt=0.0, description="peak learning rate of AdamW")
+    muon_learning_rate: float = Field(0.02, gt=0.0, description="peak learning rate of Muon")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's decay rates")
+    warmup_steps: int = Field(100, ge=0, description="steps of linear warm-up")
+    lr_schedule: Literal["constant", "cosine", "trapezoidal"] = Field(
+        "cosine", description="after warm-up: constant, cosine to zero, or constant then linear"
+    )
+    decay_fraction: float = Field(
+        0.4, gt=0.0, le=1.0, description="last part of the run that `trapezoidal` decays over"
+    )
+    weight_decay: float = Field(0.0, ge=0.0, description="decoupled decay, on matrices only")
+    grad_clip: float = Field(1.0, ge=0.0, description="largest gradient norm; 0 does not clip")
+    ema_decay: float = Field(
+        0.999, ge=0.0, lt=1.0, description="decay of the averaged weights (warms up); 0: none"
+    )
+    mixed_precision: Literal["auto", "bf16", "fp32"] = Field(
+        "auto", description="auto: bf16 where the device computes it natively"
+    )
+    compile: bool = Field(False, description="torch.compile the Transformer blocks")
+    init_from: str | None = Field(None, description="export directory to take the weights from")
+    log_every: int = Field(10, ge=1, description="steps between log lines")
+    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept")
+
+    @model_validator(mode="after")
+    def _divides(self) -> "TrainConfig":
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is no multiple of micro_batch_size "
+                f"{self.micro_batch_size}"
+            )
+        return self
+
+
+class EvaluateConfig(Section):
+    """The validation bound during and after training."""
+
+    every: int = Field(500, ge=1, description="steps between evaluations")
+    replicates: int = Field(8, ge=8, description="independent estimates the error comes from")
+    max_documents: int | None = Field(
+        None, ge=1, description="validation documents used; null: all"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of the network")
+
+
+class SampleConfig(Section):
+    """Text drawn during training, and the defaults that the export carries."""
+
+    rule: Literal["ancestral"] = Field("ancestral", description="decoding rule")
+    steps: int = Field(64, ge=1, description="denoising steps per block")
+    max_new_tokens: int = Field(128, ge=1, description="tokens to generate")
+    temperature: float = Field(1.0, ge=0.0, description="0 takes the most likely token")
+    top_k: int | None = Field(None, ge=1, description="draw among the k most likely tokens")
+    top_p: float = Field(1.0, gt=0.0, le=1.0, description="draw among this much probability")
+    num_samples: int = Field(2, ge=0, description="samples per evaluation; 0: none")
+
+
+class Config(Section):
+    """A whole run."""
+
+    run: RunConfig = RunConfig()
+    data: DataConfig = DataConfig()
+    tokenizer: Tokenizer = BpeTokenizer()
+    model: ModelConfig = ModelConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    sample: SampleConfig = SampleConfig()
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Config":
+        length, block = self.data.sequence_length, self.diffusion.block_size
+        if block is not None and length % block:
+            raise ValueError(
+                f"diffusion.block_size {block} does not divide data.sequence_length {length}"
+            )
+        if block is not None and self.sample.max_new_tokens > length:
+            raise ValueError(
+                f"sample.max_new_tokens {self.sample.max_new_tokens} is longer than "
+                f"data.sequence_length {length}"
+            )
+        return self
+
+
+# --- reading and writing -------------------------------------------------------------------------
+
+
+def load(path: str | Path, flags: Sequence[str] = (), prog: str = "textdiff train CONFIG") -> Config:
+    """Reads a YAML file and applies flags over it.
+
+    Args:
+        path: the YAML file; absent sections and keys take their defaults.
+        flags: `--section.key value` pairs; a `kind` and JSON values replace keys of the YAML before
+            the remaining flags are read, so a variant can be switched from the command line.
+        prog: what `--help` shows as the command.
+
+    Raises:
+        ConfigError: the file cannot be read, or a key or a value is wrong.
+        SystemExit: by `--help` (0) and by flags that cannot be parsed (2).
+    """
+    raw = _read_yaml(Path(path))
+    rest = _merge_structured(raw, list(flags))
+    config = validate(raw, where=str(path))
+    return _apply_flags(config, rest, prog) if rest else config
+
+
+def validate(raw: Mapping[str, Any], where: str = "config") -> Config:
+    """Checks plain data against the schema.
+
+    Raises:
+        ConfigError: with one line for each wrong key.
+    """
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_explain(error)}") from None
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved config as YAML, every key written out."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file; see configs/ for complete ones") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path} is a folder, not a config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    if raw is None:
+        return {}
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected sections such as `train:`, found {raw!r:.60}")
+    return raw
+
+
+def _merge_structured(raw: dict[str, Any], flags: list[str]) -> list[str]:
+    """Moves `--a.kind x` and `--a.b '[json]'` from the flags into `raw`; returns the other flags."""
+    rest: list[str] = []
+    index = 0
+    while index < len(flags):
+        name, equals, value = flags[index].partition("=")
+        if name.startswith("--") and not equals and index + 1 < len(flags):
+            value = flags[index + 1]
+        key = name.removeprefix("--").replace("-", "_")
+        structured = key.endswith(".kind") or value[:1] in ("[", "{")
+        if name.startswith("--") and structured:
+            _assign(raw, key.split("."), _json(name, value))
+            index += 1 if equals else 2
+        else:
+            rest.append(flags[index])
+            index += 1
+    return rest
+
+
+def _json(name: str, value: str) -> Any:
+    if value[:1] not in ("[", "{"):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{name}: not valid JSON ({error})") from None
+
+
+def _assign(raw: dict[str, Any], path: list[str], value: Any) -> None:
+    node: Any = raw
+    for name in path[:-1]:
+        if isinstance(node, list):
+            node = node[int(name)]
+        else:
+            if node.get(name) is None:
+                node[name] = {}
+            node = node[name]
+        if not isinstance(node, dict | list):
+            raise ConfigError(f"--{'.'.join(path)}: `{name}` holds a value, not a section")
+    node[path[-1]] = value
+
+
+_WORDS = {"true": "True", "false": "False", "null": "None", "none": "None"}
+
+
+def _apply_flags(config: Config, flags: list[str], prog: str) -> Config:
+    import tyro
+
+    return tyro.cli(
+        Config,
+        prog=prog,
+        default=config,
+        args=[_WORDS.get(flag, flag) for flag in flags],
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+    )
+
+
+def _explain(error: ValidationError) -> str:
+    return "; ".join(_explain_one(dict(item)) for item in error.errors(include_url=False))
+
+
+def _explain_one(item: dict[str, Any]) -> str:
+    names = [str(part) for part in item["loc"]]
+    section, known = _section_at(names[:-1])
+    path = ".".join(_without_tags(names))
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(names[-1], known, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
+        return f"unknown key `{path}` in {section}; {hint}"
+    if item["type"] == "missing":
+        return f"`{path}` is missing"
+    if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        context = item["ctx"]
+        found = context.get("tag", "nothing")
+        return f"`{path}.kind` is {found}; it must be one of {context.get('expected_tags', 'the known kinds')}"
+    message = item["msg"].removeprefix("Value error, ")
+    given = "" if item["type"] == "value_error" else f" (given: {item['input']!r:.60})"
+    return f"`{path}`: {message}{given}" if path else message
+
+
+def _section_at(names: list[str]) -> tuple[str, list[str]]:
+    """Walks the schema along an error's location; returns the section's words and its keys."""
+    node: Any = Config
+    for name in names:
+        node = _step(node, name)
+    tag = node.model_fields["kind"].default if "kind" in node.model_fields else None
+    where = ".".join(_without_tags(names)) or "the config"
+    return (f"{where} of kind {tag}" if tag else where), list(node.model_fields)
+
+
+def _step(node: Any, name: str) -> Any:
+    for variant in _variants(node):
+        if name in variant.model_fields:
+            return variant.model_fields[name].annotation
+        if "kind" in variant.model_fields and variant.model_fields["kind"].default == name:
+            return variant
+    inner = [v for v in _variants(node)]
+    return inner[0] if inner else node
+
+
+def _variants(annotation: Any) -> list[type[Section]]:
+    """Every section class inside an annotation such as `A | B`, `tuple[A, ...]` or `Annotated[A]`."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return [annotation]
+    if get_origin(annotation) in (Union, UnionType, tuple, Annotated):
+        return [v for part in get_args(annotation) for v in _variants(part)]
+    return []
+
+
+def _without_tags(names: list[str]) -> list[str]:
+    """Drops the discriminator values that pydantic puts into locations of unions."""
+    node: Any = Config
+    kept = []
+    for name in names:
+        tags = [v.model_fields["kind"].default for v in _variants(node) if "kind" in v.model_fields]
+        if name not in tags:
+            kept.append(name)
+        node = _step(node, name)
+    return kept

@@ -1,0 +1,196 @@
+"""Text documents from local files: plain text, JSON lines and Parquet, each checked as it is read.
+
+Text stays byte-exact: no newline is translated and nothing is stripped but a UTF-8 byte order mark.
+"""
+
+import gzip
+import json
+import logging
+import lzma
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from textdiff.errors import DataError
+
+SUFFIXES = (".txt", ".txt.gz", ".txt.xz", ".jsonl", ".jsonl.gz", ".jsonl.xz", ".parquet")
+
+_BOM = b"\xef\xbb\xbf"
+_DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
+
+_log = logging.getLogger(__name__)
+
+
+def is_text_file(path: Path) -> bool:
+    """Whether the name ends in a suffix that `read_file` knows."""
+    return path.name.lower().endswith(SUFFIXES)
+
+
+def read_texts(paths: Sequence[str], text_column: str = "text") -> list[str]:
+    """Reads local files and folders into memory, for scoring.
+
+    Args:
+        paths: files (`SUFFIXES`) or folders of them, read in the order given.
+        text_column: the JSON key or Parquet column that holds the text.
+
+    Returns:
+        The documents: one per text file, JSON line or Parquet row.
+
+    Raises:
+        DataError: a path is missing, or holds no usable text; the message names the place.
+    """
+    return [text for path in paths for text in read_path(Path(path), text_column)]
+
+
+def read_path(path: Path, text_column: str) -> Iterator[str]:
+    """Yields the documents of a file, or of all text files below a folder in sorted order.
+
+    Raises:
+        DataError: see `read_texts`.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file or folder; check the path")
+    if path.is_dir():
+        yield from _read_folder(path, text_column)
+    elif not is_text_file(path):
+        raise DataError(f"{path}: unknown kind of file; textdiff reads {', '.join(SUFFIXES)}")
+    else:
+        yield from read_file(path, text_column)
+
+
+def read_file(path: Path, text_column: str) -> Iterator[str]:
+    """Yields the documents of one file; an empty string in a row is no document.
+
+    Raises:
+        DataError: see `read_texts`.
+    """
+    name = path.name.lower()
+    if name.endswith(".parquet"):
+        texts = _read_parquet(path, text_column)
+    elif ".jsonl" in name:
+        texts = _read_jsonl(path, text_column)
+    else:
+        texts = _read_plain(path)
+    blank = True
+    for text in texts:
+        blank = blank and not text.strip()
+        if text:
+            yield text
+    if blank:
+        raise DataError(f"{path}: holds no text (it is empty or only white space)")
+
+
+def _read_folder(folder: Path, text_column: str) -> Iterator[str]:
+    relative = [path.relative_to(folder) for path in folder.rglob("*") if is_text_file(path)]
+    visible = [path for path in relative if not any(part[0] == "." for part in path.parts)]
+    found = False
+    for path in sorted(visible, key=lambda path: path.parts):
+        if not (folder / path).is_file():
+            continue
+        if (folder / path).stat().st_size == 0:
+            # One empty file among thousands is an accident of preparation, not of this run.
+            _log.warning("%s is empty and was skipped", folder / path)
+            continue
+        found = True
+        yield from read_file(folder / path, text_column)
+    if not found:
+        raise DataError(f"{folder}: no text files in this folder; expected {', '.join(SUFFIXES)}")
+
+
+def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
+    if path.name.lower().endswith(".gz"):
+        return gzip.open(path, "rb")
+    if path.name.lower().endswith(".xz"):
+        return lzma.open(path, "rb")
+    return path.open("rb")
+
+
+def _read_plain(path: Path) -> Iterator[str]:
+    try:
+        with _open(path) as file:
+            data = file.read()
+    except _DAMAGED as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    yield _decode(data, path, start=0)
+
+
+def _read_jsonl(path: Path, column: str) -> Iterator[str]:
+    offset = 0
+    try:
+        with _open(path) as file:
+            for number, line in enumerate(file, start=1):
+                text = _decode(line, path, offset)
+                offset += len(line)
+                if text.strip():
+                    yield _json_text(text, f"{path}, line {number}", column)
+    except _DAMAGED as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+
+
+def _decode(data: bytes, path: Path, start: int) -> str:
+    """Decodes UTF-8; `start` is the offset of `data` in the (decompressed) file."""
+    zero = data.find(b"\0")
+    if zero >= 0:
+        raise DataError(
+            f"{path}: not a text file (zero byte at offset {start + zero}); convert it to UTF-8"
+        )
+    if start == 0 and data.startswith(_BOM):
+        data, start = data[len(_BOM) :], len(_BOM)
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path}: not valid UTF-8 at byte {start + error.start}; convert the file to UTF-8"
+        ) from None
+
+
+def _json_text(line: str, where: str, column: str) -> str:
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise DataError(f"{where}: not valid JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise DataError(f'{where}: expected an object such as {{"{column}": "..."}}')
+    if column not in row:
+        raise missing_column(where, column, row)
+    text = checked_text(row[column], where, column)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: {column!r} holds half of a surrogate pair, no text") from None
+    return text
+
+
+def _read_parquet(path: Path, column: str) -> Iterator[str]:
+    try:
+        with pq.ParquetFile(path) as file:
+            if column not in file.schema_arrow.names:
+                raise missing_column(str(path), column, file.schema_arrow.names)
+            row = 0
+            for batch in file.iter_batches(batch_size=256, columns=[column]):
+                for text in batch.column(0).to_pylist():
+                    row += 1
+                    yield checked_text(text, f"{path}, row {row}", column)
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: not a readable Parquet file ({error})") from None
+
+
+def missing_column(where: str, column: str, present: Sequence[str] | Any) -> DataError:
+    """The error for a column or key that is not there, listing those that are."""
+    names = ", ".join(map(str, present)) or "none"
+    return DataError(f"{where}: no column {column!r}; set text_column to one of: {names}")
+
+
+def checked_text(value: object, where: str, column: str) -> str:
+    """Returns `value` if it is a string.
+
+    Raises:
+        DataError: it is something else.
+    """
+    if not isinstance(value, str):
+        raise DataError(f"{where}: {column!r} holds {type(value).__name__}, not a string")
+    return value

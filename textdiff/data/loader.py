@@ -1,0 +1,122 @@
+"""Training sequences cut from a token stream, addressed by one endless index.
+
+Sample `i` belongs to epoch `i // N` of `N = tokens // L` sequences. Every epoch has its own order
+and its own phase (where in the stream the first cut falls), both functions of the seed and the
+epoch. What a sample holds depends on nothing else, so a run resumes, and spreads over processes,
+by indices alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from textdiff.data.stream import TokenStream
+from textdiff.errors import DataError
+
+_EPOCHS_KEPT = 2  # a batch may straddle two epochs
+_ORDER, _PHASE = 0, 1
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Packed sequences.
+
+    Attributes:
+        tokens: int64 [B, L].
+        documents: int32 [B, L], which document a token belongs to; equal numbers within a row mean
+            the same document.
+    """
+
+    tokens: NDArray[np.int64]
+    documents: NDArray[np.int32]
+
+
+class PackedSequences:
+    """Sequences of equal length, read from the stream when asked for.
+
+    The stream is a ring: an epoch starts at its phase (0 in the first epoch, random in [0, L) after
+    it) and may run over the end into the beginning, so that the tokens that one epoch leaves over
+    appear in others.
+
+    Attributes:
+        stream: the tokens.
+        sequence_length: L, in tokens.
+        seed: of the orders and phases.
+
+    Args:
+        stream: the tokens.
+        sequence_length: L, in tokens.
+        seed: a non-negative integer.
+
+    Raises:
+        DataError: the stream is shorter than one sequence.
+    """
+
+    def __init__(self, stream: TokenStream, sequence_length: int, seed: int) -> None:
+        if len(stream) < sequence_length:
+            raise DataError(
+                f"the training text has {len(stream)} tokens, fewer than one sequence of "
+                f"{sequence_length}; give more text or lower data.sequence_length"
+            )
+        self.stream = stream
+        self.sequence_length = sequence_length
+        self.seed = seed
+        self._orders: dict[int, NDArray[np.int64]] = {}
+
+    def __len__(self) -> int:
+        """Sequences per epoch."""
+        return len(self.stream) // self.sequence_length
+
+    def rows(self, indices: Sequence[int]) -> Rows:
+        """Reads samples.
+
+        Args:
+            indices: global sample indices 0, 1, 2, … without an end, in any order.
+        """
+        shape = (len(indices), self.sequence_length)
+        tokens = np.empty(shape, np.int64)
+        documents = np.empty(shape, np.int32)
+        for row, index in enumerate(indices):
+            self._fill(self._start(index), tokens[row], documents[row])
+        return Rows(tokens, documents)
+
+    def _start(self, index: int) -> int:
+        epoch, place = divmod(int(index), len(self))
+        sequence = int(self._order(epoch)[place])
+        return self._phase(epoch) + sequence * self.sequence_length
+
+    def _fill(self, start: int, tokens: NDArray[np.int64], documents: NDArray[np.int32]) -> None:
+        total = len(self.stream)
+        begin = start % total
+        stop = min(begin + self.sequence_length, total)
+        split = stop - begin
+        tokens[:split] = self.stream.read(begin, stop)
+        documents[:split] = self.stream.documents(begin, stop)
+        if split < self.sequence_length:
+            rest = self.sequence_length - split
+            tokens[split:] = self.stream.read(0, rest)
+            # Beyond the end the corpus starts anew: no token there continues the document before.
+            documents[split:] = self.stream.documents(0, rest) + self.stream.num_documents
+
+    def _phase(self, epoch: int) -> int:
+        if epoch == 0:
+            return 0
+        return int(_raw(self.seed, epoch, _PHASE, 1)[0] % np.uint64(self.sequence_length))
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        if epoch not in self._orders:
+            while len(self._orders) >= _EPOCHS_KEPT:
+                del self._orders[next(iter(self._orders))]
+            raw = _raw(self.seed, epoch, _ORDER, len(self))
+            self._orders[epoch] = np.argsort(raw, kind="stable")
+        return self._orders[epoch]
+
+
+def _raw(seed: int, epoch: int, purpose: int, size: int) -> NDArray[np.uint64]:
+    """Random words: numpy promises bit generators, but not `permutation`, to stay as they are."""
+    words: NDArray[np.uint64] = np.random.Philox(
+        np.random.SeedSequence((seed, epoch, purpose))
+    ).random_raw(size)
+    return words

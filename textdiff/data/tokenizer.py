@@ -1,0 +1,232 @@
+"""Tokenizers: trained on the corpus (bpe, char, byte) or loaded (any Hugging Face tokenizer).
+
+Trained ones keep their special tokens at the end of the vocabulary, lose nothing (`decode` of
+`encode` is the text, for `char` as far as its characters were seen) and reload through
+`AutoTokenizer`.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
+
+from textdiff.config import (
+    BpeTokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    PretrainedTokenizer,
+)
+from textdiff.data.encode import serialize, split_long
+from textdiff.errors import DataError
+
+EOS, PAD, MASK, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|mask|>", "<|unk|>"
+
+_HUB_TIMEOUT_SECONDS = 10.0
+_TRAINING_PIECE_CHARACTERS = 100_000  # the trainer holds hundreds of texts at a time
+
+
+def train_tokenizer(
+    section: BpeTokenizer | CharTokenizer | ByteTokenizer, texts: Iterable[str]
+) -> PreTrainedTokenizerFast:
+    """Trains a tokenizer; equal texts in equal order give an equal tokenizer.
+
+    Args:
+        section: the config's tokenizer. A small corpus may yield fewer tokens than
+            `BpeTokenizer.vocab_size` asks for.
+        texts: the training documents; `byte` does not read them.
+
+    Returns:
+        A tokenizer whose last ids are `<|endoftext|>`, `<|pad|>` and `<|mask|>` (`char`:
+        `<|unk|>` before them).
+    """
+    if isinstance(section, BpeTokenizer):
+        backend, unknown = _bpe(section.vocab_size, texts), None
+    elif isinstance(section, CharTokenizer):
+        backend, unknown = _char(texts), UNKNOWN
+    else:
+        backend, unknown = _byte(), None
+    specials = [token for token in (unknown, EOS, PAD, MASK) if token is not None]
+    backend.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in specials])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        eos_token=EOS,
+        pad_token=PAD,
+        mask_token=MASK,
+        unk_token=unknown,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
+    """Loads a Hugging Face tokenizer and gives it the special tokens that it lacks.
+
+    Args:
+        path: a folder (also one with only `vocab.json` and `merges.txt`) or a hub id.
+
+    Raises:
+        DataError: there is no such tokenizer, or it has no fast implementation.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        tokenizer = _from_folder(folder)
+    elif folder.exists():
+        raise DataError(f"{path} is a file; give the folder that holds the tokenizer files")
+    elif path.startswith((".", "~", "/")) or path.count("/") > 1:
+        raise DataError(f"{path}: no such tokenizer folder; check the path")
+    else:
+        tokenizer = _from_hub(path)
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise DataError(f"{path}: has no fast tokenizer (tokenizer.json), which textdiff needs")
+    return ensure_special_tokens(tokenizer)
+
+
+def prepare_tokenizer(
+    section: BpeTokenizer | CharTokenizer | ByteTokenizer | PretrainedTokenizer,
+    texts: Iterable[str],
+) -> PreTrainedTokenizerFast:
+    """Loads or trains the tokenizer that the config asks for.
+
+    Raises:
+        DataError: see `load_tokenizer`.
+    """
+    if isinstance(section, PretrainedTokenizer):
+        return load_tokenizer(section.path)
+    return train_tokenizer(section, texts)
+
+
+def ensure_special_tokens(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Adds, in place, a mask token if there is none and a padding token that is not the end.
+
+    An end-of-text token is used where there is one and never added.
+
+    Returns:
+        The same tokenizer.
+    """
+    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
+        tokenizer.add_special_tokens({"pad_token": PAD})
+    if tokenizer.mask_token is None:
+        tokenizer.add_special_tokens({"mask_token": MASK})
+    return tokenizer
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:
+    """Rows that a model needs: the largest id plus one (`len` is less where ids have gaps)."""
+    return int(max(tokenizer.get_vocab().values())) + 1
+
+
+def excluded_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """The ids that are no clean token, sorted: a model must never predict them.
+
+    These are all special tokens (mask, padding, beginning, separators, the unknown token of
+    `char`) and the ids below `vocabulary_size` that name nothing. The end-of-text token is clean,
+    and so is the unknown token of a loaded tokenizer: it stands in that tokenizer's encoded text.
+    """
+    special = {token for token, added in _added_tokens(tokenizer).items() if added.special}
+    special |= set(tokenizer.all_special_ids)
+    special.discard(tokenizer.eos_token_id)
+    if tokenizer.unk_token != UNKNOWN:
+        special.discard(tokenizer.unk_token_id)
+    gaps = set(range(vocabulary_size(tokenizer))) - set(tokenizer.get_vocab().values())
+    return tuple(sorted(special | gaps))
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
+    """The hexadecimal SHA-256 of what the tokenizer does: its backend and its special tokens."""
+    special = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
+    return hashlib.sha256(f"{serialize(tokenizer)}\n{special}".encode()).hexdigest()
+
+
+def _added_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[int, AddedToken]:
+    added: dict[int, AddedToken] = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    return added
+
+
+def _bpe(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len((EOS, PAD, MASK)),
+        min_frequency=2,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    pieces = (piece for text in texts for piece in split_long(text, _TRAINING_PIECE_CHARACTERS))
+    backend.train_from_iterator(pieces, trainer)
+    return backend
+
+
+def _char(texts: Iterable[str]) -> Tokenizer:
+    characters: set[str] = set()
+    for text in texts:
+        characters.update(text)
+    vocab = {character: index for index, character in enumerate(sorted(characters))}
+    vocab[UNKNOWN] = len(vocab)
+    # BPE without merges goes character by character and is faster than a regex split.
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=UNKNOWN, fuse_unk=False))
+    backend.decoder = decoders.Fuse()
+    return backend
+
+
+def _byte() -> Tokenizer:
+    vocab = {character: byte for byte, character in enumerate(_byte_characters())}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    return backend
+
+
+def _byte_characters() -> list[str]:
+    """The printable stand-ins of `pre_tokenizers.ByteLevel`, indexed by byte.
+
+    Printable Latin-1 characters stand for themselves, the other bytes take the code points from
+    256 on in order.
+    """
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(b if b in printable else 256 + others.index(b)) for b in range(256)]
+
+
+def _from_folder(folder: Path) -> object:
+    described = any(
+        (folder / name).is_file()
+        for name in ("tokenizer.json", "tokenizer_config.json", "config.json")
+    )
+    bare_bpe = (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file()
+    if not (described or bare_bpe):
+        raise DataError(
+            f"{folder}: holds no tokenizer; it needs tokenizer.json, or vocab.json and merges.txt"
+        )
+    try:
+        if bare_bpe and not described:  # the original GPT-2 files name no class
+            return GPT2TokenizerFast.from_pretrained(str(folder), local_files_only=True)
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except Exception as error:  # every tokenizer class fails in its own way
+        reason = _first_line(error)
+        raise DataError(
+            f"{folder}: no tokenizer can be loaded from this folder ({reason})"
+        ) from None
+
+
+def _from_hub(name: str) -> object:
+    try:
+        return AutoTokenizer.from_pretrained(name, local_files_only=True)
+    except Exception:  # not in the local cache, so ask the hub
+        pass
+    try:
+        HfApi().model_info(name, timeout=_HUB_TIMEOUT_SECONDS)  # from_pretrained retries for long
+        return AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # the transport's errors change with the installed HTTP client
+        raise DataError(
+            f"cannot load the tokenizer {name!r} ({_first_line(error)}); check the spelling and "
+            "the network, or give a local folder"
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".:")[:160] if lines else type(error).__name__

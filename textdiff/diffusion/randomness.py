@@ -1,0 +1,113 @@
+"""Every random number of textdiff comes from one counter-based hash.
+
+A uniform is a pure function of what it is for: (seed, stream, row, block, step, position). Nothing
+depends on the batch a row happens to sit in, on the rank that computes it, or on numbers drawn before,
+so runs resume, rows batch and networks shard without changing a single draw. The hash chains the
+64-bit finaliser of Steele et al. (SplitMix64, OOPSLA 2014, Fig. 16) once per key, in integer torch
+operations that give the same bits on every device.
+"""
+
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+Index = int | Tensor
+
+
+class Stream(IntEnum):
+    """What a uniform decides; different streams never share numbers."""
+
+    STRATA = 1  # which stratum a row or block lives in
+    JITTER = 2  # where in its stratum
+    POSITION = 3  # which positions are hit, and in which order
+    TOKEN = 4  # which token a position becomes
+    DROPOUT = 5  # seeds of dropout
+    EPOCH = 6  # order and phase of the data
+
+
+def _wrap(value: int) -> int:
+    """A 64-bit pattern as the signed integer that torch stores it in."""
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+_GOLDEN = _wrap(0x9E3779B97F4A7C15)
+_MIX_1 = _wrap(0xBF58476D1CE4E5B9)
+_MIX_2 = _wrap(0x94D049BB133111EB)
+
+
+def _shift(x: Tensor, bits: int) -> Tensor:
+    """Logical right shift of int64."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift(x, 30)) * _MIX_1
+    x = (x ^ _shift(x, 27)) * _MIX_2
+    return x ^ _shift(x, 31)
+
+
+def bits(
+    seed: int,
+    stream: Stream,
+    row: Index = 0,
+    block: Index = 0,
+    step: Index = 0,
+    position: Index = 0,
+) -> Tensor:
+    """64 random bits as int64, for every element of the broadcast of the arguments.
+
+    Keys enter one after another, smallest shapes first when the caller broadcasts `[B, 1]` rows
+    against `[L]` positions, so only the last round runs on the full shape.
+    """
+    keys = [row, block, step, position]
+    device = next((key.device for key in keys if isinstance(key, Tensor)), None)
+    state = _mix(torch.tensor(_wrap(seed % (1 << 64)) ^ _GOLDEN, device=device))
+    for key in [int(stream), *keys]:
+        key = key.to(torch.int64) if isinstance(key, Tensor) else torch.tensor(key, device=device)
+        state = _mix((state ^ _mix(key + _GOLDEN)) + _GOLDEN)
+    return state
+
+
+def uniforms(
+    seed: int,
+    stream: Stream,
+    row: Index = 0,
+    block: Index = 0,
+    step: Index = 0,
+    position: Index = 0,
+) -> Tensor:
+    """Float64 uniforms strictly inside (0, 1), 53 random bits each.
+
+    Args:
+        seed: the run's or the job's seed.
+        stream: what the numbers decide.
+        row: the sample's global index (training), the document's or the prompt's index in the job.
+        block: index of the block in its sequence.
+        step: the scheduled step (or replicate), counted also where its work is skipped.
+        position: index in the sequence.
+
+    Returns:
+        A tensor of the broadcast shape of the arguments.
+    """
+    mantissa = _shift(bits(seed, stream, row, block, step, position), 11)
+    return (mantissa.to(torch.float64) + 0.5) * 2.0**-53
+
+
+def stratified(strata_keys: Tensor, jitter: Tensor) -> Tensor:
+    """Low-discrepancy uniforms whose every entry is marginally uniform.
+
+    The unit interval is cut into n strata, the strata are dealt out in random order, and each entry
+    is uniform in its own. Sorting without dealing (the published low-discrepancy samplers) ties an
+    entry to its stratum, which biases whatever differs between entries.
+
+    Args:
+        strata_keys: [n] float64 uniforms whose ranks deal the strata.
+        jitter: [n] float64 uniforms.
+
+    Returns:
+        [n] float64 in (0, 1).
+    """
+    count = strata_keys.shape[-1]
+    ranks = strata_keys.argsort(-1).argsort(-1)
+    return (ranks.to(torch.float64) + jitter) / count

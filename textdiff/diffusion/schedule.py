@@ -1,0 +1,129 @@
+"""Noise schedules: alpha(t), the probability that a token survives until time t.
+
+Time runs from 0 (clean) to 1 (noise); alpha falls. Everything is float64. Two ends are not ideal for
+some schedules (`loglinear` with eps > 0, `geometric`): what an estimator in t then misses is for the
+estimator to say, not for the schedule to hide.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class NoiseSchedule(ABC):
+    """A differentiable, strictly falling alpha(t)."""
+
+    @abstractmethod
+    def alpha(self, t: Tensor) -> Tensor:
+        """Survival probability at time t, any shape."""
+
+    @abstractmethod
+    def dalpha(self, t: Tensor) -> Tensor:
+        """Derivative of alpha with respect to t (negative)."""
+
+    @abstractmethod
+    def t_of_alpha(self, alpha: Tensor) -> Tensor:
+        """The time at which alpha is reached."""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Total noise sigma = -log alpha, what networks that see the noise level are fed."""
+        return -torch.log(self.alpha(t))
+
+    def elbo_weight(self, t: Tensor) -> Tensor:
+        """-alpha'(t) / (1 - alpha(t)), the weight of the masked bound (Eq. 10, arXiv:2406.07524)."""
+        return -self.dalpha(t) / (1.0 - self.alpha(t))
+
+    @property
+    def ideal(self) -> bool:
+        """Whether alpha is exactly 1 at t = 0 and exactly 0 at t = 1."""
+        ends = self.alpha(torch.tensor([0.0, 1.0], dtype=torch.float64))
+        return bool(ends[0] == 1.0) and bool(ends[1].abs() < 1e-15)
+
+
+@dataclass(frozen=True)
+class LogLinear(NoiseSchedule):
+    """alpha = 1 - (1 - eps) t: linear for eps = 0 (Sec. 5.1, arXiv:2310.16834)."""
+
+    eps: float = 0.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1.0 - (1.0 - self.eps) * t
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, self.eps - 1.0)
+
+    def t_of_alpha(self, alpha: Tensor) -> Tensor:
+        return (1.0 - alpha) / (1.0 - self.eps)
+
+
+@dataclass(frozen=True)
+class Cosine(NoiseSchedule):
+    """alpha = 1 - cos(pi (1 - t) / 2) (Table 1, arXiv:2406.04329)."""
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1.0 - torch.sin(0.5 * math.pi * t)
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return -0.5 * math.pi * torch.cos(0.5 * math.pi * t)
+
+    def t_of_alpha(self, alpha: Tensor) -> Tensor:
+        return torch.asin(1.0 - alpha) * (2.0 / math.pi)
+
+
+@dataclass(frozen=True)
+class Polynomial(NoiseSchedule):
+    """alpha = 1 - t ** exponent (Table 1, arXiv:2406.04329)."""
+
+    exponent: float = 2.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1.0 - t**self.exponent
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return -self.exponent * t ** (self.exponent - 1.0)
+
+    def t_of_alpha(self, alpha: Tensor) -> Tensor:
+        return (1.0 - alpha) ** (1.0 / self.exponent)
+
+
+@dataclass(frozen=True)
+class Geometric(NoiseSchedule):
+    """sigma = sigma_min ** (1 - t) * sigma_max ** t (Sec. 5.1, arXiv:2310.16834)."""
+
+    sigma_min: float = 1e-4
+    sigma_max: float = 20.0
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return self.sigma_min ** (1.0 - t) * self.sigma_max**t
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return torch.exp(-self.sigma(t))
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        rate = math.log(self.sigma_max / self.sigma_min)
+        return -self.sigma(t) * rate * self.alpha(t)
+
+    def t_of_alpha(self, alpha: Tensor) -> Tensor:
+        rate = math.log(self.sigma_max / self.sigma_min)
+        return torch.log(-torch.log(alpha) / self.sigma_min) / rate
+
+    def elbo_weight(self, t: Tensor) -> Tensor:
+        # 1 - alpha by expm1: alpha is within 1e-4 of one near t = 0.
+        return -self.dalpha(t) / -torch.expm1(-self.sigma(t))
+
+
+SCHEDULES: dict[str, type[NoiseSchedule]] = {
+    "loglinear": LogLinear,
+    "cosine": Cosine,
+    "polynomial": Polynomial,
+    "geometric": Geometric,
+}
+
+
+def build_schedule(kind: str, **options: Any) -> NoiseSchedule:
+    """The schedule that a config's `diffusion.schedule` names."""
+    return SCHEDULES[kind](**options)

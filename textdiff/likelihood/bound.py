@@ -1,0 +1,101 @@
+"""A perplexity bound: the number, what it was estimated from, and its errors."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Bound:
+    """An upper bound on -log p(text) per token.
+
+    Attributes:
+        mean: nats per token.
+        stderr: Monte-Carlo standard error of `mean`, the text being given.
+        text_stderr: standard error of `mean` over documents as a sample; None for one document.
+        tokens: tokens scored (no special tokens, no padding).
+        bytes: UTF-8 bytes of the scored text.
+        documents: documents scored.
+        estimator: name of the estimator.
+        replicates: independent replicates that `stderr` comes from.
+        terms: nats per token of each part; they add up to `mean`.
+        is_bound: whether the expectation of `mean` is an upper bound.
+    """
+
+    mean: float
+    stderr: float
+    text_stderr: float | None
+    tokens: int
+    bytes: int
+    documents: int
+    estimator: str
+    replicates: int
+    terms: Mapping[str, float] = field(default_factory=dict)
+    is_bound: bool = True
+
+    @property
+    def perplexity(self) -> float:
+        """exp(nats per token)."""
+        return math.exp(self.mean)
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Bits per byte of text: comparable between tokenizers."""
+        return self.mean * self.tokens / self.bytes / math.log(2.0)
+
+    @property
+    def bits_per_token(self) -> float:
+        """Bits per token (per character for a character tokenizer)."""
+        return self.mean / math.log(2.0)
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Student-t interval of `mean` in nats per token, Monte-Carlo error only."""
+        width = student_t_quantile(0.5 + confidence / 2, self.replicates - 1) * self.stderr
+        return self.mean - width, self.mean + width
+
+    def perplexity_interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """The interval as perplexities."""
+        low, high = self.interval(confidence)
+        return math.exp(low), math.exp(high)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data, derived figures included."""
+        return asdict(self) | {
+            "perplexity": self.perplexity,
+            "bits_per_byte": self.bits_per_byte,
+            "bits_per_token": self.bits_per_token,
+            "interval_95": list(self.interval()),
+            "perplexity_interval_95": list(self.perplexity_interval()),
+        }
+
+
+def student_t_quantile(probability: float, degrees: int) -> float:
+    """Quantile of Student's t for a whole number of degrees of freedom, by bisection.
+
+    The distribution function is the finite series of Abramowitz & Stegun, 26.7.3 and 26.7.4.
+    """
+    if probability == 0.5:
+        return 0.0
+    if probability < 0.5:
+        return -student_t_quantile(1.0 - probability, degrees)
+    low, high = 0.0, 1.0
+    while _central_probability(high, degrees) < 2.0 * probability - 1.0:
+        high *= 2.0
+    for _ in range(80):
+        middle = 0.5 * (low + high)
+        inside = _central_probability(middle, degrees) < 2.0 * probability - 1.0
+        low, high = (middle, high) if inside else (low, middle)
+    return 0.5 * (low + high)
+
+
+def _central_probability(t: float, degrees: int) -> float:
+    """P(|T| < t)."""
+    theta = math.atan2(t, math.sqrt(degrees))
+    cos, sin = math.cos(theta), math.sin(theta)
+    odd = degrees % 2 == 1
+    term, total = (cos, 0.0) if odd else (1.0, 0.0)
+    for power in range(1 if odd else 0, degrees - 1, 2):
+        total += term
+        term *= cos * cos * (power + 1) / (power + 2)
+    return 2.0 / math.pi * (theta + sin * total) if odd else sin * total

@@ -1,0 +1,25 @@
+"""The denoiser and its configuration, registered with transformers' Auto classes.
+
+Modules here import each other relatively and nothing else of textdiff, so that they travel with a
+checkpoint.
+"""
+
+from transformers import AutoConfig, AutoModelForMaskedLM
+
+from .configuration import TextDiffusionConfig
+from .denoiser import TextDiffusionModel
+from .layout import FULL, Layout, sampling_layout, training_layout
+
+AutoConfig.register("textdiff", TextDiffusionConfig)
+AutoModelForMaskedLM.register(TextDiffusionConfig, TextDiffusionModel)
+TextDiffusionConfig.register_for_auto_class()
+TextDiffusionModel.register_for_auto_class("AutoModelForMaskedLM")
+
+__all__ = [
+    "FULL",
+    "Layout",
+    "TextDiffusionConfig",
+    "TextDiffusionModel",
+    "sampling_layout",
+    "training_layout",
+]

@@ -1,0 +1,98 @@
+"""Attention backends by their transformers names, all reading the same `Layout`.
+
+`prepare` turns a layout into what a backend needs once per forward pass; `attend` runs once per layer
+on queries, keys and values [B, H, L, D].
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .layout import Layout
+
+BACKENDS = ("eager", "sdpa", "flex_attention", "flash_attention_2")
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A backend with the mask of one forward pass."""
+
+    backend: str
+    mask: Any = None
+    causal: bool = False
+
+
+def unavailable(backend: str, device: torch.device, gradients: bool) -> str | None:
+    """Why a backend cannot run here, as a sentence; None when it can."""
+    if backend not in BACKENDS:
+        return f"unknown attention backend {backend!r}; one of {', '.join(BACKENDS)}"
+    if backend == "flex_attention" and device.type == "cpu" and gradients:
+        return "flex_attention cannot train on a CPU (no backward pass there); use sdpa"
+    if backend == "flash_attention_2":
+        if device.type != "cuda":
+            return f"flash_attention_2 needs a CUDA device, not {device.type}; use sdpa"
+        try:
+            import flash_attn  # noqa: F401
+        except ImportError:
+            return "flash_attention_2 needs the package: pip install 'textdiff[flash]', or use sdpa"
+    return None
+
+
+def prepare(backend: str, layout: Layout, total: int, device: torch.device, batch: int) -> Attention:
+    """Builds the mask of one forward pass over `total` positions (both streams counted)."""
+    if backend == "flash_attention_2":
+        if layout.document_ids is not None or layout.kind not in ("full", "causal"):
+            raise ValueError(
+                f"flash_attention_2 cannot run the {layout.kind} layout"
+                f"{' with documents' if layout.document_ids is not None else ''}; "
+                "use sdpa or flex_attention"
+            )
+        return Attention(backend, causal=layout.kind == "causal")
+    if backend == "flex_attention" and not layout.is_dense:
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        rows = None if layout.document_ids is None else batch
+        mask = create_block_mask(layout.mask_mod(total), rows, None, total, total, device=device)
+        return Attention(backend, mask)
+    return Attention(backend, layout.mask(total, device))
+
+
+def attend(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v under the prepared mask, [B, H, L, D]."""
+    return _BACKENDS[attention.backend](attention, q, k, v)
+
+
+def _eager(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    scores = q @ k.transpose(-1, -2) * (1.0 / math.sqrt(q.shape[-1]))
+    if attention.mask is not None:
+        scores = scores.masked_fill(~attention.mask, -torch.inf)
+    return scores.softmax(-1).to(v.dtype) @ v
+
+
+def _sdpa(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=attention.mask)
+
+
+def _flex(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return flex_attention(q, k, v, block_mask=attention.mask)
+
+
+def _flash(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    from flash_attn import flash_attn_func
+
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    return flash_attn_func(q, k, v, causal=attention.causal).transpose(1, 2)
+
+
+_BACKENDS = {
+    "eager": _eager,
+    "sdpa": _sdpa,
+    "flex_attention": _flex,
+    "flash_attention_2": _flash,
+}

@@ -1,0 +1,119 @@
+"""Who may attend to whom: a small description that every attention backend reads.
+
+| kind | query i sees key j when |
+|---|---|
+| full | always |
+| causal | j <= i |
+| block_causal | block(j) <= block(i) |
+| block_diffusion | the input is [noisy; clean], 2L long: noisy sees its own noisy block and earlier clean blocks, clean sees its own and earlier clean blocks (Sec. 3.1, arXiv:2503.09573) |
+
+Document ids confine all of them to documents; a position of id -1 is padding that nobody sees.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+KINDS = ("full", "causal", "block_causal", "block_diffusion")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """An attention layout.
+
+    Attributes:
+        kind: one of `KINDS`.
+        block_size: tokens per block, for the two block kinds.
+        document_ids: [B, L] integer ids; None: every row is one document.
+    """
+
+    kind: str = "full"
+    block_size: int | None = None
+    document_ids: Tensor | None = None
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise ValueError(f"unknown attention layout {self.kind!r}; one of {', '.join(KINDS)}")
+        if self.kind.startswith("block") and not self.block_size:
+            raise ValueError(f"layout {self.kind} needs a block_size")
+
+    def within(self, document_ids: Tensor | None) -> "Layout":
+        """The same layout confined to documents."""
+        return replace(self, document_ids=document_ids)
+
+    @property
+    def streams(self) -> int:
+        """Copies of the sequence in the input: 2 for block diffusion training."""
+        return 2 if self.kind == "block_diffusion" else 1
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether everything sees everything, so that no mask is needed."""
+        return self.kind == "full" and self.document_ids is None
+
+    def allows(self, query: Tensor, key: Tensor, length: int) -> Tensor:
+        """Whether position `query` sees `key`, by broadcasting; documents aside.
+
+        Args:
+            query: integer positions in the (one- or two-stream) input.
+            key: likewise.
+            length: L, the length of one stream.
+        """
+        if self.kind == "full":
+            return (query >= 0) & (key >= 0)
+        if self.kind == "causal":
+            return key <= query
+        query_block = (query % length) // self.block_size
+        key_block = (key % length) // self.block_size
+        if self.kind == "block_causal":
+            return key_block <= query_block
+        query_clean, key_clean = query >= length, key >= length
+        own_noisy = ~query_clean & ~key_clean & (key_block == query_block)
+        earlier_clean = key_clean & (key_block < query_block)
+        own_clean = query_clean & key_clean & (key_block == query_block)
+        return own_noisy | earlier_clean | own_clean
+
+    def mask(self, total: int, device: torch.device) -> Tensor | None:
+        """Boolean mask for an input of `total` positions, True where attention is allowed.
+
+        Returns:
+            None when dense, [total, total], or [B, 1, total, total] with documents. A padding position
+            sees itself, so that no row of a softmax is empty.
+        """
+        if self.is_dense:
+            return None
+        at = torch.arange(total, device=device)
+        allowed = self.allows(at[:, None], at[None, :], total // self.streams)
+        if self.document_ids is None:
+            return allowed
+        ids = self.document_ids.repeat(1, self.streams)
+        same = (ids[:, :, None] == ids[:, None, :]) & (ids >= 0)[:, None, :]
+        return ((allowed & same) | (at[:, None] == at[None, :])).unsqueeze(1)
+
+    def mask_mod(self, total: int):
+        """The same rule as a FlexAttention `mask_mod(batch, head, query, key)`."""
+        length = total // self.streams
+        ids = None if self.document_ids is None else self.document_ids.repeat(1, self.streams)
+
+        def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            visible = self.allows(query, key, length)
+            if ids is None:
+                return visible
+            same = (ids[batch, query] == ids[batch, key]) & (ids[batch, key] >= 0)
+            return (visible & same) | (query == key)
+
+        return allowed
+
+
+FULL = Layout()
+
+
+def training_layout(block_size: int | None) -> Layout:
+    """How noisy tokens are seen in training and likelihood: with the clean context in blocks."""
+    return FULL if block_size is None else Layout("block_diffusion", block_size)
+
+
+def sampling_layout(block_size: int | None) -> Layout:
+    """How a canvas is seen in generation: earlier blocks are finished, later ones are invisible."""
+    return FULL if block_size is None else Layout("block_causal", block_size)

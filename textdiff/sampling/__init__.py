@@ -1,0 +1,7 @@
+"""Generation: decoding rules, draws, and the block loop."""
+
+from textdiff.sampling.controls import Controls
+from textdiff.sampling.generate import Job, generate
+from textdiff.sampling.rules import RULES, Step
+
+__all__ = ["RULES", "Controls", "Job", "Step", "generate"]

@@ -1,0 +1,30 @@
+"""Which token a position becomes: one float64 uniform through the inverse distribution function.
+
+Positions are chosen before the network runs, so a rule never races positions against tokens in float32,
+which silently cuts off the tail of the vocabulary (Sec. 4, arXiv:2409.02908).
+"""
+
+import torch
+from torch import Tensor
+
+from textdiff.sampling.controls import Controls
+
+
+def draw_tokens(log_x0: Tensor, u: Tensor, controls: Controls) -> Tensor:
+    """Draws a token for each of N positions.
+
+    Args:
+        log_x0: [N, V] raw log-probabilities.
+        u: [N] float64 uniforms in (0, 1).
+        controls: temperature and truncation.
+
+    Returns:
+        [N] int64; a token of probability zero is never drawn.
+    """
+    if controls.temperature == 0.0:
+        return log_x0.argmax(-1)
+    cumulative = controls.probabilities(log_x0).cumsum(-1)
+    total = cumulative[:, -1:]
+    # Strictly below the total, so that rounding cannot run past the last token with probability.
+    target = torch.minimum(u.unsqueeze(-1) * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)

@@ -1,0 +1,78 @@
+"""Ancestral sampling of an absorbing process (Eq. 7, arXiv:2406.07524), event by event.
+
+Walking the grid t_0 = 1 > ... > t_T = 0, a masked position is revealed between t and s with probability
+(alpha_s - alpha_t) / (1 - alpha_t), whatever the network says. So the step at which each position is
+revealed is drawn ahead, from one uniform; a row calls the network only at steps that reveal something,
+and rows do not wait for each other's steps.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from textdiff.diffusion.process import ForwardProcess
+from textdiff.diffusion.randomness import Stream
+from textdiff.diffusion.schedule import NoiseSchedule
+from textdiff.sampling.controls import Controls
+from textdiff.sampling.draws import draw_tokens
+from textdiff.sampling.rules.rule import Denoise, Step, Uniforms
+
+
+def ancestral(
+    denoise: Denoise,
+    process: ForwardProcess,
+    schedule: NoiseSchedule,
+    canvas: Tensor,
+    *,
+    steps: int,
+    frozen: Tensor,
+    uniforms: Uniforms,
+    controls: Controls,
+) -> Iterator[Step]:
+    """Reveals every open position once, in at most `steps` network calls per row."""
+    times = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
+    when = reveal_steps(schedule.alpha(times), uniforms(Stream.POSITION, 0)).masked_fill(frozen, steps)
+    event, first = _events(when, steps)
+    u = uniforms(Stream.TOKEN, 0).flatten()
+    for index in range(first.shape[1]):
+        positions = (event == index).flatten().nonzero().squeeze(1)
+        t = times[first[:, index].clamp(max=steps)]
+        here = positions.to(canvas.device)
+        prediction = denoise(canvas, t, positions)
+        tokens = draw_tokens(prediction.log_x0, u[positions].to(canvas.device), controls)
+        canvas = canvas.flatten().index_copy(0, here, tokens).view_as(canvas)
+        yield Step(index, t, canvas, positions, index + 1)
+
+
+def reveal_steps(alphas: Tensor, u: Tensor) -> Tensor:
+    """The step (0 … T - 1) at which each position is revealed.
+
+    P(revealed by step j) = (alpha_{j+1} - alpha_0) / (1 - alpha_0), and 1 at the last step.
+
+    Args:
+        alphas: [T + 1] survival probabilities on the grid, rising.
+        u: uniforms of any shape.
+    """
+    by = (alphas[1:] - alphas[0]) / (1.0 - alphas[0])
+    return torch.searchsorted(by[:-1].contiguous(), u, right=True)
+
+
+def _events(when: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Numbers each row's own non-empty steps.
+
+    Args:
+        when: [R, L] step of each position, `steps` for never.
+        steps: T.
+
+    Returns:
+        [R, L] number of the event at which each position is revealed (-1: never), and [R, E] the step
+        of each event (`steps` where a row has fewer events).
+    """
+    rows = when.shape[0]
+    present = torch.zeros(rows, steps + 1, dtype=torch.bool).scatter(1, when, True)[:, :steps]
+    number = present.cumsum(1) - 1
+    number = torch.cat([number, torch.full((rows, 1), -1)], dim=1)
+    most = int(present.sum(1).max()) if rows else 0
+    order = torch.where(present, torch.arange(steps), steps).sort(1).values[:, :most]
+    return number.gather(1, when), order

@@ -1,0 +1,102 @@
+"""The export directory: everything inference reads, nothing else."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from textdiff.config import Config
+from textdiff.likelihood import Bound
+from textdiff.pipeline import SampleDefaults, TextDiffusion
+
+
+def sample_defaults(config: Config) -> SampleDefaults:
+    """The config's `sample` section as generation defaults."""
+    chosen = config.sample
+    return SampleDefaults(
+        rule=chosen.rule,
+        max_denoising_steps=chosen.steps,
+        max_new_tokens=chosen.max_new_tokens,
+        temperature=chosen.temperature,
+        top_k=chosen.top_k,
+        top_p=chosen.top_p,
+    )
+
+
+def write_export(
+    target: Path, model: TextDiffusion, config: Config, state: dict[str, Any], bound: Bound | None
+) -> None:
+    """Writes the export beside its place and swaps it in, so that a reader never sees half of one."""
+    scratch = target.with_name(f".writing-{target.name}-{os.getpid()}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    model.save_pretrained(scratch)
+    (scratch / "README.md").write_text(model_card(config, state, bound), encoding="utf-8")
+    if target.exists():
+        old = target.with_name(f".old-{target.name}-{os.getpid()}")
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+        scratch.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        scratch.rename(target)
+
+
+def model_card(config: Config, state: dict[str, Any], bound: Bound | None) -> str:
+    """A model card filled from the config, the corpus record and the validation bound."""
+    family = config.diffusion
+    front = {
+        "library_name": "textdiff",
+        "pipeline_tag": "text-generation",
+        "tags": ["text-diffusion", family.objective.kind, family.process],
+    }
+    result = "No validation bound was computed."
+    if bound is not None:
+        low, high = bound.perplexity_interval()
+        result = (
+            f"Validation perplexity ≤ **{bound.perplexity:.3f}** per token (95 % interval {low:.3f} to "
+            f"{high:.3f} of the Monte-Carlo error), {bound.bits_per_byte:.4f} bits per byte, on "
+            f"{bound.tokens} tokens in {bound.documents} documents; estimator `{bound.estimator}`, "
+            f"{bound.replicates} replicates, averaged weights."
+        )
+    sources = ", ".join(source.source for source in config.data.sources)
+    blocks = family.block_size or f"{config.data.sequence_length} (the whole sequence)"
+    return f"""---
+{yaml.safe_dump(front, sort_keys=False).strip()}
+---
+
+# {Path(config.run.dir).name}
+
+A discrete text-diffusion language model trained with textdiff.
+
+| | |
+|---|---|
+| objective | {family.objective.kind}, {family.process} process |
+| block size | {blocks} |
+| sequence length | {config.data.sequence_length} tokens |
+| parameters | {state["parameters"]:,} |
+| tokenizer | {config.tokenizer.kind}, {state["vocabulary"]:,} ids |
+| corpus | {sources} |
+| training | {state["step"]:,} steps, {state["tokens"]:,} tokens, seed {config.run.seed} |
+
+## Result
+
+{result}
+
+## Use
+
+```python
+from textdiff import TextDiffusion
+
+model = TextDiffusion.from_pretrained("path/of/this/folder")
+print(model.generate("", num_samples=1).texts[0])
+```
+
+## Corpus record
+
+```json
+{json.dumps(state["corpus"], indent=2, ensure_ascii=False)}
+```
+"""

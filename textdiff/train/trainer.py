@@ -1,0 +1,392 @@
+"""The training loop.
+
+Nothing here knows which objective, process or decoding rule is at work: those sit behind `Family`,
+`DenoisingLoss` and the export. Data and noise are pure functions of (seed, step), so a run that is
+interrupted and resumed is the run that was not.
+"""
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.utils import ProjectConfiguration
+from torch import Tensor
+
+from textdiff.config import Config, to_yaml
+from textdiff.data import Corpus, encode_documents
+from textdiff.diffusion.randomness import Stream, bits
+from textdiff.errors import CheckpointError, ConfigError, TextDiffError
+from textdiff.likelihood import Bound, Windows, cut_windows, masked_count
+from textdiff.pipeline import DTYPES, TextDiffusion
+from textdiff.train.batches import TrainingBatches
+from textdiff.train.checkpoint import Checkpoint, checkpoints, damage, optimizer_states
+from textdiff.train.ema import EMA
+from textdiff.train.export import sample_defaults, write_export
+from textdiff.train.loss import DenoisingLoss
+from textdiff.train.metrics import MetricsFile
+from textdiff.train.optim import build_optimizers, lr_multiplier, set_learning_rate
+from textdiff.train.precision import resolve_precision
+from textdiff.train.reporter import Reporter, StepReport
+from textdiff.train.setup import build_model, check_resume, environment
+from textdiff.train.signals import StopRequest
+
+
+@dataclass
+class Progress:
+    """Counters that a checkpoint carries.
+
+    Attributes:
+        step: optimizer steps done.
+        tokens: training tokens seen.
+        loss_sum: training loss since the last log line, summed over steps.
+        loss_steps: steps in `loss_sum`.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+
+
+class Trainer:
+    """One run: built from a config and a corpus, then `run`.
+
+    Args:
+        config: the resolved config.
+        corpus: the prepared corpus.
+        accelerator: made by `make_accelerator`.
+        reporter: told what happens, on the main process.
+        resume: `auto` (newest usable checkpoint of the run), `never`, or a checkpoint's path.
+
+    Raises:
+        ConfigError: settings that do not fit each other or the machine.
+        CheckpointError: the checkpoint does not fit the config.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        corpus: Corpus,
+        accelerator: Accelerator,
+        reporter: Reporter,
+        resume: str = "auto",
+    ):
+        self.config = config
+        self.corpus = corpus
+        self.accelerator = accelerator
+        self.reporter = reporter if accelerator.is_main_process else Reporter()
+        self.directory = Path(config.run.dir)
+        torch.manual_seed(config.run.seed)
+        model, family = build_model(config, corpus.tokenizer, accelerator.device)
+        self.batches = TrainingBatches(
+            corpus.train, family.host, config, accelerator.process_index, accelerator.num_processes
+        )
+        if self.batches.accumulation * config.train.micro_batch_size * (
+            accelerator.num_processes
+        ) != config.train.global_batch_size:
+            raise ConfigError(
+                f"train.global_batch_size {config.train.global_batch_size} is no multiple of "
+                f"micro_batch_size {config.train.micro_batch_size} x {accelerator.num_processes} "
+                "processes"
+            )
+        self.exported = TextDiffusion(model, corpus.tokenizer, family, sample_defaults(config))
+        self.ema = EMA(model, config.train.ema_decay)
+        optimizers = build_optimizers(model, config.train)
+        if config.train.compile:
+            for block in model.blocks:
+                block.compile()
+        self.module = accelerator.prepare(DenoisingLoss(model, family))
+        self.optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
+        self.windows = self._validation_windows()
+        self.progress = Progress()
+        self.bound: Bound | None = None
+        self.resumed = self._resume(resume)
+
+    # --- the loop ---
+
+    def run(self) -> int:
+        """Trains to the last step, or until a signal.
+
+        Returns:
+            0, or the number of the signal that stopped the run (with everything saved).
+        """
+        config, progress = self.config.train, self.progress
+        self._start()
+        with StopRequest() as stop:
+            batches = self.batches.loader(progress.step, config.steps)
+            clock, tokens_before = time.perf_counter(), progress.tokens
+            loss = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
+            while progress.step < config.steps:
+                norm, rate = self._step(batches, loss)
+                self.reporter.stepped(progress.step)
+                if self._due(config.log_every):
+                    speed = (progress.tokens - tokens_before) / (time.perf_counter() - clock)
+                    self._log(loss, norm, rate, speed)
+                signalled = self._signalled(stop)
+                if self._due(self.config.evaluate.every) and not signalled:
+                    self._evaluate()
+                if self._due(config.checkpoint_every) or signalled:
+                    self._absorb(loss)
+                    self._save()
+                if signalled:
+                    return signalled
+                if self._due(config.log_every):
+                    clock, tokens_before = time.perf_counter(), progress.tokens
+        self._finish()
+        return 0
+
+    def _due(self, every: int) -> bool:
+        return self.progress.step % every == 0 or self.progress.step == self.config.train.steps
+
+    def _step(self, batches: Any, loss: Tensor) -> tuple[Tensor, float]:
+        """One optimizer step; adds its loss in nats per token to `loss`."""
+        step, seed = self.progress.step, self.config.run.seed
+        rate = lr_multiplier(step, self.config.train)
+        set_learning_rate(self.optimizers, rate)
+        self.module.train()
+        norm = torch.zeros(())
+        for micro_step in range(self.batches.accumulation):
+            batch = next(batches).to(self.accelerator.device)
+            if self.config.model.dropout:
+                index = micro_step * self.accelerator.num_processes + self.accelerator.process_index
+                torch.manual_seed(int(bits(seed, Stream.DROPOUT, row=index, step=step)))
+            with self.accelerator.accumulate(self.module):
+                total, _ = self.module(batch)
+                mean = total / batch.x0.numel()
+                self.accelerator.backward(mean)
+                loss += mean.detach() / self.batches.accumulation
+                if self.accelerator.sync_gradients:
+                    norm = self._clip()
+                for optimizer in self.optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad()
+        self.ema.update(self.exported.model)
+        self.progress.step += 1
+        self.progress.loss_steps += 1
+        self.progress.tokens += self.config.train.global_batch_size * self.batch_length
+        return norm, rate * self.config.train.learning_rate
+
+    def _clip(self) -> Tensor:
+        limit = self.config.train.grad_clip or math.inf
+        return torch.as_tensor(
+            self.accelerator.clip_grad_norm_(self.module.parameters(), limit)
+        ).detach()
+
+    @property
+    def batch_length(self) -> int:
+        """Tokens per training sequence."""
+        return self.config.data.sequence_length
+
+    # --- logging, evaluation, samples ---
+
+    def _absorb(self, loss: Tensor) -> None:
+        """Moves the loss accumulated on the device into the counters."""
+        self.progress.loss_sum += float(self.accelerator.reduce(loss, "mean"))
+        loss.zero_()
+        if not math.isfinite(self.progress.loss_sum):
+            last = checkpoints(self.directory / "checkpoints")
+            raise TextDiffError(
+                f"the loss became {self.progress.loss_sum} by step {self.progress.step}; lower "
+                f"train.learning_rate or train.grad_clip. Last checkpoint: {last[-1] if last else 'none'}"
+            )
+
+    def _log(self, loss: Tensor, norm: Tensor, rate: float, speed: float) -> None:
+        progress = self.progress
+        self._absorb(loss)
+        report = StepReport(
+            step=progress.step,
+            steps=self.config.train.steps,
+            loss=progress.loss_sum / progress.loss_steps,
+            learning_rate=rate,
+            grad_norm=float(norm),
+            tokens=progress.tokens,
+            tokens_per_second=speed,
+        )
+        progress.loss_sum, progress.loss_steps = 0.0, 0
+        values = {k: v for k, v in vars(report).items() if k not in ("step", "steps")}
+        self._record(values)
+        self.reporter.logged(report)
+
+    def _record(self, values: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            self.metrics.write({"step": self.progress.step, **values})
+        self.accelerator.log(values, step=self.progress.step)
+
+    def _validation_windows(self) -> Windows:
+        texts = self.corpus.validation[: self.config.evaluate.max_documents]
+        self.scored = texts
+        return cut_windows(
+            encode_documents(self.corpus.tokenizer, texts),
+            texts,
+            self.config.data.sequence_length,
+            self.exported.family.process.vocabulary.clean.cpu(),
+        )
+
+    def _evaluate(self) -> None:
+        """The validation bound of the averaged weights, under common random numbers."""
+        accelerator, model = self.accelerator, self.exported.model
+        with self.ema.applied(model), torch.autocast(
+            accelerator.device.type,
+            DTYPES["bfloat16"],
+            enabled=self.config.evaluate.dtype == "bfloat16",
+        ):
+            estimates = masked_count(
+                model,
+                self.exported.family,
+                self.windows,
+                seed=self.config.run.seed,
+                replicates=self.config.evaluate.replicates,
+                shard=(accelerator.process_index, accelerator.num_processes),
+                reduce=lambda nats: accelerator.reduce(nats.to(accelerator.device), "sum").cpu(),
+                progress=self.reporter.evaluating,
+            )
+            self.bound = bound = estimates.bound()
+            if accelerator.is_main_process and self.config.sample.num_samples:
+                self._sample()
+        self._record(
+            {
+                "bound_nats": bound.mean,
+                "bound_stderr": bound.stderr,
+                "bound_text_stderr": bound.text_stderr,
+                "bits_per_byte": bound.bits_per_byte,
+                "perplexity_bound": bound.perplexity,
+            }
+        )
+        self.reporter.evaluated(self.progress.step, bound)
+
+    def _sample(self) -> None:
+        """Draws samples from the averaged weights into `samples/` and the trackers."""
+        drawn = self.exported.generate(
+            "", num_samples=self.config.sample.num_samples, seed=self.config.run.seed
+        )
+        folder = self.directory / "samples"
+        folder.mkdir(exist_ok=True)
+        text = "\n\n---\n\n".join(drawn.texts)
+        (folder / f"step-{self.progress.step:06d}.txt").write_text(text + "\n", encoding="utf-8")
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.writer.add_text("samples", text, self.progress.step)
+        self.reporter.sampled(self.progress.step, drawn.texts)
+
+    # --- starting, saving, finishing ---
+
+    def _start(self) -> None:
+        progress, model = self.progress, self.exported.model
+        if self.accelerator.is_main_process:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            (self.directory / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
+            facts = environment(self.accelerator, self.corpus.record)
+            (self.directory / "env.json").write_text(json.dumps(facts, indent=2) + "\n")
+            with (self.directory / "validation.jsonl").open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps({"text": text}) + "\n" for text in self.scored)
+            self.metrics = MetricsFile(self.directory / "metrics.jsonl", progress.step)
+        self.accelerator.init_trackers("tensorboard")
+        self.accelerator.wait_for_everyone()
+        self.reporter.started(
+            {
+                "directory": str(self.directory),
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "vocabulary": model.config.vocab_size,
+                "device": str(self.accelerator.device),
+                "processes": self.accelerator.num_processes,
+                "precision": "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
+                "resumed": self.resumed,
+                "step": progress.step,
+                "steps": self.config.train.steps,
+                "corpus": self.corpus.record,
+            }
+        )
+
+    def _signalled(self, stop: StopRequest) -> int:
+        """The signal that any process received, so that all stop at the same step."""
+        if self.accelerator.num_processes == 1:
+            return stop.signal
+        flag = torch.tensor([stop.signal], device=self.accelerator.device)
+        return int(self.accelerator.gather(flag).max())
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            **vars(self.progress),
+            "ema_updates": self.ema.updates,
+            "parameters": sum(p.numel() for p in self.exported.model.parameters()),
+            "vocabulary": self.exported.model.config.vocab_size,
+            "corpus": self.corpus.record,
+            "config": self.config.model_dump(mode="json"),
+        }
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            parameters = {n: p.detach() for n, p in self.exported.model.named_parameters()}
+            Checkpoint(
+                parameters, self.ema.state_dict(), optimizer_states(self.optimizers), self._state()
+            ).save(self.directory / "checkpoints", self.config.train.keep_checkpoints)
+            with self.ema.applied(self.exported.model):
+                write_export(
+                    self.directory / "export", self.exported, self.config, self._state(), self.bound
+                )
+        self.accelerator.wait_for_everyone()
+
+    def _finish(self) -> None:
+        """A finished run evaluates again only if this process has no bound of the last step yet."""
+        if self.bound is None:
+            self._evaluate()
+            self._save()
+        self.accelerator.end_training()
+        self.reporter.finished()
+
+    def _resume(self, resume: str) -> str | None:
+        """Loads the newest usable checkpoint; returns where it came from."""
+        if resume == "never":
+            return None
+        candidates = checkpoints(self.directory / "checkpoints")[::-1]
+        if resume != "auto":
+            candidates = [Path(resume)]
+        for path in candidates:
+            problem = damage(path)
+            if problem is None:
+                self._restore(Checkpoint.load(path))
+                return str(path)
+            if resume != "auto":
+                raise CheckpointError(f"checkpoint {path} cannot be used: {problem}")
+            self.reporter.message(f"checkpoint {path} is damaged ({problem}); trying the one before")
+        if candidates:
+            raise CheckpointError(
+                f"no checkpoint in {self.directory / 'checkpoints'} is usable; start over with "
+                "--resume never"
+            )
+        return None
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        check_resume(self.config, checkpoint.state["config"], self.directory)
+        self.exported.model.load_state_dict(checkpoint.model)
+        self.ema.load_state_dict(checkpoint.ema, checkpoint.state["ema_updates"])
+        for optimizer, state in zip(self.optimizers, checkpoint.optimizers, strict=True):
+            optimizer.load_state_dict(state)
+        self.progress = Progress(**{k: checkpoint.state[k] for k in vars(self.progress)})
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """An Accelerator for the config's precision, accumulation and tracker."""
+    probe = PartialState(cpu=_cpu_only())
+    accumulation = config.train.global_batch_size // (
+        config.train.micro_batch_size * probe.num_processes
+    )
+    precision = resolve_precision(config.train.mixed_precision, probe.device)
+    directory = str(config.run.dir)
+    return Accelerator(
+        cpu=_cpu_only(),
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        gradient_accumulation_steps=max(1, accumulation),
+        log_with="tensorboard",
+        project_config=ProjectConfiguration(directory, logging_dir=directory),
+    )
+
+
+def _cpu_only() -> bool:
+    """Without CUDA training runs on the CPU: Apple's MPS has no float64, which bounds need."""
+    return torch.backends.mps.is_available() and not torch.cuda.is_available()

@@ -1,0 +1,212 @@
+"""What people see: the progress of a run, and text while it is denoised.
+
+A terminal gets live views; a pipe or a file gets plain lines.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from itertools import groupby
+from typing import Any
+
+import torch
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from textdiff.likelihood import Bound
+from textdiff.pipeline import TextDiffusion
+from textdiff.sampling import Step
+from textdiff.train.reporter import Reporter, StepReport
+
+OPEN = "░░░"
+
+
+def describe_bound(bound: Bound) -> str:
+    """A bound in one line: perplexity, bits/byte and nats/token, each with its standard error."""
+    relative = bound.stderr
+    return (
+        f"perplexity ≤ {bound.perplexity:.3f} ± {bound.perplexity * relative:.3f}, "
+        f"{bound.bits_per_byte:.4f} ± {bound.bits_per_byte * bound.stderr / bound.mean:.4f} bits/byte, "
+        f"{bound.mean:.4f} ± {bound.stderr:.4f} nats/token"
+    )
+
+
+class PlainView(Reporter):
+    """One line per event, for pipes, files and logs."""
+
+    def __init__(self, console: Console):
+        self.console = console
+        self.bits_per_byte: float | None = None
+
+    def message(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False)
+
+    def started(self, facts: dict[str, Any]) -> None:
+        corpus = facts["corpus"]["train"]
+        where = f"resumed from {facts['resumed']}" if facts["resumed"] else "a fresh start"
+        self.message(f"run {facts['directory']}: {where}, step {facts['step']} of {facts['steps']}")
+        self.message(
+            f"{facts['parameters']:,} parameters, {facts['vocabulary']:,} vocabulary ids, "
+            f"{corpus['tokens']:,} training tokens; {facts['device']}, {facts['precision']}, "
+            f"{facts['processes']} process(es)"
+        )
+
+    def logged(self, report: StepReport) -> None:
+        bound = "" if self.bits_per_byte is None else f"  bits/byte ≤ {self.bits_per_byte:.3f}"
+        self.message(
+            f"step {report.step:>{len(str(report.steps))}}/{report.steps}  loss {report.loss:.4f}"
+            f"{bound}  {report.tokens_per_second:,.0f} tokens/s"
+        )
+
+    def evaluated(self, step: int, bound: Bound) -> None:
+        self.bits_per_byte = bound.bits_per_byte
+        self.message(f"step {step} validation: {describe_bound(bound)}")
+
+    def sampled(self, step: int, texts: list[str]) -> None:
+        for text in texts[:1]:
+            self.message(f"step {step} sample: {' '.join(text.split())[:300]}")
+
+
+class LiveView(PlainView):
+    """A progress bar with loss, bound, speed and time left."""
+
+    def __init__(self, console: Console):
+        super().__init__(console)
+        self.report: StepReport | None = None
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=console,
+            expand=True,
+        )
+        self.training = self.progress.add_task("training", total=None, figures="")
+        self.evaluation = self.progress.add_task("validation", total=None, figures="", visible=False)
+
+    def started(self, facts: dict[str, Any]) -> None:
+        super().started(facts)
+        self.progress.update(self.training, total=facts["steps"], completed=facts["step"])
+        self.progress.start()
+
+    def stepped(self, step: int) -> None:
+        self.progress.update(self.training, completed=step)
+
+    def logged(self, report: StepReport) -> None:
+        self.report = report
+        self._figures()
+
+    def evaluating(self, done: int, total: int) -> None:
+        self.progress.update(self.evaluation, completed=done, total=total, visible=True)
+
+    def evaluated(self, step: int, bound: Bound) -> None:
+        self.progress.update(self.evaluation, visible=False)
+        super().evaluated(step, bound)
+        self._figures()
+
+    def finished(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leaves the terminal as it was."""
+        self.progress.stop()
+
+    def _figures(self) -> None:
+        parts = []
+        if self.report is not None:
+            parts.append(f"loss {self.report.loss:.3f}")
+        if self.bits_per_byte is not None:
+            parts.append(f"bits/byte ≤ {self.bits_per_byte:.3f}")
+        if self.report is not None:
+            parts.append(f"{self.report.tokens_per_second:,.0f} tok/s")
+        self.progress.update(self.training, figures="  ".join(parts))
+
+
+def training_view(console: Console) -> PlainView:
+    """The view that suits where the output goes."""
+    return LiveView(console) if console.is_terminal else PlainView(console)
+
+
+def render(model: TextDiffusion, ids: Sequence[int], fresh: set[int], prompt: int = 0) -> Text:
+    """One row of a canvas: open positions dim, tokens of this step bright, the prompt bold.
+
+    Args:
+        model: its tokenizer decodes, its process knows the mask.
+        ids: [L] token ids.
+        fresh: positions that changed in this step.
+        prompt: tokens of the prompt.
+    """
+    mask = model.family.process.vocabulary.mask_token_id
+
+    def style(at: int) -> str:
+        if ids[at] == mask:
+            return "dim"
+        if at < prompt:
+            return "bold"
+        return "bold green" if at in fresh else ""
+
+    text = Text()
+    for look, group in groupby(range(len(ids)), key=style):
+        where = list(group)
+        shown = OPEN * len(where) if look == "dim" else model.decode([ids[i] for i in where])
+        text.append(shown, style=look)
+    return text
+
+
+def watch(
+    console: Console,
+    model: TextDiffusion,
+    steps: Iterable[Step],
+    *,
+    prompts: Sequence[int],
+    seconds: float = 4.0,
+    planned: int = 64,
+) -> Step | None:
+    """Shows rows while they are denoised.
+
+    Args:
+        console: a terminal.
+        model: the model that generates.
+        steps: what it yields.
+        prompts: tokens of each row's prompt.
+        seconds: shortest duration of the whole animation; fast models are slowed down to it.
+        planned: network calls expected.
+
+    Returns:
+        The last step.
+    """
+    last, pause = None, seconds / max(1, planned)
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        for step in steps:
+            start = time.perf_counter()
+            last = step
+            live.update(_panels(console, model, step, prompts), refresh=True)
+            time.sleep(max(0.0, pause - (time.perf_counter() - start)))
+        if last is not None:
+            live.update(Text(""), refresh=True)
+    return last
+
+
+def _panels(console: Console, model: TextDiffusion, step: Step, prompts: Sequence[int]) -> Group:
+    canvas = step.canvas.cpu()
+    width = canvas.shape[1]
+    rows = torch.div(step.changed, width, rounding_mode="floor")
+    height = max(3, (console.height - 2) // len(prompts))
+    panels = []
+    for row, prompt in enumerate(prompts):
+        fresh = set((step.changed[rows == row] % width).tolist())
+        text = render(model, canvas[row].tolist(), fresh, prompt)
+        title = f"sample {row + 1}" if len(prompts) > 1 else "denoising"
+        panels.append(Panel(text, title=f"{title} · call {step.calls}", height=height))
+    return Group(*panels)
