@@ -390,7 +390,7 @@ def _show_result(console: Any, config: "Config", trainer: Any) -> None:
     from textdiff.view import describe_bound
 
     directory = Path(config.run.dir)
-    console.print(f"\nvalidation: {describe_bound(trainer.bound)}", highlight=False)
+    console.print(f"\nvalidation: {describe_bound(trainer.bound)}", highlight=False, soft_wrap=True)
     model = trainer.exported
     with trainer.ema.applied(model.model):
         if config.sample.num_samples:

@@ -402,6 +402,12 @@ def _assign(raw: dict[str, Any], path: list[str], value: Any) -> None:
 _WORDS = {"true": "True", "false": "False", "null": "None", "none": "None"}
 
 
+def _plain_words(flag: str) -> str:
+    """YAML's spelling of truth and nothing, as Python's: `true`, `--a.b=null`."""
+    name, equals, value = flag.partition("=")
+    return name + equals + _WORDS.get(value, value) if equals else _WORDS.get(flag, flag)
+
+
 def _apply_flags(config: Config, flags: list[str], prog: str) -> Config:
     import tyro
 
@@ -409,7 +415,7 @@ def _apply_flags(config: Config, flags: list[str], prog: str) -> Config:
         Config,
         prog=prog,
         default=config,
-        args=[_WORDS.get(flag, flag) for flag in flags],
+        args=[_plain_words(flag) for flag in flags],
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
     )
 

@@ -48,7 +48,7 @@ class PlainView(Reporter):
         self.bits_per_byte: float | None = None
 
     def message(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False)
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def started(self, facts: dict[str, Any]) -> None:
         corpus = facts["corpus"]["train"]

@@ -65,7 +65,9 @@ def noise_by_time(
         scorable: [B, L] bool, the positions that may be hit; None: all.
         rates: smallest and largest mask rate; times are uniform in between.
     """
-    low, high = (schedule.t_of_alpha(torch.tensor(1.0 - r, dtype=torch.float64)) for r in rates)
+    ends = torch.tensor([1.0 - rate for rate in rates], dtype=torch.float64)
+    # Clamped: a schedule whose ends are not ideal reaches rates 0 and 1 outside its time, or never.
+    low, high = schedule.t_of_alpha(ends).clamp(0.0, 1.0)
     t = low + (high - low) * v
     alpha = blocks.spread(schedule.alpha(t))
     u = u if scorable is None else u.masked_fill(~scorable, _NEVER)
@@ -94,8 +96,9 @@ def noise_by_count(
     u = u if scorable is None else u.masked_fill(~scorable, _NEVER)
     ordered = blocks.split(u, _NEVER).sort(-1).values
     n = (ordered < 1.0).sum(-1)
-    smallest = torch.ceil(rates[0] * n).clamp(min=1)
-    largest = torch.maximum(torch.floor(rates[1] * n), smallest)
+    # The slack keeps ends such as 0.07 * 100 whole.
+    smallest = torch.ceil(rates[0] * n.to(torch.float64) - 1e-9).clamp(min=1)
+    largest = torch.maximum(torch.floor(rates[1] * n.to(torch.float64) + 1e-9), smallest)
     k = (smallest + torch.floor(v * (largest - smallest + 1))).to(torch.int64).clamp(max=n)
     rate = ordered.gather(-1, (k - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
     empty = n == 0

@@ -77,7 +77,10 @@ def uniforms(
     step: Index = 0,
     position: Index = 0,
 ) -> Tensor:
-    """Float64 uniforms strictly inside (0, 1), 53 random bits each.
+    """Float64 uniforms strictly inside (0, 1), 52 random bits each.
+
+    One bit fewer than a float64 holds: the half that keeps them off 0 takes a bit too, and with 53
+    the largest would round to 1.
 
     Args:
         seed: the run's or the job's seed.
@@ -90,8 +93,8 @@ def uniforms(
     Returns:
         A tensor of the broadcast shape of the arguments.
     """
-    mantissa = _shift(bits(seed, stream, row, block, step, position), 11)
-    return (mantissa.to(torch.float64) + 0.5) * 2.0**-53
+    mantissa = _shift(bits(seed, stream, row, block, step, position), 12)
+    return (mantissa.to(torch.float64) + 0.5) * 2.0**-52
 
 
 def stratified(strata_keys: Tensor, jitter: Tensor) -> Tensor:
@@ -110,4 +113,5 @@ def stratified(strata_keys: Tensor, jitter: Tensor) -> Tensor:
     """
     count = strata_keys.shape[-1]
     ranks = strata_keys.argsort(-1).argsort(-1)
-    return (ranks.to(torch.float64) + jitter) / count
+    # A jitter next to 1 is rounded up when the rank is added.
+    return ((ranks.to(torch.float64) + jitter) / count).clamp(max=1.0 - 2.0**-53)

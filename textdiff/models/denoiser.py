@@ -1,15 +1,15 @@
 """The denoiser: one pre-norm Transformer for every objective, process and block size.
 
-- Rotary positions on queries and keys; the same code attends fully, causally or in blocks (`layout`).
-- Two streams in block layouts: [noisy; clean], positions restarting, the clean one always at sigma = 0.
+- Rotary positions on queries and keys; one code attends fully, causally or in blocks (`layout`).
+- Two streams in block layouts: [noisy; clean], positions restarting, the clean one at sigma = 0.
 - The head runs only at `positions`; logits of a whole batch are never materialised in training.
-- adaLN (modulation by the noise level) is optional; with `mlp: gelu, norm: layernorm, adaln: true` the
-  parameter table is that of the published SEDD, MDLM and BD3-LM checkpoints, name by name.
+- adaLN (modulation by the noise level) is optional; with `mlp: gelu, norm: layernorm, adaln: true`
+  the parameter table is that of the published SEDD, MDLM and BD3-LM checkpoints, name by name.
 
-Shapes: B rows, L positions, T = L or 2L input positions, H hidden, N selected positions, V vocabulary.
+Shapes: B rows, L positions, T = L or 2L inputs, H hidden, N selected positions, V vocabulary.
 """
 
-import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -21,120 +21,19 @@ from transformers.modeling_outputs import MaskedLMOutput
 
 from .attention import Attention, attend, prepare, unavailable
 from .configuration import TextDiffusionConfig
+from .fused import dropout_add
+from .layers import (
+    MLPS,
+    NORMS,
+    LayerNorm,
+    Modulation,
+    NoiseEmbedding,
+    RMSNorm,
+    Rotary,
+    TokenEmbedding,
+    at_zero,
+)
 from .layout import FULL, Layout
-
-
-class TokenEmbedding(nn.Module):
-    """The embedding table as a bare parameter, the layout of published checkpoints."""
-
-    def __init__(self, vocab_size: int, hidden_size: int):
-        super().__init__()
-        self.embedding = nn.Parameter(torch.empty(vocab_size, hidden_size))
-
-    def forward(self, ids: Tensor) -> Tensor:
-        return functional.embedding(ids, self.embedding)
-
-
-class NoiseEmbedding(nn.Module):
-    """Sinusoids of sigma through a small MLP (Sec. 3, arXiv:2212.09748)."""
-
-    frequencies = 128
-
-    def __init__(self, size: int):
-        super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(2 * self.frequencies, size), nn.SiLU(), nn.Linear(size, size)
-        )
-
-    def forward(self, sigma: Tensor) -> Tensor:
-        """[...] noise levels -> [..., C]."""
-        steps = torch.arange(self.frequencies, device=sigma.device) / self.frequencies
-        angles = sigma.float().unsqueeze(-1) * torch.exp(-math.log(10000.0) * steps)
-        waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.mlp(waves.to(self.mlp[0].weight.dtype))
-
-
-class LayerNorm(nn.Module):
-    """Layer norm with a weight and no bias."""
-
-    def __init__(self, size: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.layer_norm(x, self.weight.shape, self.weight, eps=1e-5)
-
-
-class RMSNorm(nn.Module):
-    """Root-mean-square norm (arXiv:1910.07467)."""
-
-    def __init__(self, size: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), eps=1e-5)
-
-
-NORMS = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
-
-
-class SwiGLU(nn.Module):
-    """Gated MLP of 8/3 the width, as many parameters as the 4x one (arXiv:2002.05202)."""
-
-    def __init__(self, size: int):
-        super().__init__()
-        inner = 64 * -(-8 * size // (3 * 64))
-        self.gate_up = nn.Linear(size, 2 * inner, bias=False)
-        self.down = nn.Linear(inner, size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(functional.silu(gate) * up)
-
-
-def gelu_mlp(size: int) -> nn.Sequential:
-    """Linear, tanh-approximated GELU, linear."""
-    return nn.Sequential(
-        nn.Linear(size, 4 * size), nn.GELU(approximate="tanh"), nn.Linear(4 * size, size)
-    )
-
-
-MLPS = {"gelu": gelu_mlp, "swiglu": SwiGLU}
-
-
-class Rotary:
-    """Cosines and sines of one forward pass; applied to queries and keys in half-split form."""
-
-    def __init__(self, positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype):
-        exponents = torch.arange(0, head_dim, 2, device=positions.device) / head_dim
-        wide = torch.float64 if dtype == torch.float64 else torch.float32
-        angles = positions.to(wide).unsqueeze(-1) * theta ** -exponents.to(wide)
-        self.cos = angles.cos().to(dtype)
-        self.sin = angles.sin().to(dtype)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Turns [..., T, D]."""
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat(
-            [first * self.cos - second * self.sin, second * self.cos + first * self.sin], dim=-1
-        )
-
-
-class Modulation:
-    """Chunks of one adaLN projection, spread from noise levels to positions."""
-
-    def __init__(self, chunks: Tensor, index: Tensor | None, parts: int):
-        chunks = chunks if index is None else chunks[:, index]
-        self.parts = chunks.chunk(parts, dim=-1)
-
-    def modulate(self, x: Tensor, part: int) -> Tensor:
-        """x * (1 + scale) + shift, parts `part` and `part + 1`."""
-        return torch.addcmul(self.parts[part], x, 1.0 + self.parts[part + 1])
-
-    def gate(self, x: Tensor, part: int) -> Tensor:
-        """x times a gate."""
-        return x * self.parts[part]
 
 
 class Block(nn.Module):
@@ -155,7 +54,10 @@ class Block(nn.Module):
         self.norm2 = NORMS[config.norm](size)
         self.mlp = MLPS[config.mlp](size)
         if config.adaln:
-            self.adaLN_modulation = nn.Linear(config.conditioning_size, 6 * size)
+            self.adaLN_modulation = at_zero(nn.Linear(config.conditioning_size, 6 * size))
+        else:  # with adaln the gates start at zero; both at zero would never learn
+            at_zero(self.attn_out)
+            at_zero(self.mlp.down if config.mlp == "swiglu" else self.mlp[-1])
         self.adaln = config.adaln
 
     def forward(
@@ -168,23 +70,23 @@ class Block(nn.Module):
     ) -> Tensor:
         """[B, T, H] -> [B, T, H]."""
         if not self.adaln:
-            x = x + self._drop(self._attend(self.norm1(x), rotary, attention))
-            return x + self._drop(self.mlp(self.norm2(x)))
+            x = self._add(x, self._attend(self.norm1(x), rotary, attention))
+            return self._add(x, self.mlp(self.norm2(x)))
         m = Modulation(self.adaLN_modulation(condition), index, 6)
         h = self._attend(m.modulate(self.norm1(x), 0), rotary, attention)
-        x = x + m.gate(self._drop(h), 2)
+        x = self._add(x, m.gate(h, 2))
         h = self.mlp(m.modulate(self.norm2(x), 3))
-        return x + m.gate(self._drop(h), 5)
+        return self._add(x, m.gate(h, 5))
 
-    def _drop(self, x: Tensor) -> Tensor:
-        return functional.dropout(x, self.dropout, self.training) if self.dropout else x
+    def _add(self, x: Tensor, h: Tensor) -> Tensor:
+        return dropout_add(x, h, self.dropout, self.training)
 
     def _attend(self, x: Tensor, rotary: Rotary, attention: Attention) -> Tensor:
-        qkv = self.attn_qkv(x).unflatten(-1, (3, self.heads, -1))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B, heads, T, D]
+        qkv = self.attn_qkv(x).unflatten(-1, (3, self.heads, -1))  # [B, T, 3, heads, D]
         if self.qk_norm:
-            q, k = self.q_norm(q), self.k_norm(k)
-        mixed = attend(attention, rotary(q), rotary(k), v)
+            q, k, v = qkv.unbind(2)
+            qkv = torch.stack([self.q_norm(q), self.k_norm(k), v], dim=2)
+        mixed = attend(attention, *rotary(qkv))
         return self.attn_out(mixed.transpose(1, 2).flatten(-2))
 
 
@@ -194,9 +96,11 @@ class OutputLayer(nn.Module):
     def __init__(self, config: TextDiffusionConfig):
         super().__init__()
         self.norm_final = NORMS[config.norm](config.hidden_size)
-        self.linear = nn.Linear(config.hidden_size, config.vocab_size)
+        self.linear = at_zero(nn.Linear(config.hidden_size, config.vocab_size))
         if config.adaln:
-            self.adaLN_modulation = nn.Linear(config.conditioning_size, 2 * config.hidden_size)
+            self.adaLN_modulation = at_zero(
+                nn.Linear(config.conditioning_size, 2 * config.hidden_size)
+            )
         self.adaln = config.adaln
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -217,7 +121,7 @@ class TextDiffusionModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
-    _no_split_modules = ["Block"]
+    _no_split_modules: ClassVar[list[str]] = ["Block"]
 
     def __init__(self, config: TextDiffusionConfig):
         super().__init__(config)
@@ -230,23 +134,17 @@ class TextDiffusionModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Every branch starts as zero: the network begins as embedding and head."""
+        """Branches and head start at zero: the first prediction is uniform."""
         if isinstance(module, TokenEmbedding):
-            init.normal_(module.embedding, std=0.02)
+            init.normal_(module.embedding, std=1.0)
         elif isinstance(module, nn.Linear):
-            init.normal_(module.weight, std=module.in_features**-0.5)
+            # Marked where they are made: children are initialised before their parents, once.
+            std = 0.0 if getattr(module, "starts_at_zero", False) else (3 * module.in_features) ** -0.5
+            init.normal_(module.weight, std=std)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, LayerNorm | RMSNorm):
             init.ones_(module.weight)
-        if isinstance(module, Block):
-            last = module.mlp.down if isinstance(module.mlp, SwiGLU) else module.mlp[-1]
-            for linear in (module.attn_out, last):
-                init.zeros_(linear.weight)
-        if isinstance(module, Block | OutputLayer) and module.adaln:
-            init.zeros_(module.adaLN_modulation.weight)
-        if isinstance(module, OutputLayer):
-            init.zeros_(module.linear.weight)
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedding module (its table is `.embedding`)."""
@@ -299,7 +197,7 @@ class TextDiffusionModel(PreTrainedModel):
         """Hidden states of the noisy stream, for the head to read where it is needed.
 
         Returns:
-            [B, L, H] before the final norm, and [B, L, C] conditions of the head (None without adaln).
+            [B, L, H] before the final norm, and [B, L, C] conditions of the head, or None.
         """
         backend = self.config._attn_implementation
         reason = unavailable(backend, input_ids.device, torch.is_grad_enabled())
@@ -311,9 +209,11 @@ class TextDiffusionModel(PreTrainedModel):
         tokens = input_ids if context_ids is None else torch.cat([input_ids, context_ids], dim=1)
         at = torch.arange(length, device=tokens.device).repeat(layout.streams)
         x = self.vocab_embed(tokens)
-        dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(
-            x.device.type
-        ) else x.dtype
+        dtype = (
+            torch.get_autocast_dtype(x.device.type)
+            if torch.is_autocast_enabled(x.device.type)
+            else x.dtype
+        )
         rotary = Rotary(at, self.config.head_dim, self.config.rope_theta, dtype)
         attention = prepare(backend, layout, tokens.shape[1], tokens.device, batch)
         condition, index = self._condition(sigma, layout, batch, length, x)
@@ -325,7 +225,7 @@ class TextDiffusionModel(PreTrainedModel):
         if condition is not None:
             condition = condition if index is None else condition[:, index[:length]]
             condition = condition.expand(batch, length, -1)
-        return x[:, :length], condition
+        return x if layout.streams == 1 else x[:, :length], condition
 
     def _condition(
         self, sigma: Tensor | None, layout: Layout, batch: int, length: int, like: Tensor

@@ -4,6 +4,7 @@ A full-sequence model has one block. Rows of different length share a batch; wha
 depend on the batch: its uniforms are keyed by its index in the job, and padding is invisible.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -77,8 +78,15 @@ class Denoiser:
         return self.family.objective.predict(logits, xs.flatten()[at], alpha)
 
     def _sigma(self, t: Tensor, end: int) -> Tensor:
-        """[r, 1], or [r, blocks] with zero noise in the finished ones."""
-        sigma = self.family.schedule.sigma(t).float().unsqueeze(1)
+        """[r, 1], or [r, blocks] with zero noise in the finished ones.
+
+        Where nothing survives, sigma is infinite and no network has seen it: there it takes alpha as
+        1 / (n + 1), the mean in training when all n tokens of a block are masked.
+        """
+        tokens = self.family.blocks(self.model.config.max_position_embeddings).size
+        finite = self.family.schedule.alpha(t) > 0.0
+        sigma = self.family.schedule.sigma(t).where(finite, math.log(tokens + 1.0))
+        sigma = sigma.float().unsqueeze(1)
         if self.family.block_size is None:
             return sigma
         levels = torch.zeros(len(t), self.family.blocks(end).count)

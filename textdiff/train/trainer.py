@@ -8,7 +8,7 @@ interrupted and resumed is the run that was not.
 import json
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,14 @@ class Progress:
         tokens: training tokens seen.
         loss_sum: training loss since the last log line, summed over steps.
         loss_steps: steps in `loss_sum`.
+        bound_step: step of the newest validation bound; -1: none yet.
     """
 
     step: int = 0
     tokens: int = 0
     loss_sum: float = 0.0
     loss_steps: int = 0
+    bound_step: int = -1
 
 
 class Trainer:
@@ -246,6 +248,7 @@ class Trainer:
                 progress=self.reporter.evaluating,
             )
             self.bound = bound = estimates.bound()
+            self.progress.bound_step = self.progress.step
             if accelerator.is_main_process and self.config.sample.num_samples:
                 self._sample()
         self._record(
@@ -313,6 +316,7 @@ class Trainer:
         return {
             **vars(self.progress),
             "ema_updates": self.ema.updates,
+            "bound": None if self.bound is None else asdict(self.bound),
             "parameters": sum(p.numel() for p in self.exported.model.parameters()),
             "vocabulary": self.exported.model.config.vocab_size,
             "corpus": self.corpus.record,
@@ -332,8 +336,8 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _finish(self) -> None:
-        """A finished run evaluates again only if this process has no bound of the last step yet."""
-        if self.bound is None:
+        """Closes the run; a signal at the very last step may have left its bound to us."""
+        if self.progress.bound_step != self.progress.step:
             self._evaluate()
             self._save()
         self.accelerator.end_training()
@@ -368,6 +372,8 @@ class Trainer:
         for optimizer, state in zip(self.optimizers, checkpoint.optimizers, strict=True):
             optimizer.load_state_dict(state)
         self.progress = Progress(**{k: checkpoint.state[k] for k in vars(self.progress)})
+        if checkpoint.state["bound"] is not None:
+            self.bound = Bound(**checkpoint.state["bound"])
 
 
 def make_accelerator(config: Config) -> Accelerator:

@@ -1,0 +1,249 @@
+"""Speed of the training step on a CPU, as a fraction of what the same CPU does in matrix products.
+
+    python evals/speed.py [--sizes tiny small] [--precisions fp32 bf16] [--repeats 5]
+
+One step is: draw the noise of a batch, corrupt it, forward, backward, clip, fused AdamW (dropout
+0.1, no adaLN, MDLM objective). Each row is measured in fresh processes: one thread in process-CPU
+time, and two threads in wall-clock time beside it. Between the steps a process times square matrix
+products; the peak is the best size's median. Useful work counts what the mathematics needs
+(`Size.useful_flops`), so work that is skipped still counts. Compare the fractions of the peak:
+absolute figures belong to one machine, and other processes on it disturb both.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from textdiff.diffusion.family import build_family
+from textdiff.diffusion.noise import noise_by_count
+from textdiff.diffusion.process import Vocabulary
+from textdiff.diffusion.randomness import Stream, stratified, uniforms
+from textdiff.likelihood import corrupt
+from textdiff.models import TextDiffusionConfig, TextDiffusionModel
+from textdiff.train.loss import DenoisingLoss
+
+GEMM_SIZES = (2048, 3072, 4096)
+WARMUP_STEPS = 2
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Size:
+    """A network and a batch."""
+
+    hidden: int
+    layers: int
+    heads: int
+    length: int
+    rows: int
+    vocabulary: int  # without the mask
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
+
+    @property
+    def useful_flops(self) -> float:
+        """Per data token, forward and backward: 3 (24 h^2 n + 2 h V' + 4 h L n)."""
+        blocks = 24 * self.hidden**2 * self.layers
+        head = 2 * self.hidden * (self.vocabulary + 1)
+        attention = 4 * self.hidden * self.length * self.layers
+        return 3.0 * (blocks + head + attention)
+
+
+SIZES = {
+    "tiny": Size(256, 6, 4, 256, 16, 256),
+    "small": Size(384, 8, 6, 512, 8, 8192),
+}
+REPEATS = {"tiny": 5, "small": 3}
+
+
+def build_step(size: Size, precision: str, seed: int) -> Callable[[int], None]:
+    """A training step by number, on random tokens."""
+    torch.manual_seed(seed)
+    mask = size.vocabulary
+    config = TextDiffusionConfig(
+        vocab_size=mask + 1,
+        hidden_size=size.hidden,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        max_position_embeddings=size.length,
+        mask_token_id=mask,
+        dropout=0.1,
+        attn_implementation="sdpa",
+    )
+    family = build_family(
+        {
+            "process": "absorbing",
+            "schedule": {"kind": "loglinear", "eps": 0.0},
+            "objective": {"kind": "mdlm"},
+            "block_size": None,
+        },
+        Vocabulary.of(mask + 1, mask),
+    )
+    module = DenoisingLoss(TextDiffusionModel(config), family).train()
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True)
+    x0 = torch.randint(0, mask, (size.rows, size.length))
+    rows, positions, blocks = (
+        torch.arange(size.rows),
+        torch.arange(size.length),
+        family.blocks(size.length),
+    )
+
+    def step(number: int) -> None:
+        v = stratified(
+            uniforms(seed, Stream.STRATA, step=number, position=rows),
+            uniforms(seed, Stream.JITTER, step=number, position=rows),
+        )
+        samples = number * size.rows + rows
+        u = uniforms(seed, Stream.POSITION, row=samples[:, None], position=positions)
+        batch = corrupt(family, x0, noise_by_count(v[:, None], u, blocks), None)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            loss, _ = module(batch)
+        (loss / size.tokens).backward()
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def measure(name: str, precision: str, threads: int, repeats: int, seed: int) -> dict[str, float]:
+    """Medians of the step and of the interleaved matrix products, in this process."""
+    torch.set_num_threads(threads)
+    clock = time.process_time if threads == 1 else time.perf_counter
+
+    def timed(call: Callable[[], object]) -> float:
+        start = clock()
+        call()
+        return clock() - start
+
+    size = SIZES[name]
+    step = build_step(size, precision, seed)
+    for number in range(WARMUP_STEPS):
+        step(number)
+    peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
+    operands = [torch.randn(n, n).to(DTYPES[precision]) for n in GEMM_SIZES]
+    for a in operands:
+        torch.mm(a, a)
+    steps: list[float] = []
+    products: list[list[float]] = [[] for _ in operands]
+    for number in range(repeats):
+        steps.append(timed(lambda number=number: step(WARMUP_STEPS + number)))
+        for a, times in zip(operands, products, strict=True):
+            times.append(timed(lambda a=a: torch.mm(a, a)))
+    peak = max(
+        2.0 * n**3 / statistics.median(times) for n, times in zip(GEMM_SIZES, products, strict=True)
+    )
+    seconds = statistics.median(steps)
+    useful = size.tokens * size.useful_flops / seconds
+    return {
+        "step_seconds": seconds,
+        "step_seconds_all": steps,
+        "tokens_per_second": size.tokens / seconds,
+        "useful_gflops": useful / 1e9,
+        "gemm_peak_gflops": peak / 1e9,
+        "fraction_of_peak": useful / peak,
+        "peak_memory_mb": peak_memory,
+    }
+
+
+def measure_in_fresh_process(
+    name: str, precision: str, threads: int, repeats: int, seed: int
+) -> dict[str, float]:
+    """`measure`, where nothing was allocated before."""
+    job = json.dumps([name, precision, threads, repeats, seed])
+    command = [sys.executable, __file__, "--measure", job]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"measuring {name} {precision} failed:\n{done.stderr}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def cpu_model() -> str:
+    """Name and notable instruction sets of this machine's processor."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    fields = dict(line.split(":", 1) for line in lines if ":" in line)
+    known = {key.strip(): value.strip() for key, value in fields.items()}
+    flags = known.get("flags", "").split()
+    notable = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+    return " ".join([known.get("model name", platform.processor()), *notable])
+
+
+HEADER = (
+    f"{'size':6}{'type':6}{'tokens/CPU-s':>13}{'useful GFLOP/s':>16}{'GEMM GFLOP/s':>14}"
+    f"{'fraction':>10}{'peak MB':>9}{'2 threads tokens/s':>20}{'fraction':>10}"
+)
+
+
+def line(row: dict) -> str:
+    one, two = row["one_thread"], row["two_threads"]
+    return (
+        f"{row['size']:6}{row['precision']:6}{one['tokens_per_second']:13.0f}"
+        f"{one['useful_gflops']:16.1f}{one['gemm_peak_gflops']:14.1f}"
+        f"{one['fraction_of_peak']:10.3f}{one['peak_memory_mb']:9.0f}"
+        f"{two['tokens_per_second']:20.0f}{two['fraction_of_peak']:10.3f}"
+    )
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--precisions", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument("--repeats", type=int, help="timed steps per row; default 5 tiny, 3 small")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results/speed.json")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.measure:
+        print(json.dumps(measure(*json.loads(arguments.measure))))
+        return
+    print(HEADER)
+    rows = []
+    for name in arguments.sizes:
+        for precision in arguments.precisions:
+            job = (arguments.repeats or REPEATS[name], arguments.seed)
+            row = {"size": name, "precision": precision}
+            row["one_thread"] = measure_in_fresh_process(name, precision, 1, *job)
+            row["two_threads"] = measure_in_fresh_process(name, precision, 2, *job)
+            rows.append(row)
+            print(line(row), flush=True)
+    result = {
+        "command": " ".join(["python", *sys.argv]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": arguments.seed,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "load_average_at_end": os.getloadavg(),
+        "note": "fractions are of the GEMM peak measured in the same process; one thread is "
+        "process-CPU time, two threads wall-clock time",
+        "sizes": {name: asdict(SIZES[name]) for name in arguments.sizes},
+        "rows": rows,
+    }
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"written to {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()

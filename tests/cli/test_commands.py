@@ -1,0 +1,418 @@
+"""The command line as a user meets it: results, sentences for mistakes, exit codes."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from textdiff.cli import main
+
+TINY = [
+    "--data.sequence-length=32",
+    "--tokenizer.vocab-size=384",
+    "--model.hidden-size=32",
+    "--model.num-layers=2",
+    "--model.num-heads=2",
+    "--train.steps=12",
+    "--train.global-batch-size=8",
+    "--train.micro-batch-size=8",
+    "--train.warmup-steps=2",
+    "--train.log-every=4",
+    "--train.checkpoint-every=8",
+    "--train.mixed-precision=fp32",
+    "--evaluate.every=6",
+    "--sample.max-new-tokens=24",
+    "--sample.steps=8",
+]
+SENTENCES = "The cat sat on the mat. A dog ran over the hill, and nobody saw it again.\n"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    for name in "ab":
+        (folder / f"{name}.txt").write_text(SENTENCES * 60 + name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, tmp_path_factory) -> Path:
+    """A run of a tiny model on a tiny corpus."""
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    assert main(["train", *config(corpus, run)]) == 0
+    return run
+
+
+def config(corpus: Path, run: Path) -> list[str]:
+    root = Path(__file__).resolve().parents[2]
+    return [
+        str(root / "configs" / "text-files-bpe.yaml"),
+        f"--data.sources.0.source={corpus}",
+        f"--data.cache-dir={run.parent / 'cache'}",
+        f"--run.dir={run}",
+        *TINY,
+    ]
+
+
+def error_of(capsys, *words: str) -> tuple[int, str]:
+    """Exit code and the one line on standard error."""
+    capsys.readouterr()
+    code = main(list(words))
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    assert len(shown.strip().splitlines()) == 1, shown
+    return code, shown
+
+
+# --- what a run leaves ---------------------------------------------------------------------------
+
+
+def test_run_directory(trained):
+    assert {path.name for path in trained.iterdir()} >= {
+        "config.yaml",
+        "env.json",
+        "metrics.jsonl",
+        "validation.jsonl",
+        "samples",
+        "checkpoints",
+        "export",
+        "tensorboard",
+    }
+    assert {path.name for path in (trained / "export").iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "generation_config.json",
+        "README.md",
+    }
+    assert sorted(p.name for p in (trained / "checkpoints").iterdir()) == [
+        "step-000008",
+        "step-000012",
+    ]
+
+
+def test_metrics_are_complete(trained):
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in steps] == [4, 8, 12]
+    for line in steps:
+        assert {"learning_rate", "grad_norm", "tokens", "tokens_per_second"} <= set(line)
+        assert line["tokens"] == line["step"] * 8 * 32
+    bounds = [line for line in lines if "bound_nats" in line]
+    assert [line["step"] for line in bounds] == [6, 12]
+    assert all({"bound_stderr", "bits_per_byte"} <= set(line) for line in bounds)
+
+
+def test_perplexity_agrees_with_training(trained, capsys):
+    capsys.readouterr()
+    words = ["perplexity", str(trained / "export"), str(trained / "validation.jsonl"), "--json"]
+    assert main(words) == 0
+    result = json.loads(capsys.readouterr().out)
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if "bound_nats" in line][-1]
+    assert result["mean"] == pytest.approx(last["bound_nats"], abs=1e-6)
+    assert result["stderr"] == pytest.approx(last["bound_stderr"], abs=1e-6)
+    assert result["is_bound"]
+
+
+def test_perplexity_precision(trained, capsys):
+    capsys.readouterr()
+    words = ["perplexity", str(trained), str(trained / "validation.jsonl"), "--json"]
+    assert main([*words, "--precision", "2%"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    low, high = result["perplexity_interval_95"]
+    assert high / result["perplexity"] <= 1.02 + 1e-9
+    assert result["replicates"] >= 8
+
+
+def test_generate(trained, capsys):
+    capsys.readouterr()
+    words = ["generate", str(trained / "export"), "The cat", "--max-new-tokens", "10", "--json"]
+    assert main([*words, "--num-samples", "3"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert len(result["samples"]) == 3
+    assert all(sample["text"].startswith("The cat") for sample in result["samples"])
+    assert len({sample["text"] for sample in result["samples"]}) == 3
+    assert main([*words, "--num-samples", "3", "--batch-size", "1"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert again["samples"] == result["samples"]
+
+
+def test_generate_to_a_pipe_is_plain_text(trained):
+    words = ["generate", str(trained / "export"), "The", "--max-new-tokens", "5", "--watch"]
+    done = run_textdiff(*words)
+    assert done.returncode == 0
+    assert done.stdout.startswith("The")
+    assert "\x1b" not in done.stdout
+    assert done.stderr == ""
+
+
+def test_resume_of_a_finished_run_says_so_and_changes_nothing(trained, corpus, capsys):
+    before = (trained / "metrics.jsonl").read_text()
+    capsys.readouterr()
+    assert main(["train", *config(corpus, trained)]) == 0
+    assert "resumed from" in capsys.readouterr().out
+    after = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert after[: len(before.splitlines())] == [json.loads(x) for x in before.splitlines()]
+
+
+def test_resume_refuses_another_model(trained, corpus, capsys):
+    words = [*config(corpus, trained), "--model.num-layers=3"]
+    code, shown = error_of(capsys, "train", *words)
+    assert code == 1
+    assert "model.num_layers = 2" in shown
+    assert "--resume never" in shown
+
+
+def test_config_show_round_trips(root, capsys, tmp_path):
+    for path in sorted((root / "configs").glob("*.yaml")):
+        capsys.readouterr()
+        assert main(["config", "show", str(path), "--train.steps", "7"]) == 0
+        shown = capsys.readouterr().out
+        copy = tmp_path / path.name
+        copy.write_text(shown)
+        assert main(["config", "show", str(copy)]) == 0
+        assert capsys.readouterr().out == shown
+        assert "steps: 7" in shown
+
+
+def test_tokenizer_train(corpus, tmp_path, capsys):
+    from transformers import AutoTokenizer
+
+    out = tmp_path / "tok"
+    assert main(["tokenizer", "train", str(out), str(corpus), "--vocab-size", "300"]) == 0
+    assert "bytes per token" in capsys.readouterr().out
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    assert tokenizer.mask_token_id is not None
+    assert tokenizer.decode(tokenizer.encode(SENTENCES, add_special_tokens=False)) == SENTENCES
+
+
+def test_help_is_quick_and_heavy_imports_wait():
+    program = (
+        "import sys; from textdiff.cli import main; main(['--help']); "
+        "print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+# --- mistakes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["trian"], 2, "did you mean `textdiff train`?"),
+        (["train"], 2, "no config file"),
+        (["train", "nowhere.yaml"], 2, "no such config file"),
+        (["generate", "nowhere/export"], 1, "no such directory"),
+        (["perplexity", "nowhere/export"], 2, "no text given"),
+        (["perplexity", "m", "t", "--replicates", "3"], 2, "at least 8"),
+        (["perplexity", "m", "t", "--precision", "lots"], 2, "0.5%"),
+        (["tokenizer", "train", "out", "t", "--vocab-size", "5"], 2, "at least 260"),
+    ],
+)
+def test_wrong_usage(words, code, said, capsys):
+    found, shown = error_of(capsys, *words)
+    assert found == code
+    assert said in shown
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--steps", "0"], "at least 1"),
+        (["--max-new-tokens", "0"], "at least 1"),
+        (["--max-new-tokens", "33"], "context of 32"),
+        (["--num-samples", "0"], "at least 1"),
+        (["--temperature", "-1"], "0 or more"),
+        (["--top-p", "0"], "more than 0"),
+        (["--top-k", "0"], "1 or more"),
+        (["--rule", "magic"], "unknown decoding rule"),
+        (["--device", "gpu7"], "--device gpu7"),
+        (["--watch", "--json"], "exclude"),
+    ],
+)
+def test_wrong_generate_options(trained, words, said, capsys):
+    code, shown = error_of(capsys, "generate", str(trained), "The", *words)
+    assert code == 2
+    assert said in shown
+
+
+def test_prompt_longer_than_the_context(trained, capsys):
+    code, shown = error_of(capsys, "generate", str(trained), SENTENCES * 5)
+    assert code == 2
+    assert "context of 32 tokens" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("missing.txt", None, "no such file"),
+        ("empty.txt", b"", "empty"),
+        ("blank.txt", b" \n\n", "blank"),
+        ("binary.txt", b"text\x00\x01more", "binary"),
+        ("latin.txt", b"caf\xe9 au lait", "UTF-8"),
+        ("broken.jsonl", b'{"text": "fine"}\n{"text": \n', "line 2"),
+        ("column.jsonl", b'{"body": "fine"}\n', "body"),
+    ],
+)
+def test_unusable_texts(trained, tmp_path, name, content, said, capsys):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    code, shown = error_of(capsys, "perplexity", str(trained), str(path))
+    assert code == 1
+    assert name in shown
+    assert said in shown
+
+
+def test_unreachable_hub_and_short_corpus(corpus, tmp_path, capsys):
+    words = config(corpus, tmp_path / "run")
+    code, shown = error_of(capsys, "train", *words, "--data.sources.0.source=nobody/nothing")
+    assert code == 1
+    assert "nobody/nothing" in shown
+    short = tmp_path / "short.txt"
+    short.write_text("One line.")
+    code, shown = error_of(capsys, "train", *words, f"--data.sources.0.source={short}")
+    assert code == 1
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--train.lerning-rate=1", "learning-rate"),
+        ("--train.steps=0", "greater than or equal to 1"),
+        ("--diffusion.block-size=5", "does not divide"),
+        ("--train.micro-batch-size=3", "multiple"),
+        ("--model.time-conditioning=true", "adaln"),
+    ],
+)
+def test_config_mistakes_name_the_key(corpus, tmp_path, flag, said, capsys):
+    capsys.readouterr()
+    assert main(["train", *config(corpus, tmp_path / "run"), flag]) == 2
+    shown = capsys.readouterr()
+    assert said in (shown.err + shown.out)
+    assert "Traceback" not in shown.err
+
+
+def test_typo_in_a_file_gets_a_suggestion(tmp_path, capsys):
+    path = tmp_path / "c.yaml"
+    path.write_text("train: {lerning_rate: 1e-3}\n")
+    code, shown = error_of(capsys, "config", "show", str(path))
+    assert code == 2
+    assert "did you mean `learning_rate`?" in shown
+
+
+def test_switching_a_kind_refuses_leftovers_by_name(tmp_path, capsys):
+    path = tmp_path / "c.yaml"
+    path.write_text("tokenizer: {kind: bpe, vocab_size: 512}\n")
+    code, shown = error_of(capsys, "config", "show", str(path), "--tokenizer.kind", "char")
+    assert code == 2
+    assert "tokenizer.vocab_size" in shown
+    assert main(["config", "show", str(path), "--tokenizer", '{"kind": "char"}']) == 0
+    assert "kind: char" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "tokenizer.json", "generation_config.json"]
+)
+@pytest.mark.parametrize("how", ["missing", "truncated"])
+def test_damaged_export(trained, tmp_path, name, how, capsys):
+    export = tmp_path / "export"
+    shutil.copytree(trained / "export", export)
+    if how == "missing":
+        (export / name).unlink()
+        if name == "tokenizer.json":
+            (export / "tokenizer_config.json").unlink()
+    else:
+        content = (export / name).read_bytes()
+        (export / name).write_bytes(content[: len(content) // 2])
+    code, shown = error_of(capsys, "generate", str(export))
+    assert code == 1
+    assert str(export) in shown
+
+
+def test_tokenizer_without_a_mask(trained, tmp_path, capsys):
+    export = tmp_path / "export"
+    shutil.copytree(trained / "export", export)
+    settings = json.loads((export / "tokenizer_config.json").read_text())
+    settings.pop("mask_token")
+    (export / "tokenizer_config.json").write_text(json.dumps(settings))
+    code, shown = error_of(capsys, "generate", str(export))
+    assert code == 1
+    assert "mask token" in shown
+
+
+def test_damaged_checkpoint_is_named_and_the_previous_one_used(trained, corpus, tmp_path, capsys):
+    run = tmp_path / "tiny"
+    shutil.copytree(trained, run)
+    broken = run / "checkpoints" / "step-000012" / "model.safetensors"
+    broken.write_bytes(broken.read_bytes()[:-4])
+    capsys.readouterr()
+    assert main(["train", *config(corpus, run)]) == 0
+    shown = capsys.readouterr().out
+    assert "step-000012 is damaged (model.safetensors has" in shown
+    assert "step 8 of 12" in shown
+
+
+# --- signals -------------------------------------------------------------------------------------
+
+
+def run_textdiff(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "textdiff", *words], capture_output=True, text=True, env=environment()
+    )
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_the_resumed_run_is_the_uninterrupted_one(
+    trained, corpus, tmp_path, number, code
+):
+    run = tmp_path / "tiny"
+    words = [sys.executable, "-m", "textdiff", "train", *config(corpus, run)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment()) as process:
+        for line in process.stdout:
+            if line.startswith("step  4/12"):
+                process.send_signal(number)
+                break
+        rest = process.stdout.read()
+        assert process.wait(60) == code
+    assert "everything saved" in rest
+    done = run_textdiff("train", *config(corpus, run))
+    assert done.returncode == 0, done.stderr
+    assert compared(run) == compared(trained)
+
+
+@pytest.mark.slow
+def test_sigkill_and_resume(trained, corpus, tmp_path):
+    run = tmp_path / "tiny"
+    words = [sys.executable, "-m", "textdiff", "train", *config(corpus, run)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment()) as process:
+        for line in process.stdout:
+            if line.startswith("step  8/12"):
+                time.sleep(0.3)
+                process.kill()
+                break
+    done = run_textdiff("train", *config(corpus, run))
+    assert done.returncode == 0, done.stderr
+    assert compared(run) == compared(trained)
+
+
+def compared(run: Path) -> list[dict]:
+    """The fields that a resumed run must reproduce bit for bit."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("tokens_per_second", None)
+    return lines

@@ -1,0 +1,130 @@
+"""What the denoiser is built from: embeddings, norms, MLPs, rotary positions, modulation."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .fused import rotate_qkv
+
+
+class TokenEmbedding(nn.Module):
+    """The embedding table as a bare parameter, the layout of published checkpoints."""
+
+    def __init__(self, vocab_size: int, hidden_size: int):
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(vocab_size, hidden_size))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """[...] ids -> [..., H]."""
+        return functional.embedding(ids, self.embedding)
+
+
+class NoiseEmbedding(nn.Module):
+    """Sinusoids of sigma through a small MLP (Sec. 3, arXiv:2212.09748)."""
+
+    frequencies = 128
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * self.frequencies, size), nn.SiLU(), nn.Linear(size, size)
+        )
+
+    def forward(self, sigma: Tensor) -> Tensor:
+        """[...] noise levels -> [..., C]."""
+        dtype = self.mlp[0].weight.dtype
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        steps = torch.arange(self.frequencies, device=sigma.device, dtype=wide) / self.frequencies
+        angles = sigma.to(wide).unsqueeze(-1) * torch.exp(-math.log(10000.0) * steps)
+        return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype))
+
+
+class LayerNorm(nn.Module):
+    """Layer norm with a weight and no bias."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., H] -> [..., H]."""
+        return functional.layer_norm(x, self.weight.shape, self.weight, eps=1e-5)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm (arXiv:1910.07467)."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., H] -> [..., H]."""
+        return functional.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), eps=1e-5)
+
+
+NORMS = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
+
+
+def at_zero(linear: nn.Linear) -> nn.Linear:
+    """Marks a linear map whose weight is initialised to zero."""
+    linear.starts_at_zero = True
+    return linear
+
+
+class SwiGLU(nn.Module):
+    """Gated MLP of 8/3 the width, as many parameters as the 4x one (arXiv:2002.05202)."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        inner = 64 * -(-8 * size // (3 * 64))
+        self.gate_up = nn.Linear(size, 2 * inner, bias=False)
+        self.down = nn.Linear(inner, size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., H] -> [..., H]."""
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(functional.silu(gate) * up)
+
+
+def gelu_mlp(size: int) -> nn.Sequential:
+    """Linear, tanh-approximated GELU, linear."""
+    return nn.Sequential(
+        nn.Linear(size, 4 * size), nn.GELU(approximate="tanh"), nn.Linear(4 * size, size)
+    )
+
+
+MLPS = {"gelu": gelu_mlp, "swiglu": SwiGLU}
+
+
+class Rotary:
+    """Cosines and sines of one forward pass, applied to queries and keys."""
+
+    def __init__(self, positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype):
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=wide) / head_dim
+        angles = positions.to(wide).unsqueeze(-1) * theta**-exponents
+        self.cos = angles.cos().to(dtype)
+        self.sin = angles.sin().to(dtype)
+
+    def __call__(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, T, 3, heads, D] -> turned queries and keys, and values, each [B, heads, T, D]."""
+        return rotate_qkv(qkv, self.cos, self.sin)
+
+
+class Modulation:
+    """Chunks of one adaLN projection, spread from noise levels to positions."""
+
+    def __init__(self, chunks: Tensor, index: Tensor | None, parts: int):
+        chunks = chunks if index is None else chunks[:, index]
+        self.parts = chunks.chunk(parts, dim=-1)
+
+    def modulate(self, x: Tensor, part: int) -> Tensor:
+        """x * (1 + scale) + shift, parts `part` and `part + 1`."""
+        return torch.addcmul(self.parts[part], x, 1.0 + self.parts[part + 1])
+
+    def gate(self, x: Tensor, part: int) -> Tensor:
+        """x times a gate."""
+        return x * self.parts[part]
