@@ -128,13 +128,17 @@ def perplexity(
             progress=progress,
         ).bound()
     if json_output:
-        print(json.dumps({"model": model, "seed": seed, "dtype": dtype, **bound.to_dict()}, indent=2))
+        print(
+            json.dumps({"model": model, "seed": seed, "dtype": dtype, **bound.to_dict()}, indent=2)
+        )
         return 0
     low, high = bound.perplexity_interval()
     print(describe_bound(bound))
     print(f"95 % interval of the perplexity (Monte-Carlo error): {low:.3f} to {high:.3f}")
     if bound.text_stderr is not None:
-        print(f"standard error over {bound.documents} documents: {bound.text_stderr:.4f} nats/token")
+        print(
+            f"standard error over {bound.documents} documents: {bound.text_stderr:.4f} nats/token"
+        )
     kind = "an upper bound" if bound.is_bound else "NOT a bound"
     print(
         f"{bound.tokens:,} tokens, {bound.bytes:,} bytes; estimator {bound.estimator}, "
@@ -264,7 +268,9 @@ def train_tokenizer(
     tokenizer.save_pretrained(output)
     tokens = sum(len(ids) for ids in encode_documents(tokenizer, texts))
     size = sum(len(t.encode()) for t in texts)
-    print(f"{output}: {kind} tokenizer of {len(tokenizer):,} ids, {size / tokens:.2f} bytes per token")
+    print(
+        f"{output}: {kind} tokenizer of {len(tokenizer):,} ids, {size / tokens:.2f} bytes per token"
+    )
     return 0
 
 
@@ -360,7 +366,9 @@ def _load_config(arguments: Sequence[str], prog: str) -> "Config":
         print("Give a config file before --help to see every option with its current value.")
         raise SystemExit(0)
     if not arguments or arguments[0].startswith("-"):
-        raise ConfigError(f"no config file given: {prog} CONFIG, for example configs/quickstart.yaml")
+        raise ConfigError(
+            f"no config file given: {prog} CONFIG, for example configs/quickstart.yaml"
+        )
     return load(arguments[0], arguments[1:], prog=f"{prog} {arguments[0]}")
 
 

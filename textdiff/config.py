@@ -303,7 +303,9 @@ class Config(Section):
 # --- reading and writing -------------------------------------------------------------------------
 
 
-def load(path: str | Path, flags: Sequence[str] = (), prog: str = "textdiff train CONFIG") -> Config:
+def load(
+    path: str | Path, flags: Sequence[str] = (), prog: str = "textdiff train CONFIG"
+) -> Config:
     """Reads a YAML file and applies flags over it.
 
     Args:

@@ -1,10 +1,10 @@
 """`TextDiffusion`: an export directory as Python users hold it.
 
-    td = TextDiffusion.from_pretrained("runs/quickstart/export")
-    print(td.generate("The iterator", num_samples=2).texts)
-    for step in td.stream("The iterator"):
-        print(td.tokenizer.decode(step.canvas[0]))
-    print(td.score(["Return a new list."])[0].perplexity)
+td = TextDiffusion.from_pretrained("runs/quickstart/export")
+print(td.generate("The iterator", num_samples=2).texts)
+for step in td.stream("The iterator"):
+    print(td.tokenizer.decode(step.canvas[0]))
+print(td.score(["Return a new list."])[0].perplexity)
 """
 
 import json
@@ -137,7 +137,9 @@ class TextDiffusion:
         done = Generation()
         changed = 0
         for first in range(0, len(rows), max(1, batch_size)):
-            job = self._job(rows[first : first + max(1, batch_size)], settings, first, seed, options)
+            job = self._job(
+                rows[first : first + max(1, batch_size)], settings, first, seed, options
+            )
             canvas, calls = None, 0
             for step in self._run(job, settings):
                 canvas, calls, changed = step.canvas, step.calls, changed + len(step.changed)
@@ -251,8 +253,12 @@ class TextDiffusion:
     def _run(self, job: Job, settings: SampleDefaults) -> Iterator[Step]:
         controls = Controls(settings.temperature, settings.top_k, settings.top_p)
         return generate(
-            self.model, self.family, job, rule=settings.rule,
-            steps=settings.max_denoising_steps, controls=controls,
+            self.model,
+            self.family,
+            job,
+            rule=settings.rule,
+            steps=settings.max_denoising_steps,
+            controls=controls,
         )
 
     def _finish(self, done: Generation, job: Job, canvas: Any, calls: int) -> Generation:

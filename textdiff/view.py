@@ -93,7 +93,9 @@ class LiveView(PlainView):
             expand=True,
         )
         self.training = self.progress.add_task("training", total=None, figures="")
-        self.evaluation = self.progress.add_task("validation", total=None, figures="", visible=False)
+        self.evaluation = self.progress.add_task(
+            "validation", total=None, figures="", visible=False
+        )
 
     def started(self, facts: dict[str, Any]) -> None:
         super().started(facts)

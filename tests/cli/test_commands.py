@@ -368,7 +368,10 @@ def test_damaged_checkpoint_is_named_and_the_previous_one_used(trained, corpus, 
 
 def run_textdiff(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-m", "textdiff", *words], capture_output=True, text=True, env=environment()
+        [sys.executable, "-m", "textdiff", *words],
+        capture_output=True,
+        text=True,
+        env=environment(),
     )
 
 

@@ -19,7 +19,7 @@ from textdiff.diffusion.noise import Noise, noise_by_count, noise_by_time
 from textdiff.diffusion.objectives import OBJECTIVES
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.likelihood import PositionTerms, corrupt, terms
-from textdiff.train import loss as loss_module
+from textdiff.models import training_layout
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.loss import DenoisingLoss
 
@@ -50,9 +50,9 @@ def batch_of(family, rows: int = 6, by: str = "count", ragged: bool = False):
 def plain_terms(model, family, batch) -> tuple[Tensor, Tensor]:
     """Loss and bound written out: all logits at once, log-softmax over clean tokens, autograd."""
     loss = DenoisingLoss(model, family)
-    context = batch.x0 if loss.layout.streams == 2 else None
+    context = batch.x0 if training_layout(loss.family.block_size).streams == 2 else None
     logits = model(
-        batch.xt, context, batch.sigma, loss.layout.within(batch.document_ids)
+        batch.xt, context, batch.sigma, training_layout(loss.family.block_size).within(batch.document_ids)
     ).logits.flatten(0, 1)[batch.positions]
     log_p = logits[:, list(CLEAN)].log_softmax(-1)
     target = torch.tensor([CLEAN.index(x) for x in batch.x0.flatten()[batch.positions].tolist()])
@@ -115,7 +115,7 @@ def test_chunks_change_neither_loss_nor_gradient(settings, chunk, monkeypatch):
     assert len(batch.positions) > 7
     loss, nelbo = DenoisingLoss(model, chosen)(batch)
     exact = gradients(model, 3.0 * loss)
-    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", chunk * ROWS)
+    monkeypatch.setattr(terms, "CHUNK_LOGITS", chunk * ROWS)
     cut, cut_nelbo = DenoisingLoss(model, chosen)(batch)
     assert cut.item() == pytest.approx(loss.item(), abs=1e-10)
     assert cut_nelbo.item() == pytest.approx(nelbo.item(), abs=1e-10)

@@ -100,7 +100,9 @@ def reference(model: TextDiffusionModel, ids: torch.Tensor, sigma: float) -> tor
     c = torch.nn.functional.silu(p["sigma_map.mlp.2.weight"] @ c + p["sigma_map.mlp.2.bias"])
     x = p["vocab_embed.embedding"][ids]
     for i in range(config.num_hidden_layers):
-        b = {k.removeprefix(f"blocks.{i}."): v for k, v in p.items() if k.startswith(f"blocks.{i}.")}
+        b = {
+            k.removeprefix(f"blocks.{i}."): v for k, v in p.items() if k.startswith(f"blocks.{i}.")
+        }
         m = (b["adaLN_modulation.weight"] @ c + b["adaLN_modulation.bias"]).chunk(6)
         h = norm(x, b["norm1.weight"]) * (1 + m[1]) + m[0]
         q, k, v = (h @ b["attn_qkv.weight"].T).view(len(ids), 3, heads, size).unbind(1)
@@ -125,7 +127,9 @@ def test_forward_is_the_published_one(sigma):
     ids = torch.randint(0, 11, (2, 7))
     logits = model(ids, sigma=torch.full((2,), sigma, dtype=torch.float64)).logits
     for row in range(2):
-        torch.testing.assert_close(logits[row], reference(model, ids[row], sigma), rtol=0, atol=1e-10)
+        torch.testing.assert_close(
+            logits[row], reference(model, ids[row], sigma), rtol=0, atol=1e-10
+        )
 
 
 def test_without_time_conditioning_sigma_is_ignored_and_zero():

@@ -106,6 +106,4 @@ def noise_by_count(
     weight = n.to(torch.float64) / k.clamp(min=1)
     # The k-th smallest uniform itself is hit too: u < threshold must hold for it.
     threshold = torch.nextafter(rate, torch.ones_like(rate)).masked_fill(empty, 0.0)
-    return Noise(
-        blocks.spread(1.0 - rate), blocks.spread(threshold), u, blocks.spread(weight)
-    )
+    return Noise(blocks.spread(1.0 - rate), blocks.spread(threshold), u, blocks.spread(weight))

@@ -108,7 +108,13 @@ def masked_count(
         shares.append(
             reduce(
                 _replicate(
-                    denoiser, family, windows, seed, len(shares), batch_tokens, shard,
+                    denoiser,
+                    family,
+                    windows,
+                    seed,
+                    len(shares),
+                    batch_tokens,
+                    shard,
                     lambda done, base=base: progress(base + done, planned * len(windows.tokens)),
                 )
             )
@@ -149,8 +155,12 @@ def _replicate(
         x0, real = windows.batch(which, family.process.vocabulary.mask_token_id)
         at = torch.tensor(which)
         u = uniforms(
-            seed, Stream.POSITION, row=windows.document[at, None], block=windows.index[at, None],
-            step=replicate, position=torch.arange(x0.shape[1]),
+            seed,
+            Stream.POSITION,
+            row=windows.document[at, None],
+            block=windows.index[at, None],
+            step=replicate,
+            position=torch.arange(x0.shape[1]),
         )
         blocks = family.blocks(x0.shape[1])
         noise = noise_by_count(v[at][:, : blocks.count], u, blocks, real)

@@ -66,7 +66,11 @@ def cut_windows(
     tokens: list[NDArray[np.int64]] = []
     where: list[tuple[int, int]] = []
     for d, ids in enumerate(documents):
-        foreign = ids[~allowed[ids]] if ids.size and ids.max() < len(allowed) else ids[ids >= len(allowed)]
+        foreign = (
+            ids[~allowed[ids]]
+            if ids.size and ids.max() < len(allowed)
+            else ids[ids >= len(allowed)]
+        )
         if foreign.size:
             raise DataError(
                 f"document {d + 1} has {foreign.size} token(s) that the model cannot predict (the "

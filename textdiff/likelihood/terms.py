@@ -73,9 +73,7 @@ class PositionTerms:
         context = batch.x0 if layout.streams == 2 else None
         hidden, condition = denoiser.hidden(batch.xt, context, batch.sigma, layout)
         self.hidden = hidden.flatten(0, 1)[batch.positions]
-        self.condition = (
-            None if condition is None else condition.flatten(0, 1)[batch.positions]
-        )
+        self.condition = None if condition is None else condition.flatten(0, 1)[batch.positions]
         self.x0 = batch.x0.flatten()[batch.positions]
         self.xt = batch.xt.flatten()[batch.positions]
         self.noise = batch.noise
@@ -83,17 +81,27 @@ class PositionTerms:
         self.objective = family.objective
         self.chunk = max(1, CHUNK_LOGITS // denoiser.config.vocab_size)
 
-    def __call__(self, hidden: Tensor, part: slice) -> tuple[Tensor, Noise]:
-        """The negative ELBO terms [n] in nats of one chunk of positions, and their noise."""
+    @property
+    def inputs(self) -> list[Tensor]:
+        """What the head reads: hidden states [N, H] and, with adaln, conditions [N, C]."""
+        return [self.hidden] if self.condition is None else [self.hidden, self.condition]
+
+    def __call__(self, part: slice, *inputs: Tensor) -> tuple[Tensor, Noise]:
+        """The negative ELBO terms [n] in nats of one chunk of positions, and their noise.
+
+        Args:
+            part: the chunk.
+            *inputs: that part of `inputs`, as leaves of a graph where gradients are wanted.
+        """
         noise = Noise(*(getattr(self.noise, field.name)[part] for field in fields(Noise)))
-        condition = None if self.condition is None else self.condition[part]
-        prediction = self.objective.predict(
-            self.head(hidden, condition), self.xt[part], noise.alpha
-        )
+        prediction = self.objective.predict(self.head(*inputs), self.xt[part], noise.alpha)
         return self.objective.nelbo_terms(prediction, self.x0[part], self.xt[part], noise), noise
+
+    def chunks(self) -> list[slice]:
+        """Slices of positions whose logits are alive together."""
+        return [slice(i, i + self.chunk) for i in range(0, len(self.x0), self.chunk)]
 
     def all(self) -> Tensor:
         """[N] nats at every hit position, without gradients."""
-        parts = [slice(i, i + self.chunk) for i in range(0, len(self.x0), self.chunk)]
-        terms = [self(self.hidden[part], part)[0] for part in parts]
+        terms = [self(part, *(x[part] for x in self.inputs))[0] for part in self.chunks()]
         return torch.cat(terms) if terms else torch.zeros(0, dtype=torch.float64)

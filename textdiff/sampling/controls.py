@@ -44,6 +44,8 @@ class Controls:
         if self.top_p < 1.0:
             ordered, order = weights.sort(-1, descending=True)
             before = ordered.cumsum(-1) - ordered
-            kept = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before < self.top_p)
+            kept = torch.zeros_like(before, dtype=torch.bool).scatter(
+                -1, order, before < self.top_p
+            )
             weights = weights.masked_fill(~kept, 0.0)
         return weights

@@ -142,14 +142,24 @@ def generate(
 
         def draws(stream: Stream, step: int, block: int = block) -> Tensor:
             return uniforms(
-                job.seed, stream, row=rows, block=block, step=step,
+                job.seed,
+                stream,
+                row=rows,
+                block=block,
+                step=step,
                 position=torch.arange(canvas.shape[1]),
             )
 
         done = calls
         for step in RULES[rule](
-            denoise, family.process, family.schedule, canvas,
-            steps=steps, frozen=~here, uniforms=draws, controls=controls,
+            denoise,
+            family.process,
+            family.schedule,
+            canvas,
+            steps=steps,
+            frozen=~here,
+            uniforms=draws,
+            controls=controls,
         ):
             canvas, calls = step.canvas, done + step.calls
             yield replace(step, index=done + step.index, calls=calls)

@@ -73,9 +73,7 @@ class TrainingBatches(Dataset[Batch]):
             uniforms(seed, Stream.STRATA, step=step, position=entries),
             uniforms(seed, Stream.JITTER, step=step, position=entries),
         ).view(-1, blocks.count)[slots]
-        u = uniforms(
-            seed, Stream.POSITION, row=samples[:, None], position=torch.arange(length)
-        )
+        u = uniforms(seed, Stream.POSITION, row=samples[:, None], position=torch.arange(length))
         if settings.draw == "count":
             return noise_by_count(v, u, blocks, rates=settings.range)
         return noise_by_time(self.family.schedule, v, u, blocks, rates=settings.range)

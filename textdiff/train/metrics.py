@@ -27,4 +27,6 @@ class MetricsFile:
         if not self.path.exists():
             return []
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [line for line in lines if line.endswith("}\n")]  # a killed run may leave half a line
+        return [
+            line for line in lines if line.endswith("}\n")
+        ]  # a killed run may leave half a line

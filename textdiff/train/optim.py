@@ -35,9 +35,7 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     ]
     if inner:
         optimizers.append(
-            torch.optim.Muon(
-                inner, lr=config.muon_learning_rate, weight_decay=config.weight_decay
-            )
+            torch.optim.Muon(inner, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
         )
     for optimizer in optimizers:
         for group in optimizer.param_groups:

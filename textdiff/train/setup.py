@@ -25,8 +25,16 @@ MAY_CHANGE = {
     "data": {"num_proc", "num_workers", "cache_dir"},
     "model": {"attn_implementation", "gradient_checkpointing"},
     "train": {
-        "steps", "micro_batch_size", "lr_schedule", "decay_fraction", "mixed_precision", "compile",
-        "log_every", "checkpoint_every", "keep_checkpoints", "init_from",
+        "steps",
+        "micro_batch_size",
+        "lr_schedule",
+        "decay_fraction",
+        "mixed_precision",
+        "compile",
+        "log_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "init_from",
     },
 }
 
@@ -98,7 +106,8 @@ def check_resume(config: Config, before: dict[str, Any], directory: Path) -> Non
     for section in FIXED:
         keys = (set(before[section]) | set(now[section])) - MAY_CHANGE.get(section, set())
         pairs += [
-            ((section, key), before[section].get(key), now[section].get(key)) for key in sorted(keys)
+            ((section, key), before[section].get(key), now[section].get(key))
+            for key in sorted(keys)
         ]
     for path, old, new in pairs:
         if old != new:

@@ -88,9 +88,10 @@ class Trainer:
         self.batches = TrainingBatches(
             corpus.train, family.host, config, accelerator.process_index, accelerator.num_processes
         )
-        if self.batches.accumulation * config.train.micro_batch_size * (
-            accelerator.num_processes
-        ) != config.train.global_batch_size:
+        if (
+            self.batches.accumulation * config.train.micro_batch_size * (accelerator.num_processes)
+            != config.train.global_batch_size
+        ):
             raise ConfigError(
                 f"train.global_batch_size {config.train.global_batch_size} is no multiple of "
                 f"micro_batch_size {config.train.micro_batch_size} x {accelerator.num_processes} "
@@ -232,10 +233,13 @@ class Trainer:
     def _evaluate(self) -> None:
         """The validation bound of the averaged weights, under common random numbers."""
         accelerator, model = self.accelerator, self.exported.model
-        with self.ema.applied(model), torch.autocast(
-            accelerator.device.type,
-            DTYPES["bfloat16"],
-            enabled=self.config.evaluate.dtype == "bfloat16",
+        with (
+            self.ema.applied(model),
+            torch.autocast(
+                accelerator.device.type,
+                DTYPES["bfloat16"],
+                enabled=self.config.evaluate.dtype == "bfloat16",
+            ),
         ):
             estimates = masked_count(
                 model,
@@ -357,7 +361,9 @@ class Trainer:
                 return str(path)
             if resume != "auto":
                 raise CheckpointError(f"checkpoint {path} cannot be used: {problem}")
-            self.reporter.message(f"checkpoint {path} is damaged ({problem}); trying the one before")
+            self.reporter.message(
+                f"checkpoint {path} is damaged ({problem}); trying the one before"
+            )
         if candidates:
             raise CheckpointError(
                 f"no checkpoint in {self.directory / 'checkpoints'} is usable; start over with "

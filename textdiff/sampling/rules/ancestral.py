@@ -32,7 +32,9 @@ def ancestral(
 ) -> Iterator[Step]:
     """Reveals every open position once, in at most `steps` network calls per row."""
     times = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
-    when = reveal_steps(schedule.alpha(times), uniforms(Stream.POSITION, 0)).masked_fill(frozen, steps)
+    when = reveal_steps(schedule.alpha(times), uniforms(Stream.POSITION, 0)).masked_fill(
+        frozen, steps
+    )
     event, first = _events(when, steps)
     u = uniforms(Stream.TOKEN, 0).flatten()
     for index in range(first.shape[1]):
