@@ -1,5 +1,5 @@
-"""Shared fixtures. One thread: the tensors here are small, and threads that wait for a busy core cost
-more than they bring."""
+"""Shared fixtures. One thread: the tensors here are small, and threads that wait for a busy core
+cost more than they bring."""
 
 import os
 from pathlib import Path

@@ -1,7 +1,7 @@
 """The door: `textdiff VERB …`. Verbs are plain functions; their signatures are the flags.
 
-Exit codes: 0 done, 1 an error, 2 wrong usage or config, 130 interrupted by Ctrl-C and 143 by SIGTERM
-with everything saved. Heavy imports wait until a verb needs them.
+Exit codes: 0 done, 1 an error, 2 wrong usage or config, 130 interrupted by Ctrl-C and 143 by
+SIGTERM with everything saved. Heavy imports wait until a verb needs them.
 """
 
 import json
@@ -19,8 +19,6 @@ from textdiff import __version__
 from textdiff.errors import ConfigError, TextDiffError
 
 if TYPE_CHECKING:
-    from accelerate import Accelerator
-
     from textdiff.config import Config
     from textdiff.pipeline import TextDiffusion
 

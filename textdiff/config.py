@@ -35,7 +35,10 @@ class RunConfig(Section):
 
 
 class Source(Section):
-    """One corpus. The first reading that fits wins: `python-docs`, a local path or glob, a hub id."""
+    """One corpus.
+
+    The first reading that fits wins: `python-docs`, a local path or glob, a hub id.
+    """
 
     source: str = Field(
         min_length=1,
@@ -360,7 +363,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _merge_structured(raw: dict[str, Any], flags: list[str]) -> list[str]:
-    """Moves `--a.kind x` and `--a.b '[json]'` from the flags into `raw`; returns the other flags."""
+    """Moves `--a.kind x` and `--a.b '[json]'` from the flags into `raw`.
+
+    Returns:
+        The other flags.
+    """
     rest: list[str] = []
     index = 0
     while index < len(flags):
@@ -439,7 +446,8 @@ def _explain_one(item: dict[str, Any]) -> str:
     if item["type"] in ("union_tag_invalid", "union_tag_not_found"):
         context = item["ctx"]
         found = context.get("tag", "nothing")
-        return f"`{path}.kind` is {found}; it must be one of {context.get('expected_tags', 'the known kinds')}"
+        known = context.get("expected_tags", "the known kinds")
+        return f"`{path}.kind` is {found}; it must be one of {known}"
     message = item["msg"].removeprefix("Value error, ")
     given = "" if item["type"] == "value_error" else f" (given: {item['input']!r:.60})"
     return f"`{path}`: {message}{given}" if path else message
@@ -466,7 +474,7 @@ def _step(node: Any, name: str) -> Any:
 
 
 def _variants(annotation: Any) -> list[type[Section]]:
-    """Every section class inside an annotation such as `A | B`, `tuple[A, ...]` or `Annotated[A]`."""
+    """Every section class in an annotation such as `A | B`, `tuple[A, ...]` or `Annotated[A]`."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return [annotation]
     if get_origin(annotation) in (Union, UnionType, tuple, Annotated):

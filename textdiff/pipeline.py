@@ -160,7 +160,10 @@ class TextDiffusion:
         seed: int = 0,
         **options: Any,
     ) -> Iterator[Step]:
-        """Yields a `Step` after every network call; takes the options of `generate`, in one batch."""
+        """Yields a `Step` after every network call.
+
+        Takes the options of `generate`, in one batch.
+        """
         settings = self._settings(options)
         rows = self._rows(prompts, num_samples)
         yield from self._run(self._job(rows, settings, 0, seed, options), settings)
@@ -198,7 +201,11 @@ class TextDiffusion:
         return masked_count(self.model, self.family, windows, **({"seed": 0} | options))
 
     def score(self, texts: Sequence[str], **options: Any) -> list[Bound]:
-        """The bound of each text, by the default estimator."""
+        """The bound of each text, by the default estimator.
+
+        Raises:
+            DataError: a text has no token, or characters the tokenizer does not know.
+        """
         estimates = self.estimate(texts, **options)
         return [estimates.document(index) for index in range(len(texts))]
 
@@ -236,7 +243,10 @@ class TextDiffusion:
         seed: int,
         options: dict[str, Any],
     ) -> Job:
-        """A default length shrinks to what the context leaves; an explicit one is kept and checked."""
+        """The job of these rows.
+
+        A default length shrinks to what the context leaves; an explicit one is kept and checked.
+        """
         if settings.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens {settings.max_new_tokens}: give at least 1")
         context = self.model.config.max_position_embeddings
@@ -245,8 +255,8 @@ class TextDiffusion:
         if min(room) < 1:
             longest = max(len(row) for row in rows)
             raise ConfigError(
-                f"a prompt of {longest} tokens fills the model's context of {context} tokens and leaves "
-                "none to generate; shorten the prompt"
+                f"a prompt of {longest} tokens fills the model's context of {context} tokens and "
+                "leaves none to generate; shorten the prompt"
             )
         return Job(rows, [min(settings.max_new_tokens, n) for n in room], first, seed)
 
@@ -293,7 +303,8 @@ def family_of(config: TextDiffusionConfig, device: torch.device) -> Family:
     """
     if config.diffusion is None or config.mask_token_id is None:
         raise CheckpointError(
-            "config.json has no `diffusion` section or no mask_token_id: it is not a textdiff export"
+            "config.json has no `diffusion` section or no mask_token_id: it is not a "
+            "textdiff export"
         )
     vocabulary = Vocabulary.of(
         config.vocab_size, config.mask_token_id, config.excluded_token_ids or ()
@@ -349,6 +360,7 @@ def _load_model(folder: Path, dtype: torch.dtype) -> TextDiffusionModel:
         raise CheckpointError(f"{folder}/config.json is of a {kind!r} model, not a textdiff export")
     if not (folder / "model.safetensors").is_file() and not any(folder.glob("*.index.json")):
         raise CheckpointError(f"{folder}/model.safetensors is missing; export the model again")
+    model: TextDiffusionModel
     try:
         model, info = TextDiffusionModel.from_pretrained(
             folder, dtype=dtype, output_loading_info=True, local_files_only=True
@@ -356,8 +368,8 @@ def _load_model(folder: Path, dtype: torch.dtype) -> TextDiffusionModel:
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
-            f"{folder} cannot be loaded, a file is damaged or does not fit ({reason[0]}); export the "
-            "model again"
+            f"{folder} cannot be loaded, a file is damaged or does not fit ({reason[0]}); export "
+            "the model again"
         ) from None
     for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if info.get(what):
@@ -381,7 +393,7 @@ def _load_tokenizer(folder: Path, config: TextDiffusionConfig) -> PreTrainedToke
         raise CheckpointError(f"the tokenizer in {folder} has no mask token; it is needed here")
     if tokenizer.mask_token_id != config.mask_token_id or len(tokenizer) > config.vocab_size:
         raise CheckpointError(
-            f"the tokenizer in {folder} ({len(tokenizer)} tokens, mask {tokenizer.mask_token_id}) does "
-            f"not fit config.json ({config.vocab_size} rows, mask {config.mask_token_id})"
+            f"the tokenizer in {folder} ({len(tokenizer)} tokens, mask {tokenizer.mask_token_id}) "
+            f"does not fit config.json ({config.vocab_size} rows, mask {config.mask_token_id})"
         )
     return tokenizer

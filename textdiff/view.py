@@ -35,8 +35,8 @@ def describe_bound(bound: Bound) -> str:
     relative = bound.stderr
     return (
         f"perplexity ≤ {bound.perplexity:.3f} ± {bound.perplexity * relative:.3f}, "
-        f"{bound.bits_per_byte:.4f} ± {bound.bits_per_byte * bound.stderr / bound.mean:.4f} bits/byte, "
-        f"{bound.mean:.4f} ± {bound.stderr:.4f} nats/token"
+        f"{bound.bits_per_byte:.4f} ± {bound.bits_per_byte * bound.stderr / bound.mean:.4f} "
+        f"bits/byte, {bound.mean:.4f} ± {bound.stderr:.4f} nats/token"
     )
 
 

@@ -126,7 +126,7 @@ def test_perplexity_precision(trained, capsys):
     words = ["perplexity", str(trained), str(trained / "validation.jsonl"), "--json"]
     assert main([*words, "--precision", "2%"]) == 0
     result = json.loads(capsys.readouterr().out)
-    low, high = result["perplexity_interval_95"]
+    _, high = result["perplexity_interval_95"]
     assert high / result["perplexity"] <= 1.02 + 1e-9
     assert result["replicates"] >= 8
 

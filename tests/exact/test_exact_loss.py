@@ -52,7 +52,10 @@ def plain_terms(model, family, batch) -> tuple[Tensor, Tensor]:
     loss = DenoisingLoss(model, family)
     context = batch.x0 if training_layout(loss.family.block_size).streams == 2 else None
     logits = model(
-        batch.xt, context, batch.sigma, training_layout(loss.family.block_size).within(batch.document_ids)
+        batch.xt,
+        context,
+        batch.sigma,
+        training_layout(loss.family.block_size).within(batch.document_ids),
     ).logits.flatten(0, 1)[batch.positions]
     log_p = logits[:, list(CLEAN)].log_softmax(-1)
     target = torch.tensor([CLEAN.index(x) for x in batch.x0.flatten()[batch.positions].tolist()])

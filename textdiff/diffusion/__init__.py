@@ -1,1 +1,4 @@
-"""The mathematics: schedules, processes, noise, blocks and objectives. Knows no network, file or screen."""
+"""The mathematics: schedules, processes, noise, blocks and objectives.
+
+Knows no network, file or screen.
+"""

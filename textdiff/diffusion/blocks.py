@@ -1,7 +1,7 @@
 """Block factorisation: log p(x) = sum_b log p(x^b | x^<b) (Eq. 1, arXiv:2503.09573).
 
-One block is plain diffusion over the whole sequence, blocks of one token are autoregressive. This file
-only knows how positions fall into blocks.
+One block is plain diffusion over the whole sequence, blocks of one token are autoregressive. This
+file only knows how positions fall into blocks.
 """
 
 from dataclasses import dataclass
@@ -31,7 +31,8 @@ class Blocks:
     def split(self, x: Tensor, fill: float | bool) -> Tensor:
         """[B, L] -> [B, blocks, size]; the missing end of the last block is `fill`."""
         missing = self.count * self.size - self.length
-        return functional.pad(x, (0, missing), value=fill).unflatten(-1, (self.count, self.size))
+        padded = functional.pad(x, (0, missing), value=fill)
+        return torch.unflatten(padded, -1, (self.count, self.size))
 
     def join(self, x: Tensor) -> Tensor:
         """[B, blocks, size] -> [B, L], the inverse of `split`."""

@@ -48,8 +48,8 @@ def build_family(
     """Builds a family from plain data.
 
     Args:
-        spec: `process`, `schedule` and `objective` (each with its `kind`), `block_size`; the layout of
-            a config's `diffusion` section and of `diffusion` in an export's `config.json`.
+        spec: `process`, `schedule` and `objective` (each with its `kind`), `block_size`; the layout
+            of a config's `diffusion` section and of `diffusion` in an export's `config.json`.
         vocabulary: which ids are clean tokens.
         device: where the vocabulary's tables live.
     """

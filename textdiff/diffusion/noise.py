@@ -1,9 +1,9 @@
 """The noise of a batch: one frozen bundle, two makers.
 
 *By time*: a time per block; a position is hit with probability 1 - alpha(t). *By count*: how many
-positions of a block are hit, uniform on 1..n, which ones by a random order. Drawn by count the masked
-bound has the finite weight n / k and needs no cut-off in time (Eq. 3.8, arXiv:2406.03736); drawn by
-time its variance grows without limit as the cut-off vanishes.
+positions of a block are hit, uniform on 1..n, which ones by a random order. Drawn by count the
+masked bound has the finite weight n / k and needs no cut-off in time (Eq. 3.8, arXiv:2406.03736);
+drawn by time its variance grows without limit as the cut-off vanishes.
 """
 
 from dataclasses import dataclass, fields
@@ -83,14 +83,15 @@ def noise_by_count(
 ) -> Noise:
     """Noise that hits exactly k of a block's n positions, k uniform on 1..n, weight n / k.
 
-    The mask rate that a network sees is the k-th smallest uniform, which is Beta(k, n - k + 1) as the
-    time-conditioned bound needs, and independent of *which* positions are hit.
+    The mask rate that a network sees is the k-th smallest uniform, which is Beta(k, n - k + 1) as
+    the time-conditioned bound needs, and independent of *which* positions are hit.
 
     Args:
         v: [B, blocks] uniforms that place the count (stratify them).
         u: [B, L] uniforms whose order within a block decides which positions are hit.
         blocks: how L falls into blocks.
-        scorable: [B, L] bool, the positions that may be hit; None: all. A block without any is not hit.
+        scorable: [B, L] bool, the positions that may be hit; None: all. A block without any is
+            not hit.
         rates: counts are uniform on the whole numbers in [rates[0] n, rates[1] n], at least 1.
     """
     u = u if scorable is None else u.masked_fill(~scorable, _NEVER)

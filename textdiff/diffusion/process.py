@@ -1,7 +1,7 @@
 """Forward processes: how clean tokens are destroyed, and the exact posterior back.
 
-States are the V vocabulary rows. The ids that are no clean token (mask, padding, what lies beyond the
-tokenizer) are known here, so that no objective and no rule ever gives them probability.
+States are the V vocabulary rows. The ids that are no clean token (mask, padding, what lies beyond
+the tokenizer) are known here, so that no objective and no rule ever gives them probability.
 """
 
 from abc import ABC, abstractmethod

@@ -1,10 +1,10 @@
 """Every random number of textdiff comes from one counter-based hash.
 
 A uniform is a pure function of what it is for: (seed, stream, row, block, step, position). Nothing
-depends on the batch a row happens to sit in, on the rank that computes it, or on numbers drawn before,
-so runs resume, rows batch and networks shard without changing a single draw. The hash chains the
-64-bit finaliser of Steele et al. (SplitMix64, OOPSLA 2014, Fig. 16) once per key, in integer torch
-operations that give the same bits on every device.
+depends on the batch a row happens to sit in, on the rank that computes it, or on numbers drawn
+before, so runs resume, rows batch and networks shard without changing a single draw. The hash
+chains the 64-bit finaliser of Steele et al. (SplitMix64, OOPSLA 2014, Fig. 16) once per key, in
+integer torch operations that give the same bits on every device.
 """
 
 from enum import IntEnum

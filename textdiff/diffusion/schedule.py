@@ -1,8 +1,8 @@
 """Noise schedules: alpha(t), the probability that a token survives until time t.
 
-Time runs from 0 (clean) to 1 (noise); alpha falls. Everything is float64. Two ends are not ideal for
-some schedules (`loglinear` with eps > 0, `geometric`): what an estimator in t then misses is for the
-estimator to say, not for the schedule to hide.
+Time runs from 0 (clean) to 1 (noise); alpha falls. Everything is float64. Two ends are not ideal
+for some schedules (`loglinear` with eps > 0, `geometric`): what an estimator in t then misses is
+for the estimator to say, not for the schedule to hide.
 """
 
 import math
@@ -34,7 +34,7 @@ class NoiseSchedule(ABC):
         return -torch.log(self.alpha(t))
 
     def elbo_weight(self, t: Tensor) -> Tensor:
-        """-alpha'(t) / (1 - alpha(t)), the weight of the masked bound (Eq. 10, arXiv:2406.07524)."""
+        """-alpha'(t) / (1 - alpha(t)): weight of the masked bound (Eq. 10, arXiv:2406.07524)."""
         return -self.dalpha(t) / (1.0 - self.alpha(t))
 
     @property

@@ -1,9 +1,9 @@
 """Monte-Carlo estimators of the negative ELBO.
 
-A replicate is one complete, randomised stratification: every window gets one noise draw, the draws of
-a document's windows (and blocks) fall into different strata. Replicates are independent, so the error
-comes from their means. Noise depends on (seed, document, replicate, window, position) alone: not on the
-batch size, and two models are compared under common random numbers.
+A replicate is one complete, randomised stratification: every window gets one noise draw, the draws
+of a document's windows (and blocks) fall into different strata. Replicates are independent, so the
+error comes from their means. Noise depends on (seed, document, replicate, window, position) alone:
+not on the batch size, and two models are compared under common random numbers.
 """
 
 import math
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.noise import noise_by_count
-from textdiff.diffusion.randomness import Stream, uniforms
+from textdiff.diffusion.randomness import Index, Stream, uniforms
+from textdiff.errors import DataError
 from textdiff.likelihood.bound import Bound, student_t_quantile
 from textdiff.likelihood.protocols import Windows
 from textdiff.likelihood.terms import PositionTerms, corrupt
@@ -38,13 +39,19 @@ class Estimates:
         return self._of(self.nats, self.windows.document_tokens, self.windows.document_bytes)
 
     def document(self, index: int) -> Bound:
-        """The bound of one document."""
+        """The bound of one document.
+
+        Raises:
+            DataError: the document has no token.
+        """
         part = slice(index, index + 1)
-        return self._of(
-            self.nats[:, part],
-            self.windows.document_tokens[part],
-            self.windows.document_bytes[part],
-        )
+        tokens = self.windows.document_tokens[part]
+        if not bool(tokens.any()):
+            raise DataError(
+                f"document {index + 1} has no token to score, so it has no bound; give a text with "
+                "at least one character"
+            )
+        return self._of(self.nats[:, part], tokens, self.windows.document_bytes[part])
 
     def _of(self, nats: Tensor, tokens: Tensor, size: Tensor) -> Bound:
         total = int(tokens.sum())
@@ -94,8 +101,8 @@ def masked_count(
         windows: what to score.
         seed: seed of the noise.
         replicates: independent replicates, at least 8.
-        precision: adds replicates until the 95 % interval of the perplexity is within this fraction of
-            it on either side.
+        precision: adds replicates until the 95 % interval of the perplexity is within this fraction
+            of it on either side.
         batch_tokens: tokens per network call; results do not depend on it beyond rounding.
         shard: (rank, processes): this process scores every `processes`-th window.
         reduce: adds [D] nats over processes.
@@ -104,7 +111,7 @@ def masked_count(
     shares: list[Tensor] = []
     planned = max(replicates, MIN_REPLICATES)
     while len(shares) < planned:
-        base = len(shares) * len(windows.tokens)
+        scored, total = len(shares) * len(windows.tokens), planned * len(windows.tokens)
         shares.append(
             reduce(
                 _replicate(
@@ -115,13 +122,20 @@ def masked_count(
                     len(shares),
                     batch_tokens,
                     shard,
-                    lambda done, base=base: progress(base + done, planned * len(windows.tokens)),
+                    _counting_on(progress, scored, total),
                 )
             )
         )
         if precision is not None and len(shares) == planned:
             planned = _replicates_for(torch.stack(shares), windows, precision)
     return Estimates(torch.stack(shares), windows, family)
+
+
+def _counting_on(
+    progress: Callable[[int, int], None], before: int, total: int
+) -> Callable[[int], None]:
+    """Tells `progress` the windows done in one replicate on top of those `before` it."""
+    return lambda done: progress(before + done, total)
 
 
 def _replicates_for(nats: Tensor, windows: Windows, precision: float) -> int:
@@ -181,7 +195,7 @@ def _strata(windows: Windows, family: Family, seed: int, replicate: int) -> Tens
     block = torch.arange(-(-int(lengths.max()) // size))
     real = block * size < lengths[:, None]
     owner = windows.document[:, None].expand(real.shape)[real]
-    entry = {
+    entry: dict[str, Index] = {
         "row": owner,
         "block": windows.index[:, None].expand(real.shape)[real],
         "step": replicate,

@@ -1,8 +1,8 @@
 """How a text becomes scored windows.
 
-Documents are scored one by one: each is cut into consecutive windows of the model's length, the last
-one shorter, and every token is scored exactly once. No special token is inserted. A window sees nothing
-of the one before it, so the bound is of the text under "windows are independent".
+Documents are scored one by one: each is cut into consecutive windows of the model's length, the
+last one shorter, and every token is scored exactly once. No special token is inserted. A window
+sees nothing of the one before it, so the bound is of the text under "windows are independent".
 """
 
 from collections.abc import Sequence

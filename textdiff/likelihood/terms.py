@@ -1,7 +1,7 @@
 """One corrupted batch, and the nats that a denoiser pays at its hit positions.
 
-Training and likelihood share this: the first with gradients and its own weights, the second in float64
-sums over many draws.
+Training and likelihood share this: the first with gradients and its own weights, the second in
+float64 sums over many draws.
 """
 
 from dataclasses import dataclass, fields

@@ -139,8 +139,8 @@ class TextDiffusionModel(PreTrainedModel):
             init.normal_(module.embedding, std=1.0)
         elif isinstance(module, nn.Linear):
             # Marked where they are made: children are initialised before their parents, once.
-            std = 0.0 if getattr(module, "starts_at_zero", False) else (3 * module.in_features) ** -0.5
-            init.normal_(module.weight, std=std)
+            zero = getattr(module, "starts_at_zero", False)
+            init.normal_(module.weight, std=0.0 if zero else (3 * module.in_features) ** -0.5)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, LayerNorm | RMSNorm):

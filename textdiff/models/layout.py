@@ -5,7 +5,10 @@
 | full | always |
 | causal | j <= i |
 | block_causal | block(j) <= block(i) |
-| block_diffusion | the input is [noisy; clean], 2L long: noisy sees its own noisy block and earlier clean blocks, clean sees its own and earlier clean blocks (Sec. 3.1, arXiv:2503.09573) |
+| block_diffusion | see below |
+
+In `block_diffusion` the input is [noisy; clean], 2L long: noisy sees its own noisy block and earlier
+clean blocks, clean sees its own and earlier clean blocks (Sec. 3.1, arXiv:2503.09573).
 
 Document ids confine all of them to documents; a position of id -1 is padding that nobody sees.
 """
@@ -78,8 +81,8 @@ class Layout:
         """Boolean mask for an input of `total` positions, True where attention is allowed.
 
         Returns:
-            None when dense, [total, total], or [B, 1, total, total] with documents. A padding position
-            sees itself, so that no row of a softmax is empty.
+            None when dense, [total, total], or [B, 1, total, total] with documents. A padding
+            position sees itself, so that no row of a softmax is empty.
         """
         if self.is_dense:
             return None

@@ -1,7 +1,7 @@
 """Which token a position becomes: one float64 uniform through the inverse distribution function.
 
-Positions are chosen before the network runs, so a rule never races positions against tokens in float32,
-which silently cuts off the tail of the vocabulary (Sec. 4, arXiv:2409.02908).
+Positions are chosen before the network runs, so a rule never races positions against tokens in
+float32, which silently cuts off the tail of the vocabulary (Sec. 4, arXiv:2409.02908).
 """
 
 import torch

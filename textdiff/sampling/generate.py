@@ -1,7 +1,7 @@
 """The block loop: prompts become canvases, and a decoding rule fills them block by block.
 
-A full-sequence model has one block. Rows of different length share a batch; what a row becomes does not
-depend on the batch: its uniforms are keyed by its index in the job, and padding is invisible.
+A full-sequence model has one block. Rows of different length share a batch; what a row becomes does
+not depend on the batch: its uniforms are keyed by its index in the job, and padding is invisible.
 """
 
 import math
@@ -17,7 +17,7 @@ from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.errors import ConfigError
 from textdiff.models import Layout, TextDiffusionModel, sampling_layout
 from textdiff.sampling.controls import Controls
-from textdiff.sampling.rules import RULES, Step
+from textdiff.sampling.rules import RULES, Step, Uniforms
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ class Denoiser:
     def _sigma(self, t: Tensor, end: int) -> Tensor:
         """[r, 1], or [r, blocks] with zero noise in the finished ones.
 
-        Where nothing survives, sigma is infinite and no network has seen it: there it takes alpha as
-        1 / (n + 1), the mean in training when all n tokens of a block are masked.
+        Where nothing survives, sigma is infinite and no network has seen it: there it takes alpha
+        as 1 / (n + 1), the mean in training when all n tokens of a block are masked.
         """
         tokens = self.family.blocks(self.model.config.max_position_embeddings).size
         finite = self.family.schedule.alpha(t) > 0.0
@@ -132,24 +132,12 @@ def generate(
     denoise = Denoiser(model, family, job.lengths)
     blocks = family.blocks(canvas.shape[1])
     inside = blocks.index()
-    rows = (torch.arange(len(job.prompts)) + job.first_row)[:, None]
     calls = 0
     for block in range(blocks.count):
         here = open_positions & (inside == block)
         if not bool(here.any()):
             continue
         denoise.block = block
-
-        def draws(stream: Stream, step: int, block: int = block) -> Tensor:
-            return uniforms(
-                job.seed,
-                stream,
-                row=rows,
-                block=block,
-                step=step,
-                position=torch.arange(canvas.shape[1]),
-            )
-
         done = calls
         for step in RULES[rule](
             denoise,
@@ -158,11 +146,22 @@ def generate(
             canvas,
             steps=steps,
             frozen=~here,
-            uniforms=draws,
+            uniforms=_uniforms(job, block, canvas.shape[1]),
             controls=controls,
         ):
             canvas, calls = step.canvas, done + step.calls
             yield replace(step, index=done + step.index, calls=calls)
+
+
+def _uniforms(job: Job, block: int, width: int) -> Uniforms:
+    """The numbers of one block, keyed by what each is for."""
+    rows = (torch.arange(len(job.prompts)) + job.first_row)[:, None]
+    positions = torch.arange(width)
+
+    def draw(stream: Stream, step: int) -> Tensor:
+        return uniforms(job.seed, stream, row=rows, block=block, step=step, position=positions)
+
+    return draw
 
 
 def _canvas(model: TextDiffusionModel, family: Family, job: Job) -> tuple[Tensor, Tensor]:
@@ -172,8 +171,9 @@ def _canvas(model: TextDiffusionModel, family: Family, job: Job) -> tuple[Tensor
     if int(lengths.max()) > context:
         row = int(lengths.argmax())
         raise ConfigError(
-            f"prompt of {len(job.prompts[row])} tokens and {job.new_tokens[row]} new tokens do not fit "
-            f"the model's context of {context} tokens; shorten the prompt or ask for fewer tokens"
+            f"prompt of {len(job.prompts[row])} tokens and {job.new_tokens[row]} new tokens do "
+            f"not fit the model's context of {context} tokens; shorten the prompt or ask for fewer "
+            "tokens"
         )
     width = int(lengths.max())
     canvas = family.process.prior((len(lengths), width))

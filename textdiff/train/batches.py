@@ -1,8 +1,8 @@
 """Corrupted training batches, as a pure function of (seed, step, slot in the global batch).
 
-A slot is one row of one optimizer step; ranks and accumulation only decide who computes which slots.
-Noise levels are stratified over all slots (and blocks) of a step and dealt out at random, so every
-row's is marginally uniform.
+A slot is one row of one optimizer step; ranks and accumulation only decide who computes which
+slots. Noise levels are stratified over all slots (and blocks) of a step and dealt out at random, so
+every row's is marginally uniform.
 """
 
 from collections.abc import Iterator

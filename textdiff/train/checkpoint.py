@@ -1,7 +1,8 @@
 """Training checkpoints: tensors and JSON in `checkpoints/step-NNNNNN/`, written beside and renamed.
 
-A manifest holds the size and SHA-256 of every file; it is written last, so a folder without a fitting
-one was never finished or is damaged. Nothing is unpickled: tensors load with `weights_only`.
+A manifest holds the size and SHA-256 of every file; it is written last, so a folder without a
+fitting one was never finished or is damaged. Nothing is unpickled: tensors load with
+`weights_only`.
 """
 
 import hashlib
@@ -73,8 +74,8 @@ class Checkpoint:
         state = json.loads((path / "trainer.json").read_text())
         if state["format"] > FORMAT:
             raise CheckpointError(
-                f"checkpoint {path} has format {state['format']}, this textdiff reads up to {FORMAT}; "
-                "update textdiff"
+                f"checkpoint {path} has format {state['format']}, this textdiff reads up to "
+                f"{FORMAT}; update textdiff"
             )
         return cls(
             load_file(path / "model.safetensors"),

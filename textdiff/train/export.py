@@ -29,7 +29,7 @@ def sample_defaults(config: Config) -> SampleDefaults:
 def write_export(
     target: Path, model: TextDiffusion, config: Config, state: dict[str, Any], bound: Bound | None
 ) -> None:
-    """Writes the export beside its place and swaps it in, so that a reader never sees half of one."""
+    """Writes the export beside its place and swaps it in: a reader never sees half of one."""
     scratch = target.with_name(f".writing-{target.name}-{os.getpid()}")
     shutil.rmtree(scratch, ignore_errors=True)
     model.save_pretrained(scratch)
@@ -56,10 +56,10 @@ def model_card(config: Config, state: dict[str, Any], bound: Bound | None) -> st
     if bound is not None:
         low, high = bound.perplexity_interval()
         result = (
-            f"Validation perplexity ≤ **{bound.perplexity:.3f}** per token (95 % interval {low:.3f} to "
-            f"{high:.3f} of the Monte-Carlo error), {bound.bits_per_byte:.4f} bits per byte, on "
-            f"{bound.tokens} tokens in {bound.documents} documents; estimator `{bound.estimator}`, "
-            f"{bound.replicates} replicates, averaged weights."
+            f"Validation perplexity ≤ **{bound.perplexity:.3f}** per token (95 % interval "
+            f"{low:.3f} to {high:.3f} of the Monte-Carlo error), {bound.bits_per_byte:.4f} bits "
+            f"per byte, on {bound.tokens} tokens in {bound.documents} documents; estimator "
+            f"`{bound.estimator}`, {bound.replicates} replicates, averaged weights."
         )
     sources = ", ".join(source.source for source in config.data.sources)
     blocks = family.block_size or f"{config.data.sequence_length} (the whole sequence)"

@@ -17,8 +17,8 @@ from textdiff.models import TextDiffusionModel
 class _ChunkedSum(torch.autograd.Function):
     """Sums the training loss over chunks of positions, taking each chunk's gradient at once.
 
-    Its inputs are those of the head, then the head's parameters; it returns the training loss and the
-    negative ELBO sample, both summed, the second without gradient.
+    Its inputs are those of the head, then the head's parameters; it returns the training loss and
+    the negative ELBO sample, both summed, the second without gradient.
     """
 
     @staticmethod
@@ -30,7 +30,7 @@ class _ChunkedSum(torch.autograd.Function):
         input_grads = [torch.empty_like(x) for x in inputs]
         grads = [torch.zeros_like(p) for p in parameters]
         for part in terms.chunks():
-            with torch.enable_grad():  # type: ignore[no-untyped-call]
+            with torch.enable_grad():
                 leaves = [x[part].detach().requires_grad_() for x in inputs]
                 nelbo, noise = terms(part, *leaves)
                 loss = (nelbo * terms.objective.training_scale(noise)).sum()

@@ -112,8 +112,8 @@ def check_resume(config: Config, before: dict[str, Any], directory: Path) -> Non
     for path, old, new in pairs:
         if old != new:
             raise CheckpointError(
-                f"{directory} holds a run with {'.'.join(path)} = {old!r}, the config says {new!r}; "
-                "restore it, choose another run.dir, or start over with --resume never"
+                f"{directory} holds a run with {'.'.join(path)} = {old!r}, the config says "
+                f"{new!r}; restore it, choose another run.dir, or start over with --resume never"
             )
 
 

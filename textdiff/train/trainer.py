@@ -195,7 +195,8 @@ class Trainer:
             last = checkpoints(self.directory / "checkpoints")
             raise TextDiffError(
                 f"the loss became {self.progress.loss_sum} by step {self.progress.step}; lower "
-                f"train.learning_rate or train.grad_clip. Last checkpoint: {last[-1] if last else 'none'}"
+                "train.learning_rate or train.grad_clip. Last checkpoint: "
+                f"{last[-1] if last else 'none'}"
             )
 
     def _log(self, loss: Tensor, norm: Tensor, rate: float, speed: float) -> None:

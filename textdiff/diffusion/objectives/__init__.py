@@ -14,4 +14,4 @@ def build_objective(vocabulary: Vocabulary, kind: str, **options: Any) -> Object
     return OBJECTIVES[kind](vocabulary, **options)
 
 
-__all__ = ["OBJECTIVES", "MDLM", "Objective", "Prediction", "build_objective"]
+__all__ = ["MDLM", "OBJECTIVES", "Objective", "Prediction", "build_objective"]

@@ -20,8 +20,8 @@ class MDLM(Objective):
 
     Attributes:
         vocabulary: which rows are clean tokens.
-        loss_weight: `elbo` trains on the bound, `ce` on plain cross-entropy: every masked token counts
-            alike, whatever the mask rate. The reported bound is the same.
+        loss_weight: `elbo` trains on the bound, `ce` on plain cross-entropy: every masked token
+            counts alike, whatever the mask rate. The reported bound is the same.
     """
 
     vocabulary: Vocabulary

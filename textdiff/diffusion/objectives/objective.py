@@ -42,7 +42,7 @@ class Objective(ABC):
 
     @abstractmethod
     def training_scale(self, noise: Noise) -> Tensor:
-        """[N] float64 factor that turns `nelbo_terms` into the training loss (1: the bound itself)."""
+        """[N] float64 factor from `nelbo_terms` to the training loss (1: the bound itself)."""
 
     @abstractmethod
     def boundary_terms(self) -> dict[str, float]:

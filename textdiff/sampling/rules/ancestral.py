@@ -1,9 +1,9 @@
 """Ancestral sampling of an absorbing process (Eq. 7, arXiv:2406.07524), event by event.
 
-Walking the grid t_0 = 1 > ... > t_T = 0, a masked position is revealed between t and s with probability
-(alpha_s - alpha_t) / (1 - alpha_t), whatever the network says. So the step at which each position is
-revealed is drawn ahead, from one uniform; a row calls the network only at steps that reveal something,
-and rows do not wait for each other's steps.
+Walking the grid t_0 = 1 > ... > t_T = 0, a masked position is revealed between t and s with
+probability (alpha_s - alpha_t) / (1 - alpha_t), whatever the network says. So the step at which
+each position is revealed is drawn ahead, from one uniform; a row calls the network only at steps
+that reveal something, and rows do not wait for each other's steps.
 """
 
 from collections.abc import Iterator
@@ -68,13 +68,13 @@ def _events(when: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         steps: T.
 
     Returns:
-        [R, L] number of the event at which each position is revealed (-1: never), and [R, E] the step
-        of each event (`steps` where a row has fewer events).
+        [R, L] number of the event at which each position is revealed (-1: never), and [R, E] the
+        step of each event (`steps` where a row has fewer events).
     """
     rows = when.shape[0]
-    present = torch.zeros(rows, steps + 1, dtype=torch.bool).scatter(1, when, True)[:, :steps]
-    number = present.cumsum(1) - 1
-    number = torch.cat([number, torch.full((rows, 1), -1)], dim=1)
-    most = int(present.sum(1).max()) if rows else 0
-    order = torch.where(present, torch.arange(steps), steps).sort(1).values[:, :most]
-    return number.gather(1, when), order
+    ordered, where = when.sort(1)
+    opens = (ordered < steps) & (ordered.diff(dim=1, prepend=ordered.new_full((rows, 1), -1)) > 0)
+    number = (opens.cumsum(1) - 1).where(ordered < steps, -1)
+    most = int(opens.sum(1).max()) if rows else 0
+    first = ordered.where(opens, steps).sort(1).values[:, :most]
+    return torch.empty_like(number).scatter(1, where, number), first

@@ -41,7 +41,10 @@ class Step:
 
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Prediction]
-"""denoise(canvas [R, L], t [R], positions [N]) -> Prediction; runs the network on the rows it needs."""
+"""denoise(canvas [R, L], t [R], positions [N]) -> Prediction.
+
+It runs the network on the rows it needs.
+"""
 
 Uniforms = Callable[[Stream, int], Tensor]
 """uniforms(stream, scheduled step) -> [R, L] float64, whatever rows share the batch."""

@@ -1,0 +1,143 @@
+"""What may depend on what, and what every config must hold."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from textdiff.config import Config, DiffusionConfig, SampleConfig, load
+from textdiff.diffusion.objectives import OBJECTIVES
+from textdiff.diffusion.process import PROCESSES
+from textdiff.diffusion.schedule import SCHEDULES
+from textdiff.sampling import RULES
+
+PACKAGE = Path(__file__).resolve().parent.parent / "textdiff"
+
+# Floors from the ground up; a module may import from its own wing and from lower floors.
+FLOORS = {
+    "errors": 0,
+    "config": 1,
+    "diffusion": 2,
+    "models": 2,
+    "data": 2,
+    "sampling": 3,
+    "likelihood": 3,
+    "pipeline": 4,
+    "train": 5,
+    "evaluate": 5,
+    "view": 6,
+    "cli": 7,
+    "__main__": 8,
+}
+
+
+def wing(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path: Path) -> set[str]:
+    """The wings of textdiff that a module imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names = [node.module]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith("textdiff.")}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
+def test_imports_run_downwards(path):
+    here = wing(path)
+    if here == "__init__":
+        return
+    for other in imports(path):
+        assert other == here or FLOORS[other] < FLOORS[here], f"{here} imports {other}"
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "models").glob("*.py")), ids=lambda p: p.stem)
+def test_models_travel_alone(path):
+    assert imports(path) == set()
+
+
+@pytest.mark.parametrize("name", ["train/trainer.py", "sampling/generate.py", "cli.py"])
+def test_engines_name_no_objective_and_no_rule(name):
+    words = {
+        node.value if isinstance(node, ast.Constant) else node.id
+        for node in ast.walk(ast.parse((PACKAGE / name).read_text()))
+        if (isinstance(node, ast.Constant) and isinstance(node.value, str))
+        or isinstance(node, ast.Name)
+    }
+    forbidden = {*OBJECTIVES, *RULES, *(cls.__name__ for cls in OBJECTIVES.values())}
+    assert not words & forbidden
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: p.stem)
+def test_only_the_door_prints_and_reads_the_environment(path):
+    if wing(path) in ("cli", "view", "__main__"):
+        return
+    tree = ast.parse(path.read_text())
+    calls = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and hasattr(n.func, "id")}
+    attributes = {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    assert "print" not in calls
+    assert not attributes & {"environ", "getenv", "argv"}
+
+
+def test_import_is_light():
+    program = "import sys, textdiff; print('torch' in sys.modules, textdiff.__version__)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split()[0] == "False"
+
+
+def test_registries_are_what_configs_can_name():
+    fields = DiffusionConfig.model_fields
+    assert set(fields["process"].annotation.__args__) == set(PROCESSES)
+    kinds = {v.model_fields["kind"].default for v in fields["schedule"].annotation.__args__}
+    assert kinds == set(SCHEDULES)
+    assert set(OBJECTIVES) == {fields["objective"].annotation.model_fields["kind"].default}
+    assert set(SampleConfig.model_fields["rule"].annotation.__args__) == set(RULES)
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE.parent / "configs").glob("*.yaml")), ids=str)
+def test_configs_are_complete_and_commented(path):
+    resolved = load(path).model_dump(mode="json")
+    written = yaml.safe_load(path.read_text())
+
+    def keys(node, prefix=""):
+        if isinstance(node, list):
+            return {k for i, item in enumerate(node) for k in keys(item, f"{prefix}.{i}")}
+        if isinstance(node, dict):
+            return {k for name, value in node.items() for k in keys(value, f"{prefix}.{name}")}
+        return {prefix}
+
+    def known(node):  # a list of numbers is one value
+        return {k for k in keys(node) if not k.rsplit(".", 1)[-1].isdigit()}
+
+    assert known(written) == known(resolved)
+    uncommented = [
+        line for line in path.read_text().splitlines() if ": " in line and "#" not in line
+    ]
+    assert uncommented == []
+
+
+def test_published_small_model_is_the_published_one(root):
+    config = load(root / "configs" / "mdlm-owt-small.yaml")
+    assert (config.model.hidden_size, config.model.num_layers, config.model.num_heads) == (
+        768,
+        12,
+        12,
+    )
+    assert config.data.sequence_length == 1024
+    assert config.train.global_batch_size == 512
+    assert config.model.adaln
+    assert not config.model.time_conditioning
+
+
+def test_defaults_are_a_valid_config():
+    assert Config.model_validate({}) == Config()

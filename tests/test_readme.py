@@ -1,0 +1,98 @@
+"""The README's commands and its Python example, run as written but smaller."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FASTER = [
+    "--data.sequence-length=64",
+    "--tokenizer.vocab-size=512",
+    "--model.hidden-size=32",
+    "--model.num-layers=2",
+    "--model.num-heads=2",
+    "--train.steps=6",
+    "--train.global-batch-size=8",
+    "--train.micro-batch-size=8",
+    "--train.log-every=2",
+    "--evaluate.max-documents=2",
+    "--sample.steps=4",
+    "--sample.max-new-tokens=32",
+]
+
+
+def textdiff(words: list[str], cwd: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "textdiff", *words],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def quickstart(tmp_path_factory) -> tuple[Path, str]:
+    """The first README command, in a folder of its own."""
+    root = Path(__file__).resolve().parent.parent
+    readme = (root / "README.md").read_text()
+    command = re.search(r"^pip install -e \. && textdiff (train \S+)$", readme, re.MULTILINE)
+    assert command, "the README no longer holds the quickstart command"
+    folder = tmp_path_factory.mktemp("clone")
+    (folder / "configs").symlink_to(root / "configs")
+    words = shlex.split(command[1])
+    return folder, textdiff([*words, f"--data.cache-dir={folder}/cache", *FASTER], folder)
+
+
+def test_readme_holds_the_test_command(root):
+    assert '\npip install -e ".[dev]" && pytest\n' in (root / "README.md").read_text()
+
+
+def test_quickstart_prints_bound_and_commands_that_work(quickstart):
+    folder, shown = quickstart
+    assert re.search(r"validation: perplexity ≤ [\d.]+ ± [\d.]+, [\d.]+ ± [\d.]+ bits/byte", shown)
+    commands = [line.strip() for line in shown.splitlines() if line.startswith("  textdiff ")]
+    assert len(commands) == 3
+    for command in commands:
+        assert textdiff(shlex.split(command)[1:], folder).strip()
+
+
+def test_quickstart_records_its_corpus(quickstart):
+    import json
+    import platform
+
+    folder, _ = quickstart
+    record = json.loads((folder / "runs/quickstart/env.json").read_text())
+    source = record["corpus"]["sources"][0]
+    assert source["source"] == "python-docs"
+    assert source["python"] == platform.python_version()
+    assert re.fullmatch(r"[0-9a-f]{64}", source["sha256"])
+    assert source["characters"] > 1_500_000
+
+
+def test_python_example(quickstart, root):
+    folder, _ = quickstart
+    readme = (root / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    done = subprocess.run(
+        [sys.executable, "-c", example],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "perplexity <=" in done.stdout
+    assert done.stdout.startswith("The iterator")
+
+
+def test_every_path_in_the_readme_exists(root):
+    readme = (root / "README.md").read_text()
+    for path in re.findall(r"`((?:configs|textdiff|tests|evals)/[\w./-]*)`", readme):
+        assert (root / path).exists(), path
