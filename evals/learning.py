@@ -4,9 +4,9 @@
 
 `published` is the setting that the official MDLM code was measured in (hidden 192, 4 layers, 4
 heads, L = 128, 1000 steps of 16 rows, dropout 0.1, AdamW 1e-3, linear warm-up, then constant, EMA
-0.9999): it reached 3.325 ± 0.014 bits per character. `best` is `configs/shakespeare-char.yaml`: the same network
-size and number of tokens with our defaults. Bounds are of the whole validation text (the last tenth),
-averaged weights, 8 replicates of the masked-count estimator.
+0.9999): it reached 3.325 ± 0.014 bits per character. `best` is `configs/shakespeare-char.yaml`: the
+same network size and number of tokens with our defaults. Bounds are of the whole validation text
+(the last tenth), averaged weights, 8 replicates of the masked-count estimator.
 """
 
 import argparse

@@ -4,8 +4,8 @@
 
 The share of words (runs of two or more letters, case folded) that occur in the training split of
 the run's corpus, for samples from the run's export and, beside it, for the held-out text cut to the
-same number of words. A second figure counts neighbouring pairs of words, which a word salad does not share
-with its corpus.
+same number of words. A second figure counts neighbouring pairs of words, which a word salad does
+not share with its corpus.
 """
 
 import argparse

@@ -7,8 +7,8 @@
 | block_causal | block(j) <= block(i) |
 | block_diffusion | see below |
 
-In `block_diffusion` the input is [noisy; clean], 2L long: noisy sees its own noisy block and earlier
-clean blocks, clean sees its own and earlier clean blocks (Sec. 3.1, arXiv:2503.09573).
+In `block_diffusion` the input is [noisy; clean], 2L long: noisy sees its own noisy block and
+earlier clean blocks, clean sees its own and earlier clean blocks (Sec. 3.1, arXiv:2503.09573).
 
 Document ids confine all of them to documents; a position of id -1 is padding that nobody sees.
 """
