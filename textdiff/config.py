@@ -295,11 +295,6 @@ class Config(Section):
             raise ValueError(
                 f"diffusion.block_size {block} does not divide data.sequence_length {length}"
             )
-        if block is not None and self.sample.max_new_tokens > length:
-            raise ValueError(
-                f"sample.max_new_tokens {self.sample.max_new_tokens} is longer than "
-                f"data.sequence_length {length}"
-            )
         return self
 
 

@@ -1,0 +1,187 @@
+"""`TextDiffusion` as Python users hold it."""
+
+import pytest
+import torch
+from transformers import AutoTokenizer, TextDiffusionStreamer
+
+from textdiff.config import ByteTokenizer, Config
+from textdiff.data import train_tokenizer
+from textdiff.errors import CheckpointError, ConfigError, DataError
+from textdiff.pipeline import TextDiffusion, family_of
+from textdiff.train.export import sample_defaults
+from textdiff.train.setup import model_config
+
+
+def build(block_size: int | None = None, **model_options) -> TextDiffusion:
+    from textdiff.models import TextDiffusionModel
+
+    torch.manual_seed(0)
+    config = Config.model_validate(
+        {
+            "data": {"sequence_length": 24},
+            "tokenizer": {"kind": "byte"},
+            "model": {"hidden_size": 16, "num_layers": 2, "num_heads": 2, **model_options},
+            "diffusion": {"block_size": block_size},
+            "sample": {"steps": 6, "max_new_tokens": 20},
+        }
+    )
+    tokenizer = train_tokenizer(ByteTokenizer(), [])
+    model = TextDiffusionModel(model_config(config, tokenizer)).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return TextDiffusion(
+        model, tokenizer, family_of(model.config, torch.device("cpu")), sample_defaults(config)
+    )
+
+
+@pytest.fixture(scope="module", params=[None, 4], ids=["full", "blocks"])
+def held(request) -> TextDiffusion:
+    return build(request.param)
+
+
+class Recorder:
+    """A streamer that remembers what it was given."""
+
+    def __init__(self):
+        self.drafts, self.puts, self.ended = [], [], False
+
+    def put_draft(self, value):
+        self.drafts.append(value.tolist())
+
+    def put(self, value):
+        self.puts.append(value.tolist())
+
+    def end(self):
+        self.ended = True
+
+
+def test_streamer_gets_drafts_then_the_text_once(held):
+    streamer = Recorder()
+    done = held.generate("ab", streamer=streamer, max_new_tokens=10)
+    assert streamer.puts == [list(b"ab"), done.sequences[0][2:]]
+    assert len(streamer.drafts) == done.calls
+    assert streamer.drafts[-1] == done.sequences[0][2:]
+    assert streamer.ended
+    mask = held.model.config.mask_token_id
+    open_positions = [draft.count(mask) for draft in streamer.drafts]
+    assert open_positions == sorted(open_positions, reverse=True)
+    assert open_positions[-1] == 0
+
+
+def test_transformers_streamer_prints_the_text(held, capsys):
+    done = held.generate(
+        "ab",
+        streamer=TextDiffusionStreamer(held.tokenizer, skip_special_tokens=True),
+        max_new_tokens=10,
+    )
+    assert held.decode(done.sequences[0]).strip() in capsys.readouterr().out
+
+
+def test_streamer_refuses_a_batch(held):
+    with pytest.raises(ConfigError, match="one row"):
+        held.generate("ab", num_samples=2, streamer=Recorder())
+
+
+def test_stream_ends_where_generate_does(held):
+    steps = list(held.stream("ab", num_samples=3, seed=5))
+    done = held.generate("ab", num_samples=3, seed=5)
+    assert steps[-1].canvas.tolist() == done.sequences
+    assert [step.calls for step in steps] == list(range(1, done.calls + 1))
+    assert sum(len(step.changed) for step in steps) == 3 * 20
+
+
+def test_steps_do_not_alias(held):
+    steps = list(held.stream("", max_new_tokens=12))
+    mask = held.model.config.mask_token_id
+    left = [(step.canvas == mask).sum().item() for step in steps]
+    assert left[0] > left[-1] == 0
+
+
+def test_samples_do_not_depend_on_the_batch(held):
+    prompts = ["a", "", "a longer one", "xyz"]
+    together = held.generate(prompts, max_new_tokens=9, seed=3)
+    apart = held.generate(prompts, max_new_tokens=9, seed=3, batch_size=1)
+    assert together.sequences == apart.sequences
+
+
+def test_default_length_shrinks_to_the_context_and_an_explicit_one_does_not(held):
+    prompt = "x" * 20
+    assert len(held.generate(prompt).sequences[0]) == 24
+    with pytest.raises(ConfigError, match="context of 24"):
+        held.generate(prompt, max_new_tokens=5)
+    with pytest.raises(ConfigError, match="shorten the prompt"):
+        held.generate("x" * 24)
+
+
+def test_forbidden_ids_are_never_generated(held):
+    excluded = {held.model.config.mask_token_id, *held.model.config.excluded_token_ids}
+    for ids in held.generate("", num_samples=16, temperature=5.0).sequences:
+        assert not excluded & set(ids)
+
+
+def test_temperature_zero_depends_on_no_token_draw(held):
+    first = held.generate("ab", temperature=0.0, steps=1, max_new_tokens=3, seed=1)
+    second = held.generate("ab", temperature=0.0, steps=1, max_new_tokens=3, seed=2)
+    assert first.sequences == second.sequences
+
+
+def test_unknown_option(held):
+    with pytest.raises(ConfigError, match="unknown option 'temprature'"):
+        held.generate("", temprature=1.0)
+
+
+def test_score_agrees_with_estimate(held):
+    texts = ["A first text that is longer than the context.", "Short."]
+    scores = held.score(texts, seed=4)
+    whole = held.estimate(texts, seed=4).bound()
+    tokens = [score.tokens for score in scores]
+    assert tokens == [len(text) for text in texts]
+    mean = sum(s.mean * s.tokens for s in scores) / sum(tokens)
+    assert whole.mean == pytest.approx(mean, abs=1e-12)
+    assert whole.bytes == sum(map(len, texts))
+
+
+def test_empty_text_is_refused(held):
+    with pytest.raises(DataError, match="no token"):
+        held.score([""])
+
+
+def test_save_and_load(held, tmp_path):
+    held.save_pretrained(tmp_path)
+    again = TextDiffusion.from_pretrained(tmp_path, device="cpu", dtype="float64")
+    assert again.generate("ab", seed=2).sequences == held.generate("ab", seed=2).sequences
+    assert again.defaults == held.defaults
+    assert again.family.block_size == held.family.block_size
+    assert again.score(["text"])[0] == held.score(["text"])[0]
+
+
+def test_loading_says_what_is_wrong(tmp_path):
+    with pytest.raises(CheckpointError, match="no such directory"):
+        TextDiffusion.from_pretrained(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match=r"config.json is missing"):
+        TextDiffusion.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(CheckpointError, match="not a textdiff export"):
+        TextDiffusion.from_pretrained(tmp_path)
+
+
+def test_unknown_characters_are_refused(tmp_path):
+    from textdiff.config import CharTokenizer
+
+    held = build()
+    tokenizer = train_tokenizer(CharTokenizer(), ["abc"])
+    held.tokenizer = tokenizer
+    held.model.config.mask_token_id = tokenizer.mask_token_id
+    held.model.config.excluded_token_ids = [tokenizer.unk_token_id]
+    held.family = family_of(held.model.config, torch.device("cpu"))
+    with pytest.raises(DataError, match="not trained on"):
+        held.generate("abz")
+    with pytest.raises(DataError, match="cannot predict"):
+        held.score(["abz"])
+
+
+def test_export_reloads_as_a_plain_tokenizer(held, tmp_path):
+    held.save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert tokenizer.encode("héllo", add_special_tokens=False) == list("héllo".encode())
