@@ -14,7 +14,6 @@ ROWS, LENGTH, HEADS, SIZE = 3, 12, 2, 8
 def small_chunks(monkeypatch):
     """Chunks small enough that every kernel takes several, the last one shorter."""
     monkeypatch.setattr(fused, "CHUNK_BYTES", 8 * 100)
-    monkeypatch.setattr(fused, "SCORE_BYTES", 8 * LENGTH * LENGTH)
     torch.manual_seed(0)
 
 
@@ -157,7 +156,7 @@ class TestAttention:
     def test_half_precision_kernel_is_exact_in_float64(self, monkeypatch, layout, pieces):
         """Its equations do not depend on the precision, so they are checked where that is sharp."""
         total = LENGTH * layout.streams
-        monkeypatch.setattr(fused, "SCORE_BYTES", pieces * 8 * total * total)
+        monkeypatch.setattr(fused, "CHUNK_BYTES", pieces * 8 * total * total)
         torch.manual_seed(4)
         inputs = tensors(*[(ROWS, HEADS, total, SIZE)] * 3)
         mask = layout.mask(total, torch.device("cpu"))

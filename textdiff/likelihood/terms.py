@@ -13,8 +13,8 @@ from textdiff.diffusion.family import Family
 from textdiff.diffusion.noise import Noise
 from textdiff.models import Layout, TextDiffusionModel, training_layout
 
-# Logits alive at once: 2 ** 24 of them are 64 MiB in float32.
-CHUNK_LOGITS = 2**24
+# Logits alive at once: 2 ** 22 of them are 16 MiB in float32, which memory allocators reuse.
+CHUNK_LOGITS = 2**22
 
 
 @dataclass(frozen=True)
