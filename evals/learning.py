@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -61,7 +62,8 @@ def measure(row: str, seed: int, corpus: Path) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         words = command(row, seed, corpus, run)
-        subprocess.run(words, check=True, stdout=sys.stderr)
+        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(words, check=True, stdout=sys.stderr, env=one_thread)
         lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
     bound = [line for line in lines if "bound_nats" in line][-1]
     steps = [line for line in lines if "loss" in line]
@@ -99,13 +101,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--output", type=Path, default=ROOT / "evals/results/learning.json")
     arguments = parser.parse_args()
     folder = os.environ.get("TEXTDIFF_DATA")
     if not folder:
         sys.exit("set TEXTDIFF_DATA to a folder that holds tinyshakespeare/input.txt")
     corpus = Path(folder) / "tinyshakespeare" / "input.txt"
-    results = [measure(row, seed, corpus) for row in arguments.rows for seed in arguments.seeds]
+    runs = [(row, seed, corpus) for row in arguments.rows for seed in arguments.seeds]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        results = list(pool.map(lambda run: measure(*run), runs))
     record = {
         "what": "validation bound on tinyshakespeare, characters, 2.05 M training characters",
         "official_mdlm": OFFICIAL,
