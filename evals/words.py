@@ -55,7 +55,7 @@ def main() -> None:
     count = sum(map(len, sampled))
     held_out = words("\n".join(iterate_texts(split.validation)))[:count]
     record = {
-        "run": str(arguments.run),
+        "run": arguments.run.name,
         "seed": arguments.seed,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "samples": arguments.num_samples,

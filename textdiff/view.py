@@ -48,7 +48,8 @@ class PlainView(Reporter):
         self.bits_per_byte: float | None = None
 
     def message(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        wide = not self.console.is_terminal  # a terminal wraps at words, a file keeps its lines
+        self.console.print(text, highlight=False, markup=False, soft_wrap=wide)
 
     def started(self, facts: dict[str, Any]) -> None:
         corpus = facts["corpus"]["train"]

@@ -149,7 +149,8 @@ def test_million_step_checkpoints_stay_in_order(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "ema.safetensors", "optimizer.pt", "trainer.json", "manifest.json"]
+    "name",
+    ["model.safetensors", "ema.safetensors", "optimizer.pt", "trainer.json", "manifest.json"],
 )
 @pytest.mark.parametrize("how", ["removed", "shortened", "altered"])
 def test_any_damage_is_found(tmp_path, name, how):
@@ -184,7 +185,9 @@ def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
 
     save(tmp_path, 1)
     monkeypatch.setattr(
-        module.torch, "save", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        module.torch,
+        "save",
+        lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")),
     )
     with pytest.raises(OSError, match="No space"):
         save(tmp_path, 2)
@@ -205,7 +208,7 @@ def test_optimizer_files_hold_no_code(tmp_path):
         "sha256": hashlib.sha256(content).hexdigest(),
     }
     (path / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(Exception, match="weights_only|Unsupported"):
+    with pytest.raises(CheckpointError, match="more than tensors"):
         Checkpoint.load(path)
 
 

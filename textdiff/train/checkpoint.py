@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -77,12 +78,15 @@ class Checkpoint:
                 f"checkpoint {path} has format {state['format']}, this textdiff reads up to "
                 f"{FORMAT}; update textdiff"
             )
-        return cls(
-            load_file(path / "model.safetensors"),
-            load_file(path / "ema.safetensors"),
-            torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu"),
-            state,
-        )
+        try:
+            optimizers = torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu")
+        except UnpicklingError:
+            raise CheckpointError(
+                f"{path / 'optimizer.pt'} holds more than tensors and was not loaded; textdiff "
+                "did not write it"
+            ) from None
+        model, ema = (load_file(path / f"{name}.safetensors") for name in ("model", "ema"))
+        return cls(model, ema, optimizers, state)
 
 
 def checkpoints(root: Path) -> list[Path]:
