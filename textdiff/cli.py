@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from textdiff.pipeline import TextDiffusion
 
 Dtype = Literal["float32", "float64", "bfloat16"]
+ModelArgument = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+TextArgument = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT...")]
 
 USAGE = """\
 usage: textdiff VERB ...
@@ -45,7 +47,7 @@ Every verb explains itself with --help. --debug shows tracebacks, --version the 
 def train(arguments: Sequence[str]) -> int:
     """`textdiff train CONFIG [--resume auto|never|PATH] [--section.key VALUE ...]`."""
     arguments, resume = _take_option(list(arguments), "--resume", "auto")
-    config = _load_config(arguments, "textdiff train")
+    config = _load_config(arguments, "textdiff train", "[--resume auto|never|PATH] ")
     _quiet_libraries()
     from textdiff.data import prepare_corpus
     from textdiff.train.trainer import Trainer, make_accelerator
@@ -76,8 +78,8 @@ def train(arguments: Sequence[str]) -> int:
 
 
 def perplexity(
-    model: Annotated[str, tyro.conf.Positional],
-    text: Annotated[tuple[str, ...], tyro.conf.Positional],
+    model: ModelArgument,
+    text: TextArgument,
     /,
     replicates: int = 8,
     precision: str | None = None,
@@ -146,8 +148,8 @@ def perplexity(
 
 
 def generate(
-    model: Annotated[str, tyro.conf.Positional],
-    prompt: Annotated[str, tyro.conf.Positional] = "",
+    model: ModelArgument,
+    prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")] = "",
     /,
     max_new_tokens: int | None = None,
     steps: int | None = None,
@@ -229,8 +231,8 @@ def generate(
 
 
 def train_tokenizer(
-    output: Annotated[str, tyro.conf.Positional],
-    text: Annotated[tuple[str, ...], tyro.conf.Positional],
+    output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")],
+    text: TextArgument,
     /,
     kind: Literal["bpe", "char", "byte"] = "bpe",
     vocab_size: int = 2048,
@@ -356,18 +358,18 @@ def _dispatch(words: list[str]) -> int:
 # --- pieces of verbs -----------------------------------------------------------------------------
 
 
-def _load_config(arguments: Sequence[str], prog: str) -> "Config":
+def _load_config(arguments: Sequence[str], prog: str, extra: str = "") -> "Config":
     from textdiff.config import load
 
     if arguments and arguments[0] in ("-h", "--help"):
-        print(f"usage: {prog} CONFIG [--section.key VALUE ...]")
+        print(f"usage: {prog} CONFIG {extra}[--section.key VALUE ...]")
         print("Give a config file before --help to see every option with its current value.")
         raise SystemExit(0)
     if not arguments or arguments[0].startswith("-"):
         raise ConfigError(
             f"no config file given: {prog} CONFIG, for example configs/quickstart.yaml"
         )
-    return load(arguments[0], arguments[1:], prog=f"{prog} {arguments[0]}")
+    return load(arguments[0], arguments[1:], prog=f"{prog} {arguments[0]} {extra}".strip())
 
 
 def _take_option(words: list[str], name: str, default: str) -> tuple[list[str], str]:
