@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import ProjectConfiguration
 from torch import Tensor
 
@@ -386,6 +387,9 @@ class Trainer:
 def make_accelerator(config: Config) -> Accelerator:
     """An Accelerator for the config's precision, accumulation and tracker."""
     probe = PartialState(cpu=_cpu_only())
+    # Accelerate keeps one state per Python process; a second run may want another precision.
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
     accumulation = config.train.global_batch_size // (
         config.train.micro_batch_size * probe.num_processes
     )
