@@ -258,12 +258,11 @@ def train_tokenizer(
     from textdiff.data import encode_documents
     from textdiff.data import train_tokenizer as fit
 
-    section = {
-        "bpe": BpeTokenizer(vocab_size=vocab_size) if kind == "bpe" else None,
-        "char": CharTokenizer(),
-        "byte": ByteTokenizer(),
-    }[kind]
-    assert section is not None
+    section: BpeTokenizer | CharTokenizer | ByteTokenizer
+    if kind == "bpe":
+        section = BpeTokenizer(vocab_size=vocab_size)
+    else:
+        section = CharTokenizer() if kind == "char" else ByteTokenizer()
     tokenizer = fit(section, texts)
     tokenizer.save_pretrained(output)
     tokens = sum(len(ids) for ids in encode_documents(tokenizer, texts))
