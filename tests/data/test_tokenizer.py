@@ -168,7 +168,7 @@ def test_long_document_is_the_concatenation_of_its_pieces(tokenizers, kind: str,
 
 def test_gpt2_files_alone(shared_data: Path, story: str):
     tokenizer = load_tokenizer(str(shared_data / "gpt2-tokenizer"))
-    assert (tokenizer.pad_token_id, tokenizer.mask_token_id) == (50257, 50258)
+    assert (tokenizer.mask_token_id, tokenizer.pad_token_id) == (50257, 50258)
     assert tokenizer.eos_token_id == 50256
     assert excluded_ids(tokenizer) == (50257, 50258)
     assert ids(tokenizer, "Hello world") == [15496, 995]

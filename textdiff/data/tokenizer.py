@@ -106,10 +106,11 @@ def ensure_special_tokens(tokenizer: PreTrainedTokenizerFast) -> PreTrainedToken
     Returns:
         The same tokenizer.
     """
-    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
-        tokenizer.add_special_tokens({"pad_token": PAD})
+    # The mask first: it then has the id that published checkpoints give it, the vocabulary's size.
     if tokenizer.mask_token is None:
         tokenizer.add_special_tokens({"mask_token": MASK})
+    if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
+        tokenizer.add_special_tokens({"pad_token": PAD})
     return tokenizer
 
 
