@@ -5,6 +5,7 @@ that nothing below has to. `load` reads YAML and applies command-line flags; `to
 resolved config back. This module imports neither torch nor any other part of textdiff but `errors`.
 """
 
+import copy
 import difflib
 import json
 from collections.abc import Mapping, Sequence
@@ -165,16 +166,82 @@ class Geometric(Section):
         return self
 
 
-Schedule = Annotated[LogLinear | Cosine | Polynomial | Geometric, Field(discriminator="kind")]
+class Hybrid(Section):
+    """The schedule of hybrid noise (arXiv:2503.04482)."""
+
+    kind: Literal["hybrid"] = "hybrid"
+    uniform: float = Field(
+        0.1, gt=0.0, lt=1.0, description="largest share of uniform noise, at t = 1/2"
+    )
+
+
+Schedule = Annotated[
+    LogLinear | Cosine | Polynomial | Geometric | Hybrid, Field(discriminator="kind")
+]
 
 
 class Mdlm(Section):
     """Masked diffusion with the SUBS parameterisation (arXiv:2406.07524)."""
 
     kind: Literal["mdlm"] = "mdlm"
-    loss_weight: Literal["elbo", "ce"] = Field(
-        "elbo", description="training weights: the bound's own, or plain cross-entropy"
+    loss_weight: Literal["elbo", "ce", "clipped"] = Field(
+        "elbo",
+        description="training weights: the bound's own, plain cross-entropy, or the bound's own up "
+        "to 2",
     )
+
+
+class D3pm(Section):
+    """Diffusion in T steps with exact posteriors (arXiv:2107.03006)."""
+
+    kind: Literal["d3pm"] = "d3pm"
+    parameterization: Literal["mixture", "plugged"] = Field(
+        "mixture",
+        description="average posteriors over the predicted token, or plug its distribution in",
+    )
+    auxiliary: float = Field(
+        0.0, ge=0.0, description="weight of the cross-entropy that training adds"
+    )
+
+
+class Sedd(Section):
+    """Score entropy: the network predicts log ratios (arXiv:2310.16834)."""
+
+    kind: Literal["sedd"] = "sedd"
+
+
+class Udlm(Section):
+    """Uniform noise in continuous time (arXiv:2412.10193)."""
+
+    kind: Literal["udlm"] = "udlm"
+
+
+class Gidd(Section):
+    """Masks and uniform noise at once (arXiv:2503.04482)."""
+
+    kind: Literal["gidd"] = "gidd"
+    loss_weight: Literal["elbo", "clipped", "dynamic"] = Field(
+        "elbo", description="training weights: the bound's own, up to 2, or by kind of token"
+    )
+
+
+class Ar(Section):
+    """Left to right: blocks of one token and a causal network."""
+
+    kind: Literal["ar"] = "ar"
+
+
+Objective = Annotated[Mdlm | D3pm | Sedd | Udlm | Gidd | Ar, Field(discriminator="kind")]
+
+# What each objective is defined for: forward processes, and whether in steps or continuous time.
+_PROCESSES = {
+    "mdlm": ("absorbing",),
+    "d3pm": ("absorbing", "uniform"),
+    "sedd": ("absorbing", "uniform"),
+    "udlm": ("uniform",),
+    "gidd": ("hybrid",),
+    "ar": ("absorbing",),
+}
 
 
 class NoiseConfig(Section):
@@ -198,13 +265,72 @@ class NoiseConfig(Section):
 class DiffusionConfig(Section):
     """Forward process, schedule, objective and block size: the five choices without the rule."""
 
-    process: Literal["absorbing"] = Field("absorbing", description="forward process")
+    process: Literal["absorbing", "uniform", "hybrid"] = Field(
+        "absorbing", description="forward process"
+    )
     schedule: Schedule = LogLinear()
-    objective: Mdlm = Mdlm()
+    objective: Objective = Mdlm()
     noise: NoiseConfig = NoiseConfig()
     block_size: int | None = Field(
         None, ge=1, description="tokens per block; null: the whole sequence is one block"
     )
+    timesteps: int | None = Field(
+        None, ge=2, description="steps of discrete time; null: continuous time"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DiffusionConfig":
+        problem = self._process_problem() or self._time_problem() or self._order_problem()
+        if problem:
+            raise ValueError(problem)
+        return self
+
+    def _process_problem(self) -> str | None:
+        kind = self.objective.kind
+        if self.process not in _PROCESSES[kind]:
+            reason = {
+                "mdlm": "cross-entropy at masked positions needs masks; udlm, sedd and d3pm do "
+                "without",
+                "sedd": "its score entropy is written for noise of one kind; gidd takes both",
+                "d3pm": "its posteriors are written for noise of one kind; gidd takes both",
+                "udlm": "its bound is that of uniform noise; mdlm is the masked one",
+                "gidd": "its bound is that of masks and uniform noise at once",
+                "ar": "it predicts one wholly masked token after the other",
+            }[kind]
+            return (
+                f"objective {kind} does not go with process {self.process} ({reason}); set "
+                f"process: {' or '.join(_PROCESSES[kind])}"
+            )
+        if (self.process == "hybrid") != (self.schedule.kind == "hybrid"):
+            return (
+                "the hybrid process and the hybrid schedule need each other: the share of uniform "
+                "noise and the noise level are one function of time"
+            )
+        return None
+
+    def _time_problem(self) -> str | None:
+        kind = self.objective.kind
+        if kind == "d3pm" and self.timesteps is None:
+            return "objective d3pm is diffusion in steps: set timesteps, for example 1000"
+        if self.timesteps is None:
+            return None
+        if kind not in ("d3pm", "mdlm"):
+            return f"objective {kind} is in continuous time: set timesteps: null"
+        if self.noise.draw != "time" or self.noise.range != (0.0, 1.0):
+            return (
+                "with timesteps noise is drawn at the steps' own times: set noise.draw: time and "
+                "noise.range: [0.0, 1.0]"
+            )
+        return None
+
+    def _order_problem(self) -> str | None:
+        if self.objective.kind != "ar":
+            return None
+        if self.block_size != 1:
+            return "objective ar predicts token after token: set block_size: 1"
+        if self.noise.draw != "count" or self.noise.range != (0.0, 1.0):
+            return "objective ar masks every token: set noise.draw: count, noise.range: [0.0, 1.0]"
+        return None
 
 
 # --- train, evaluate, sample ---------------------------------------------------------------------
@@ -295,6 +421,14 @@ class Config(Section):
             raise ValueError(
                 f"diffusion.block_size {block} does not divide data.sequence_length {length}"
             )
+        kind, process = self.diffusion.objective.kind, self.diffusion.process
+        if process != "absorbing" and not self.model.time_conditioning:
+            raise ValueError(
+                f"process {process} needs model.time_conditioning: true (and adaln: true): without "
+                "masks in sight a network cannot tell how noisy its input is"
+            )
+        if kind == "ar" and self.model.time_conditioning:
+            raise ValueError("objective ar has no noise level: set model.time_conditioning: false")
         return self
 
 
@@ -318,7 +452,7 @@ def load(
     """
     raw = _read_yaml(Path(path))
     rest = _merge_structured(raw, list(flags))
-    config = validate(raw, where=str(path))
+    config = _base(raw, rest, str(path))
     return _apply_flags(config, rest, prog) if rest else config
 
 
@@ -380,6 +514,39 @@ def _merge_structured(raw: dict[str, Any], flags: list[str]) -> list[str]:
     return rest
 
 
+def _base(raw: dict[str, Any], flags: list[str], where: str) -> Config:
+    """The config that plain flags are applied to.
+
+    Keys that exclude each other are judged with the flags' values in place: flags may complete what
+    the file and the variants leave inconsistent, and what they break is said in our words.
+    """
+    whole = _with_values(raw, flags)
+    try:
+        complete = Config.model_validate(whole)
+    except ValidationError as error:
+        if any(found["type"] == "value_error" for found in error.errors()):
+            raise ConfigError(f"{where}: {_explain(error)}") from None
+        return validate(raw, where)
+    try:
+        return Config.model_validate(raw)
+    except ValidationError:
+        return complete
+
+
+def _with_values(raw: dict[str, Any], flags: list[str]) -> dict[str, Any]:
+    """A copy of `raw` with the values of plain `--section.key value` flags."""
+    whole = copy.deepcopy(raw)
+    for index, flag in enumerate(flags):
+        name, equals, value = flag.partition("=")
+        if not name.startswith("--") or "." not in name:
+            continue
+        if not equals:
+            value = flags[index + 1] if index + 1 < len(flags) else ""
+        path = name.removeprefix("--").replace("-", "_").split(".")
+        _assign(whole, path, yaml.safe_load(_PLAIN.get(value, value)))
+    return whole
+
+
 def _json(name: str, value: str) -> Any:
     if value[:1] not in ("[", "{"):
         return value
@@ -403,6 +570,7 @@ def _assign(raw: dict[str, Any], path: list[str], value: Any) -> None:
     node[path[-1]] = value
 
 
+_PLAIN = {"True": "true", "False": "false", "None": "null", "none": "null"}
 _WORDS = {"true": "True", "false": "False", "null": "None", "none": "None"}
 
 

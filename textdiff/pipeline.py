@@ -309,7 +309,10 @@ def family_of(config: TextDiffusionConfig, device: torch.device) -> Family:
     vocabulary = Vocabulary.of(
         config.vocab_size, config.mask_token_id, config.excluded_token_ids or ()
     )
-    return build_family(config.diffusion, vocabulary, device)
+    try:
+        return build_family(config.diffusion, vocabulary, device)
+    except ValueError as error:
+        raise CheckpointError(f"config.json names no valid diffusion family: {error}") from None
 
 
 def default_device() -> str:

@@ -21,7 +21,7 @@ def process():
 
 
 def test_every_registered_process_is_tested():
-    assert set(PROCESSES) == {"absorbing"}
+    assert set(PROCESSES) == {"absorbing", "uniform", "hybrid"}
 
 
 def forward(process, x: int, alpha: float) -> Tensor:

@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from textdiff.diffusion.blocks import Blocks
+from textdiff.diffusion.noise import Noise, noise_by_count, noise_by_step, noise_by_time
 from textdiff.diffusion.objectives import Objective, build_objective
-from textdiff.diffusion.process import PROCESSES, ForwardProcess, Vocabulary
+from textdiff.diffusion.process import ForwardProcess, Vocabulary, build_process
 from textdiff.diffusion.schedule import NoiseSchedule, build_schedule
 
 
@@ -24,22 +26,32 @@ class Family:
         schedule: how fast.
         objective: what the network predicts and what it costs.
         block_size: tokens per block; None: the whole sequence.
+        timesteps: T where time is discrete; None: continuous time.
     """
 
     process: ForwardProcess
     schedule: NoiseSchedule
     objective: Objective
     block_size: int | None
+    timesteps: int | None = None
 
     @property
     def host(self) -> "Family":
         """The same family with its tables on the host, where noise is made."""
         process = self.process.to(torch.device("cpu"))
-        return replace(self, process=process)
+        return replace(self, process=process, objective=replace(self.objective, process=process))
 
     def blocks(self, length: int) -> Blocks:
         """The blocks of a sequence of `length` tokens."""
         return Blocks.of(length, self.block_size)
+
+    def known_alpha(self, alpha: Tensor, length: int) -> Tensor:
+        """Survival probabilities as a network that sees the noise level is told them.
+
+        Where nothing survives, sigma is infinite and no network can be told: there it takes alpha
+        as 1 / (n + 1), the mean in training by count when all n tokens of a block are hit.
+        """
+        return alpha.where(alpha > 0.0, 1.0 / (self.blocks(length).size + 1.0))
 
 
 def build_family(
@@ -48,15 +60,51 @@ def build_family(
     """Builds a family from plain data.
 
     Args:
-        spec: `process`, `schedule` and `objective` (each with its `kind`), `block_size`; the layout
-            of a config's `diffusion` section and of `diffusion` in an export's `config.json`.
+        spec: `process`, `schedule` and `objective` (each with its `kind`), `block_size` and
+            `timesteps`; the layout of a config's `diffusion` section and of `diffusion` in an
+            export's `config.json`.
         vocabulary: which ids are clean tokens.
         device: where the vocabulary's tables live.
+
+    Raises:
+        ValueError: choices that exclude each other.
     """
     vocabulary = vocabulary.to(device) if device is not None else vocabulary
+    schedule = build_schedule(**spec["schedule"])
+    process = build_process(spec["process"], vocabulary, schedule)
     return Family(
-        process=PROCESSES[spec["process"]](vocabulary),
-        schedule=build_schedule(**spec["schedule"]),
-        objective=build_objective(vocabulary, **spec["objective"]),
+        process=process,
+        schedule=schedule,
+        objective=build_objective(process, **spec["objective"]),
         block_size=spec["block_size"],
+        timesteps=spec.get("timesteps"),
     )
+
+
+def draw_noise(
+    family: Family,
+    draw: str,
+    v: Tensor,
+    u: Tensor,
+    blocks: Blocks,
+    scorable: Tensor | None = None,
+    rates: tuple[float, float] = (0.0, 1.0),
+    u_token: Tensor | None = None,
+) -> Noise:
+    """Noise that suits a family: in its steps where it has any, else by count or by time.
+
+    Args:
+        family: the family.
+        draw: `count` or `time`.
+        v: [B, blocks] uniforms that place count, time or step.
+        u: [B, L] uniforms of the positions.
+        blocks: how L falls into blocks.
+        scorable: [B, L] bool, the positions that may be hit; None: all.
+        rates: smallest and largest mask rate, in continuous time.
+        u_token: [B, L] uniforms of what hit positions become.
+    """
+    if family.timesteps is not None:
+        return noise_by_step(family.schedule, family.timesteps, v, u, blocks, scorable, u_token)
+    if draw == "time":
+        return noise_by_time(family.schedule, v, u, blocks, scorable, rates, u_token)
+    return noise_by_count(v, u, blocks, scorable, rates, u_token, family.objective.dense)

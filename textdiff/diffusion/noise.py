@@ -1,11 +1,17 @@
-"""The noise of a batch: one frozen bundle, two makers.
+"""The noise of a batch: one frozen bundle, three makers.
 
-*By time*: a time per block; a position is hit with probability 1 - alpha(t). *By count*: how many
-positions of a block are hit, uniform on 1..n, which ones by a random order. Drawn by count the
-masked bound has the finite weight n / k and needs no cut-off in time (Eq. 3.8, arXiv:2406.03736);
-drawn by time its variance grows without limit as the cut-off vanishes.
+*By time*: a time per block; a position is hit with probability 1 - alpha(t). *By step*: likewise,
+the time being one of T grid points. *By count*: how many positions of a block are hit, uniform on
+1..n, which ones by a random order. Drawn by count the masked bound has the finite weight n / k and
+needs no cut-off in time (Eq. 3.8, arXiv:2406.03736); drawn by time its variance grows without limit
+as the cut-off vanishes. Uniform and hybrid noise pay at positions that are not hit as well, and
+also where none is: their counts start at 0.
+
+The weight of every maker is that of the masked bound, the density of d lambda / lambda with lambda
+= 1 - alpha; objectives of other processes rescale it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -22,25 +28,38 @@ class Noise:
     Attributes:
         alpha: survival probability that the network and the process see.
         threshold: a position is hit if and only if `u < threshold`.
-        u: uniform of each position.
-        weight: weight of each position in the negative ELBO.
+        u: uniform of each position; out of range where a position is not scored.
+        weight: weight of each position in the negative ELBO of a masked process.
+        u_token: uniform that decides what a hit position becomes, for processes that draw tokens.
+        alpha_s: survival probability one grid step earlier, in discrete time.
     """
 
     alpha: Tensor
     threshold: Tensor
     u: Tensor
     weight: Tensor
+    u_token: Tensor | None = None
+    alpha_s: Tensor | None = None
 
     @property
     def hit(self) -> Tensor:
         """[B, L] bool: the positions that lose their token."""
         return self.u < self.threshold
 
+    @property
+    def scorable(self) -> Tensor:
+        """[B, L] bool: the positions that may be hit."""
+        return self.u < 1.0
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Noise":
+        """The bundle with a function applied to every field that is there."""
+        there = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Noise(**{name: function(v) for name, v in there.items() if v is not None})
+
     def at(self, positions: Tensor) -> "Noise":
         """The noise of flat positions, [N] into B * L."""
         shape = self.u.shape
-        values = (getattr(self, field.name) for field in fields(self))
-        return Noise(*(v.expand(shape).reshape(-1)[positions] for v in values))
+        return self.map(lambda value: value.expand(shape).reshape(-1)[positions])
 
 
 # A uniform never reaches this, so a position that holds it is never hit.
@@ -54,6 +73,7 @@ def noise_by_time(
     blocks: Blocks,
     scorable: Tensor | None = None,
     rates: tuple[float, float] = (0.0, 1.0),
+    u_token: Tensor | None = None,
 ) -> Noise:
     """Noise at one time per block: lambda = 1 - alpha(t), hits are independent.
 
@@ -64,6 +84,7 @@ def noise_by_time(
         blocks: how L falls into blocks.
         scorable: [B, L] bool, the positions that may be hit; None: all.
         rates: smallest and largest mask rate; times are uniform in between.
+        u_token: [B, L] uniforms of what hit positions become.
     """
     ends = torch.tensor([1.0 - rate for rate in rates], dtype=torch.float64)
     # Clamped: a schedule whose ends are not ideal reaches rates 0 and 1 outside its time, or never.
@@ -71,7 +92,38 @@ def noise_by_time(
     t = low + (high - low) * v
     alpha = blocks.spread(schedule.alpha(t))
     u = u if scorable is None else u.masked_fill(~scorable, _NEVER)
-    return Noise(alpha, 1.0 - alpha, u, blocks.spread(schedule.elbo_weight(t)))
+    return Noise(alpha, 1.0 - alpha, u, blocks.spread(schedule.elbo_weight(t)), u_token)
+
+
+def noise_by_step(
+    schedule: NoiseSchedule,
+    timesteps: int,
+    v: Tensor,
+    u: Tensor,
+    blocks: Blocks,
+    scorable: Tensor | None = None,
+    u_token: Tensor | None = None,
+) -> Noise:
+    """Noise at one of T grid points per block: t = i / T, i uniform on 1..T.
+
+    The weight is that of the masked bound of a T-step process, T (alpha_s - alpha_t) / (1 -
+    alpha_t) with s = t - 1/T (Eq. 8, arXiv:2406.07524).
+
+    Args:
+        schedule: gives alpha.
+        timesteps: T.
+        v: [B, blocks] uniforms that place the step (stratify them).
+        u: [B, L] uniforms of the positions.
+        blocks: how L falls into blocks.
+        scorable: [B, L] bool, the positions that may be hit; None: all.
+        u_token: [B, L] uniforms of what hit positions become.
+    """
+    step = torch.floor(v * timesteps).clamp(max=timesteps - 1)
+    alpha_s, alpha = schedule.alpha(step / timesteps), schedule.alpha((step + 1) / timesteps)
+    weight = timesteps * (alpha_s - alpha) / (1.0 - alpha)
+    u = u if scorable is None else u.masked_fill(~scorable, _NEVER)
+    alpha = blocks.spread(alpha)
+    return Noise(alpha, 1.0 - alpha, u, blocks.spread(weight), u_token, blocks.spread(alpha_s))
 
 
 def noise_by_count(
@@ -80,11 +132,19 @@ def noise_by_count(
     blocks: Blocks,
     scorable: Tensor | None = None,
     rates: tuple[float, float] = (0.0, 1.0),
+    u_token: Tensor | None = None,
+    dense: bool = False,
 ) -> Noise:
     """Noise that hits exactly k of a block's n positions, k uniform on 1..n, weight n / k.
 
     The mask rate that a network sees is the k-th smallest uniform, which is Beta(k, n - k + 1) as
     the time-conditioned bound needs, and independent of *which* positions are hit.
+
+    With `dense`, k is uniform on 0..n. Given k > 0, rate and positions have the density
+    lambda^(k-1) (1 - lambda)^(n-k) k / (n + 1) where independent hits at a uniform rate have
+    lambda^k (1 - lambda)^(n-k): the weight (n + 1) / k makes up for it, up to the factor lambda
+    that every weight here is short of. Given k = 0 the rate is Beta(1, n + 1) and the weight 1 /
+    lambda.
 
     Args:
         v: [B, blocks] uniforms that place the count (stratify them).
@@ -92,19 +152,29 @@ def noise_by_count(
         blocks: how L falls into blocks.
         scorable: [B, L] bool, the positions that may be hit; None: all. A block without any is
             not hit.
-        rates: counts are uniform on the whole numbers in [rates[0] n, rates[1] n], at least 1.
+        rates: counts are uniform on the whole numbers in [rates[0] n, rates[1] n], at least 1
+            (0 with `dense`).
+        u_token: [B, L] uniforms of what hit positions become.
+        dense: whether positions that are not hit cost nats too.
     """
     u = u if scorable is None else u.masked_fill(~scorable, _NEVER)
     ordered = blocks.split(u, _NEVER).sort(-1).values
     n = (ordered < 1.0).sum(-1)
     # The slack keeps ends such as 0.07 * 100 whole.
-    smallest = torch.ceil(rates[0] * n.to(torch.float64) - 1e-9).clamp(min=1)
+    smallest = torch.ceil(rates[0] * n.to(torch.float64) - 1e-9).clamp(min=0 if dense else 1)
     largest = torch.maximum(torch.floor(rates[1] * n.to(torch.float64) + 1e-9), smallest)
     k = (smallest + torch.floor(v * (largest - smallest + 1))).to(torch.int64).clamp(max=n)
     rate = ordered.gather(-1, (k - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    empty = n == 0
-    rate = rate.masked_fill(empty, 0.0)
-    weight = n.to(torch.float64) / k.clamp(min=1)
     # The k-th smallest uniform itself is hit too: u < threshold must hold for it.
-    threshold = torch.nextafter(rate, torch.ones_like(rate)).masked_fill(empty, 0.0)
-    return Noise(blocks.spread(1.0 - rate), blocks.spread(threshold), u, blocks.spread(weight))
+    threshold = torch.nextafter(rate, torch.ones_like(rate)).masked_fill(k == 0, 0.0)
+    weight = (n + (1 if dense else 0)).to(torch.float64) / k.clamp(min=1)
+    if dense:
+        # The smallest of n uniforms, spread again to that of n + 1.
+        power = n / (n + 1.0)
+        least = -torch.expm1(power * torch.log1p(-rate.clamp(max=1.0)))
+        rate = rate.where(k > 0, least)
+        weight = weight.where(k > 0, 1.0 / rate)
+    empty = n == 0
+    rate, weight = rate.masked_fill(empty, 0.0), weight.masked_fill(empty, 0.0)
+    alpha = blocks.spread(1.0 - rate)
+    return Noise(alpha, blocks.spread(threshold), u, blocks.spread(weight), u_token)

@@ -1,4 +1,9 @@
-"""Forward processes: how clean tokens are destroyed, and the exact posterior back.
+"""Forward processes: how clean tokens are destroyed, and the exact way back.
+
+All of them are one Markov process. A token survives until the noise level `alpha` with that
+probability; if it does not, it has become the mask or a uniformly drawn clean token. Absorbing,
+uniform and hybrid noise differ in nothing but how the lost mass is shared between the two
+(`shares`); marginals, transitions, posteriors and scores follow from it, here, once.
 
 States are the V vocabulary rows. The ids that are no clean token (mask, padding, what lies beyond
 the tokenizer) are known here, so that no objective and no rule ever gives them probability.
@@ -6,12 +11,16 @@ the tokenizer) are known here, so that no objective and no rule ever gives them 
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from textdiff.diffusion.noise import Noise
+from textdiff.diffusion.schedule import Hybrid as HybridSchedule
+from textdiff.diffusion.schedule import NoiseSchedule
 
 
 @dataclass(frozen=True)
@@ -20,10 +29,12 @@ class Vocabulary:
 
     Attributes:
         clean: [V] bool.
+        ids: [K] int64, the clean ids in ascending order.
         mask_token_id: the absorbing state.
     """
 
     clean: Tensor
+    ids: Tensor
     mask_token_id: int
 
     @classmethod
@@ -31,72 +42,218 @@ class Vocabulary:
         """A vocabulary of `size` rows without the mask and the `excluded` ids."""
         clean = torch.ones(size, dtype=torch.bool)
         clean[[mask_token_id, *excluded]] = False
-        return cls(clean, mask_token_id)
+        return cls(clean, clean.nonzero().squeeze(1), mask_token_id)
+
+    @property
+    def count(self) -> int:
+        """K, the number of clean tokens."""
+        return len(self.ids)
 
     def to(self, device: torch.device) -> "Vocabulary":
         """The same vocabulary on another device."""
-        return Vocabulary(self.clean.to(device), self.mask_token_id)
-
-
-class ForwardProcess(ABC):
-    """A Markov process on tokens with independent positions; randomness is passed in."""
-
-    vocabulary: Vocabulary
-
-    @abstractmethod
-    def to(self, device: torch.device) -> "ForwardProcess":
-        """The same process with its tables on another device."""
-
-    @abstractmethod
-    def prior(self, shape: tuple[int, ...], u: Tensor | None = None) -> Tensor:
-        """Tokens at t = 1, int64 of `shape`."""
-
-    @abstractmethod
-    def corrupt(self, x0: Tensor, noise: Noise) -> Tensor:
-        """x_t given x_0, both [B, L] int64."""
-
-    @abstractmethod
-    def posterior(self, log_x0: Tensor, xt: Tensor, alpha_s: Tensor, alpha_t: Tensor) -> Tensor:
-        """q(x_s | x_t, x_0 ~ exp(log_x0)).
-
-        Args:
-            log_x0: [N, V] log-probabilities of the clean token.
-            xt: [N] current tokens.
-            alpha_s: [N] survival probability at the earlier time.
-            alpha_t: [N] survival probability now, alpha_t <= alpha_s.
-
-        Returns:
-            [N, V] probabilities, float64.
-        """
+        return Vocabulary(self.clean.to(device), self.ids.to(device), self.mask_token_id)
 
 
 @dataclass(frozen=True)
-class Absorbing(ForwardProcess):
-    """Tokens turn into the mask and stay there (Sec. 3.1, arXiv:2406.07524)."""
+class ForwardProcess(ABC):
+    """A Markov process on tokens with independent positions; randomness is passed in.
+
+    At survival probability alpha a token x is distributed as
+
+        q(z | x) = alpha [z = x] + m [z is the mask] + b [z is clean],   alpha + m + K b = 1,
+
+    where (m, b) = `shares(alpha)`. Letters: N positions, V rows, K clean tokens; s is earlier
+    (cleaner) than t. Results are float64.
+    """
 
     vocabulary: Vocabulary
+
+    has_mask: ClassVar[bool] = True
+    draws_tokens: ClassVar[bool] = True
+
+    @abstractmethod
+    def shares(self, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        """Mass at the mask and at each clean token of what did not survive, of `alpha`'s shape."""
 
     @property
     def mask_token_id(self) -> int:
         """The absorbing state."""
         return self.vocabulary.mask_token_id
 
-    def to(self, device: torch.device) -> "Absorbing":
-        return Absorbing(self.vocabulary.to(device))
+    def to(self, device: torch.device) -> Self:
+        """The same process with its tables on another device."""
+        return replace(self, vocabulary=self.vocabulary.to(device))
+
+    # --- forward ---
 
     def prior(self, shape: tuple[int, ...], u: Tensor | None = None) -> Tensor:
-        return torch.full(shape, self.mask_token_id)
+        """Tokens at alpha = 0, int64 of `shape`.
+
+        Args:
+            shape: shape of the result.
+            u: uniforms of that shape, where tokens are drawn at random.
+        """
+        return self._lost(torch.zeros((), dtype=torch.float64), u).expand(shape).contiguous()
 
     def corrupt(self, x0: Tensor, noise: Noise) -> Tensor:
-        return x0.masked_fill(noise.hit, self.mask_token_id)
+        """x_t given x_0, both [B, L] int64."""
+        return torch.where(noise.hit, self._lost(noise.alpha, noise.u_token), x0)
 
-    def posterior(self, log_x0: Tensor, xt: Tensor, alpha_s: Tensor, alpha_t: Tensor) -> Tensor:
-        """Eq. 7, arXiv:2406.07524; a visible token stays what it is."""
-        reveal = self.reveal_probability(alpha_s, alpha_t)
-        back = log_x0.double().exp() * reveal.unsqueeze(-1)
-        back[:, self.mask_token_id] += 1.0 - reveal
-        stay = torch.nn.functional.one_hot(xt, log_x0.shape[-1]).double()
-        return torch.where((xt == self.mask_token_id).unsqueeze(-1), back, stay)
+    def _lost(self, alpha: Tensor, u: Tensor | None) -> Tensor:
+        """What tokens become that do not survive: the mask, or a clean one by one uniform each."""
+        mask = torch.tensor(self.mask_token_id, device=self.vocabulary.ids.device)
+        if not self.draws_tokens:
+            return mask
+        if u is None:
+            raise ValueError(f"{type(self).__name__} noise draws tokens and needs uniforms")
+        m, b = self.shares(alpha)
+        count = self.vocabulary.count
+        masked = m / (m + count * b).clamp(min=torch.finfo(torch.float64).tiny)
+        index = ((u - masked) / (1.0 - masked) * count).to(torch.int64).clamp(0, count - 1)
+        return torch.where(u < masked, mask, self.vocabulary.ids[index])
+
+    def marginal(self, x0: Tensor, alpha: Tensor) -> Tensor:
+        """q(. | x_0 ~ x0) at one noise level.
+
+        Args:
+            x0: [N, V] probabilities of the clean token.
+            alpha: [N] survival probability.
+
+        Returns:
+            [N, V] probabilities.
+        """
+        m, b = self.shares(alpha.double())
+        return alpha.double()[:, None] * x0.double() + self._spread(m, b)
+
+    def transition(self, alpha_s: Tensor, alpha_t: Tensor) -> Tensor:
+        """[V, V] q(x_t = row | x_s = column): exp of the integrated rate matrix, in closed form.
+
+        For noise of one kind it is exp((sigma_t - sigma_s) Q) with Q = target 1^T - I (Sec. 3.1,
+        arXiv:2310.16834). Rows and columns that are no states are zero.
+        """
+        ratio, m, b = self._between(alpha_s.double().view(1), alpha_t.double().view(1))
+        states = self._states.double()
+        spread = self._spread(m, b).view(-1, 1)
+        return torch.diag(ratio * states) + spread * states
+
+    def prior_kl(self, alpha: float) -> float:
+        """KL(q(. | x) || prior) in nats per token where noise ends at `alpha`; may be infinite."""
+        end = torch.tensor([alpha], dtype=torch.float64)
+        one = functional.one_hot(self.vocabulary.ids[:1].cpu(), len(self.vocabulary.clean))
+        host = self.to(torch.device("cpu"))
+        q = host.marginal(one, end)
+        p = host.marginal(one, torch.zeros_like(end))
+        return float(torch.where(q > 0.0, q * (q / p).log(), 0.0).sum())
+
+    # --- backward ---
+
+    def likelihood(self, xt: Tensor, alpha_s: Tensor, alpha_t: Tensor) -> Tensor:
+        """[N, V] q(x_t | x_s = y) for every state y, of given x_t [N]."""
+        ratio, m, b = self._between(alpha_s.double(), alpha_t.double())
+        arrived = torch.where(xt == self.mask_token_id, m, b)
+        same = functional.one_hot(xt, len(self.vocabulary.clean)).double()
+        return (ratio[:, None] * same + arrived[:, None]) * self._states
+
+    def posterior(
+        self,
+        log_x0: Tensor,
+        xt: Tensor,
+        alpha_s: Tensor,
+        alpha_t: Tensor,
+        mixture: bool = False,
+    ) -> Tensor:
+        """q(x_s | x_t, x_0 ~ exp(log_x0)) by Bayes' rule.
+
+        Args:
+            log_x0: [N, V] log-probabilities of the clean token.
+            xt: [N] current tokens.
+            alpha_s: [N] survival probability at the earlier time.
+            alpha_t: [N] survival probability now, alpha_t <= alpha_s.
+            mixture: read log_x0 as p(x_0 | x_t) and average the posteriors of single tokens (Eq. 4,
+                arXiv:2107.03006); else as a distribution that does not know x_t, plugged into the
+                formula (Eq. 16, arXiv:2406.07524).
+
+        Returns:
+            [N, V] probabilities. Where noise cannot make a token, a visible one stays what it is.
+        """
+        x0 = log_x0.double().exp()
+        alpha_s, alpha_t = alpha_s.double(), alpha_t.double()
+        back = self._mixed(x0, xt, alpha_s, alpha_t) if mixture else self.marginal(x0, alpha_s)
+        back = back * self.likelihood(xt, alpha_s, alpha_t)
+        back = back / back.sum(-1, keepdim=True)
+        if self.draws_tokens:
+            return back
+        stay = functional.one_hot(xt, log_x0.shape[-1]).double()
+        return torch.where((xt == self.mask_token_id)[:, None], back, stay)
+
+    def _mixed(self, x0: Tensor, xt: Tensor, alpha_s: Tensor, alpha_t: Tensor) -> Tensor:
+        """sum over w of x0(w) q(. | w) at s, each over q(x_t | w)."""
+        m, b = self.shares(alpha_t)
+        arrived = torch.where(xt == self.mask_token_id, m, b)
+        same = functional.one_hot(xt, x0.shape[-1]).double()
+        odds = x0 / (alpha_t[:, None] * same + arrived[:, None])
+        odds = odds.where(x0 > 0.0, 0.0)
+        m, b = self.shares(alpha_s)
+        return alpha_s[:, None] * odds + odds.sum(-1, keepdim=True) * self._spread(m, b)
+
+    # --- scores ---
+
+    def log_score(self, log_x0: Tensor, xt: Tensor, alpha: Tensor) -> Tensor:
+        """[N, V] log q(y) - log q(x_t) at one noise level, of x_0 ~ exp(log_x0)."""
+        q = self.marginal(log_x0.double().exp(), alpha).log()
+        return q - q.gather(-1, xt[:, None])
+
+    def log_x0(self, log_score: Tensor, xt: Tensor, alpha: Tensor) -> Tensor:
+        """[N, V] the clean token's log-probabilities behind a score, the inverse of `log_score`.
+
+        A score that no distribution has (a network's may be) is read with its negative parts cut
+        off.
+        """
+        q = log_score.double().masked_fill(~self._states, -torch.inf).softmax(-1)
+        m, b = self.shares(alpha.double())
+        x0 = (q - self._spread(m, b)).clamp(min=0.0) * self.vocabulary.clean
+        return (x0 / x0.sum(-1, keepdim=True)).log()
+
+    def staggered_score(self, log_score: Tensor, alpha_s: Tensor, alpha_t: Tensor) -> Tensor:
+        """[N, V] exp(-(sigma_t - sigma_s) Q) s: the score taken back from t to s.
+
+        Eq. 20, arXiv:2310.16834, in closed form; times `likelihood` it is the law of x_s.
+        """
+        score = log_score.double().masked_fill(~self._states, -torch.inf).exp()
+        ratio, m, b = self._between(alpha_s.double(), alpha_t.double())
+        return (score - score.sum(-1, keepdim=True) * self._spread(m, b)) / ratio[:, None]
+
+    # --- pieces ---
+
+    @property
+    def _states(self) -> Tensor:
+        """[V] bool: the rows that tokens can be at any time."""
+        if not self.has_mask:
+            return self.vocabulary.clean
+        at = torch.arange(len(self.vocabulary.clean), device=self.vocabulary.clean.device)
+        return self.vocabulary.clean | (at == self.mask_token_id)
+
+    def _spread(self, m: Tensor, b: Tensor) -> Tensor:
+        """[N, V] m at the mask, b at each clean token."""
+        spread = b[:, None] * self.vocabulary.clean
+        spread[:, self.mask_token_id] += m
+        return spread
+
+    def _between(self, alpha_s: Tensor, alpha_t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[N] survival from s to t, and the mass that mask and clean tokens get on the way."""
+        ratio = torch.where(alpha_t == alpha_s, 1.0, alpha_t / alpha_s)  # also where both are 0
+        (m_s, b_s), (m_t, b_t) = self.shares(alpha_s), self.shares(alpha_t)
+        return ratio, m_t - ratio * m_s, b_t - ratio * b_s
+
+
+@dataclass(frozen=True)
+class Absorbing(ForwardProcess):
+    """Tokens turn into the mask and stay there (Sec. 3.1, arXiv:2406.07524)."""
+
+    draws_tokens: ClassVar[bool] = False
+
+    def shares(self, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        return 1.0 - alpha, torch.zeros_like(alpha)
 
     @staticmethod
     def reveal_probability(alpha_s: Tensor, alpha_t: Tensor) -> Tensor:
@@ -104,4 +261,48 @@ class Absorbing(ForwardProcess):
         return (alpha_s - alpha_t) / (1.0 - alpha_t)
 
 
-PROCESSES: dict[str, type[Absorbing]] = {"absorbing": Absorbing}
+@dataclass(frozen=True)
+class Uniform(ForwardProcess):
+    """Tokens turn into uniformly drawn clean ones (Sec. 3.1, arXiv:2310.16834)."""
+
+    has_mask: ClassVar[bool] = False
+
+    def shares(self, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(alpha), (1.0 - alpha) / self.vocabulary.count
+
+
+@dataclass(frozen=True)
+class Hybrid(ForwardProcess):
+    """Masks and uniform tokens at once (Sec. 3.2, arXiv:2503.04482).
+
+    Attributes:
+        vocabulary: which rows are clean tokens.
+        schedule: the hybrid schedule, which also says how much of the noise is uniform.
+    """
+
+    schedule: HybridSchedule
+
+    def shares(self, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        t = self.schedule.t_of_alpha(alpha)
+        c = self.schedule.uniform_mass(t)
+        return t / (1.0 + c), c / (1.0 + c) / self.vocabulary.count
+
+
+PROCESSES: dict[str, type[ForwardProcess]] = {
+    "absorbing": Absorbing,
+    "uniform": Uniform,
+    "hybrid": Hybrid,
+}
+
+
+def build_process(kind: str, vocabulary: Vocabulary, schedule: NoiseSchedule) -> ForwardProcess:
+    """The process that a config's `diffusion.process` names.
+
+    Raises:
+        ValueError: hybrid noise and its schedule come only together.
+    """
+    if (kind == "hybrid") != isinstance(schedule, HybridSchedule):
+        raise ValueError("the hybrid process and the hybrid schedule need each other")
+    if isinstance(schedule, HybridSchedule):
+        return Hybrid(vocabulary, schedule)
+    return PROCESSES[kind](vocabulary)

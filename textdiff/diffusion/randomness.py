@@ -24,6 +24,7 @@ class Stream(IntEnum):
     TOKEN = 4  # which token a position becomes
     DROPOUT = 5  # seeds of dropout
     EPOCH = 6  # order and phase of the data
+    PRIOR = 7  # tokens that sampling starts from
 
 
 def _wrap(value: int) -> int:

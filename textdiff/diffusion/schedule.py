@@ -116,11 +116,57 @@ class Geometric(NoiseSchedule):
         return -self.dalpha(t) / -torch.expm1(-self.sigma(t))
 
 
+@dataclass(frozen=True)
+class Hybrid(NoiseSchedule):
+    """The schedule of hybrid noise (Eq. 5 and 9, arXiv:2503.04482, with gamma = 1).
+
+    alpha = (1 - t) / (1 + c), the mask has t / (1 + c) and all tokens together c / (1 + c), where
+    c = B sqrt(t (1 - t)) and B = 2 p / (1 - p).
+
+    Attributes:
+        uniform: p, the largest share of uniform noise, reached at t = 1/2; 0 is the linear
+            schedule of absorbing noise.
+    """
+
+    uniform: float = 0.1
+
+    @property
+    def scale(self) -> float:
+        """B."""
+        return 2.0 * self.uniform / (1.0 - self.uniform)
+
+    def uniform_mass(self, t: Tensor) -> Tensor:
+        """c(t)."""
+        return self.scale * (t * (1.0 - t)).clamp(min=0.0).sqrt()
+
+    def uniform_mass_slope(self, t: Tensor) -> Tensor:
+        """c'(t)."""
+        return self.scale * (0.5 - t) / (t * (1.0 - t)).sqrt()
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return (1.0 - t) / (1.0 + self.uniform_mass(t))
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        c = self.uniform_mass(t)
+        # (1 - t) c'(t), finite at t = 1 where c' is not.
+        slope = self.scale * (0.5 - t) * ((1.0 - t) / t).sqrt() if self.uniform else 0.0 * t
+        return -(1.0 + c + slope) / (1.0 + c).square()
+
+    def t_of_alpha(self, alpha: Tensor) -> Tensor:
+        # Squaring alpha c = 1 - t - alpha gives a quadratic in t; this form of its smaller root
+        # does not cancel near t = 0.
+        loss = 1.0 - alpha
+        a = (alpha * self.scale).square()
+        root = (a * (a + 4.0 * alpha * loss)).sqrt()
+        return 2.0 * loss.square() / (2.0 * loss + a + root).clamp(min=1e-300)
+
+
 SCHEDULES: dict[str, type[NoiseSchedule]] = {
     "loglinear": LogLinear,
     "cosine": Cosine,
     "polynomial": Polynomial,
     "geometric": Geometric,
+    "hybrid": Hybrid,
 }
 
 

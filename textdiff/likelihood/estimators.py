@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from textdiff.diffusion.family import Family
-from textdiff.diffusion.noise import noise_by_count
+from textdiff.diffusion.family import Family, draw_noise
 from textdiff.diffusion.randomness import Index, Stream, uniforms
 from textdiff.errors import DataError
 from textdiff.likelihood.bound import Bound, student_t_quantile
@@ -56,7 +55,7 @@ class Estimates:
     def _of(self, nats: Tensor, tokens: Tensor, size: Tensor) -> Bound:
         total = int(tokens.sum())
         per_token = nats.sum(1) / total
-        boundary = self.family.objective.boundary_terms()
+        boundary = {"reconstruction": 0.0, "prior": 0.0}
         diffusion = float(per_token.mean())
         mean = diffusion + sum(boundary.values())
         documents = len(tokens)
@@ -168,18 +167,22 @@ def _replicate(
     for which in _batches(windows, batch_tokens, shard):
         x0, real = windows.batch(which, family.process.vocabulary.mask_token_id)
         at = torch.tensor(which)
-        u = uniforms(
-            seed,
-            Stream.POSITION,
-            row=windows.document[at, None],
-            block=windows.index[at, None],
-            step=replicate,
-            position=torch.arange(x0.shape[1]),
-        )
+        keys: dict[str, Index] = {
+            "row": windows.document[at, None],
+            "block": windows.index[at, None],
+            "step": replicate,
+            "position": torch.arange(x0.shape[1]),
+        }
+        u = uniforms(seed, Stream.POSITION, **keys)
         blocks = family.blocks(x0.shape[1])
-        noise = noise_by_count(v[at][:, : blocks.count], u, blocks, real)
+        u_token = None
+        if family.process.draws_tokens:
+            u_token = uniforms(seed, Stream.TOKEN, **keys)
+        noise = draw_noise(
+            family.host, "count", v[at][:, : blocks.count], u, blocks, real, u_token=u_token
+        )
         ids = None if bool(real.all()) else real.to(torch.int64) - 1
-        batch = corrupt(family, x0, noise, ids)
+        batch = corrupt(family.host, x0, noise, ids)
         terms = PositionTerms(denoiser, family, batch.to(device)).all().cpu()
         rows = windows.document[at][batch.positions // x0.shape[1]]
         nats.index_add_(0, rows, terms)

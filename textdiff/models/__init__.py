@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 
 from .configuration import TextDiffusionConfig
 from .denoiser import TextDiffusionModel
-from .layout import FULL, Layout, sampling_layout, training_layout
+from .layout import CAUSAL, FULL, Layout, late, sampling_layout, training_layout
 
 AutoConfig.register("textdiff", TextDiffusionConfig)
 AutoModelForMaskedLM.register(TextDiffusionConfig, TextDiffusionModel)
@@ -16,10 +16,12 @@ TextDiffusionConfig.register_for_auto_class()
 TextDiffusionModel.register_for_auto_class("AutoModelForMaskedLM")
 
 __all__ = [
+    "CAUSAL",
     "FULL",
     "Layout",
     "TextDiffusionConfig",
     "TextDiffusionModel",
+    "late",
     "sampling_layout",
     "training_layout",
 ]

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 KINDS = ("full", "causal", "block_causal", "block_diffusion")
 
@@ -110,6 +111,22 @@ class Layout:
 
 
 FULL = Layout()
+CAUSAL = Layout("causal")
+
+
+def late(ids: Tensor, start: int, document_ids: Tensor | None = None) -> Tensor:
+    """Tokens [B, L] one position late, for left-to-right prediction under a causal layout.
+
+    Args:
+        ids: tokens.
+        start: what every document begins with.
+        document_ids: [B, L], or None where a row is one document.
+    """
+    moved = functional.pad(ids[:, :-1], (1, 0), value=start)
+    if document_ids is None:
+        return moved
+    before = functional.pad(document_ids[:, :-1], (1, 0), value=-1)
+    return moved.masked_fill(document_ids != before, start)
 
 
 def training_layout(block_size: int | None) -> Layout:

@@ -49,3 +49,11 @@ class Controls:
             )
             weights = weights.masked_fill(~kept, 0.0)
         return weights
+
+    def log_probabilities(self, log_x0: Tensor) -> Tensor:
+        """[N, V] float64 log-probabilities of the clean token, for rules that need them whole."""
+        if self.temperature == 0.0:
+            best = log_x0.argmax(-1, keepdim=True)
+            return torch.full_like(log_x0, -torch.inf, dtype=torch.float64).scatter(-1, best, 0.0)
+        weights = self.probabilities(log_x0)
+        return (weights / weights.sum(-1, keepdim=True)).log()

@@ -23,7 +23,12 @@ def draw_tokens(log_x0: Tensor, u: Tensor, controls: Controls) -> Tensor:
     """
     if controls.temperature == 0.0:
         return log_x0.argmax(-1)
-    cumulative = controls.probabilities(log_x0).cumsum(-1)
+    return inverse_cdf(controls.probabilities(log_x0), u)
+
+
+def inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
+    """[N] columns drawn in proportion to weights [N, V] (float64), by one uniform each."""
+    cumulative = weights.cumsum(-1)
     total = cumulative[:, -1:]
     # Strictly below the total, so that rounding cannot run past the last token with probability.
     target = torch.minimum(u.unsqueeze(-1) * total, torch.nextafter(total, torch.zeros_like(total)))

@@ -4,7 +4,6 @@ A full-sequence model has one block. Rows of different length share a batch; wha
 not depend on the batch: its uniforms are keyed by its index in the job, and padding is invisible.
 """
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -15,7 +14,7 @@ from textdiff.diffusion.family import Family
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.errors import ConfigError
-from textdiff.models import Layout, TextDiffusionModel, sampling_layout
+from textdiff.models import CAUSAL, Layout, TextDiffusionModel, late, sampling_layout
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.rules import RULES, Step, Uniforms
 
@@ -57,7 +56,8 @@ class Denoiser:
         self.model = model
         self.family = family
         self.lengths = lengths
-        self.layout: Layout = sampling_layout(family.block_size)
+        self.shifted = family.objective.shifted
+        self.layout: Layout = CAUSAL if self.shifted else sampling_layout(family.block_size)
         self.block = 0
 
     def __call__(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
@@ -68,28 +68,23 @@ class Denoiser:
         end = min(self.family.blocks(width).span(self.block).stop, int(self.lengths[rows].max()))
         at = (where * end + positions % width).to(device)
         xs = canvas[rows.to(device), :end] if len(rows) < len(canvas) else canvas[:, :end]
+        alpha = self.family.known_alpha(
+            self.family.schedule.alpha(t[rows]), self.model.config.max_position_embeddings
+        )
         logits = self.model(
-            xs,
-            sigma=self._sigma(t[rows], end).to(device),
+            late(xs, self.family.process.mask_token_id) if self.shifted else xs,
+            sigma=self._sigma(alpha, end).to(device),
             layout=self.layout.within(self._documents(self.lengths[rows], end, device)),
             positions=at,
         ).logits
-        alpha = self.family.schedule.alpha(t[rows])[where].to(device)
-        return self.family.objective.predict(logits, xs.flatten()[at], alpha)
+        return self.family.objective.predict(logits, xs.flatten()[at], alpha[where].to(device))
 
-    def _sigma(self, t: Tensor, end: int) -> Tensor:
-        """[r, 1], or [r, blocks] with zero noise in the finished ones.
-
-        Where nothing survives, sigma is infinite and no network has seen it: there it takes alpha
-        as 1 / (n + 1), the mean in training when all n tokens of a block are masked.
-        """
-        tokens = self.family.blocks(self.model.config.max_position_embeddings).size
-        finite = self.family.schedule.alpha(t) > 0.0
-        sigma = self.family.schedule.sigma(t).where(finite, math.log(tokens + 1.0))
-        sigma = sigma.float().unsqueeze(1)
+    def _sigma(self, alpha: Tensor, end: int) -> Tensor:
+        """[r, 1], or [r, blocks] with zero noise in the finished ones."""
+        sigma = -torch.log(alpha).float().unsqueeze(1)
         if self.family.block_size is None:
             return sigma
-        levels = torch.zeros(len(t), self.family.blocks(end).count)
+        levels = torch.zeros(len(alpha), self.family.blocks(end).count)
         levels[:, self.block] = sigma.squeeze(1)
         return levels
 
@@ -176,7 +171,9 @@ def _canvas(model: TextDiffusionModel, family: Family, job: Job) -> tuple[Tensor
             "tokens"
         )
     width = int(lengths.max())
-    canvas = family.process.prior((len(lengths), width))
+    rows = (torch.arange(len(lengths)) + job.first_row)[:, None]
+    u = uniforms(job.seed, Stream.PRIOR, row=rows, position=torch.arange(width))
+    canvas = family.host.process.prior((len(lengths), width), u)
     for row, prompt in enumerate(job.prompts):
         canvas[row, : len(prompt)] = torch.tensor(prompt, dtype=torch.int64)
     at = torch.arange(width)

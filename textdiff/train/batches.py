@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from textdiff.config import Config
 from textdiff.data import PackedSequences
-from textdiff.diffusion.family import Family
-from textdiff.diffusion.noise import Noise, noise_by_count, noise_by_time
+from textdiff.diffusion.family import Family, draw_noise
+from textdiff.diffusion.noise import Noise
 from textdiff.diffusion.randomness import Stream, stratified, uniforms
 from textdiff.likelihood import Batch, corrupt
 
@@ -74,9 +74,12 @@ class TrainingBatches(Dataset[Batch]):
             uniforms(seed, Stream.JITTER, step=step, position=entries),
         ).view(-1, blocks.count)[slots]
         u = uniforms(seed, Stream.POSITION, row=samples[:, None], position=torch.arange(length))
-        if settings.draw == "count":
-            return noise_by_count(v, u, blocks, rates=settings.range)
-        return noise_by_time(self.family.schedule, v, u, blocks, rates=settings.range)
+        u_token = None
+        if self.family.process.draws_tokens:
+            u_token = uniforms(
+                seed, Stream.TOKEN, row=samples[:, None], position=torch.arange(length)
+            )
+        return draw_noise(self.family, settings.draw, v, u, blocks, None, settings.range, u_token)
 
     def loader(self, first_step: int, steps: int) -> Iterator[Batch]:
         """Micro-batches from `first_step` up to `steps`, prepared by the configured workers."""

@@ -32,8 +32,8 @@ class _ChunkedSum(torch.autograd.Function):
         for part in terms.chunks():
             with torch.enable_grad():
                 leaves = [x[part].detach().requires_grad_() for x in inputs]
-                nelbo, noise = terms(part, *leaves)
-                loss = (nelbo * terms.objective.training_scale(noise)).sum()
+                losses, nelbo = terms.losses(part, *leaves)
+                loss = losses.sum()
                 found = torch.autograd.grad(loss, [*leaves, *parameters])
             totals += torch.stack([loss.detach(), nelbo.detach().sum()])
             for whole, grad in zip(input_grads, found, strict=False):

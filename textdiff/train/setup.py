@@ -60,7 +60,7 @@ def model_config(config: Config, tokenizer: PreTrainedTokenizerFast) -> TextDiff
         eos_token_id=tokenizer.eos_token_id,
         excluded_token_ids=sorted(excluded),
         diffusion=config.diffusion.model_dump(
-            mode="json", include={"process", "schedule", "objective", "block_size"}
+            mode="json", include={"process", "schedule", "objective", "block_size", "timesteps"}
         ),
     )
     # Not a constructor argument: transformers would check the package before we can say why not.

@@ -1,17 +1,50 @@
-"""Objectives by the names that configs use."""
+"""Objectives by the names that configs use; one file each."""
 
 from typing import Any
 
-from textdiff.diffusion.objectives.mdlm import MDLM
+from textdiff.diffusion.objectives.d3pm import D3PMAbsorbing, D3PMUniform
+from textdiff.diffusion.objectives.gidd import GIDD
+from textdiff.diffusion.objectives.mdlm import AR, MDLM
 from textdiff.diffusion.objectives.objective import Objective, Prediction
-from textdiff.diffusion.process import Vocabulary
+from textdiff.diffusion.objectives.sedd import SEDDAbsorbing, SEDDUniform
+from textdiff.diffusion.objectives.udlm import UDLM
+from textdiff.diffusion.process import PROCESSES, ForwardProcess
 
-OBJECTIVES: dict[str, type[MDLM]] = {"mdlm": MDLM}
+OBJECTIVES: dict[str, tuple[type[Objective], ...]] = {
+    "mdlm": (MDLM,),
+    "d3pm": (D3PMAbsorbing, D3PMUniform),
+    "sedd": (SEDDAbsorbing, SEDDUniform),
+    "udlm": (UDLM,),
+    "gidd": (GIDD,),
+    "ar": (AR,),
+}
+"""Each name's implementations, one for every process it is defined for."""
 
 
-def build_objective(vocabulary: Vocabulary, kind: str, **options: Any) -> Objective:
-    """The objective that a config's `diffusion.objective` names."""
-    return OBJECTIVES[kind](vocabulary, **options)
+def build_objective(process: ForwardProcess, kind: str, **options: Any) -> Objective:
+    """The objective that a config's `diffusion.objective` names, for one process.
+
+    Raises:
+        ValueError: the objective is not defined for the process.
+    """
+    for implementation in OBJECTIVES[kind]:
+        if type(process) in [PROCESSES[name] for name in implementation.processes]:
+            return implementation(process, **options)
+    names = [name for found in OBJECTIVES[kind] for name in found.processes]
+    raise ValueError(f"objective {kind} is defined for {' and '.join(names)} noise only")
 
 
-__all__ = ["MDLM", "OBJECTIVES", "Objective", "Prediction", "build_objective"]
+__all__ = [
+    "AR",
+    "GIDD",
+    "MDLM",
+    "OBJECTIVES",
+    "UDLM",
+    "D3PMAbsorbing",
+    "D3PMUniform",
+    "Objective",
+    "Prediction",
+    "SEDDAbsorbing",
+    "SEDDUniform",
+    "build_objective",
+]

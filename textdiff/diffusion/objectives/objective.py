@@ -1,36 +1,70 @@
 """What an objective is: the meaning of the network's output, and the nats it costs."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from textdiff.diffusion.noise import Noise
+from textdiff.diffusion.process import ForwardProcess, Vocabulary
 
 
-@dataclass(frozen=True)
 class Prediction:
     """What the network said about N positions.
 
-    Attributes:
+    Args:
         log_x0: [N, V] float32 (float64 for a float64 network) log-probabilities of the clean token,
-            exactly -inf for what is no clean token.
+            exactly -inf for what is no clean token; or a function that computes them when asked.
         log_score: [N, V] log ratios for objectives that predict them, else None.
+        mixture: whether `log_x0` is p(x_0 | x_t) and posteriors are to be averaged over it; else it
+            is plugged into them.
     """
 
-    log_x0: Tensor
-    log_score: Tensor | None = None
+    def __init__(
+        self,
+        log_x0: Tensor | Callable[[], Tensor],
+        log_score: Tensor | None = None,
+        mixture: bool = False,
+    ):
+        self._log_x0 = log_x0
+        self.log_score = log_score
+        self.mixture = mixture
+
+    @cached_property
+    def log_x0(self) -> Tensor:
+        """[N, V] log-probabilities of the clean token."""
+        return self._log_x0 if isinstance(self._log_x0, Tensor) else self._log_x0()
 
 
+@dataclass(frozen=True)
 class Objective(ABC):
     """Turns raw logits into a prediction, and a prediction into a bound.
 
-    `time_free` objectives bound the likelihood by counts alone; their bound has no boundary terms.
+    Attributes:
+        process: the forward process.
+        dense: whether every position costs nats, not only those that noise has hit.
+        shifted: whether the network reads clean tokens one position late, left to right.
+        processes: names of the processes that the objective is defined for.
     """
 
-    @abstractmethod
-    def positions(self, xt: Tensor) -> Tensor:
+    process: ForwardProcess
+
+    dense: ClassVar[bool] = False
+    shifted: ClassVar[bool] = False
+    processes: ClassVar[tuple[str, ...]]
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Which rows are clean tokens."""
+        return self.process.vocabulary
+
+    def positions(self, noise: Noise) -> Tensor:
         """[B, L] bool: where predictions are used at all."""
+        return noise.scorable if self.dense else noise.hit
 
     @abstractmethod
     def predict(self, logits: Tensor, xt: Tensor, alpha: Tensor) -> Prediction:
@@ -38,12 +72,25 @@ class Objective(ABC):
 
     @abstractmethod
     def nelbo_terms(self, prediction: Prediction, x0: Tensor, xt: Tensor, noise: Noise) -> Tensor:
-        """[N] nats: each position's share of the negative ELBO, weights included."""
+        """[N] float64 nats: each position's share of the negative ELBO, weights included."""
 
-    @abstractmethod
-    def training_scale(self, noise: Noise) -> Tensor:
-        """[N] float64 factor from `nelbo_terms` to the training loss (1: the bound itself)."""
+    def loss_terms(
+        self, nelbo: Tensor, prediction: Prediction, x0: Tensor, xt: Tensor, noise: Noise
+    ) -> Tensor:
+        """[N] what training minimises, made from the negative ELBO's terms; here the terms."""
+        return nelbo
 
-    @abstractmethod
-    def boundary_terms(self) -> dict[str, float]:
-        """Nats per token that complete the bound drawn by count: reconstruction and prior."""
+
+def wide(logits: Tensor) -> Tensor:
+    """Logits in float32, or in float64 where the network computes in it."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def clean_log_softmax(logits: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """[N, V] log-probabilities over clean tokens, exactly -inf elsewhere."""
+    return wide(logits).masked_fill(~vocabulary.clean, -torch.inf).log_softmax(-1)
+
+
+def pick(values: Tensor, index: Tensor) -> Tensor:
+    """[N] float64: values [N, V] at one column each."""
+    return values.gather(-1, index.unsqueeze(-1)).squeeze(-1).double()

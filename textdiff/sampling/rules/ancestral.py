@@ -1,9 +1,10 @@
-"""Ancestral sampling of an absorbing process (Eq. 7, arXiv:2406.07524), event by event.
+"""Ancestral sampling: x_s drawn from its posterior, down the grid t_0 = 1 > ... > t_T = 0.
 
-Walking the grid t_0 = 1 > ... > t_T = 0, a masked position is revealed between t and s with
+Under absorbing noise (Eq. 7, arXiv:2406.07524) a masked position is revealed between t and s with
 probability (alpha_s - alpha_t) / (1 - alpha_t), whatever the network says. So the step at which
 each position is revealed is drawn ahead, from one uniform; a row calls the network only at steps
-that reveal something, and rows do not wait for each other's steps.
+that reveal something, and rows do not wait for each other's steps. Under noise that draws tokens
+every open position is drawn anew at every step.
 """
 
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.randomness import Stream
 from textdiff.diffusion.schedule import NoiseSchedule
 from textdiff.sampling.controls import Controls
-from textdiff.sampling.draws import draw_tokens
+from textdiff.sampling.draws import draw_tokens, inverse_cdf
 from textdiff.sampling.rules.rule import Denoise, Step, Uniforms
 
 
@@ -30,8 +31,56 @@ def ancestral(
     uniforms: Uniforms,
     controls: Controls,
 ) -> Iterator[Step]:
-    """Reveals every open position once, in at most `steps` network calls per row."""
+    """Fills the open positions in at most `steps` network calls per row."""
     times = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
+    walk = _resample if process.draws_tokens else _reveal
+    yield from walk(denoise, process, schedule, canvas, times, frozen, uniforms, controls)
+
+
+def _resample(
+    denoise: Denoise,
+    process: ForwardProcess,
+    schedule: NoiseSchedule,
+    canvas: Tensor,
+    times: Tensor,
+    frozen: Tensor,
+    uniforms: Uniforms,
+    controls: Controls,
+) -> Iterator[Step]:
+    """Draws every open position from its posterior at every step."""
+    positions = (~frozen).flatten().nonzero().squeeze(1)
+    here = positions.to(canvas.device)
+    rows = len(canvas)
+    for index in range(len(times) - 1):
+        t = times[index].expand(rows)
+        prediction = denoise(canvas, t, positions)
+        alpha_t, alpha_s = schedule.alpha(times[index : index + 2]).to(canvas.device)
+        before = canvas.flatten()[here]
+        weights = process.posterior(
+            controls.log_probabilities(prediction.log_x0),
+            before,
+            alpha_s.expand(len(here)),
+            alpha_t.expand(len(here)),
+            prediction.mixture,
+        )
+        u = uniforms(Stream.TOKEN, index).flatten()[positions].to(canvas.device)
+        tokens = inverse_cdf(weights, u)
+        canvas = canvas.flatten().index_copy(0, here, tokens).view_as(canvas)
+        yield Step(index, t, canvas, positions[(tokens != before).cpu()], index + 1)
+
+
+def _reveal(
+    denoise: Denoise,
+    process: ForwardProcess,
+    schedule: NoiseSchedule,
+    canvas: Tensor,
+    times: Tensor,
+    frozen: Tensor,
+    uniforms: Uniforms,
+    controls: Controls,
+) -> Iterator[Step]:
+    """Reveals every open position once."""
+    steps = len(times) - 1
     when = reveal_steps(schedule.alpha(times), uniforms(Stream.POSITION, 0)).masked_fill(
         frozen, steps
     )

@@ -1,0 +1,159 @@
+"""Diffusion in T steps: the Kullback-Leibler divergence of exact posteriors (arXiv:2107.03006).
+
+Each of the steps i = 1..T costs KL(q(x_s | x_t, x_0) || p(x_s | x_t)) with t = i / T and
+s = (i - 1) / T; the first one's is the reconstruction. p averages the posteriors of single clean
+tokens over the network's p(x_0 | x_t) (`mixture`, Eq. 4 there) or plugs that distribution into the
+posterior's formula (`plugged`, Eq. 16 of arXiv:2406.07524).
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from textdiff.diffusion.noise import Noise
+from textdiff.diffusion.objectives.mixture import sum_of_logs
+from textdiff.diffusion.objectives.objective import (
+    Objective,
+    Prediction,
+    clean_log_softmax,
+    pick,
+    wide,
+)
+
+
+@dataclass(frozen=True)
+class _D3PM(Objective):
+    """What both processes share.
+
+    Attributes:
+        process: the forward process.
+        parameterization: `mixture` or `plugged`.
+        auxiliary: weight of the plain cross-entropy of p(x_0 | x_t) that training adds (Eq. 5,
+            arXiv:2107.03006; 0.01 there for some models). The bound never has it.
+    """
+
+    parameterization: str = "mixture"
+    auxiliary: float = 0.0
+
+    def loss_terms(
+        self, nelbo: Tensor, prediction: Prediction, x0: Tensor, xt: Tensor, noise: Noise
+    ) -> Tensor:
+        if not self.auxiliary:
+            return nelbo
+        loss: Tensor = nelbo - self.auxiliary * pick(prediction.log_x0, x0)
+        return loss
+
+    @staticmethod
+    def steps(noise: Noise, alpha_s: Tensor) -> Tensor:
+        """[N] T, from the masked bound's weight."""
+        steps: Tensor = noise.weight * (1.0 - noise.alpha) / (alpha_s - noise.alpha)
+        return steps
+
+
+@dataclass(frozen=True)
+class D3PMAbsorbing(_D3PM):
+    """T steps of absorbing noise; only masked positions cost nats.
+
+    Attributes:
+        process: the absorbing process.
+        parameterization: `mixture` never predicts the mask: the posterior's cost is then weighted
+            cross-entropy. `plugged` lets the network put mass on the mask, as published baselines
+            do, and reads the rest as p(x_0).
+        auxiliary: see above.
+    """
+
+    processes: ClassVar[tuple[str, ...]] = ("absorbing",)
+
+    def predict(self, logits: Tensor, xt: Tensor, alpha: Tensor) -> Prediction:
+        if self.parameterization == "mixture":
+            return Prediction(clean_log_softmax(logits, self.vocabulary))
+        allowed = self.vocabulary.clean.clone()
+        allowed[self.vocabulary.mask_token_id] = True
+        raw = wide(logits).masked_fill(~allowed, -torch.inf).log_softmax(-1)
+        return Prediction(lambda: clean_log_softmax(logits, self.vocabulary), log_score=raw)
+
+    def nelbo_terms(self, prediction: Prediction, x0: Tensor, xt: Tensor, noise: Noise) -> Tensor:
+        if prediction.log_score is None:
+            return -(noise.weight * pick(prediction.log_x0, x0))
+        assert noise.alpha_s is not None
+        # q reveals x0 with probability `reveal`, else it stays; p does so with reveal * x(x0) and
+        # (stay + alpha_s x(m)) (all over 1 - alpha + alpha x(m)).
+        raw, alpha, alpha_s = prediction.log_score, noise.alpha, noise.alpha_s
+        mask = torch.full_like(x0, self.vocabulary.mask_token_id)
+        lost, lost_s, at_mask = 1.0 - alpha, 1.0 - alpha_s, pick(raw, mask).exp()
+        reveal = (alpha_s - alpha) / lost
+        norm = torch.log1p(alpha * at_mask / lost)
+        stays = torch.where(lost_s > 0.0, torch.log1p(alpha_s * at_mask / lost_s), 0.0)
+        kl = reveal * (norm - pick(raw, x0)) + (1.0 - reveal) * (norm - stays)
+        return self.steps(noise, alpha_s) * kl
+
+
+@dataclass(frozen=True)
+class D3PMUniform(_D3PM):
+    """T steps of uniform noise; every position costs nats."""
+
+    dense: ClassVar[bool] = True
+    processes: ClassVar[tuple[str, ...]] = ("uniform",)
+
+    def predict(self, logits: Tensor, xt: Tensor, alpha: Tensor) -> Prediction:
+        log_x0 = clean_log_softmax(logits, self.vocabulary)
+        return Prediction(log_x0, mixture=self.parameterization == "mixture")
+
+    def nelbo_terms(self, prediction: Prediction, x0: Tensor, xt: Tensor, noise: Noise) -> Tensor:
+        """KL over the vocabulary in closed form: q has three distinct values.
+
+        q(y) and p(y) share the factor q(x_t | x_s = y), so their ratio is that of what remains:
+        alpha_s [y = x0] + b_s over its norm, and `inner` over its own.
+        """
+        assert noise.alpha_s is not None
+        alpha, alpha_s, count = noise.alpha, noise.alpha_s, self.vocabulary.count
+        b, b_s = (1.0 - alpha) / count, (1.0 - alpha_s) / count
+        ratio = alpha / alpha_s
+        arrive = b - ratio * b_s  # q(x_t | x_s) elsewhere than at x_t
+        inner, norm, at_x0 = self._inner(prediction, x0, xt, alpha, alpha_s, b, b_s)
+        # True posterior times its norm: `arrive` b_s everywhere, more at x_t and at x0.
+        true_norm = torch.where(xt == x0, alpha + b, b)
+        at_xt = pick(inner, xt).clamp(min=torch.finfo(inner.dtype).tiny).log()
+        sum_logs = sum_of_logs(inner, self.vocabulary)
+        same = (xt == x0).double()
+        cross = arrive * b_s * sum_logs + ratio * b_s * at_xt
+        cross = cross + (arrive + ratio * same) * alpha_s * at_x0
+        other = torch.special.xlogy(b_s, b_s)
+        top = (alpha_s + b_s) * (alpha_s + b_s).log() - other
+        entropy = arrive * (count * other + top) + ratio * torch.where(xt == x0, top + other, other)
+        kl: Tensor = (entropy - cross) / true_norm + norm.log() - true_norm.log()
+        return self.steps(noise, alpha_s) * kl
+
+    def _inner(
+        self,
+        prediction: Prediction,
+        x0: Tensor,
+        xt: Tensor,
+        alpha: Tensor,
+        alpha_s: Tensor,
+        b: Tensor,
+        b_s: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """[N, V] p(x_s = y) over q(x_t | y), unnormalised, [N] its norm, and [N] its log at x0.
+
+        The log at x0 is taken before anything can underflow: at the first step it is the whole
+        cost.
+        """
+        p = prediction.log_x0.exp()
+        dtype = p.dtype
+        log_p = pick(prediction.log_x0, x0)
+        if not prediction.mixture:
+            inner = torch.addcmul(b_s[:, None].to(dtype), p, alpha_s[:, None].to(dtype))
+            at_x0 = torch.logaddexp(alpha_s.log() + log_p, b_s.log())
+            return inner, alpha * pick(p, xt) + b, at_x0
+        # Times b, so that nothing is divided by a small number; the norm is b then.
+        kept, shrink = pick(p, xt), b / (alpha + b)
+        base = b_s * (1.0 - kept + kept * shrink)
+        inner = torch.addcmul(base[:, None].to(dtype), p, alpha_s[:, None].to(dtype))
+        at_xt = alpha_s * kept * shrink + base
+        inner = inner.scatter(-1, xt[:, None], at_xt[:, None].to(dtype))
+        shrunk = torch.where(xt == x0, shrink, 1.0)
+        base = base.clamp(min=torch.finfo(base.dtype).tiny)  # log 0 would have no gradient
+        return inner, b, torch.logaddexp((alpha_s * shrunk).log() + log_p, base.log())

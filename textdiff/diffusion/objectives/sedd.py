@@ -1,0 +1,79 @@
+"""Score entropy: the network's output is the log ratio of probabilities (arXiv:2310.16834).
+
+Absorbing noise costs nats at masked positions only. Their outputs are scaled by 1 / (e^sigma - 1)
+(App. C.1 there) and by 1 / K, so that they need not grow with the noise and start near the truth;
+the ratio alpha / (1 - alpha) then cancels from the loss, which is cross-entropy plus Z - 1 - ln Z
+for scores that add up to Z times what they should. Uniform noise costs nats at every position, and
+its outputs are the log ratios themselves.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from textdiff.diffusion.noise import Noise
+from textdiff.diffusion.objectives.objective import (
+    Objective,
+    Prediction,
+    clean_log_softmax,
+    pick,
+    wide,
+)
+
+
+@dataclass(frozen=True)
+class SEDDAbsorbing(Objective):
+    """Score entropy under absorbing noise (Eq. 5 and 9, arXiv:2310.16834)."""
+
+    processes: ClassVar[tuple[str, ...]] = ("absorbing",)
+
+    def predict(self, logits: Tensor, xt: Tensor, alpha: Tensor) -> Prediction:
+        ratio = torch.log(alpha) - torch.log1p(-alpha) - math.log(self.vocabulary.count)
+        score = wide(logits).masked_fill(~self.vocabulary.clean, -torch.inf)
+        score = score + ratio[:, None].to(score.dtype)
+        return Prediction(lambda: clean_log_softmax(logits, self.vocabulary), score)
+
+    def nelbo_terms(self, prediction: Prediction, x0: Tensor, xt: Tensor, noise: Noise) -> Tensor:
+        assert prediction.log_score is not None
+        ratio = torch.log(noise.alpha) - torch.log1p(-noise.alpha)
+        scaled = prediction.log_score - ratio[:, None].to(prediction.log_score.dtype)
+        return noise.weight * (scaled.exp().sum(-1).double() - 1.0 - pick(scaled, x0))
+
+
+@dataclass(frozen=True)
+class SEDDUniform(Objective):
+    """Score entropy under uniform noise (Eq. 5, arXiv:2310.16834), at every position.
+
+    With b = (1 - alpha) / K the true ratios at x_t = x0 are all b / (alpha + b); elsewhere they are
+    1, and the inverse of that at x0.
+    """
+
+    dense: ClassVar[bool] = True
+    processes: ClassVar[tuple[str, ...]] = ("uniform",)
+
+    def predict(self, logits: Tensor, xt: Tensor, alpha: Tensor) -> Prediction:
+        score = wide(logits).masked_fill(~self.vocabulary.clean, -torch.inf)
+        score = score.scatter(-1, xt[:, None], 0.0)
+        return Prediction(lambda: self.process.log_x0(score, xt, alpha).to(score.dtype), score)
+
+    def nelbo_terms(self, prediction: Prediction, x0: Tensor, xt: Tensor, noise: Noise) -> Tensor:
+        score = prediction.log_score
+        assert score is not None
+        count, alpha = self.vocabulary.count, noise.alpha
+        b = (1.0 - alpha) / count
+        ratio = b / (alpha + b)
+        total = score.exp().sum(-1).double() - 1.0  # without x_t itself, whose log score is 0
+        logs = score.masked_fill(~self.vocabulary.clean, 0.0).sum(-1).double()
+        stayed = xt == x0
+        at_x0 = (1.0 / ratio - 1.0) * pick(score, x0)
+        cross = torch.where(stayed, ratio * logs, logs + at_x0)
+        constant = torch.where(
+            stayed,
+            (count - 1) * ratio * (ratio.log() - 1.0),
+            2.0 - count - (ratio.log() + 1.0) / ratio,
+        )
+        rate = (1.0 - alpha) / (alpha * count)
+        return noise.weight * rate * (total - cross + constant)
