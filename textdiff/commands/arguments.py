@@ -1,0 +1,111 @@
+"""What verbs have in common: kinds of arguments, and reading what they name.
+
+Nothing here imports torch until it is needed, so that `--help` stays quick.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from textdiff.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from textdiff.config import Config
+
+Dtype = Literal["float32", "float64", "bfloat16"]
+ModelArgument = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+TextArgument = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT...")]
+JsonFlag = Annotated[bool, tyro.conf.arg(name="json")]
+
+
+def load_config(arguments: Sequence[str], prog: str, extra: str = "") -> "Config":
+    """The config that a command line names, with its flags merged in.
+
+    Args:
+        arguments: the config's path, then flags.
+        prog: the verb as the user typed it.
+        extra: options of the verb itself, for its usage line.
+
+    Raises:
+        ConfigError: no config, or a wrong one.
+    """
+    from textdiff.config import load
+
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(f"usage: {prog} CONFIG {extra}[--section.key VALUE ...]")
+        print("Give a config file before --help to see every option with its current value.")
+        raise SystemExit(0)
+    if not arguments or arguments[0].startswith("-"):
+        raise ConfigError(
+            f"no config file given: {prog} CONFIG, for example configs/quickstart.yaml"
+        )
+    return load(arguments[0], arguments[1:], prog=f"{prog} {arguments[0]} {extra}".strip())
+
+
+def take_option(words: list[str], name: str, default: str) -> tuple[list[str], str]:
+    """Takes `name VALUE` or `name=VALUE` out of a command line; returns the rest and the value."""
+    for index, word in enumerate(words):
+        if word.startswith(f"{name}="):
+            return words[:index] + words[index + 1 :], word.split("=", 1)[1]
+        if word == name:
+            if index + 1 == len(words):
+                raise ConfigError(f"{name} needs a value: auto, never or the path of a checkpoint")
+            return words[:index] + words[index + 2 :], words[index + 1]
+    return words, default
+
+
+def read_given(names: Sequence[str], text_column: str) -> list[str]:
+    """The documents of files, folders and globs; `-` reads standard input as one document.
+
+    Raises:
+        DataError: a place that holds no usable text.
+    """
+    from textdiff.data import read_texts
+
+    texts: list[str] = []
+    for name in names:
+        if name != "-":
+            texts += read_texts([name], text_column)
+            continue
+        try:
+            text = sys.stdin.buffer.read().decode()
+        except UnicodeDecodeError as error:
+            raise DataError(f"standard input is not UTF-8 text (byte {error.start})") from None
+        if not text.strip():
+            raise DataError("standard input is empty; pipe a text into it")
+        texts.append(text)
+    return texts
+
+
+def fraction(words: str) -> float:
+    """`0.5%` or `0.005` as a number.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    try:
+        value = float(words.removesuffix("%")) / (100.0 if words.endswith("%") else 1.0)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < 1.0:
+        raise ConfigError(f"--precision {words}: give a share such as 0.5% or 0.005")
+    return value
+
+
+def checked_device(name: str | None) -> str | None:
+    """The name of a torch device that exists here; None stays None.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if name is None:
+        return None
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except Exception as error:
+        raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}") from None
+    return name

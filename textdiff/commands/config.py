@@ -1,0 +1,13 @@
+"""`textdiff config show`: a config with every default filled in."""
+
+from collections.abc import Sequence
+
+from textdiff.commands.arguments import load_config
+
+
+def show_config(arguments: Sequence[str]) -> int:
+    """`textdiff config show FILE [--section.key VALUE ...]`."""
+    from textdiff.config import to_yaml
+
+    print(to_yaml(load_config(arguments, "textdiff config show")), end="")
+    return 0

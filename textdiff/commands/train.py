@@ -1,0 +1,85 @@
+"""`textdiff train`: a run from a config, resumed by itself, with what to do next at its end."""
+
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from textdiff.commands.arguments import load_config, take_option
+from textdiff.commands.generate import watch_rows
+from textdiff.commands.terminal import make_console, quiet_libraries
+
+if TYPE_CHECKING:
+    from textdiff.config import Config
+
+
+def train(arguments: Sequence[str]) -> int:
+    """`textdiff train CONFIG [--resume auto|never|PATH] [--section.key VALUE ...]`."""
+    arguments, resume = take_option(list(arguments), "--resume", "auto")
+    config = load_config(arguments, "textdiff train", "[--resume auto|never|PATH] ")
+    quiet_libraries()
+    from textdiff.data import prepare_corpus
+    from textdiff.train.trainer import Trainer, make_accelerator
+    from textdiff.view import training_view
+
+    accelerator = make_accelerator(config)
+    console = make_console()
+    view = training_view(console)
+    if resume == "never" and accelerator.is_main_process:
+        _set_aside(Path(config.run.dir), view.message)
+    accelerator.wait_for_everyone()
+    with accelerator.main_process_first():
+        corpus = prepare_corpus(config.data, config.tokenizer, config.run.seed)
+    trainer = Trainer(config, corpus, accelerator, view, resume)
+    try:
+        signal = trainer.run()
+    finally:
+        if hasattr(view, "close"):  # a live view has to give the terminal back
+            view.close()
+    if not accelerator.is_main_process:
+        return 128 + signal if signal else 0
+    if signal:
+        again = shlex.join(["textdiff", "train", *arguments])
+        view.message(f"stopped at step {trainer.progress.step}, everything saved; continue with")
+        view.message(f"  {again}")
+        return 128 + signal
+    _show_result(console, config, trainer)
+    return 0
+
+
+def _set_aside(directory: Path, tell: Callable[[str], None]) -> None:
+    """Moves an earlier run out of the way instead of deleting it."""
+    if not (directory / "checkpoints").exists() and not (directory / "metrics.jsonl").exists():
+        return
+    number = 1
+    while (aside := directory.with_name(f"{directory.name}.old-{number}")).exists():
+        number += 1
+    directory.rename(aside)
+    tell(f"moved the earlier run to {aside}")
+
+
+def _show_result(console: Any, config: "Config", trainer: Any) -> None:
+    from textdiff.view import describe_bound
+
+    directory = Path(config.run.dir)
+    console.print(f"\nvalidation: {describe_bound(trainer.bound)}", highlight=False, soft_wrap=True)
+    model = trainer.exported
+    with trainer.ema.applied(model.model):
+        if config.sample.num_samples:
+            if console.is_terminal:
+                watch_rows(console, model, "", config.sample.num_samples, config.run.seed, {})
+            else:
+                drawn = model.generate(
+                    "", num_samples=config.sample.num_samples, seed=config.run.seed
+                )
+                print("\n" + "\n\n---\n\n".join(drawn.texts))
+    export = str(directory / "export")
+    prompt = " ".join(trainer.corpus.validation[0].split()[:3])
+    commands = [
+        ["textdiff", "generate", export, prompt, "--watch"],
+        ["textdiff", "generate", export, "--num-samples", "4", "--json"],
+        ["textdiff", "perplexity", export, str(directory / "validation.jsonl")],
+    ]
+    print(f"\nThe model is in {export}. Try next:")
+    for command in commands:
+        print(f"  {shlex.join(command)}")
