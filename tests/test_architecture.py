@@ -19,12 +19,14 @@ PACKAGE = Path(__file__).resolve().parent.parent / "textdiff"
 # Floors from the ground up; a module may import from its own wing and from lower floors.
 FLOORS = {
     "errors": 0,
+    "provenance": 0,
     "config": 1,
     "diffusion": 2,
     "models": 2,
     "data": 2,
     "sampling": 3,
     "likelihood": 3,
+    "loading": 3,
     "pipeline": 4,
     "train": 5,
     "evaluate": 5,

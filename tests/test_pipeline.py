@@ -7,7 +7,8 @@ from transformers import AutoTokenizer, TextDiffusionStreamer
 from textdiff.config import ByteTokenizer, Config
 from textdiff.data import train_tokenizer
 from textdiff.errors import CheckpointError, ConfigError, DataError
-from textdiff.pipeline import TextDiffusion, family_of
+from textdiff.loading import family_of
+from textdiff.pipeline import TextDiffusion
 from textdiff.train.export import sample_defaults
 from textdiff.train.setup import model_config
 

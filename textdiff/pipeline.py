@@ -14,17 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from textdiff.data import encode_documents
-from textdiff.diffusion.family import Family, build_family
-from textdiff.diffusion.process import Vocabulary
-from textdiff.errors import CheckpointError, ConfigError, DataError
+from textdiff.diffusion.family import Family
+from textdiff.errors import ConfigError, DataError
 from textdiff.likelihood import Bound, Estimates, cut_windows, masked_count
-from textdiff.models import TextDiffusionConfig, TextDiffusionModel
+from textdiff.loading import (
+    DTYPES,
+    default_device,
+    family_of,
+    load_model,
+    load_tokenizer,
+    locate,
+    read_json,
+)
+from textdiff.models import TextDiffusionModel
+from textdiff.provenance import TRAINING_FILE, training_record
 from textdiff.sampling import Controls, Job, Step, generate
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class SampleDefaults:
     def read(cls, path: Path) -> "SampleDefaults":
         """Reads an export's file; keys that are not ours are left alone."""
         known = {f.name for f in fields(cls)}
-        return cls(**{key: value for key, value in _read_json(path).items() if key in known})
+        return cls(**{key: value for key, value in read_json(path).items() if key in known})
 
 
 @dataclass(frozen=True)
@@ -66,12 +73,21 @@ class Generation:
 
 @dataclass
 class TextDiffusion:
-    """A trained model with its tokenizer, family and sampling defaults."""
+    """A trained model with its tokenizer, family and sampling defaults.
+
+    Attributes:
+        model: the network.
+        tokenizer: its tokenizer.
+        family: process, schedule, objective and block size.
+        defaults: what `generate` does unless told otherwise.
+        folder: the export it was loaded from; None for one that was built in memory.
+    """
 
     model: TextDiffusionModel
     tokenizer: PreTrainedTokenizerFast
     family: Family
     defaults: SampleDefaults = field(default_factory=SampleDefaults)
+    folder: Path | None = None
 
     @classmethod
     def from_pretrained(
@@ -87,12 +103,13 @@ class TextDiffusion:
         Raises:
             CheckpointError: a file is missing, damaged or does not fit the others.
         """
-        folder = _locate(path)
+        folder = locate(path)
         where = torch.device(device or default_device())
-        model = _load_model(folder, DTYPES[dtype]).to(where).eval()
-        tokenizer = _load_tokenizer(folder, model.config)
+        model = load_model(folder, DTYPES[dtype]).to(where).eval()
+        tokenizer = load_tokenizer(folder, model.config)
         defaults = SampleDefaults.read(folder / "generation_config.json")
-        return cls(model, tokenizer, family_of(model.config, where), defaults)
+        family = family_of(model.config, where, model.exponents)
+        return cls(model, tokenizer, family, defaults, folder)
 
     def save_pretrained(self, path: str | Path) -> None:
         """Writes weights, tokenizer and sampling defaults in the export layout."""
@@ -101,6 +118,8 @@ class TextDiffusion:
         self.tokenizer.save_pretrained(folder)
         settings = {f.name: getattr(self.defaults, f.name) for f in fields(self.defaults)}
         (folder / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+        if self.folder is not None and (known := training_record(self.folder)):
+            (folder / TRAINING_FILE).write_text(json.dumps(known, indent=2) + "\n")
 
     # --- generation ---
 
@@ -293,110 +312,3 @@ class TextDiffusion:
         streamer.put(torch.tensor(prompt, dtype=torch.int64))
         streamer.put(torch.tensor(sequence[len(prompt) :]))
         streamer.end()
-
-
-def family_of(config: TextDiffusionConfig, device: torch.device) -> Family:
-    """The diffusion family that a model's configuration names.
-
-    Raises:
-        CheckpointError: the configuration does not say.
-    """
-    if config.diffusion is None or config.mask_token_id is None:
-        raise CheckpointError(
-            "config.json has no `diffusion` section or no mask_token_id: it is not a "
-            "textdiff export"
-        )
-    vocabulary = Vocabulary.of(
-        config.vocab_size, config.mask_token_id, config.excluded_token_ids or ()
-    )
-    try:
-        return build_family(config.diffusion, vocabulary, device)
-    except ValueError as error:
-        raise CheckpointError(f"config.json names no valid diffusion family: {error}") from None
-
-
-def default_device() -> str:
-    """The fastest device of this machine."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _locate(path: str | Path) -> Path:
-    folder = Path(path).expanduser()
-    if (folder / "export" / "config.json").is_file():
-        return folder / "export"
-    if folder.is_dir():
-        return folder
-    if folder.is_file():
-        raise CheckpointError(f"{path} is a file; give the export directory that holds config.json")
-    if str(path).count("/") != 1 or str(path).startswith((".", "/", "~", "runs/")):
-        raise CheckpointError(
-            f"{path}: no such directory; give a run's export directory (runs/NAME/export)"
-        )
-    try:
-        from huggingface_hub import snapshot_download
-
-        return Path(snapshot_download(str(path)))
-    except Exception as error:
-        raise CheckpointError(
-            f"{path}: no such directory, and the hub could not be reached for a model of that name "
-            f"({type(error).__name__}); check the path or the network"
-        ) from None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; export the model again") from None
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); export the model again") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is damaged (no JSON object); export the model again")
-    return content
-
-
-def _load_model(folder: Path, dtype: torch.dtype) -> TextDiffusionModel:
-    kind = _read_json(folder / "config.json").get("model_type")
-    if kind != "textdiff":
-        raise CheckpointError(f"{folder}/config.json is of a {kind!r} model, not a textdiff export")
-    if not (folder / "model.safetensors").is_file() and not any(folder.glob("*.index.json")):
-        raise CheckpointError(f"{folder}/model.safetensors is missing; export the model again")
-    model: TextDiffusionModel
-    try:
-        model, info = TextDiffusionModel.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, local_files_only=True
-        )
-    except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(
-            f"{folder} cannot be loaded, a file is damaged or does not fit ({reason[0]}); export "
-            "the model again"
-        ) from None
-    for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        if info.get(what):
-            raise CheckpointError(
-                f"{folder}/model.safetensors does not fit config.json ({what.replace('_', ' ')}: "
-                f"{sorted(map(str, info[what]))[0]}); export the model again"
-            )
-    return model
-
-
-def _load_tokenizer(folder: Path, config: TextDiffusionConfig) -> PreTrainedTokenizerFast:
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        raise CheckpointError(f"{folder}/tokenizer.json is missing; export the model again")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:
-        raise CheckpointError(
-            f"the tokenizer in {folder} is damaged ({error}); export the model again"
-        ) from None
-    if tokenizer.mask_token_id is None:
-        raise CheckpointError(f"the tokenizer in {folder} has no mask token; it is needed here")
-    if tokenizer.mask_token_id != config.mask_token_id or len(tokenizer) > config.vocab_size:
-        raise CheckpointError(
-            f"the tokenizer in {folder} ({len(tokenizer)} tokens, mask {tokenizer.mask_token_id}) "
-            f"does not fit config.json ({config.vocab_size} rows, mask {config.mask_token_id})"
-        )
-    return tokenizer

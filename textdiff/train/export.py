@@ -11,6 +11,7 @@ import yaml
 from textdiff.config import Config
 from textdiff.likelihood import Bound
 from textdiff.pipeline import SampleDefaults, TextDiffusion
+from textdiff.provenance import TRAINING_FILE, code_record
 
 
 def sample_defaults(config: Config) -> SampleDefaults:
@@ -34,6 +35,8 @@ def write_export(
     shutil.rmtree(scratch, ignore_errors=True)
     model.save_pretrained(scratch)
     (scratch / "README.md").write_text(model_card(config, state, bound), encoding="utf-8")
+    record = json.dumps(_training_record(config, state), indent=2, ensure_ascii=False)
+    (scratch / TRAINING_FILE).write_text(record + "\n", encoding="utf-8")
     if target.exists():
         old = target.with_name(f".old-{target.name}-{os.getpid()}")
         shutil.rmtree(old, ignore_errors=True)
@@ -42,6 +45,19 @@ def write_export(
         shutil.rmtree(old, ignore_errors=True)
     else:
         scratch.rename(target)
+
+
+def _training_record(config: Config, state: dict[str, Any]) -> dict[str, Any]:
+    """Which weights the export holds and what they come from, for whoever evaluates it."""
+    decay = config.train.ema_decay
+    return {
+        "weights": "ema" if decay > 0 else "raw",
+        "ema_decay": decay,
+        **{key: state[key] for key in ("step", "tokens", "parameters")},
+        "seed": config.run.seed,
+        "code": code_record(),
+        "corpus": state["corpus"],
+    }
 
 
 def model_card(config: Config, state: dict[str, Any], bound: Bound | None) -> str:

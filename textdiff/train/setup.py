@@ -6,18 +6,18 @@ from typing import Any
 
 import accelerate
 import torch
-import transformers
 from accelerate import Accelerator
 from transformers import PreTrainedTokenizerFast
 
-import textdiff
 from textdiff.config import Config
 from textdiff.data import excluded_ids, vocabulary_size
 from textdiff.diffusion.family import Family
 from textdiff.errors import CheckpointError, ConfigError
+from textdiff.loading import family_of
 from textdiff.models import TextDiffusionConfig, TextDiffusionModel
 from textdiff.models.attention import unavailable
-from textdiff.pipeline import TextDiffusion, family_of
+from textdiff.pipeline import TextDiffusion
+from textdiff.provenance import code_record
 
 # Sections and keys that define what is trained: a resumed run must not differ in them.
 FIXED = ("data", "tokenizer", "model", "diffusion", "train")
@@ -120,10 +120,7 @@ def check_resume(config: Config, before: dict[str, Any], directory: Path) -> Non
 def environment(accelerator: Accelerator, corpus: dict[str, Any]) -> dict[str, Any]:
     """What a run depends on besides its config."""
     return {
-        "textdiff": textdiff.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **code_record(),
         "accelerate": accelerate.__version__,
         "platform": platform.platform(),
         "device": str(accelerator.device),

@@ -23,7 +23,8 @@ from textdiff.data import Corpus, encode_documents
 from textdiff.diffusion.randomness import Stream, bits
 from textdiff.errors import CheckpointError, ConfigError, TextDiffError
 from textdiff.likelihood import Bound, Windows, cut_windows, masked_count
-from textdiff.pipeline import DTYPES, TextDiffusion
+from textdiff.loading import DTYPES
+from textdiff.pipeline import TextDiffusion
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.checkpoint import Checkpoint, checkpoints, damage, optimizer_states
 from textdiff.train.ema import EMA

@@ -1,0 +1,150 @@
+"""From an export directory (or a hub id) to its parts, each checked as it is loaded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from textdiff.diffusion.family import Family, build_family
+from textdiff.diffusion.process import Vocabulary
+from textdiff.errors import CheckpointError
+from textdiff.models import TextDiffusionConfig, TextDiffusionModel
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+
+
+def family_of(
+    config: TextDiffusionConfig, device: torch.device, exponents: nn.Module | None = None
+) -> Family:
+    """The diffusion family that a model's configuration names.
+
+    Args:
+        config: the model's configuration.
+        device: where the model is.
+        exponents: the model's own, where its schedule is learned.
+
+    Raises:
+        CheckpointError: the configuration does not say.
+    """
+    if config.diffusion is None or config.mask_token_id is None:
+        raise CheckpointError(
+            "config.json has no `diffusion` section or no mask_token_id: it is not a "
+            "textdiff export"
+        )
+    vocabulary = Vocabulary.of(
+        config.vocab_size, config.mask_token_id, config.excluded_token_ids or ()
+    )
+    try:
+        return build_family(config.diffusion, vocabulary, device, exponents)
+    except ValueError as error:
+        raise CheckpointError(f"config.json names no valid diffusion family: {error}") from None
+
+
+def default_device() -> str:
+    """The fastest device of this machine."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def locate(path: str | Path) -> Path:
+    """The folder of an export, of a run that has one, or of a model fetched from the hub.
+
+    Raises:
+        CheckpointError: there is nothing of that name.
+    """
+    folder = Path(path).expanduser()
+    if (folder / "export" / "config.json").is_file():
+        return folder / "export"
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        raise CheckpointError(f"{path} is a file; give the export directory that holds config.json")
+    if str(path).count("/") != 1 or str(path).startswith((".", "/", "~", "runs/")):
+        raise CheckpointError(
+            f"{path}: no such directory; give a run's export directory (runs/NAME/export)"
+        )
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(str(path)))
+    except Exception as error:
+        raise CheckpointError(
+            f"{path}: no such directory, and the hub could not be reached for a model of that name "
+            f"({type(error).__name__}); check the path or the network"
+        ) from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """One of an export's JSON files.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing; export the model again") from None
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); export the model again") from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is damaged (no JSON object); export the model again")
+    return content
+
+
+def load_model(folder: Path, dtype: torch.dtype) -> TextDiffusionModel:
+    """The network of an export, on the CPU.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or does not fit the configuration.
+    """
+    kind = read_json(folder / "config.json").get("model_type")
+    if kind != "textdiff":
+        raise CheckpointError(f"{folder}/config.json is of a {kind!r} model, not a textdiff export")
+    if not (folder / "model.safetensors").is_file() and not any(folder.glob("*.index.json")):
+        raise CheckpointError(f"{folder}/model.safetensors is missing; export the model again")
+    model: TextDiffusionModel
+    try:
+        model, info = TextDiffusionModel.from_pretrained(
+            folder, dtype=dtype, output_loading_info=True, local_files_only=True
+        )
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(
+            f"{folder} cannot be loaded, a file is damaged or does not fit ({reason[0]}); export "
+            "the model again"
+        ) from None
+    for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        if info.get(what):
+            raise CheckpointError(
+                f"{folder}/model.safetensors does not fit config.json ({what.replace('_', ' ')}: "
+                f"{sorted(map(str, info[what]))[0]}); export the model again"
+            )
+    return model
+
+
+def load_tokenizer(folder: Path, config: TextDiffusionConfig) -> PreTrainedTokenizerFast:
+    """The tokenizer of an export.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or does not fit the network.
+    """
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        raise CheckpointError(f"{folder}/tokenizer.json is missing; export the model again")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        raise CheckpointError(
+            f"the tokenizer in {folder} is damaged ({error}); export the model again"
+        ) from None
+    if tokenizer.mask_token_id is None:
+        raise CheckpointError(f"the tokenizer in {folder} has no mask token; it is needed here")
+    if tokenizer.mask_token_id != config.mask_token_id or len(tokenizer) > config.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer in {folder} ({len(tokenizer)} tokens, mask {tokenizer.mask_token_id}) "
+            f"does not fit config.json ({config.vocab_size} rows, mask {config.mask_token_id})"
+        )
+    return tokenizer
