@@ -3,6 +3,9 @@
 The command line prints the message alone and exits with `exit_code`; a traceback is for bugs.
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class TextDiffError(Exception):
     """Base of every error whose message is meant for the user."""
@@ -22,3 +25,10 @@ class DataError(TextDiffError):
 
 class CheckpointError(TextDiffError):
     """An export directory or a training checkpoint cannot be used."""
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: what it may have been meant to be, or a list."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"

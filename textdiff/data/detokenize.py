@@ -1,0 +1,121 @@
+"""Text of tokenised benchmark corpora put back into the shape of running text.
+
+Published zero-shot perplexities are of detokenised text: the benchmarks store words and punctuation
+apart by spaces, which no language model of running text was trained on. Each detokeniser is an
+ordered table of substitutions. They lose information (`<unk>`, the position of quotes), so that
+perplexities per token are comparable only under the same detokeniser, and bits per byte only with
+the bytes of the detokenised text.
+"""
+
+import re
+from collections.abc import Callable
+
+from textdiff.errors import ConfigError, closest
+
+Replacement = str | Callable[[re.Match[str]], str]
+Rules = tuple[tuple[re.Pattern[str], Replacement], ...]
+
+
+def _rules(*pairs: tuple[str, Replacement]) -> Rules:
+    return tuple((re.compile(pattern), replacement) for pattern, replacement in pairs)
+
+
+# Penn Treebank as Mikolov distributes it: numbers are N, rare words <unk>, contractions split.
+_PTB = _rules(
+    (r" 's", "'s"),
+    (r"s ' ", "s' "),
+    (r" n't", "n't"),
+    (r" \n ", "\n"),
+    (r"\\/", "/"),
+    (r"(?<= )N(?= )", "1"),
+    (r"([$#]) 1", r"\g<1>1"),
+    (r"<unk>", "?"),
+)
+
+# WikiText: Moses tokens, with @-marked separators inside numbers and words.
+_WIKITEXT = _rules(
+    (r"s '", "s'"),
+    (r" @([-,.])@ ", r"\1"),
+    (r" ([:;.!?,]) ", r"\1 "),
+    (r"\(\s*([^)]*?)\s*\)", r"(\1)"),
+    (r"\[\s*([^\]]*?)\s*\]", r"[\1]"),
+    (r"\{\s*([^}]*?)\s*\}", r"{\1}"),
+    (r'"\s*([^"]*?)\s*"', r'"\1"'),
+    # Joins what lies between any two apostrophes: a flaw, and the published texts have it.
+    (r"'\s*([^']*?)\s*'", r"'\1'"),
+    (r"=(?: =)+", lambda found: found.group().replace(" ", "")),
+    (r" ° ", "°"),
+    (r" ?\n ?", "\n"),
+    (r"(?<= )N(?= )", "1"),
+    (r" 's", "'s"),
+)
+
+# One Billion Words: one sentence a line, every punctuation mark a word of its own.
+_LM1B = _rules(
+    (r"(https?) : / / ", r"\1://"),
+    (r" '(\w+)", r"'\1"),
+    (r" (\w+) \.( |$)", r" \1.\2"),
+    (r" ([?!])(?: |$)", r"\1 "),
+    (r" ([,:;]) ", r"\1 "),
+    (r" / ", "/"),
+    (r'" ([^"]+) "', r'"\1"'),
+    (r"' ([^']+) '", r"'\1'"),
+    (r"\( ([^()]+) \)", r"(\1)"),
+    (r"\[ ([^\[\]]+) \]", r"[\1]"),
+    (r"([$£]) ", r"\1"),
+)
+
+_LAMBADA = _rules((r"[“”]", '"'))
+
+
+def _apply(rules: Rules, text: str) -> str:
+    for pattern, replacement in rules:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+def ptb(text: str) -> str:
+    """Penn Treebank: contractions joined, `N` as 1, `<unk>` as a question mark."""
+    return _apply(_PTB, text)
+
+
+def wikitext(text: str) -> str:
+    """WikiText: `@-@` and the like resolved, spaces around punctuation and headings removed."""
+    return _apply(_WIKITEXT, text)
+
+
+def lm1b(text: str) -> str:
+    """One Billion Words: spaces before punctuation and inside quotes and brackets removed."""
+    return _apply(_LM1B, text).rstrip(" ")
+
+
+def lambada(text: str) -> str:
+    """Lambada: straight quotation marks, and a newline before the passage as GPT-2 was given it."""
+    return "\n" + _apply(_LAMBADA, text).strip()
+
+
+def scientific_papers(text: str) -> str:
+    """PubMed and arXiv articles: WikiText's rules, then those of One Billion Words."""
+    return lm1b(wikitext(text))
+
+
+DETOKENIZERS: dict[str, Callable[[str], str]] = {
+    "none": lambda text: text,
+    "ptb": ptb,
+    "wikitext": wikitext,
+    "lm1b": lm1b,
+    "lambada": lambada,
+    "scientific_papers": scientific_papers,
+}
+"""Detokenisers by the names that `--detokenizer` and evaluation suites use."""
+
+
+def detokenizer(name: str) -> Callable[[str], str]:
+    """The detokeniser of a name.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in DETOKENIZERS:
+        raise ConfigError(f"unknown detokenizer {name!r}; {closest(name, DETOKENIZERS)}")
+    return DETOKENIZERS[name]
