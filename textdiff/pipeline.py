@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from textdiff.data import encode_documents
 from textdiff.diffusion.family import Family
 from textdiff.errors import ConfigError, DataError
-from textdiff.likelihood import Bound, Estimates, cut_windows, masked_count
+from textdiff.likelihood import Bound, Estimates, cut_windows, estimate
 from textdiff.loading import (
     DTYPES,
     default_device,
@@ -206,7 +206,7 @@ class TextDiffusion:
     # --- likelihood ---
 
     def estimate(self, texts: Sequence[str], **options: Any) -> Estimates:
-        """Bounds the likelihood of documents; takes the options of `likelihood.masked_count`.
+        """Bounds the likelihood of documents; takes the options of `likelihood.estimate`.
 
         Raises:
             DataError: nothing to score, or characters the tokenizer does not know.
@@ -217,7 +217,7 @@ class TextDiffusion:
             self.model.config.max_position_embeddings,
             self.family.process.vocabulary.clean.cpu(),
         )
-        return masked_count(self.model, self.family, windows, **({"seed": 0} | options))
+        return estimate(self.model, self.family, windows, **({"seed": 0} | options))
 
     def score(self, texts: Sequence[str], **options: Any) -> list[Bound]:
         """The bound of each text, by the default estimator.

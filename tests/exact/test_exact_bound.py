@@ -21,7 +21,7 @@ from exact_tables import (
 from torch import Tensor
 
 from textdiff.diffusion.noise import noise_by_count
-from textdiff.likelihood import PositionTerms, corrupt, cut_windows, masked_count
+from textdiff.likelihood import PositionTerms, corrupt, cut_windows, estimate
 
 TEXTS = all_sequences()
 
@@ -162,9 +162,7 @@ def one_document_per_text(family):
 def test_masked_count_is_unbiased_for_every_document(arbitrary, block_size):
     chosen = family(block_size)
     denoiser = TableDenoiser(arbitrary)
-    estimates = masked_count(
-        denoiser, chosen, one_document_per_text(chosen), seed=11, replicates=400
-    )
+    estimates = estimate(denoiser, chosen, one_document_per_text(chosen), seed=11, replicates=400)
     exact = torch.tensor([expected_nats(denoiser, chosen, x) for x in TEXTS])
     bound = estimates.bound()
     assert abs(bound.mean - float(exact.mean()) / LENGTH) < 4 * bound.stderr
@@ -175,9 +173,7 @@ def test_masked_count_is_unbiased_for_every_document(arbitrary, block_size):
 
 def test_masked_count_of_the_oracle_is_the_likelihood(joint):
     windows = one_document_per_text(family())
-    estimates = masked_count(
-        TableDenoiser(oracle(joint)), family(), windows, seed=2, replicates=400
-    )
+    estimates = estimate(TableDenoiser(oracle(joint)), family(), windows, seed=2, replicates=400)
     bound = estimates.bound()
     exact = -float(joint.log().mean()) / LENGTH
     assert abs(bound.mean - exact) < 4 * bound.stderr
@@ -192,7 +188,7 @@ def test_stated_errors_cover_the_truth_as_often_as_they_say(arbitrary):
     repetitions = 300
     covered = 0
     for seed in range(repetitions):
-        low, high = masked_count(denoiser, family(), windows, seed=seed).bound().interval(0.95)
+        low, high = estimate(denoiser, family(), windows, seed=seed).bound().interval(0.95)
         covered += low <= exact <= high
     assert 0.91 <= covered / repetitions <= 0.985
 
@@ -209,7 +205,7 @@ def test_a_document_of_many_windows_is_stratified_over_them(arbitrary):
             counts.extend((input_ids == MASK).sum(1).tolist())
             return super().hidden(input_ids, *rest)
 
-    masked_count(Counting(arbitrary), family(), windows, seed=0, replicates=8)
+    estimate(Counting(arbitrary), family(), windows, seed=0, replicates=8)
     assert len(counts) == 8 * 9
     for replicate in range(8):
         drawn = sorted(counts[9 * replicate : 9 * replicate + 9])

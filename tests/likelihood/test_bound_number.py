@@ -6,9 +6,9 @@ import pytest
 import torch
 from exact_tables import LENGTH, TableDenoiser, all_sequences, family, random_table
 
-from textdiff.likelihood import Bound, Estimates, Windows, cut_windows, masked_count
+from textdiff.likelihood import Bound, Estimates, Windows, cut_windows, estimate
 from textdiff.likelihood.bound import student_t_quantile
-from textdiff.likelihood.estimators import MIN_REPLICATES
+from textdiff.likelihood.estimate import MIN_REPLICATES
 
 # Published tables, to all printed digits.
 T_TABLE = {
@@ -80,7 +80,7 @@ def estimates(nats: list[list[float]], tokens: list[int]) -> Estimates:
     windows = Windows(
         [], torch.arange(count), torch.zeros(count), torch.tensor(tokens), torch.tensor(tokens) * 3
     )
-    return Estimates(torch.tensor(nats, dtype=torch.float64), windows, family())
+    return Estimates({"diffusion": torch.tensor(nats, dtype=torch.float64)}, windows)
 
 
 def test_both_errors_of_a_hand_example():
@@ -139,10 +139,10 @@ def problem():
 
 
 def test_a_precision_adds_whole_replicates_until_it_is_reached(problem):
-    first = masked_count(*problem, seed=1)
+    first = estimate(*problem, seed=1)
     assert len(first.nats) == MIN_REPLICATES
     for precision in (0.2, 0.05):
-        more = masked_count(*problem, seed=1, precision=precision)
+        more = estimate(*problem, seed=1, precision=precision)
         assert len(more.nats) > MIN_REPLICATES
         assert torch.equal(more.nats[:MIN_REPLICATES], first.nats)  # the same draws, and then more
         result = more.bound()
@@ -153,23 +153,23 @@ def test_a_precision_adds_whole_replicates_until_it_is_reached(problem):
 
 
 def test_a_precision_already_reached_adds_nothing(problem):
-    assert len(masked_count(*problem, seed=1, precision=50.0).nats) == MIN_REPLICATES
+    assert len(estimate(*problem, seed=1, precision=50.0).nats) == MIN_REPLICATES
 
 
 def test_a_precision_does_not_overshoot_by_much(problem):
     """About (width / wanted) ** 2 times the replicates, at most doubled at a time."""
-    reached = len(masked_count(*problem, seed=1, precision=0.05).nats)
-    half = len(masked_count(*problem, seed=1, precision=0.1).nats)
+    reached = len(estimate(*problem, seed=1, precision=0.05).nats)
+    half = len(estimate(*problem, seed=1, precision=0.1).nats)
     assert 2.0 < reached / half < 8.0
 
 
 def test_fewer_replicates_than_eight_are_raised_to_eight(problem):
-    assert len(masked_count(*problem, seed=1, replicates=2).nats) == MIN_REPLICATES
+    assert len(estimate(*problem, seed=1, replicates=2).nats) == MIN_REPLICATES
 
 
 def test_progress_counts_every_window_once(problem):
     told = []
-    masked_count(
+    estimate(
         *problem, seed=1, batch_tokens=6, progress=lambda done, total: told.append((done, total))
     )
     assert [done for done, _ in told] == list(range(2, 6 * 8 + 1, 2))

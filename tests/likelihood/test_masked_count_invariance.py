@@ -6,7 +6,8 @@ from tiny_models import CLEAN, MASK, tiny_family, tiny_model
 
 from textdiff.diffusion.randomness import Stream
 from textdiff.errors import DataError
-from textdiff.likelihood import cut_windows, estimators, masked_count
+from textdiff.likelihood import cut_windows, estimate
+from textdiff.likelihood.estimators import view
 
 WINDOW = 8
 LENGTHS = (3, 9, 17, 8, 1, 16, 5)
@@ -37,11 +38,11 @@ def chosen(request):
 
 
 def nats(model, family, windows, **options) -> torch.Tensor:
-    return masked_count(model, family, windows, seed=5, **options).nats
+    return estimate(model, family, windows, seed=5, **options).nats
 
 
 def nats_of_seed(model, family, windows, seed: int) -> torch.Tensor:
-    return masked_count(model, family, windows, seed=seed).nats
+    return estimate(model, family, windows, seed=seed).nats
 
 
 def test_batch_size_and_padding_do_not_matter(model, chosen):
@@ -102,7 +103,8 @@ def test_every_token_is_scored_once_in_windows_of_its_document(chosen):
 
 def test_a_batch_pads_and_says_where(chosen):
     windows = windows_of(documents(), chosen)
-    x0, real = windows.batch([0, 1], MASK)
+    x0, real, scored = windows.batch([0, 1], MASK)
+    assert torch.equal(real, scored)
     assert x0.shape == real.shape == (2, 8)
     assert torch.equal(real.sum(1), torch.tensor([3, 8]))
     assert (x0[~real] == MASK).all()
@@ -112,7 +114,7 @@ def test_a_batch_pads_and_says_where(chosen):
 def test_noise_is_keyed_by_document_window_and_replicate(chosen, monkeypatch):
     """No two (document, window, replicate) share a position's uniform."""
     drawn = []
-    original = estimators.uniforms
+    original = view.uniforms
 
     def watched(seed, stream, **keys):
         u = original(seed, stream, **keys)
@@ -120,8 +122,8 @@ def test_noise_is_keyed_by_document_window_and_replicate(chosen, monkeypatch):
             drawn.append(u.flatten())
         return u
 
-    monkeypatch.setattr(estimators, "uniforms", watched)
-    masked_count(tiny_model(), chosen, windows_of(documents(), chosen), seed=0)
+    monkeypatch.setattr(view, "uniforms", watched)
+    estimate(tiny_model(), chosen, windows_of(documents(), chosen), seed=0)
     values = torch.cat(drawn)
     assert len(values.unique()) == len(values)
 

@@ -21,6 +21,8 @@ class Bound:
         replicates: independent replicates that `stderr` comes from.
         terms: nats per token of each part; they add up to `mean`.
         is_bound: whether the expectation of `mean` is an upper bound.
+        note: what keeps it from being one.
+        pilot: how many of the replicates `stderr` takes their spread from; None: all.
     """
 
     mean: float
@@ -33,6 +35,8 @@ class Bound:
     replicates: int
     terms: Mapping[str, float] = field(default_factory=dict)
     is_bound: bool = True
+    note: str = ""
+    pilot: int | None = None
 
     @property
     def perplexity(self) -> float:
@@ -51,7 +55,10 @@ class Bound:
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Student-t interval of `mean` in nats per token, Monte-Carlo error only."""
-        width = student_t_quantile(0.5 + confidence / 2, self.replicates - 1) * self.stderr
+        if self.stderr == 0.0:  # nothing random, or a single replicate of it
+            return self.mean, self.mean
+        degrees = (self.pilot or self.replicates) - 1
+        width = student_t_quantile(0.5 + confidence / 2, degrees) * self.stderr
         return self.mean - width, self.mean + width
 
     def perplexity_interval(self, confidence: float = 0.95) -> tuple[float, float]:

@@ -1,19 +1,27 @@
 """How a text becomes scored windows.
 
-Documents are scored one by one: each is cut into consecutive windows of the model's length, the
-last one shorter, and every token is scored exactly once. No special token is inserted. A window
-sees nothing of the one before it, so the bound is of the text under "windows are independent".
+Documents are scored one by one: each is cut into windows of the model's length, and every token
+that is to be scored is scored exactly once. No special token is inserted. By default windows follow
+each other and the last one is shorter: a window sees nothing of the one before it, so the bound is
+of the text under "windows are independent". With a stride they overlap: what an earlier window has
+scored is context in a later one, visible and never noisy. Text that is given rather than scored (a
+prompt, what surrounds a gap) is context in the same way.
 """
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from textdiff.errors import DataError
+from textdiff.errors import ConfigError, DataError
+
+Tokens = NDArray[np.int64]
+Scored = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -24,25 +32,51 @@ class Windows:
         tokens: one int64 array per window.
         document: [W] int64, the document each window belongs to, ascending.
         index: [W] int64, the window's place in its document.
-        document_tokens: [D] tokens of each document.
-        document_bytes: [D] UTF-8 bytes of each document.
+        document_tokens: [D] tokens of each document that are scored.
+        document_bytes: [D] UTF-8 bytes of what is scored of each document.
+        scored: one bool array per window, False at context; None: everything is scored.
+        text_digest: hash of the scored texts; empty if unknown.
     """
 
-    tokens: list[NDArray[np.int64]]
+    tokens: list[Tokens]
     document: Tensor
     index: Tensor
     document_tokens: Tensor
     document_bytes: Tensor
+    scored: list[Scored] | None = None
+    text_digest: str = ""
 
-    def batch(self, which: Sequence[int], pad: int) -> tuple[Tensor, Tensor]:
-        """Tokens [B, longest] of some windows, padded, and which of them are real (bool)."""
+    def batch(self, which: Sequence[int], pad: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Some windows side by side.
+
+        Args:
+            which: indices of the windows.
+            pad: id that fills the shorter ones.
+
+        Returns:
+            [B, longest] tokens, which of them are real (bool) and which of those are scored (bool).
+        """
         longest = max(len(self.tokens[w]) for w in which)
         x0 = torch.full((len(which), longest), pad)
         real = torch.zeros(len(which), longest, dtype=torch.bool)
         for row, w in enumerate(which):
             x0[row, : len(self.tokens[w])] = torch.from_numpy(self.tokens[w])
             real[row, : len(self.tokens[w])] = True
-        return x0, real
+        scored = real.clone()
+        if self.scored is not None:
+            for row, w in enumerate(which):
+                scored[row, : len(self.scored[w])] = torch.from_numpy(self.scored[w])
+        return x0, real, scored
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the windows: two of the same pose the same problem."""
+        state = hashlib.sha256()
+        for w, tokens in enumerate(self.tokens):
+            state.update(f"{int(self.document[w])} {int(self.index[w])} {len(tokens)}".encode())
+            state.update(tokens.tobytes())
+            state.update(b"" if self.scored is None else self.scored[w].tobytes())
+        return state.hexdigest()
 
 
 def cut_windows(
@@ -50,36 +84,41 @@ def cut_windows(
     texts: Sequence[str],
     length: int,
     clean: Tensor,
+    *,
+    stride: int | None = None,
+    scored: Sequence[Scored] | None = None,
 ) -> Windows:
     """Cuts encoded documents into windows.
 
     Args:
         documents: token ids of each document, without special tokens.
-        texts: the same documents as text, for bytes and messages.
+        texts: what is scored of each document as text, for bytes and messages.
         length: the model's sequence length in tokens.
         clean: [V] bool, ids that the model can predict.
+        stride: tokens from one window to the next, at most `length`; the overlap is context. None:
+            `length`, no overlap.
+        scored: [tokens] bool of each document, False at what is given; None: all is scored.
 
     Raises:
+        ConfigError: a stride out of range.
         DataError: nothing to score, or tokens outside the model's vocabulary.
     """
-    allowed = clean.numpy()
-    tokens: list[NDArray[np.int64]] = []
+    if stride is not None and not 1 <= stride <= length:
+        raise ConfigError(f"stride {stride}: give 1 to {length}, the model's sequence length")
+    wanted = [np.ones(len(ids), bool) for ids in documents] if scored is None else list(scored)
+    tokens: list[Tokens] = []
+    masks: list[Scored] = []
     where: list[tuple[int, int]] = []
-    for d, ids in enumerate(documents):
-        foreign = (
-            ids[~allowed[ids]]
-            if ids.size and ids.max() < len(allowed)
-            else ids[ids >= len(allowed)]
-        )
-        if foreign.size:
-            raise DataError(
-                f"document {d + 1} has {foreign.size} token(s) that the model cannot predict (the "
-                f"first has id {int(foreign[0])}): it contains characters the tokenizer was not "
-                "trained on; remove them, or train with a byte or bpe tokenizer"
-            )
-        for index, start in enumerate(range(0, len(ids), length)):
-            tokens.append(ids[start : start + length].astype(np.int64))
-            where.append((d, index))
+    for d, (ids, mask) in enumerate(zip(documents, wanted, strict=True)):
+        _refuse_foreign(d, ids, clean.numpy())
+        spans = _spans(len(ids), length, stride or length)
+        for index, (start, fresh, stop) in enumerate(spans):
+            mine = mask[start:stop].astype(bool)
+            mine[: fresh - start] = False
+            if mine.any():
+                tokens.append(ids[start:stop].astype(np.int64))
+                masks.append(mine)
+                where.append((d, index))
     if not tokens:
         raise DataError("the text has no token to score; give a text with at least one character")
     at = torch.tensor(where)
@@ -87,6 +126,35 @@ def cut_windows(
         tokens,
         at[:, 0],
         at[:, 1],
-        torch.tensor([len(ids) for ids in documents]),
+        torch.tensor([int(mask.sum()) for mask in wanted]),
         torch.tensor([len(text.encode()) for text in texts]),
+        None if all(mask.all() for mask in masks) else masks,
+        hashlib.sha256("\0".join(texts).encode()).hexdigest(),
     )
+
+
+def _spans(count: int, length: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """(start, first fresh token, stop) of each window over `count` tokens.
+
+    With a stride below the length the last window is pulled back to full length: more context
+    costs nothing.
+    """
+    done = start = 0
+    while done < count:
+        stop = min(start + length, count)
+        if stride < length:
+            start = max(0, stop - length)
+        yield start, done, stop
+        done, start = stop, start + stride
+
+
+def _refuse_foreign(document: int, ids: NDArray[np.int32], allowed: Scored) -> None:
+    """Refuses tokens that the model cannot predict."""
+    inside = ids < len(allowed)
+    foreign = ids[~inside] if not inside.all() else ids[~allowed[ids]]
+    if foreign.size:
+        raise DataError(
+            f"document {document + 1} has {foreign.size} token(s) that the model cannot predict "
+            f"(the first has id {int(foreign[0])}): it contains characters the tokenizer was not "
+            "trained on; remove them, or train with a byte or bpe tokenizer"
+        )

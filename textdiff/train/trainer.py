@@ -22,7 +22,7 @@ from textdiff.config import Config, to_yaml
 from textdiff.data import Corpus, encode_documents
 from textdiff.diffusion.randomness import Stream, bits
 from textdiff.errors import CheckpointError, ConfigError, TextDiffError
-from textdiff.likelihood import Bound, Windows, cut_windows, masked_count
+from textdiff.likelihood import Bound, Windows, cut_windows, estimate
 from textdiff.loading import DTYPES
 from textdiff.pipeline import TextDiffusion
 from textdiff.train.batches import TrainingBatches
@@ -244,7 +244,7 @@ class Trainer:
                 enabled=self.config.evaluate.dtype == "bfloat16",
             ),
         ):
-            estimates = masked_count(
+            estimates = estimate(
                 model,
                 self.exported.family,
                 self.windows,

@@ -1,0 +1,238 @@
+"""Estimates in replicates: how many, of what, and over which processes.
+
+A replicate is one complete, randomised stratification of every window. Replicates are independent,
+so the error comes from their means. Noise depends on (seed, document, replicate, window, position)
+alone: not on the batch size, and two models are compared under common random numbers.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from textdiff.diffusion.family import Family
+from textdiff.errors import CheckpointError, ConfigError
+from textdiff.likelihood.bound import student_t_quantile
+from textdiff.likelihood.estimates import Estimates
+from textdiff.likelihood.estimators import Estimator, build_estimator, default_estimator
+from textdiff.likelihood.estimators.estimator import Parts
+from textdiff.likelihood.estimators.view import View
+from textdiff.likelihood.protocols import Windows
+from textdiff.likelihood.scorer import Scorer
+from textdiff.likelihood.state import State, model_digest
+from textdiff.models import TextDiffusionModel
+
+MIN_REPLICATES = 8
+MAX_REPLICATES = 4096
+
+
+def estimate(
+    denoiser: TextDiffusionModel,
+    family: Family,
+    windows: Windows,
+    *,
+    estimator: str | None = None,
+    seed: int,
+    replicates: int = MIN_REPLICATES,
+    precision: float | None = None,
+    attribute: bool = False,
+    batch_tokens: int = 8192,
+    state: Path | None = None,
+    shard: tuple[int, int] = (0, 1),
+    reduce: Callable[[Tensor], Tensor] = lambda nats: nats,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    **options: Any,
+) -> Estimates:
+    """Estimates the negative ELBO, or the likelihood, of windows.
+
+    Args:
+        denoiser: the network, in the mode and dtype it is to be evaluated in.
+        family: its process, schedule, objective and block size.
+        windows: what to score.
+        estimator: a name in `ESTIMATORS`; None: `masked_count`, or `finite_t` for models in steps.
+        seed: seed of the noise.
+        replicates: independent replicates, at least 8; exact estimators take one.
+        precision: adds replicates until the 95 % interval of the perplexity is within this fraction
+            of it on either side, or there are 4096. By Stein's rule: the spread of the first
+            `replicates` says how many it takes, and the interval stays as sure as it says.
+        attribute: whether to keep the nats of every token.
+        batch_tokens: tokens per network call; results do not depend on it beyond rounding.
+        state: a file that every replicate is saved to, and that an interrupted job continues from.
+        shard: (rank, processes): this process scores every `processes`-th window.
+        reduce: adds nats over processes.
+        progress: told (windows done, windows planned) after each call.
+        **options: the estimator's own, such as `samples`, `eps`, `orders` or `timesteps`.
+
+    Raises:
+        ConfigError: an estimator that does not exist or cannot score this model, wrong options.
+        CheckpointError: `state` is of another job, or the network's output is not finite.
+    """
+    name = estimator or default_estimator(family)
+    chosen = build_estimator(name, **options)
+    chosen.check(denoiser, family, windows)
+    _refuse_unseen_context(windows, family)
+    if attribute and not chosen.attributes:
+        raise ConfigError(f"estimator {name} weighs whole orders: it has no nats per token")
+    job = _Job(denoiser, family, windows, chosen, seed, batch_tokens, shard, attribute)
+    saved = State.open(state, job.fingerprint() if state else {}, shard[0] == 0)
+    first = 1 if chosen.exact else max(replicates, MIN_REPLICATES)
+    while (done := len(saved.shares)) < (
+        planned := _planned(saved.shares, windows, precision, first)
+    ):
+        share = job.replicate(done, _counting_on(progress, done, planned, len(windows.tokens)))
+        saved.add(*job.split(reduce(share)))
+    parts = torch.stack(saved.shares).unbind(1)
+    return Estimates(
+        dict(zip(chosen.parts, parts, strict=True)),
+        windows,
+        estimator=name,
+        exact=chosen.exact,
+        note=chosen.missing(family),
+        pilot=first if len(saved.shares) > first else None,
+        tokens=saved.tokens,
+        rows=job.scorer.rows,
+    )
+
+
+class _Job:
+    """The windows of one process in batches, and what an estimator has learned about them."""
+
+    def __init__(
+        self,
+        denoiser: TextDiffusionModel,
+        family: Family,
+        windows: Windows,
+        estimator: Estimator,
+        seed: int,
+        batch_tokens: int,
+        shard: tuple[int, int],
+        attribute: bool,
+    ):
+        self.scorer = Scorer(denoiser, family, batch_tokens)
+        self.windows = windows
+        self.estimator = estimator
+        self.seed = seed
+        self.batches = _batches(windows, batch_tokens, shard)
+        self.processes = shard[1]
+        self.attribute = attribute
+        self.learned: list[Tensor | None] | None = None
+        lengths = torch.tensor([len(tokens) for tokens in windows.tokens])
+        self.starts = lengths.cumsum(0) - lengths
+        self._kept = int(lengths.sum()) if attribute else 0
+
+    def replicate(self, index: int, progress: Callable[[int], None]) -> Tensor:
+        """Nats of one replicate, flat: [P, D], then [T] if tokens are attributed."""
+        if self.learned is None:
+            views = self._views(-1)
+            self.learned = [self.estimator.learn(view, self.scorer) for view in views]
+        documents = len(self.windows.document_tokens)
+        nats = torch.zeros(len(self.estimator.parts), documents, dtype=torch.float64)
+        tokens = torch.zeros(self._kept, dtype=torch.float64)
+        done = 0
+        for view in self._views(index):
+            parts = self.estimator.score(view, self.scorer)
+            _refuse_infinite(parts, view)
+            for row, name in zip(nats, self.estimator.parts, strict=True):
+                row.index_add_(0, view.document, parts[name].sum(1))
+            if self.attribute:
+                at = self.starts[view.window][:, None] + torch.arange(view.x0.shape[1])
+                tokens[at[view.real]] = torch.stack(list(parts.values())).sum(0)[view.real]
+            done += len(view.window)
+            progress(done * self.processes)
+        return torch.cat([nats.flatten(), tokens])
+
+    def split(self, share: Tensor) -> tuple[Tensor, Tensor]:
+        """[P, D] nats and [T or 0] nats per token of a flat share."""
+        documents = len(self.windows.document_tokens)
+        nats, tokens = torch.split(share, [len(share) - self._kept, self._kept])
+        return nats.view(-1, documents), tokens
+
+    def fingerprint(self) -> dict[str, str]:
+        """What makes a saved state one of this job."""
+        return {
+            "model": model_digest(self.scorer.denoiser, self.scorer.host),
+            "text": self.windows.digest,
+            "estimator": f"{self.estimator!r}, tokens {self.attribute}",
+            "seed": str(self.seed),
+        }
+
+    def _views(self, replicate: int) -> Iterator[View]:
+        windows, family = self.windows, self.scorer.host
+        v = self.estimator.strata(windows, family, self.seed, replicate)
+        for number, which in enumerate(self.batches):
+            x0, real, scored = windows.batch(which, family.process.vocabulary.mask_token_id)
+            at = torch.tensor(which)
+            yield View(
+                family=family,
+                seed=self.seed,
+                replicate=replicate,
+                window=at,
+                document=windows.document[at],
+                index=windows.index[at],
+                x0=x0,
+                real=real,
+                scorable=scored,
+                v=v[at][:, :, : family.blocks(x0.shape[1]).count],
+                learned=self.learned[number] if self.learned else None,
+            )
+
+
+def _refuse_unseen_context(windows: Windows, family: Family) -> None:
+    """Refuses context that blocks before it are to be predicted from."""
+    if windows.scored is None or family.block_size is None:
+        return
+    for scored, document in zip(windows.scored, windows.document.tolist(), strict=True):
+        block = np.arange(len(scored)) // family.block_size
+        if not scored.all() and block[~scored].max() > block[scored].min():
+            raise ConfigError(
+                f"document {document + 1}: a model in blocks of {family.block_size} cannot see "
+                "given text that comes in a later block than text to be scored; use a model of one "
+                "block, or give only text that comes before"
+            )
+
+
+def _refuse_infinite(parts: Parts, view: View) -> None:
+    """Refuses nats that are no number."""
+    for nats in parts.values():
+        bad = ~torch.isfinite(nats)
+        if bool(bad.any()):
+            row, column = bad.nonzero()[0].tolist()
+            raise CheckpointError(
+                f"document {int(view.document[row]) + 1}, window {int(view.index[row]) + 1}: the "
+                f"network's output costs {float(nats[row, column])} nats at token {column + 1}; "
+                "its weights are damaged, or its dtype overflows (try float32)"
+            )
+
+
+def _planned(shares: list[Tensor], windows: Windows, precision: float | None, first: int) -> int:
+    """Replicates to draw, judged from the first ones alone (Stein's two-stage rule)."""
+    if precision is None or first == 1 or len(shares) < first:
+        return first
+    per_token = torch.stack(shares[:first]).sum((1, 2)) / windows.document_tokens.sum()
+    width = student_t_quantile(0.975, first - 1) * float(per_token.std())
+    need = math.ceil((width / math.log1p(precision)) ** 2)
+    return min(max(need, first), max(first, MAX_REPLICATES))
+
+
+def _counting_on(
+    progress: Callable[[int, int], None], replicate: int, planned: int, windows: int
+) -> Callable[[int], None]:
+    """Tells `progress` the windows done in one replicate on top of those before it."""
+    return lambda done: progress(replicate * windows + done, planned * windows)
+
+
+def _batches(windows: Windows, batch_tokens: int, shard: tuple[int, int]) -> list[list[int]]:
+    """Windows of like length together, about `batch_tokens` tokens each."""
+    lengths = [len(tokens) for tokens in windows.tokens]
+    order = sorted(range(len(lengths)), key=lambda w: (-lengths[w], w))[shard[0] :: shard[1]]
+    batches: list[list[int]] = []
+    start = 0
+    while start < len(order):
+        size = max(1, batch_tokens // lengths[order[start]])
+        batches.append(order[start : start + size])
+        start += size
+    return batches

@@ -1,0 +1,124 @@
+"""Nats per replicate and document, and the bounds that follow from them."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from textdiff.errors import ConfigError, DataError
+from textdiff.likelihood.bound import Bound
+from textdiff.likelihood.protocols import Windows
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """R replicates of the nats of D documents.
+
+    Attributes:
+        parts: [R, D] float64 nats of each part of the bound.
+        windows: what they are of.
+        estimator: name of the estimator.
+        exact: whether there is no Monte-Carlo error.
+        note: what keeps this from being a bound; empty if it is one.
+        pilot: replicates whose spread the error is made of; None: all. A precision decides by the
+            spread of the first ones how many more to draw, and that spread alone keeps its law.
+        tokens: [T] float64 nats of every token of every window in turn, summed over replicates;
+            empty unless asked for.
+        rows: rows that this process ran the network on.
+    """
+
+    parts: Mapping[str, Tensor]
+    windows: Windows
+    estimator: str = "masked_count"
+    exact: bool = False
+    note: str = ""
+    pilot: int | None = None
+    tokens: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)
+    rows: int = 0
+
+    @property
+    def nats(self) -> Tensor:
+        """[R, D] nats, all parts together."""
+        return torch.stack(list(self.parts.values())).sum(0)
+
+    @property
+    def replicates(self) -> int:
+        """R."""
+        return len(self.nats)
+
+    def bound(self) -> Bound:
+        """The bound over all documents."""
+        return self._of(slice(None))
+
+    def document(self, index: int) -> Bound:
+        """The bound of one document.
+
+        Raises:
+            DataError: the document has no token to score.
+        """
+        part = slice(index, index + 1)
+        if not bool(self.windows.document_tokens[part].any()):
+            raise DataError(
+                f"document {index + 1} has no token to score, so it has no bound; give a text with "
+                "at least one character"
+            )
+        return self._of(part)
+
+    def token_nats(self) -> list[Tensor]:
+        """Nats of every token, [length] float64 per window, averaged over replicates.
+
+        Context that is not scored has 0. The sum over a document's windows is its nats.
+
+        Raises:
+            ConfigError: they were not asked for.
+        """
+        if not len(self.tokens):
+            raise ConfigError("nats per token were not collected; estimate with attribute=True")
+        lengths = [len(tokens) for tokens in self.windows.tokens]
+        return list(torch.split(self.tokens / self.replicates, lengths))
+
+    def _of(self, part: slice) -> Bound:
+        tokens = self.windows.document_tokens[part]
+        total = int(tokens.sum())
+        terms = {"diffusion": 0.0, "reconstruction": 0.0, "prior": 0.0} | {
+            name: float((nats[:, part].sum(1) / total).mean()) for name, nats in self.parts.items()
+        }
+        nats = self.nats[:, part]
+        return Bound(
+            mean=sum(terms.values()),
+            stderr=0.0 if self.exact else standard_error(nats.sum(1) / total, self.pilot),
+            text_stderr=text_error(nats.mean(0), tokens),
+            tokens=total,
+            bytes=int(self.windows.document_bytes[part].sum()),
+            documents=len(tokens),
+            estimator=self.estimator,
+            replicates=self.replicates,
+            terms=terms,
+            is_bound=not self.note,
+            note=self.note,
+            pilot=self.pilot,
+        )
+
+
+def standard_error(values: Tensor, pilot: int | None = None) -> float:
+    """Standard error of the mean of [R] values, by the spread of the first `pilot` of them."""
+    return float(values[:pilot].std(correction=1)) / math.sqrt(len(values))
+
+
+def text_error(nats: Tensor, tokens: Tensor) -> float | None:
+    """Standard error of nats per token over documents: of a ratio of sums, linearised.
+
+    Args:
+        nats: [D] nats.
+        tokens: [D] tokens.
+
+    Returns:
+        None for a single document.
+    """
+    documents, total = len(tokens), tokens.sum()
+    if documents < 2:
+        return None
+    residual = nats - nats.sum() / total * tokens
+    return float((residual.square().sum() * documents / (documents - 1)).sqrt() / total)

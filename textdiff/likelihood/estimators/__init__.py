@@ -1,0 +1,50 @@
+"""Estimators by the names that users give; one file each."""
+
+from dataclasses import fields
+from typing import Any
+
+from textdiff.diffusion.family import Family
+from textdiff.errors import ConfigError
+from textdiff.likelihood.estimators.any_order import AnyOrder
+from textdiff.likelihood.estimators.chain_rule import ChainRule
+from textdiff.likelihood.estimators.estimator import Estimator
+from textdiff.likelihood.estimators.exact import Exact
+from textdiff.likelihood.estimators.finite_t import FiniteT
+from textdiff.likelihood.estimators.importance import Importance
+from textdiff.likelihood.estimators.masked_count import MaskedCount
+from textdiff.likelihood.estimators.time import Time
+
+ESTIMATORS: dict[str, type[Estimator]] = {
+    "masked_count": MaskedCount,
+    "time": Time,
+    "finite_t": FiniteT,
+    "any_order": AnyOrder,
+    "importance": Importance,
+    "chain_rule": ChainRule,
+    "exact": Exact,
+}
+
+
+def default_estimator(family: Family) -> str:
+    """The estimator that a family is scored with unless told otherwise."""
+    return "masked_count" if family.timesteps is None else "finite_t"
+
+
+def build_estimator(name: str, **options: Any) -> Estimator:
+    """An estimator with its options; those that are None keep their defaults.
+
+    Raises:
+        ConfigError: no such estimator, or an option that it does not have.
+    """
+    if name not in ESTIMATORS:
+        raise ConfigError(f"unknown estimator {name!r}; one of {', '.join(ESTIMATORS)}")
+    given = {key: value for key, value in options.items() if value is not None}
+    known = [f.name for f in fields(ESTIMATORS[name]) if f.init and not f.name.startswith("_")]
+    for key in given:
+        if key not in known:
+            has = f"its options are {', '.join(known)}" if known else "it has none"
+            raise ConfigError(f"{key} is no option of estimator {name}; {has}")
+    return ESTIMATORS[name](**given)
+
+
+__all__ = ["ESTIMATORS", "Estimator", "build_estimator", "default_estimator"]

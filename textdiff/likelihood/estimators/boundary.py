@@ -1,0 +1,61 @@
+"""What the two ends of time cost where they are not ideal: reconstruction and prior."""
+
+import math
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from textdiff.diffusion.family import Family, draw_noise
+from textdiff.diffusion.randomness import Stream
+from textdiff.likelihood.estimators.view import View
+from textdiff.likelihood.scorer import Scorer, reconstruction
+
+
+def survival(family: Family, time: float) -> float:
+    """alpha(t) at one time."""
+    return float(family.schedule.alpha(torch.tensor([time], dtype=torch.float64)))
+
+
+def clean_end(view: View, scorer: Scorer, time: float, draw: int, draws: int) -> Tensor:
+    """[B, L] nats of one draw of -log p(x_0 | x_t) at a given time.
+
+    Args:
+        view: the windows.
+        scorer: the network; where nothing is noisy by then, it is not asked.
+        time: t.
+        draw: the view's draw to use.
+        draws: how many it has per replicate.
+    """
+    rate = 1.0 - survival(view.family, time)
+    if rate == 0.0:
+        return torch.zeros(view.x0.shape, dtype=torch.float64)
+    noise = draw_noise(
+        replace(view.family, timesteps=None),
+        "time",
+        torch.zeros(len(view.x0), view.blocks.count, dtype=torch.float64),
+        view.uniforms(Stream.POSITION, draw, draws),
+        view.blocks,
+        view.scorable,
+        (rate, rate),
+        view.tokens(draw, draws),
+        view.x0,
+    )
+    return scorer.nats(view.x0, noise, view.real, reconstruction)
+
+
+def prior_nats(view: View) -> Tensor:
+    """[B, L] nats of the prior at every scorable position; 0 where it would be infinite."""
+    kl = view.family.process.prior_kl(survival(view.family, 1.0))
+    return view.scorable.double() * (kl if math.isfinite(kl) else 0.0)
+
+
+def infinite_prior(family: Family) -> str:
+    """The note on a prior that has to be dropped; empty if it need not be."""
+    alpha = survival(family, 1.0)
+    if math.isfinite(family.process.prior_kl(alpha)):
+        return ""
+    return (
+        f"the prior's term is infinite (at the end of time {alpha:.3g} of the tokens are still "
+        "visible) and was left out"
+    )

@@ -1,0 +1,73 @@
+"""The bound itself, by enumeration of every set of masked positions."""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from textdiff.diffusion.family import Family
+from textdiff.diffusion.noise import Noise
+from textdiff.errors import ConfigError
+from textdiff.likelihood.estimators.estimator import (
+    Estimator,
+    Parts,
+    require_continuous,
+    require_time_free,
+)
+from textdiff.likelihood.estimators.subsets import NEVER, ranks
+from textdiff.likelihood.estimators.view import View
+from textdiff.likelihood.protocols import Windows
+from textdiff.likelihood.scorer import Scorer
+from textdiff.models import TextDiffusionModel
+
+LARGEST = 14
+"""Most tokens of a block that are enumerated: 2 ** 14 rows per window."""
+
+
+@dataclass(frozen=True)
+class Exact(Estimator):
+    """Sum over subsets S of CE_S / (|S| C(n, |S|)), block by block, without any error."""
+
+    name: ClassVar[str] = "exact"
+    exact: ClassVar[bool] = True
+
+    def check(self, denoiser: TextDiffusionModel, family: Family, windows: Windows) -> None:
+        require_continuous(self.name, family)
+        require_time_free(self.name, denoiser, family)
+        longest = max(len(tokens) for tokens in windows.tokens)
+        size = family.blocks(longest).size
+        if size > LARGEST:
+            raise ConfigError(
+                f"estimator exact enumerates 2 ** {size} sets of masked tokens per window, and "
+                f"more than 2 ** {LARGEST} take too long; score shorter texts or use any_order"
+            )
+
+    def score(self, view: View, scorer: Scorer) -> Parts:
+        nats = torch.zeros(view.x0.shape, dtype=torch.float64)
+        order = torch.arange(view.x0.shape[1], dtype=torch.float64).expand(view.x0.shape)
+        rank = ranks(order / (view.x0.shape[1] + 1.0), view.blocks, view.scorable)
+        largest = int(view.sizes.max())
+        half = torch.full((1, 1), 0.5, dtype=torch.float64)
+        weights = torch.tensor(
+            [
+                [1.0 / (k * math.comb(n, k)) if 1 <= k <= n else 0.0 for k in range(largest + 1)]
+                for n in range(largest + 1)
+            ],
+            dtype=torch.float64,
+        )
+        for codes in torch.split(torch.arange(1, 2**largest), max(1, 2**12 // len(view.x0))):
+            each = len(codes)
+            code = codes.repeat(len(view.x0))[:, None]
+            x0, real, scorable, place, sizes = (
+                x.repeat_interleave(each, 0)
+                for x in (view.x0, view.real, view.scorable, rank, view.sizes)
+            )
+            whole = view.blocks.spread(sizes)
+            hit = scorable & (code < 2**whole) & ((code >> place) % 2 == 1)
+            count = view.blocks.split(hit, False).sum(-1)
+            weight = view.blocks.spread(weights[sizes, count])
+            u = torch.where(hit, 0.25, 0.75).to(torch.float64).masked_fill(~scorable, NEVER)
+            found = scorer.nats(x0, Noise(half, half, u, weight), real)
+            nats += torch.unflatten(found, 0, (-1, each)).sum(1)
+        return {"diffusion": nats}

@@ -1,0 +1,87 @@
+"""The published form: one random time per window, cut off near the clean end."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from textdiff.diffusion.family import Family, draw_noise
+from textdiff.diffusion.randomness import Stream
+from textdiff.errors import ConfigError
+from textdiff.likelihood.estimators.boundary import (
+    clean_end,
+    infinite_prior,
+    prior_nats,
+    survival,
+)
+from textdiff.likelihood.estimators.estimator import (
+    BOUNDARY,
+    Estimator,
+    Parts,
+    require_continuous,
+)
+from textdiff.likelihood.estimators.strata import strata
+from textdiff.likelihood.estimators.view import View
+from textdiff.likelihood.protocols import Windows
+from textdiff.likelihood.scorer import Scorer
+from textdiff.models import TextDiffusionModel
+
+
+@dataclass(frozen=True)
+class Time(Estimator):
+    """Uniform times in [eps, 1], stratified over all windows (Sec. 3.5, arXiv:2406.07524).
+
+    Its variance grows like log(1 / eps): it is here to be compared with.
+
+    Attributes:
+        eps: earliest time.
+        complete: whether the part before `eps` and the prior are added, and times are weighted by
+            the 1 - eps that they cover. Published evaluations do neither.
+    """
+
+    eps: float = 1e-3
+    complete: bool = True
+
+    name: ClassVar[str] = "time"
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return BOUNDARY if self.complete else ("diffusion",)
+
+    def check(self, denoiser: TextDiffusionModel, family: Family, windows: Windows) -> None:
+        require_continuous(self.name, family)
+        if not 0.0 <= self.eps < 1.0:
+            raise ConfigError(f"eps {self.eps}: give a time from 0 up to 1")
+
+    def missing(self, family: Family) -> str:
+        if self.complete:
+            return infinite_prior(family)
+        return (
+            f"the mean over times in [{self.eps:g}, 1], with neither the reconstruction of what is "
+            "noisy by then nor the prior"
+        )
+
+    def strata(self, windows: Windows, family: Family, seed: int, replicate: int) -> Tensor:
+        return strata(windows, family, seed, replicate, by_document=False)
+
+    def score(self, view: View, scorer: Scorer) -> Parts:
+        rates = 1.0 - survival(view.family, self.eps), 1.0 - survival(view.family, 1.0)
+        noise = draw_noise(
+            view.family,
+            "time",
+            view.v[:, 0],
+            view.uniforms(Stream.POSITION, 0, 2),
+            view.blocks,
+            view.scorable,
+            rates,
+            view.tokens(0, 2),
+            view.x0,
+        )
+        nats = scorer.nats(view.x0, noise, view.real)
+        if not self.complete:
+            return {"diffusion": nats}
+        return {
+            "diffusion": (1.0 - self.eps) * nats,
+            "reconstruction": clean_end(view, scorer, self.eps, 1, 2),
+            "prior": prior_nats(view),
+        }

@@ -1,0 +1,108 @@
+"""Runs a network on noisy rows, a bounded number of tokens at a time."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from textdiff.diffusion.family import Family
+from textdiff.diffusion.noise import Noise
+from textdiff.diffusion.objectives import Prediction
+from textdiff.diffusion.objectives.objective import pick
+from textdiff.likelihood.terms import Batch, PositionTerms, corrupt
+from textdiff.models import TextDiffusionModel
+
+Reading = Callable[[PositionTerms, slice, Prediction], Tensor]
+"""What is read off the predictions at one chunk of positions: [n] float64 nats."""
+
+
+def nelbo(terms: PositionTerms, part: slice, prediction: Prediction) -> Tensor:
+    """The objective's share of the negative ELBO, the noise's weight included."""
+    return terms.nelbo(part, prediction)
+
+
+def likelihood(terms: PositionTerms, part: slice, prediction: Prediction) -> Tensor:
+    """-log p(x_0), whatever the weight."""
+    return -pick(prediction.log_x0, terms.x0[part])
+
+
+def reconstruction(terms: PositionTerms, part: slice, prediction: Prediction) -> Tensor:
+    """-log p(x_0 | x_t) by the process's posterior at the clean end."""
+    alpha = terms.noise.alpha[part]
+    process = terms.objective.process
+    posterior = process.posterior(
+        prediction.log_x0, terms.xt[part], torch.ones_like(alpha), alpha, prediction.mixture
+    )
+    return -pick(posterior, terms.x0[part]).log()
+
+
+class Scorer:
+    """A network with its family.
+
+    Args:
+        denoiser: the network.
+        family: its process, schedule, objective and block size, on the network's device.
+        batch_tokens: tokens per network call.
+
+    Attributes:
+        rows: rows that the network has been run on.
+    """
+
+    def __init__(self, denoiser: TextDiffusionModel, family: Family, batch_tokens: int):
+        self.denoiser = denoiser
+        self.family = family
+        self.host = family.host
+        self.batch_tokens = batch_tokens
+        self.rows = 0
+
+    @torch.no_grad()
+    def nats(
+        self,
+        x0: Tensor,
+        noise: Noise,
+        real: Tensor,
+        read: Reading = nelbo,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """[B, L] float64 nats at every position, 0 where none are paid.
+
+        Args:
+            x0: [B, L] clean tokens.
+            noise: the noise of all rows, on the host.
+            real: [B, L] bool, False at padding.
+            read: what is read off the predictions.
+            keep: [B, L] bool, the positions of interest; None: all that cost nats.
+        """
+        result = torch.zeros(x0.shape, dtype=torch.float64)
+        size = max(1, self.batch_tokens // x0.shape[1])
+        for start in range(0, len(x0), size):
+            rows = slice(start, start + size)
+            some = noise.map(lambda value, rows=rows: value.expand(x0.shape)[rows])  # type: ignore[misc]
+            batch = self._batch(x0[rows], some, real[rows], None if keep is None else keep[rows])
+            found = self._read(batch, read)
+            result[rows] = (
+                result[rows].flatten().index_add(0, batch.positions, found).view_as(x0[rows])
+            )
+        self.rows += len(x0)
+        return result
+
+    def _batch(self, x0: Tensor, noise: Noise, real: Tensor, keep: Tensor | None) -> Batch:
+        ids = None if bool(real.all()) else real.to(torch.int64) - 1
+        batch = corrupt(self.host, x0, noise, ids)
+        if keep is None:
+            return batch
+        wanted = keep.flatten()[batch.positions]
+        return replace(
+            batch,
+            positions=batch.positions[wanted],
+            noise=batch.noise.map(lambda value: value[wanted]),
+        )
+
+    def _read(self, batch: Batch, read: Reading) -> Tensor:
+        terms = PositionTerms(self.denoiser, self.family, batch.to(self.denoiser.device))
+        found = [
+            read(terms, part, terms.predict(part, *(x[part] for x in terms.inputs)))
+            for part in terms.chunks()
+        ]
+        return torch.cat(found).cpu() if found else torch.zeros(0, dtype=torch.float64)
