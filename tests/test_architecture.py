@@ -27,13 +27,14 @@ FLOORS = {
     "sampling": 3,
     "likelihood": 3,
     "loading": 3,
-    "pipeline": 4,
-    "train": 5,
-    "evaluate": 5,
-    "view": 6,
-    "commands": 7,
-    "cli": 8,
-    "__main__": 9,
+    "generation": 4,
+    "pipeline": 5,
+    "train": 6,
+    "evaluate": 6,
+    "view": 7,
+    "commands": 8,
+    "cli": 9,
+    "__main__": 10,
 }
 
 

@@ -19,7 +19,10 @@ from transformers import PreTrainedTokenizerFast
 from textdiff.data import encode_documents
 from textdiff.diffusion.family import Family
 from textdiff.errors import ConfigError, DataError
-from textdiff.likelihood import Bound, Estimates, cut_windows, estimate
+from textdiff.generation import Generation, SampleDefaults, feed, make_job
+from textdiff.likelihood import Bound, Difference, Estimates, Windows, compare, estimate
+from textdiff.likelihood.published import find_protocol, published_windows
+from textdiff.likelihood.texts import Span, prompted, spanned, windows_of
 from textdiff.loading import (
     DTYPES,
     default_device,
@@ -27,48 +30,10 @@ from textdiff.loading import (
     load_model,
     load_tokenizer,
     locate,
-    read_json,
 )
 from textdiff.models import TextDiffusionModel
 from textdiff.provenance import TRAINING_FILE, training_record
 from textdiff.sampling import Controls, Job, Step, generate
-
-
-@dataclass(frozen=True)
-class SampleDefaults:
-    """What `generate` does unless told otherwise, as `generation_config.json` holds it."""
-
-    rule: str = "ancestral"
-    max_denoising_steps: int = 64
-    max_new_tokens: int = 128
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float = 1.0
-
-    @classmethod
-    def read(cls, path: Path) -> "SampleDefaults":
-        """Reads an export's file; keys that are not ours are left alone."""
-        known = {f.name for f in fields(cls)}
-        return cls(**{key: value for key, value in read_json(path).items() if key in known})
-
-
-@dataclass(frozen=True)
-class Generation:
-    """Finished rows.
-
-    Attributes:
-        texts: prompt and completion of each row, special tokens removed.
-        completions: what follows the prompt, up to the end-of-text token.
-        sequences: token ids of each row, prompt included.
-        calls: network calls (of a whole batch each).
-        tokens_per_forward: new tokens per row and network call.
-    """
-
-    texts: list[str] = field(default_factory=list)
-    completions: list[str] = field(default_factory=list)
-    sequences: list[list[int]] = field(default_factory=list)
-    calls: int = 0
-    tokens_per_forward: float = 0.0
 
 
 @dataclass
@@ -152,13 +117,13 @@ class TextDiffusion:
         rows = self._rows(prompts, num_samples)
         if streamer is not None and len(rows) != 1:
             raise ConfigError(f"a streamer takes one row, not {len(rows)}; generate one at a time")
-        settings = self._settings(options)
+        settings = self.defaults.changed(options)
+        explicit = options.get("max_new_tokens") is not None
         done = Generation()
         changed = 0
         for first in range(0, len(rows), max(1, batch_size)):
-            job = self._job(
-                rows[first : first + max(1, batch_size)], settings, first, seed, options
-            )
+            batch = rows[first : first + max(1, batch_size)]
+            job = make_job(batch, settings, self._context, first, seed, explicit)
             canvas, calls = None, 0
             for step in self._run(job, settings):
                 canvas, calls, changed = step.canvas, step.calls, changed + len(step.changed)
@@ -167,7 +132,7 @@ class TextDiffusion:
                     streamer.put_draft(canvas[0, len(job.prompts[0]) :].cpu())
             done = self._finish(done, job, canvas, calls)
         if streamer is not None:
-            self._feed(streamer, rows[0], done.sequences[0])
+            feed(streamer, rows[0], done.sequences[0])
         per_call = changed / max(1, len(rows)) / max(1, done.calls)
         return replace(done, tokens_per_forward=per_call)
 
@@ -183,9 +148,10 @@ class TextDiffusion:
 
         Takes the options of `generate`, in one batch.
         """
-        settings = self._settings(options)
+        settings = self.defaults.changed(options)
         rows = self._rows(prompts, num_samples)
-        yield from self._run(self._job(rows, settings, 0, seed, options), settings)
+        explicit = options.get("max_new_tokens") is not None
+        yield from self._run(make_job(rows, settings, self._context, 0, seed, explicit), settings)
 
     def finished(self, rows: Sequence[Sequence[int]], prompts: Sequence[int]) -> list[str]:
         """Whole rows as text, each up to the end-of-text token that follows its prompt.
@@ -205,22 +171,80 @@ class TextDiffusion:
 
     # --- likelihood ---
 
-    def estimate(self, texts: Sequence[str], **options: Any) -> Estimates:
-        """Bounds the likelihood of documents; takes the options of `likelihood.estimate`.
+    def windows(
+        self,
+        texts: Sequence[str],
+        *,
+        prompts: Sequence[str] | None = None,
+        spans: Sequence[Sequence[Span]] | None = None,
+        stride: int | None = None,
+        protocol: str | None = None,
+    ) -> Windows:
+        """What is scored of documents: whole ones unless told otherwise.
+
+        Args:
+            texts: the documents.
+            prompts: text that is given before each document and not scored.
+            spans: (start, end) characters of each document that are scored, the rest being given.
+            stride: tokens from one window to the next where documents are longer than the context;
+                the overlap is context. None: the context, no overlap.
+            protocol: a published protocol's chunks instead (`likelihood.published.PROTOCOLS`).
 
         Raises:
+            ConfigError: choices that exclude each other, or a name or number out of range.
             DataError: nothing to score, or characters the tokenizer does not know.
         """
-        windows = cut_windows(
-            encode_documents(self.tokenizer, texts),
-            texts,
-            self.model.config.max_position_embeddings,
-            self.family.process.vocabulary.clean.cpu(),
+        clean = self.family.process.vocabulary.clean.cpu()
+        if (prompts is not None) + (spans is not None) + (protocol is not None) > 1:
+            raise ConfigError("prompts, spans and a protocol exclude each other; give one of them")
+        if protocol is not None:
+            if stride is not None:
+                raise ConfigError(f"protocol {protocol} fixes its chunks; leave the stride out")
+            encoded = encode_documents(self.tokenizer, texts)
+            chosen = find_protocol(protocol)
+            return published_windows(chosen, self.tokenizer, encoded, texts, self._context, clean)
+        documents = [[(text, True)] for text in texts]
+        if prompts is not None:
+            documents = prompted(prompts, texts)
+        elif spans is not None:
+            documents = spanned(texts, spans)
+        return windows_of(self.tokenizer, documents, self._context, clean, stride)
+
+    def estimate(
+        self,
+        texts: Sequence[str],
+        *,
+        prompts: Sequence[str] | None = None,
+        spans: Sequence[Sequence[Span]] | None = None,
+        stride: int | None = None,
+        protocol: str | None = None,
+        seed: int = 0,
+        **options: Any,
+    ) -> Estimates:
+        """Bounds the likelihood of documents.
+
+        Args:
+            texts: the documents.
+            prompts: see `windows`, as are `spans`, `stride` and `protocol`.
+            spans: see `windows`.
+            stride: see `windows`.
+            protocol: see `windows`; without an `estimator` it brings its own.
+            seed: seed of the noise; two models of one seed see the same.
+            **options: those of `likelihood.estimate`: `estimator`, `replicates`, `precision`, ...
+
+        Raises:
+            ConfigError: see `windows`, and an estimator that cannot score this model.
+            DataError: see `windows`.
+        """
+        windows = self.windows(
+            texts, prompts=prompts, spans=spans, stride=stride, protocol=protocol
         )
-        return estimate(self.model, self.family, windows, **({"seed": 0} | options))
+        if protocol is not None:
+            options = find_protocol(protocol).settings(options)
+        return estimate(self.model, self.family, windows, seed=seed, **options)
 
     def score(self, texts: Sequence[str], **options: Any) -> list[Bound]:
-        """The bound of each text, by the default estimator.
+        """The bound of each text; takes the options of `estimate` except a protocol.
 
         Raises:
             DataError: a text has no token, or characters the tokenizer does not know.
@@ -228,17 +252,24 @@ class TextDiffusion:
         estimates = self.estimate(texts, **options)
         return [estimates.document(index) for index in range(len(texts))]
 
+    def compare(self, other: "TextDiffusion", texts: Sequence[str], **options: Any) -> Difference:
+        """This model's bound minus another's, under the same noise; below zero this one is better.
+
+        In nats per token where both cut the texts into the same tokens and windows, else in bits
+        per byte. Takes the options of `estimate`.
+
+        Raises:
+            DataError: see `estimate`.
+        """
+        mine, others = (held.estimate(texts, **options) for held in (self, other))
+        return compare(mine, others, per_byte=mine.windows.digest != others.windows.digest)
+
     # --- inside ---
 
-    def _settings(self, options: dict[str, Any]) -> SampleDefaults:
-        options = {k: v for k, v in options.items() if v is not None}
-        if "steps" in options:
-            options["max_denoising_steps"] = options.pop("steps")
-        known = {f.name for f in fields(SampleDefaults)}
-        unknown = sorted(set(options) - known)
-        if unknown:
-            raise ConfigError(f"unknown option {unknown[0]!r}; known: {', '.join(sorted(known))}")
-        return replace(self.defaults, **options)
+    @property
+    def _context(self) -> int:
+        """Tokens that the network sees at once."""
+        return int(self.model.config.max_position_embeddings)
 
     def _rows(self, prompts: str | Sequence[str], num_samples: int) -> list[list[int]]:
         if num_samples < 1:
@@ -253,31 +284,6 @@ class TextDiffusion:
                 )
             rows += [ids.tolist()] * num_samples
         return rows
-
-    def _job(
-        self,
-        rows: list[list[int]],
-        settings: SampleDefaults,
-        first: int,
-        seed: int,
-        options: dict[str, Any],
-    ) -> Job:
-        """The job of these rows.
-
-        A default length shrinks to what the context leaves; an explicit one is kept and checked.
-        """
-        if settings.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens {settings.max_new_tokens}: give at least 1")
-        context = self.model.config.max_position_embeddings
-        explicit = options.get("max_new_tokens") is not None
-        room = [settings.max_new_tokens if explicit else context - len(row) for row in rows]
-        if min(room) < 1:
-            longest = max(len(row) for row in rows)
-            raise ConfigError(
-                f"a prompt of {longest} tokens fills the model's context of {context} tokens and "
-                "leaves none to generate; shorten the prompt"
-            )
-        return Job(rows, [min(settings.max_new_tokens, n) for n in room], first, seed)
 
     def _run(self, job: Job, settings: SampleDefaults) -> Iterator[Step]:
         controls = Controls(settings.temperature, settings.top_k, settings.top_p)
@@ -305,10 +311,3 @@ class TextDiffusion:
     def _until_end(self, ids: list[int]) -> list[int]:
         end = self.tokenizer.eos_token_id
         return ids[: ids.index(end)] if end in ids else ids
-
-    @staticmethod
-    def _feed(streamer: Any, prompt: list[int], sequence: list[int]) -> None:
-        """Prompt, then the whole text once: a full canvas has no finished part before that."""
-        streamer.put(torch.tensor(prompt, dtype=torch.int64))
-        streamer.put(torch.tensor(sequence[len(prompt) :]))
-        streamer.end()

@@ -119,6 +119,18 @@ def _read_plain(path: Path) -> Iterator[str]:
 
 
 def _read_jsonl(path: Path, column: str) -> Iterator[str]:
+    for where, row in json_rows(path):
+        if column not in row:
+            raise missing_column(where, column, row)
+        yield checked_text(row[column], where, column)
+
+
+def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the objects of a JSON lines file, each with its place for messages.
+
+    Raises:
+        DataError: the file cannot be read, or a line is no JSON object; with the line's number.
+    """
     offset = 0
     try:
         with _open(path) as file:
@@ -126,7 +138,7 @@ def _read_jsonl(path: Path, column: str) -> Iterator[str]:
                 text = _decode(line, path, offset)
                 offset += len(line)
                 if text.strip():
-                    yield _json_text(text, f"{path}, line {number}", column)
+                    yield f"{path}, line {number}", _json_object(text, f"{path}, line {number}")
     except _DAMAGED as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
 
@@ -148,21 +160,14 @@ def _decode(data: bytes, path: Path, start: int) -> str:
         ) from None
 
 
-def _json_text(line: str, where: str, column: str) -> str:
+def _json_object(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
         raise DataError(f"{where}: not valid JSON ({error})") from None
     if not isinstance(row, dict):
-        raise DataError(f'{where}: expected an object such as {{"{column}": "..."}}')
-    if column not in row:
-        raise missing_column(where, column, row)
-    text = checked_text(row[column], where, column)
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{where}: {column!r} holds half of a surrogate pair, no text") from None
-    return text
+        raise DataError(f'{where}: expected an object such as {{"text": "..."}}')
+    return row
 
 
 def _read_parquet(path: Path, column: str) -> Iterator[str]:
@@ -193,4 +198,8 @@ def checked_text(value: object, where: str, column: str) -> str:
     """
     if not isinstance(value, str):
         raise DataError(f"{where}: {column!r} holds {type(value).__name__}, not a string")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: {column!r} holds half of a surrogate pair, no text") from None
     return value

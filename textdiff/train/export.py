@@ -9,8 +9,9 @@ from typing import Any
 import yaml
 
 from textdiff.config import Config
+from textdiff.generation import SampleDefaults
 from textdiff.likelihood import Bound
-from textdiff.pipeline import SampleDefaults, TextDiffusion
+from textdiff.pipeline import TextDiffusion
 from textdiff.provenance import TRAINING_FILE, code_record
 
 
