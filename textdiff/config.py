@@ -175,8 +175,15 @@ class Hybrid(Section):
     )
 
 
+class Learned(Section):
+    """alpha(t) = 1 - t ** w, one learned w per token (arXiv:2406.04329)."""
+
+    kind: Literal["learned"] = "learned"
+    exponent: float = Field(1.0, gt=0.0, description="w of every token before training")
+
+
 Schedule = Annotated[
-    LogLinear | Cosine | Polynomial | Geometric | Hybrid, Field(discriminator="kind")
+    LogLinear | Cosine | Polynomial | Geometric | Hybrid | Learned, Field(discriminator="kind")
 ]
 
 
@@ -280,7 +287,12 @@ class DiffusionConfig(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "DiffusionConfig":
-        problem = self._process_problem() or self._time_problem() or self._order_problem()
+        problem = (
+            self._process_problem()
+            or self._time_problem()
+            or self._order_problem()
+            or self._learned_problem()
+        )
         if problem:
             raise ValueError(problem)
         return self
@@ -330,6 +342,23 @@ class DiffusionConfig(Section):
             return "objective ar predicts token after token: set block_size: 1"
         if self.noise.draw != "count" or self.noise.range != (0.0, 1.0):
             return "objective ar masks every token: set noise.draw: count, noise.range: [0.0, 1.0]"
+        return None
+
+    def _learned_problem(self) -> str | None:
+        if self.schedule.kind != "learned":
+            return None
+        if self.objective.kind != "mdlm" or self.objective.loss_weight != "elbo":
+            return (
+                "a learned schedule is trained on the bound of masked diffusion: set "
+                "objective: {kind: mdlm, loss_weight: elbo}"
+            )
+        if self.timesteps is not None:
+            return "a learned schedule is in continuous time: set timesteps: null"
+        if self.noise.draw != "time" or self.noise.range != (0.0, 1.0):
+            return (
+                "a learned schedule compares two masks of one time, over all times: set "
+                "noise.draw: time and noise.range: [0.0, 1.0]"
+            )
         return None
 
 

@@ -17,6 +17,7 @@ CASES = [
     ("geometric", {"sigma_min": 1e-3, "sigma_max": 5.0}),
     ("hybrid", {"uniform": 0.1}),
     ("hybrid", {"uniform": 0.6}),
+    ("learned", {}),
 ]
 INSIDE = torch.linspace(0.0, 1.0, 203, dtype=torch.float64)[1:-1]
 

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from textdiff.diffusion.blocks import Blocks
 from textdiff.diffusion.noise import Noise, noise_by_count, noise_by_step, noise_by_time
 from textdiff.diffusion.objectives import Objective, build_objective
 from textdiff.diffusion.process import ForwardProcess, Vocabulary, build_process
-from textdiff.diffusion.schedule import NoiseSchedule, build_schedule
+from textdiff.diffusion.schedule import Learned, NoiseSchedule, build_schedule
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,12 @@ class Family:
     timesteps: int | None = None
 
     @property
+    def learned(self) -> nn.Module | None:
+        """What training learns besides the network, and noise depends on; None: nothing."""
+        exponents = self.schedule.exponents if isinstance(self.schedule, Learned) else None
+        return exponents if isinstance(exponents, nn.Module) else None
+
+    @property
     def host(self) -> "Family":
         """The same family with its tables on the host, where noise is made."""
         process = self.process.to(torch.device("cpu"))
@@ -55,7 +61,10 @@ class Family:
 
 
 def build_family(
-    spec: Mapping[str, Any], vocabulary: Vocabulary, device: torch.device | None = None
+    spec: Mapping[str, Any],
+    vocabulary: Vocabulary,
+    device: torch.device | None = None,
+    exponents: nn.Module | None = None,
 ) -> Family:
     """Builds a family from plain data.
 
@@ -65,12 +74,15 @@ def build_family(
             export's `config.json`.
         vocabulary: which ids are clean tokens.
         device: where the vocabulary's tables live.
+        exponents: the module that holds a learned schedule's; None: they stay where they start.
 
     Raises:
         ValueError: choices that exclude each other.
     """
     vocabulary = vocabulary.to(device) if device is not None else vocabulary
     schedule = build_schedule(**spec["schedule"])
+    if isinstance(schedule, Learned):
+        schedule = replace(schedule, exponents=exponents)
     process = build_process(spec["process"], vocabulary, schedule)
     return Family(
         process=process,
@@ -90,6 +102,7 @@ def draw_noise(
     scorable: Tensor | None = None,
     rates: tuple[float, float] = (0.0, 1.0),
     u_token: Tensor | None = None,
+    x0: Tensor | None = None,
 ) -> Noise:
     """Noise that suits a family: in its steps where it has any, else by count or by time.
 
@@ -102,9 +115,11 @@ def draw_noise(
         scorable: [B, L] bool, the positions that may be hit; None: all.
         rates: smallest and largest mask rate, in continuous time.
         u_token: [B, L] uniforms of what hit positions become.
+        x0: [B, L] clean tokens, for noise that depends on them.
     """
     if family.timesteps is not None:
         return noise_by_step(family.schedule, family.timesteps, v, u, blocks, scorable, u_token)
+    pace = family.process.pace(x0)
     if draw == "time":
-        return noise_by_time(family.schedule, v, u, blocks, scorable, rates, u_token)
-    return noise_by_count(v, u, blocks, scorable, rates, u_token, family.objective.dense)
+        return noise_by_time(family.schedule, v, u, blocks, scorable, rates, u_token, pace)
+    return noise_by_count(v, u, blocks, scorable, rates, u_token, family.objective.dense, pace)

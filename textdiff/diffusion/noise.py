@@ -9,6 +9,13 @@ also where none is: their counts start at 0.
 
 The weight of every maker is that of the masked bound, the density of d lambda / lambda with lambda
 = 1 - alpha; objectives of other processes rescale it.
+
+Positions may go at different paces: one of pace w is lost by lambda with probability lambda ** w.
+That is u ** (1 / w) in place of u, the level at which its token goes; nothing else changes by time.
+By count the k positions that go first are hit, and the weight becomes n over the sum of *their*
+paces. It is unbiased: a random one of n positions goes last of all that are hit at a level of
+density w lambda ** (w - 1), so level and hits together have the density of independent hits times
+sum(w) / (n lambda), and the bound integrates their nats over d lambda / lambda.
 """
 
 from collections.abc import Callable
@@ -66,6 +73,12 @@ class Noise:
 _NEVER = 2.0
 
 
+def _levels(u: Tensor, pace: Tensor | None, scorable: Tensor | None) -> Tensor:
+    """[B, L] the level lambda at which each position goes, by its uniform; out of range: never."""
+    levels = u if pace is None else u ** (1.0 / pace)
+    return levels if scorable is None else levels.masked_fill(~scorable, _NEVER)
+
+
 def noise_by_time(
     schedule: NoiseSchedule,
     v: Tensor,
@@ -74,6 +87,7 @@ def noise_by_time(
     scorable: Tensor | None = None,
     rates: tuple[float, float] = (0.0, 1.0),
     u_token: Tensor | None = None,
+    pace: Tensor | None = None,
 ) -> Noise:
     """Noise at one time per block: lambda = 1 - alpha(t), hits are independent.
 
@@ -85,13 +99,14 @@ def noise_by_time(
         scorable: [B, L] bool, the positions that may be hit; None: all.
         rates: smallest and largest mask rate; times are uniform in between.
         u_token: [B, L] uniforms of what hit positions become.
+        pace: [B, L] pace of each position; None: 1 everywhere.
     """
     ends = torch.tensor([1.0 - rate for rate in rates], dtype=torch.float64)
     # Clamped: a schedule whose ends are not ideal reaches rates 0 and 1 outside its time, or never.
     low, high = schedule.t_of_alpha(ends).clamp(0.0, 1.0)
     t = low + (high - low) * v
     alpha = blocks.spread(schedule.alpha(t))
-    u = u if scorable is None else u.masked_fill(~scorable, _NEVER)
+    u = _levels(u, pace, scorable)
     return Noise(alpha, 1.0 - alpha, u, blocks.spread(schedule.elbo_weight(t)), u_token)
 
 
@@ -121,7 +136,7 @@ def noise_by_step(
     step = torch.floor(v * timesteps).clamp(max=timesteps - 1)
     alpha_s, alpha = schedule.alpha(step / timesteps), schedule.alpha((step + 1) / timesteps)
     weight = timesteps * (alpha_s - alpha) / (1.0 - alpha)
-    u = u if scorable is None else u.masked_fill(~scorable, _NEVER)
+    u = _levels(u, None, scorable)
     alpha = blocks.spread(alpha)
     return Noise(alpha, 1.0 - alpha, u, blocks.spread(weight), u_token, blocks.spread(alpha_s))
 
@@ -134,6 +149,7 @@ def noise_by_count(
     rates: tuple[float, float] = (0.0, 1.0),
     u_token: Tensor | None = None,
     dense: bool = False,
+    pace: Tensor | None = None,
 ) -> Noise:
     """Noise that hits exactly k of a block's n positions, k uniform on 1..n, weight n / k.
 
@@ -156,8 +172,9 @@ def noise_by_count(
             (0 with `dense`).
         u_token: [B, L] uniforms of what hit positions become.
         dense: whether positions that are not hit cost nats too.
+        pace: [B, L] pace of each position, not with `dense`; None: 1 everywhere.
     """
-    u = u if scorable is None else u.masked_fill(~scorable, _NEVER)
+    u = _levels(u, pace, scorable)
     ordered = blocks.split(u, _NEVER).sort(-1).values
     n = (ordered < 1.0).sum(-1)
     # The slack keeps ends such as 0.07 * 100 whole.
@@ -168,6 +185,9 @@ def noise_by_count(
     # The k-th smallest uniform itself is hit too: u < threshold must hold for it.
     threshold = torch.nextafter(rate, torch.ones_like(rate)).masked_fill(k == 0, 0.0)
     weight = (n + (1 if dense else 0)).to(torch.float64) / k.clamp(min=1)
+    if pace is not None:
+        hit = u < blocks.spread(threshold)
+        weight = n / blocks.split(pace * hit, 0.0).sum(-1).where(k > 0, 1.0)
     if dense:
         # The smallest of n uniforms, spread again to that of n + 1.
         power = n / (n + 1.0)

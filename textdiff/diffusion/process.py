@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from textdiff.diffusion.noise import Noise
 from textdiff.diffusion.schedule import Hybrid as HybridSchedule
-from textdiff.diffusion.schedule import NoiseSchedule
+from textdiff.diffusion.schedule import Learned, NoiseSchedule
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,10 @@ class ForwardProcess(ABC):
 
     vocabulary: Vocabulary
 
+    name: ClassVar[str]
     has_mask: ClassVar[bool] = True
     draws_tokens: ClassVar[bool] = True
+    by_token: ClassVar[bool] = False  # whether some tokens are lost faster than others
 
     @abstractmethod
     def shares(self, alpha: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,6 +96,10 @@ class ForwardProcess(ABC):
             u: uniforms of that shape, where tokens are drawn at random.
         """
         return self._lost(torch.zeros((), dtype=torch.float64), u).expand(shape).contiguous()
+
+    def pace(self, x0: Tensor | None) -> Tensor | None:
+        """[B, L] how fast each position is lost, 1 - alpha to that power; None: all alike."""
+        return None
 
     def corrupt(self, x0: Tensor, noise: Noise) -> Tensor:
         """x_t given x_0, both [B, L] int64."""
@@ -250,6 +256,7 @@ class ForwardProcess(ABC):
 class Absorbing(ForwardProcess):
     """Tokens turn into the mask and stay there (Sec. 3.1, arXiv:2406.07524)."""
 
+    name: ClassVar[str] = "absorbing"
     draws_tokens: ClassVar[bool] = False
 
     def shares(self, alpha: Tensor) -> tuple[Tensor, Tensor]:
@@ -262,9 +269,74 @@ class Absorbing(ForwardProcess):
 
 
 @dataclass(frozen=True)
+class AbsorbingByToken(ForwardProcess):
+    """Absorbing noise in which token v survives with 1 - t ** w_v (Sec. 6, arXiv:2406.04329).
+
+    `alpha` is the clock's, 1 - t. What a masked position was depends on when it was lost, so
+    predictions are p(x_0 | x_t) and posteriors average over them.
+
+    Attributes:
+        vocabulary: which rows are clean tokens.
+        schedule: the learned schedule, which holds the exponents.
+    """
+
+    schedule: Learned
+
+    name: ClassVar[str] = "absorbing by token"
+    draws_tokens: ClassVar[bool] = False
+    by_token: ClassVar[bool] = True
+
+    def to(self, device: torch.device) -> Self:
+        return replace(
+            self, vocabulary=self.vocabulary.to(device), schedule=self.schedule.to(device)
+        )
+
+    @property
+    def paces(self) -> Tensor:
+        """[V] float64 w."""
+        return self.schedule.paces(len(self.vocabulary.clean))
+
+    def pace(self, x0: Tensor | None) -> Tensor:
+        if x0 is None:
+            raise ValueError("tokens are lost at their own paces: their noise needs to know them")
+        return self.paces[x0]
+
+    def shares(self, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        # Whatever is built on one survival probability for all tokens (scores are) ends here.
+        raise ValueError("noise by token has no one survival probability: no scores, no transition")
+
+    def marginal(self, x0: Tensor, alpha: Tensor) -> Tensor:
+        lost = (1.0 - alpha.double())[:, None] ** self.paces * x0.double()
+        kept = x0.double() - lost
+        kept[:, self.mask_token_id] += lost.sum(-1)
+        return kept
+
+    def posterior(
+        self,
+        log_x0: Tensor,
+        xt: Tensor,
+        alpha_s: Tensor,
+        alpha_t: Tensor,
+        mixture: bool = True,
+    ) -> Tensor:
+        if not mixture:
+            raise ValueError("noise by token has posteriors of p(x_0 | x_t) only")
+        # A masked v is still masked at s with probability (s / t) ** w_v.
+        s, t = 1.0 - alpha_s.double(), 1.0 - alpha_t.double()
+        ratio = torch.where(s == t, 1.0, s / t)[:, None]  # also where both are 0
+        x0 = log_x0.double().exp()
+        stays = ratio**self.paces * x0
+        back = x0 - stays
+        back[:, self.mask_token_id] += stays.sum(-1)
+        same = functional.one_hot(xt, x0.shape[-1]).double()
+        return torch.where((xt == self.mask_token_id)[:, None], back, same)
+
+
+@dataclass(frozen=True)
 class Uniform(ForwardProcess):
     """Tokens turn into uniformly drawn clean ones (Sec. 3.1, arXiv:2310.16834)."""
 
+    name: ClassVar[str] = "uniform"
     has_mask: ClassVar[bool] = False
 
     def shares(self, alpha: Tensor) -> tuple[Tensor, Tensor]:
@@ -281,6 +353,8 @@ class Hybrid(ForwardProcess):
     """
 
     schedule: HybridSchedule
+
+    name: ClassVar[str] = "hybrid"
 
     def shares(self, alpha: Tensor) -> tuple[Tensor, Tensor]:
         t = self.schedule.t_of_alpha(alpha)
@@ -299,10 +373,15 @@ def build_process(kind: str, vocabulary: Vocabulary, schedule: NoiseSchedule) ->
     """The process that a config's `diffusion.process` names.
 
     Raises:
-        ValueError: hybrid noise and its schedule come only together.
+        ValueError: hybrid noise and its schedule come only together, learned schedules only with
+            absorbing noise.
     """
     if (kind == "hybrid") != isinstance(schedule, HybridSchedule):
         raise ValueError("the hybrid process and the hybrid schedule need each other")
     if isinstance(schedule, HybridSchedule):
         return Hybrid(vocabulary, schedule)
+    if isinstance(schedule, Learned):
+        if kind != "absorbing":
+            raise ValueError("learned schedules are defined for absorbing noise only")
+        return AbsorbingByToken(vocabulary, schedule)
     return PROCESSES[kind](vocabulary)

@@ -25,6 +25,7 @@ class Stream(IntEnum):
     DROPOUT = 5  # seeds of dropout
     EPOCH = 6  # order and phase of the data
     PRIOR = 7  # tokens that sampling starts from
+    PAIR = 8  # which positions are hit in the second mask of a pair
 
 
 def _wrap(value: int) -> int:

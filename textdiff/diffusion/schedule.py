@@ -7,11 +7,11 @@ for the estimator to say, not for the schedule to hide.
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class NoiseSchedule(ABC):
@@ -161,12 +161,54 @@ class Hybrid(NoiseSchedule):
         return 2.0 * loss.square() / (2.0 * loss + a + root).clamp(min=1e-300)
 
 
+@dataclass(frozen=True)
+class Learned(NoiseSchedule):
+    """alpha_v = 1 - t ** w_v: one exponent per token, learned (Eq. 8, arXiv:2406.04329).
+
+    As a schedule of its own it is the clock 1 - t that all tokens read, which is what networks that
+    see the noise level are told; how fast each token goes by that clock is for the process to say.
+
+    Attributes:
+        exponent: w of every token before training.
+        exponents: [V] values of all w, or the module that computes them; None: still `exponent`.
+    """
+
+    exponent: float = 1.0
+    exponents: nn.Module | Tensor | None = None
+
+    def alpha(self, t: Tensor) -> Tensor:
+        return 1.0 - t
+
+    def dalpha(self, t: Tensor) -> Tensor:
+        return torch.full_like(t, -1.0)
+
+    def t_of_alpha(self, alpha: Tensor) -> Tensor:
+        return 1.0 - alpha
+
+    def paces(self, rows: int) -> Tensor:
+        """[V] float64 exponents of `rows` tokens as they are now, with gradient where learned."""
+        if self.exponents is None:
+            return torch.full((rows,), self.exponent, dtype=torch.float64)
+        if isinstance(self.exponents, Tensor):
+            return self.exponents
+        paces: Tensor = self.exponents().double()
+        return paces
+
+    def to(self, device: torch.device) -> "Learned":
+        """A copy on another device, of the exponents as they are now."""
+        if self.exponents is None:
+            return self
+        with torch.no_grad():
+            return replace(self, exponents=self.paces(0).to(device))
+
+
 SCHEDULES: dict[str, type[NoiseSchedule]] = {
     "loglinear": LogLinear,
     "cosine": Cosine,
     "polynomial": Polynomial,
     "geometric": Geometric,
     "hybrid": Hybrid,
+    "learned": Learned,
 }
 
 

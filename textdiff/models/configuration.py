@@ -51,6 +51,12 @@ class TextDiffusionConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     @property
+    def initial_exponent(self) -> float | None:
+        """Where a learned schedule's exponents start; None: the schedule has no parameters."""
+        schedule = (self.diffusion or {}).get("schedule", {})
+        return schedule["exponent"] if schedule.get("kind") == "learned" else None
+
+    @property
     def head_dim(self) -> int:
         """Channels per attention head."""
         return self.hidden_size // self.num_attention_heads

@@ -31,6 +31,7 @@ from .layers import (
     RMSNorm,
     Rotary,
     TokenEmbedding,
+    TokenExponents,
     at_zero,
 )
 from .layout import FULL, Layout
@@ -126,6 +127,8 @@ class TextDiffusionModel(PreTrainedModel):
         self.sigma_map = NoiseEmbedding(config.conditioning_size) if config.adaln else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.output_layer = OutputLayer(config)
+        exponent = config.initial_exponent
+        self.exponents = None if exponent is None else TokenExponents(config.vocab_size, exponent)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -145,6 +148,8 @@ class TextDiffusionModel(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, LayerNorm | RMSNorm):
             init.ones_(module.weight)
+        elif isinstance(module, TokenExponents):
+            init.constant_(module.raw, module.start)
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedding module (its table is `.embedding`)."""

@@ -41,6 +41,23 @@ class NoiseEmbedding(nn.Module):
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype))
 
 
+class TokenExponents(nn.Module):
+    """The learned schedule's exponent of every token, w = softplus(raw) > 0 (arXiv:2406.04329).
+
+    No part of the network's function; it lives here because a schedule is averaged, saved and
+    loaded with the weights that were trained under it.
+    """
+
+    def __init__(self, vocab_size: int, initial: float):
+        super().__init__()
+        self.start = initial + math.log(-math.expm1(-initial))  # softplus(start) = initial
+        self.raw = nn.Parameter(torch.full((vocab_size,), self.start))
+
+    def forward(self) -> Tensor:
+        """[V] float64."""
+        return functional.softplus(self.raw.double())
+
+
 class LayerNorm(nn.Module):
     """Layer norm with a weight and no bias."""
 

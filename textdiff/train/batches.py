@@ -6,6 +6,7 @@ every row's is marginally uniform.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,13 +14,37 @@ from torch.utils.data import DataLoader, Dataset
 
 from textdiff.config import Config
 from textdiff.data import PackedSequences
+from textdiff.diffusion.blocks import Blocks
 from textdiff.diffusion.family import Family, draw_noise
 from textdiff.diffusion.noise import Noise
 from textdiff.diffusion.randomness import Stream, stratified, uniforms
 from textdiff.likelihood import Batch, corrupt
 
 
-class TrainingBatches(Dataset[Batch]):
+@dataclass(frozen=True)
+class OpenBatch:
+    """B rows of L positions whose masks are still open: they depend on what is being learned.
+
+    Attributes:
+        x0: [B, L] int64 clean tokens.
+        v: [B, blocks] uniforms that place the times.
+        u: [2, B, L] uniforms of the positions, for two masks of the same times.
+        document_ids: [B, L], or None where attention ignores documents.
+    """
+
+    x0: Tensor
+    v: Tensor
+    u: Tensor
+    document_ids: Tensor | None
+
+    def to(self, device: torch.device) -> "OpenBatch":
+        """The batch on a device, copied without waiting."""
+        x0, v, u = (x.to(device, non_blocking=True) for x in (self.x0, self.v, self.u))
+        ids = self.document_ids
+        return OpenBatch(x0, v, u, None if ids is None else ids.to(device, non_blocking=True))
+
+
+class TrainingBatches(Dataset[Batch | OpenBatch]):
     """Micro-batches of one process, by number: step * accumulation + micro-step.
 
     Args:
@@ -56,32 +81,44 @@ class TrainingBatches(Dataset[Batch]):
         start = (micro_step * self.processes + self.rank) * size
         return torch.arange(start, start + size)
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int) -> Batch | OpenBatch:
         step, micro_step = divmod(index, self.accumulation)
         slots = self.slots(micro_step)
         samples = step * self.config.train.global_batch_size + slots
         rows = self.sequences.rows(samples.tolist())
         x0 = torch.from_numpy(rows.tokens)
         ids = torch.from_numpy(rows.documents) if self.config.data.document_mask else None
-        return corrupt(self.family, x0, self._noise(step, slots, samples, x0.shape[1]), ids)
+        blocks = self.family.blocks(x0.shape[1])
+        v = self._levels(step, slots, blocks)
+        if self.family.learned is not None:
+            pair = [self._uniforms(s, samples, blocks) for s in (Stream.POSITION, Stream.PAIR)]
+            return OpenBatch(x0, v, torch.stack(pair), ids)
+        return corrupt(self.family, x0, self._noise(v, samples, blocks), ids)
 
-    def _noise(self, step: int, slots: Tensor, samples: Tensor, length: int) -> Noise:
-        seed, settings = self.config.run.seed, self.config.diffusion.noise
-        blocks = self.family.blocks(length)
-        entries = torch.arange(self.config.train.global_batch_size * blocks.count)
-        v = stratified(
-            uniforms(seed, Stream.STRATA, step=step, position=entries),
-            uniforms(seed, Stream.JITTER, step=step, position=entries),
-        ).view(-1, blocks.count)[slots]
-        u = uniforms(seed, Stream.POSITION, row=samples[:, None], position=torch.arange(length))
+    def _noise(self, v: Tensor, samples: Tensor, blocks: Blocks) -> Noise:
+        settings = self.config.diffusion.noise
+        u = self._uniforms(Stream.POSITION, samples, blocks)
         u_token = None
         if self.family.process.draws_tokens:
-            u_token = uniforms(
-                seed, Stream.TOKEN, row=samples[:, None], position=torch.arange(length)
-            )
+            u_token = self._uniforms(Stream.TOKEN, samples, blocks)
         return draw_noise(self.family, settings.draw, v, u, blocks, None, settings.range, u_token)
 
-    def loader(self, first_step: int, steps: int) -> Iterator[Batch]:
+    def _levels(self, step: int, slots: Tensor, blocks: Blocks) -> Tensor:
+        """[B, blocks] uniforms of the noise levels, stratified over the global batch."""
+        seed = self.config.run.seed
+        entries = torch.arange(self.config.train.global_batch_size * blocks.count)
+        strata = stratified(
+            uniforms(seed, Stream.STRATA, step=step, position=entries),
+            uniforms(seed, Stream.JITTER, step=step, position=entries),
+        )
+        return strata.view(-1, blocks.count)[slots]
+
+    def _uniforms(self, stream: Stream, samples: Tensor, blocks: Blocks) -> Tensor:
+        """[B, L] uniforms of the samples' positions."""
+        positions = torch.arange(blocks.length)
+        return uniforms(self.config.run.seed, stream, row=samples[:, None], position=positions)
+
+    def loader(self, first_step: int, steps: int) -> Iterator[Batch | OpenBatch]:
         """Micro-batches from `first_step` up to `steps`, prepared by the configured workers."""
         numbers = range(first_step * self.accumulation, steps * self.accumulation)
         return iter(

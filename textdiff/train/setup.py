@@ -92,7 +92,7 @@ def build_model(
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     model.to(device)
-    return model, family_of(model.config, device)
+    return model, family_of(model.config, device, model.exponents)
 
 
 def check_resume(config: Config, before: dict[str, Any], directory: Path) -> None:

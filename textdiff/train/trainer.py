@@ -1,7 +1,7 @@
 """The training loop.
 
 Nothing here knows which objective, process or decoding rule is at work: those sit behind `Family`,
-`DenoisingLoss` and the export. Data and noise are pure functions of (seed, step), so a run that is
+`training_loss` and the export. Data and noise are pure functions of (seed, step), so a run that is
 interrupted and resumed is the run that was not.
 """
 
@@ -29,7 +29,7 @@ from textdiff.train.batches import TrainingBatches
 from textdiff.train.checkpoint import Checkpoint, checkpoints, damage, optimizer_states
 from textdiff.train.ema import EMA
 from textdiff.train.export import sample_defaults, write_export
-from textdiff.train.loss import DenoisingLoss
+from textdiff.train.loss import training_loss
 from textdiff.train.metrics import MetricsFile
 from textdiff.train.optim import build_optimizers, lr_multiplier, set_learning_rate
 from textdiff.train.precision import resolve_precision
@@ -105,7 +105,7 @@ class Trainer:
         if config.train.compile:
             for block in model.blocks:
                 block.compile()
-        self.module = accelerator.prepare(DenoisingLoss(model, family))
+        self.module = accelerator.prepare(training_loss(model, family))
         self.optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
         self.windows = self._validation_windows()
         self.progress = Progress()

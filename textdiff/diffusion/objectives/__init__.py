@@ -3,15 +3,16 @@
 from typing import Any
 
 from textdiff.diffusion.objectives.d3pm import D3PMAbsorbing, D3PMUniform
+from textdiff.diffusion.objectives.genmd4 import GenMD4
 from textdiff.diffusion.objectives.gidd import GIDD
 from textdiff.diffusion.objectives.mdlm import AR, MDLM
 from textdiff.diffusion.objectives.objective import Objective, Prediction
 from textdiff.diffusion.objectives.sedd import SEDDAbsorbing, SEDDUniform
 from textdiff.diffusion.objectives.udlm import UDLM
-from textdiff.diffusion.process import PROCESSES, ForwardProcess
+from textdiff.diffusion.process import ForwardProcess
 
 OBJECTIVES: dict[str, tuple[type[Objective], ...]] = {
-    "mdlm": (MDLM,),
+    "mdlm": (MDLM, GenMD4),
     "d3pm": (D3PMAbsorbing, D3PMUniform),
     "sedd": (SEDDAbsorbing, SEDDUniform),
     "udlm": (UDLM,),
@@ -28,7 +29,7 @@ def build_objective(process: ForwardProcess, kind: str, **options: Any) -> Objec
         ValueError: the objective is not defined for the process.
     """
     for implementation in OBJECTIVES[kind]:
-        if type(process) in [PROCESSES[name] for name in implementation.processes]:
+        if process.name in implementation.processes:
             return implementation(process, **options)
     names = [name for found in OBJECTIVES[kind] for name in found.processes]
     raise ValueError(f"objective {kind} is defined for {' and '.join(names)} noise only")
@@ -42,6 +43,7 @@ __all__ = [
     "UDLM",
     "D3PMAbsorbing",
     "D3PMUniform",
+    "GenMD4",
     "Objective",
     "Prediction",
     "SEDDAbsorbing",

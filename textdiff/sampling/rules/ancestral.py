@@ -4,7 +4,8 @@ Under absorbing noise (Eq. 7, arXiv:2406.07524) a masked position is revealed be
 probability (alpha_s - alpha_t) / (1 - alpha_t), whatever the network says. So the step at which
 each position is revealed is drawn ahead, from one uniform; a row calls the network only at steps
 that reveal something, and rows do not wait for each other's steps. Under noise that draws tokens
-every open position is drawn anew at every step.
+every open position is drawn anew at every step; so is every masked one where some tokens are lost
+faster than others, since what the network says then decides when a position is revealed, too.
 """
 
 from collections.abc import Iterator
@@ -33,7 +34,7 @@ def ancestral(
 ) -> Iterator[Step]:
     """Fills the open positions in at most `steps` network calls per row."""
     times = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
-    walk = _resample if process.draws_tokens else _reveal
+    walk = _resample if process.draws_tokens or process.by_token else _reveal
     yield from walk(denoise, process, schedule, canvas, times, frozen, uniforms, controls)
 
 
@@ -47,11 +48,16 @@ def _resample(
     uniforms: Uniforms,
     controls: Controls,
 ) -> Iterator[Step]:
-    """Draws every open position from its posterior at every step."""
-    positions = (~frozen).flatten().nonzero().squeeze(1)
-    here = positions.to(canvas.device)
+    """Draws every open position that may change from its posterior at every step."""
     rows = len(canvas)
     for index in range(len(times) - 1):
+        still = ~frozen
+        if not process.draws_tokens:  # what is revealed stays
+            still = still & (canvas == process.mask_token_id).cpu()
+        positions = still.flatten().nonzero().squeeze(1)
+        if not len(positions):
+            return
+        here = positions.to(canvas.device)
         t = times[index].expand(rows)
         prediction = denoise(canvas, t, positions)
         alpha_t, alpha_s = schedule.alpha(times[index : index + 2]).to(canvas.device)

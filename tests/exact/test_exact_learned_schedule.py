@@ -1,0 +1,487 @@
+"""Identity 24: exponents per token. The bound, its draws, its gradient and its sampler."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from exact_stats import chi_square_p, gauss_legendre
+from exact_tables import (
+    CLEAN,
+    EXCLUDED,
+    LENGTH,
+    MASK,
+    ROWS,
+    TableDenoiser,
+    _seen,
+    all_sequences,
+    oracle,
+    random_joint,
+    random_table,
+    subsets,
+)
+from test_exact_sampler import frequencies, sample, total_variation
+from tiny_models import tiny_model
+from torch import Tensor, nn
+
+from textdiff.diffusion.family import Family, build_family, draw_noise
+from textdiff.diffusion.noise import noise_by_count
+from textdiff.diffusion.objectives import Prediction
+from textdiff.diffusion.process import Vocabulary
+from textdiff.diffusion.randomness import Stream, uniforms
+from textdiff.likelihood import PositionTerms, corrupt
+from textdiff.models import FULL
+from textdiff.models.layers import TokenExponents
+from textdiff.sampling.generate import Denoiser
+from textdiff.train.batches import OpenBatch
+from textdiff.train.loss import DenoisingLoss, LearnedNoiseLoss, log_mask
+
+VOCABULARY = Vocabulary.of(ROWS, MASK, [EXCLUDED])
+PACES = {0: 0.6, 2: 1.0, 3: 1.9}  # by clean id
+TEXTS = all_sequences()[::4]
+NODES = 120
+
+
+def exponents(paces: dict[int, float] = PACES) -> TokenExponents:
+    module = TokenExponents(ROWS, 1.0).double()
+    with torch.no_grad():
+        for token, pace in paces.items():
+            module.raw[token] = math.log(math.expm1(pace))
+    return module
+
+
+def learned(
+    paces: dict[int, float] | TokenExponents = PACES,
+    block_size: int | None = None,
+    vocabulary: Vocabulary = VOCABULARY,
+) -> Family:
+    spec = {
+        "process": "absorbing",
+        "schedule": {"kind": "learned"},
+        "objective": {"kind": "mdlm"},
+        "block_size": block_size,
+    }
+    module = paces if isinstance(paces, nn.Module) else exponents(paces)
+    return build_family(spec, vocabulary, None, module)
+
+
+class TimeOracle(TableDenoiser):
+    """p(x_i | x_t) of a joint law, which depends on t: t ** w of every masked token enters."""
+
+    def __init__(self, joint: Tensor, family: Family):
+        super().__init__(random_table(0))
+        self.joint = joint
+        self.family = family
+
+    def hidden(self, input_ids, context_ids=None, sigma=None, layout=FULL):
+        _, length = input_ids.shape
+        seen = _seen(input_ids, context_ids, layout)  # [B, L, L]
+        blocks = self.family.blocks(length)
+        t = -torch.expm1(-sigma.double().view(len(sigma), -1))
+        t = blocks.spread(t.expand(len(t), blocks.count))  # [B, L]
+        texts = all_sequences(length)
+        paces = self.family.process.paces.detach()[texts]  # [27, L]
+        logits = torch.full((*input_ids.shape, ROWS), -torch.inf, dtype=torch.float64)
+        for i in range(length):
+            known = seen[:, i, None]  # [B, 1, L]
+            fits = ((known == texts) | (known == MASK)).all(-1)
+            lost = (seen[:, i] == MASK) & (blocks.index() == blocks.index()[i])
+            chance = torch.where(lost[:, None], t[:, i, None, None] ** paces, 1.0).prod(-1)
+            mass = self.joint * chance * fits  # [B, 27]
+            for token in CLEAN:
+                logits[:, i, token] = mass[:, texts[:, i] == token].sum(-1).log()
+        return logits, None
+
+
+def row_nats(denoiser, family: Family, x0: Tensor, noise) -> Tensor:
+    batch = corrupt(family, x0, noise, None)
+    terms = PositionTerms(denoiser, family, batch).all()
+    rows = batch.positions // x0.shape[1]
+    return torch.zeros(len(x0), dtype=torch.float64).index_add(0, rows, terms)
+
+
+def time_nodes() -> tuple[Tensor, Tensor]:
+    """Nodes and weights for t = s ** 4: fractional powers of t become smooth at 0."""
+    s, weight = gauss_legendre(NODES)
+    return s**4, weight * 4.0 * s**3
+
+
+@torch.no_grad()
+def nelbo(denoiser, family: Family, x: Tensor) -> float:
+    """The expectation over masks, integrated over t by quadrature; one block."""
+    t, weight = time_nodes()
+    pace = family.process.paces[x]
+    rows, total = x.expand(NODES, -1), 0.0
+    for subset in subsets(len(x)):
+        hit = torch.zeros(len(x), dtype=torch.bool)
+        hit[list(subset)] = True
+        lost = t[:, None] ** pace
+        chance = torch.where(hit, lost, 1.0 - lost).prod(-1)
+        u = torch.where(hit, 0.0, 1.0).double().expand(NODES, -1)
+        noise = draw_noise(family, "time", t[:, None], u, family.blocks(len(x)), x0=rows)
+        assert torch.equal(noise.hit, hit.expand(NODES, -1))
+        total += float((weight * chance * row_nats(denoiser, family, rows, noise)).sum())
+    return total
+
+
+@pytest.fixture(scope="module")
+def joint():
+    return random_joint(3)
+
+
+# --- the process and the pointwise loss ----------------------------------------------------------
+
+
+def random_prediction(rows: int = 50) -> Prediction:
+    generator = torch.Generator().manual_seed(4)
+    logits = 2.0 * torch.randn(rows, ROWS, generator=generator, dtype=torch.float64)
+    masks = torch.full((rows,), MASK)
+    return learned().objective.predict(logits, masks, torch.ones(rows))
+
+
+def point(x: int) -> Tensor:
+    log_x0 = torch.full((1, ROWS), -torch.inf, dtype=torch.float64)
+    log_x0[0, x] = 0.0
+    return log_x0
+
+
+def at(*values: float) -> list[Tensor]:
+    """Survival probabilities of the clock at these times."""
+    return [torch.tensor([1.0 - value], dtype=torch.float64) for value in values]
+
+
+def test_marginals_lose_each_token_at_its_pace():
+    process = learned().process
+    for token, pace in PACES.items():
+        law = process.marginal(point(token).exp(), *at(0.3))[0].detach()
+        assert float(law[MASK]) == pytest.approx(0.3**pace, abs=1e-12)
+        assert float(law[token]) == pytest.approx(1.0 - 0.3**pace, abs=1e-12)
+    assert process.prior_kl(0.0) == 0.0
+
+
+@pytest.mark.parametrize("token", CLEAN)
+def test_posterior_is_bayes_and_two_moves_are_one(token):
+    process, masked = learned().process, torch.tensor([MASK])
+    r, s, t = 0.1, 0.4, 0.7
+    process = process.to(torch.device("cpu"))  # a copy that is not learned
+    back = process.posterior(point(token), masked, *at(s, t))[0]
+    at_s, at_t = (process.marginal(point(token).exp(), a)[0] for a in at(s, t))
+    # q(x_t = mask | x_s = token) is what is lost between the two.
+    lost = 1.0 - float(at_t[token] / at_s[token])
+    assert float(back[token]) == pytest.approx(float(at_s[token]) * lost / float(at_t[MASK]))
+    assert float(back.sum()) == pytest.approx(1.0, abs=1e-12)
+    again = torch.stack(
+        [process.posterior(point(token), torch.tensor([y]), *at(r, s))[0] for y in range(ROWS)]
+    )
+    direct = process.posterior(point(token), masked, *at(r, t))[0]
+    assert (back @ again - direct).abs().max() < 1e-12
+    assert float(process.posterior(point(token), masked, *at(t, t))[0, MASK]) == 1.0
+
+
+def test_one_survival_probability_for_all_tokens_is_refused():
+    family, u = learned(), torch.full((1, LENGTH), 0.5, dtype=torch.float64)
+    with pytest.raises(ValueError, match="one survival probability"):
+        family.process.transition(*at(0.2, 0.5))
+    with pytest.raises(ValueError, match="needs to know them"):
+        draw_noise(family, "count", u[:, :1], u, family.blocks(LENGTH))
+
+
+def terms_at(family: Family, prediction: Prediction, x0: Tensor, t: float) -> Tensor:
+    """Nats of single masked positions at one time."""
+    rows = len(x0)
+    v = torch.full((rows, 1), t, dtype=torch.float64)
+    u = torch.zeros(rows, 1, dtype=torch.float64)
+    noise = draw_noise(family, "time", v, u, family.blocks(1), x0=x0[:, None])
+    noise = noise.map(lambda field: field.detach()[:, 0])
+    masks = torch.full((rows,), MASK)
+    return family.objective.nelbo_terms(prediction, x0, masks, noise).detach()
+
+
+@pytest.mark.parametrize("w", [0.5, 1.0, 3.0])
+def test_equal_exponents_are_weighted_cross_entropy(w):
+    prediction = random_prediction()
+    x0 = torch.tensor(CLEAN).repeat(17)[:50]
+    found = terms_at(learned(dict.fromkeys(CLEAN, w)), prediction, x0, 0.3)
+    exact = -(w / 0.3) * prediction.log_x0.gather(-1, x0[:, None])[:, 0]
+    assert (found - exact).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("t", [0.05, 0.4, 0.9])
+def test_loss_is_the_limit_of_the_divergence_of_reverse_steps(t):
+    family, prediction, h = learned(), random_prediction(), 1e-6 * t
+    x0 = torch.tensor(CLEAN).repeat(17)[:50]
+    masks = torch.full((50,), MASK)
+    points = torch.cat([point(x) for x in x0.tolist()])
+    alphas = [alpha.expand(50) for alpha in at(t - h, t)]
+    q = family.process.posterior(points, masks, *alphas)
+    p = family.process.posterior(prediction.log_x0, masks, *alphas)
+    kl = torch.where(q > 0.0, q * (q / p).log(), 0.0).sum(-1)
+    found = terms_at(family, prediction, x0, t)
+    assert ((kl / h - found) / found).abs().max() < 1e-4
+    assert (found > 0.0).all()
+
+
+# --- the bound -----------------------------------------------------------------------------------
+
+
+def test_oracle_bound_is_the_likelihood(joint):
+    family = learned()
+    for x, p in list(zip(all_sequences(), joint, strict=True))[::4]:
+        # The network is told sigma in float32.
+        assert nelbo(TimeOracle(joint, family), family, x) == pytest.approx(-math.log(p), abs=2e-6)
+
+
+def test_the_best_prediction_depends_on_time(joint):
+    """The conditionals given the visible tokens alone, the optimum elsewhere, are too dear here."""
+    family, total = learned(), 0.0
+    for x, p in zip(all_sequences(), joint.tolist(), strict=True):
+        total += p * (nelbo(TableDenoiser(oracle(joint)), family, x) + math.log(p))
+    assert total > 0.01
+
+
+@torch.no_grad()
+def count_expectation(denoiser, family: Family, x: Tensor) -> float:
+    """E over which positions go first, and when the last of them goes, by quadrature."""
+    t, weight = time_nodes()
+    n, total = len(x), 0.0
+    pace = family.process.paces[x]
+    lost = t[:, None] ** pace
+    for subset in subsets(n):
+        for last in subset:
+            others = [i for i in range(n) if i in subset and i != last]
+            later = [i for i in range(n) if i not in subset]
+            density = pace[last] * lost[:, last] / t
+            density = density * lost[:, others].prod(-1) * (1.0 - lost[:, later]).prod(-1) / n
+            u = 0.5 * (1.0 + lost)
+            u[:, others], u[:, last] = 0.5 * lost[:, others], lost[:, last]
+            v = torch.full((NODES, 1), (len(subset) - 0.5) / n, dtype=torch.float64)
+            rows = x.expand(NODES, -1)
+            noise = draw_noise(family, "count", v, u, family.blocks(n), x0=rows)
+            assert noise.hit.sum(1).eq(len(subset)).all()
+            assert (1.0 - noise.alpha[:, 0] - t).abs().max() < 1e-12
+            total += float((weight * density * row_nats(denoiser, family, rows, noise)).sum())
+    return total
+
+
+def test_counts_are_the_time_integral(joint):
+    """For an arbitrary network that sees the time; the weight is n over the sum of paces."""
+    family = learned()
+    arbitrary = TableDenoiser(random_table(0), drift=2.0 * random_table(9).log_p.clamp(min=-3.0))
+    for x in TEXTS:
+        exact = nelbo(arbitrary, family, x)
+        assert count_expectation(arbitrary, family, x) == pytest.approx(exact, abs=1e-6)
+
+
+@pytest.mark.parametrize("block_size", [None, 2])
+def test_drawn_counts_estimate_the_likelihood(joint, block_size):
+    family, rows = learned(block_size=block_size), 20_000
+    blocks = family.blocks(LENGTH)
+    key = torch.arange(rows)[:, None]
+    v = uniforms(5, Stream.JITTER, row=key, block=torch.arange(blocks.count))
+    u = uniforms(5, Stream.POSITION, row=key, position=torch.arange(LENGTH))
+    x, p = all_sequences()[5].expand(rows, -1), joint[5]
+    noise = draw_noise(family, "count", v, u, blocks, x0=x)
+    found = row_nats(TimeOracle(joint, family), family, x, noise).detach()
+    error = float(found.std()) / math.sqrt(rows)
+    assert abs(float(found.mean()) + math.log(p)) < 4 * error
+    assert error < 0.02
+
+
+def test_counts_of_equal_exponents_are_the_ordinary_ones():
+    blocks, x = learned().blocks(8), torch.tensor([CLEAN[0]]).expand(100, 8)
+    u = uniforms(1, Stream.POSITION, row=torch.arange(100)[:, None], position=torch.arange(8))
+    v, real = u[:, :1], u[:, 3:4] + torch.arange(8) / 8 < 1.0
+    plain = noise_by_count(v, u, blocks, real)
+    noise = draw_noise(learned({0: 1.0}), "count", v, u, blocks, real, x0=x)
+    assert torch.equal(noise.hit, plain.hit)
+    assert (noise.weight - plain.weight).abs().max() < 1e-12
+    double = draw_noise(learned({0: 2.0}), "count", v, u, blocks, real, x0=x)
+    assert torch.equal(double.hit, plain.hit)
+    assert (2.0 * double.weight - plain.weight).abs().max() < 1e-12
+
+
+# --- the gradient --------------------------------------------------------------------------------
+
+
+class Head(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(1, dtype=torch.float64))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.shift
+
+
+class Net(nn.Module):
+    """A table with the face of a denoiser that trains."""
+
+    def __init__(self, table: TableDenoiser):
+        super().__init__()
+        self.output_layer, self.config, self.hidden = Head(), table.config, table.hidden
+
+
+def open_batch(family: Family, x: Tensor, rows: int, seed: int) -> OpenBatch:
+    """Rows of one text with independent times."""
+    blocks = family.blocks(len(x))
+    row, position = torch.arange(rows)[:, None], torch.arange(len(x))
+    v = uniforms(seed, Stream.JITTER, row=row, block=torch.arange(blocks.count))
+    streams = (Stream.POSITION, Stream.PAIR)
+    u = torch.stack([uniforms(seed, s, row=row, position=position) for s in streams])
+    return OpenBatch(x.expand(rows, -1), v, u, None)
+
+
+# Above 1 the second moment of estimates by time exists, so that their errors can be judged.
+STEEP = {0: 1.5, 2: 2.0, 3: 3.1}
+
+
+def drifting() -> TableDenoiser:
+    return TableDenoiser(random_table(0), drift=random_table(9).log_p.clamp(min=-3.0))
+
+
+def exact_gradient(x: Tensor) -> Tensor:
+    """[ROWS] of the enumerated bound with respect to `raw`, by central differences."""
+    module, step = exponents(STEEP), 1e-4
+    gradient = torch.zeros(ROWS, dtype=torch.float64)
+    for token in set(x.tolist()) | set(CLEAN):
+        values = []
+        for sign in (1.0, -1.0):
+            with torch.no_grad():
+                module.raw[token] += sign * step
+                values.append(nelbo(drifting(), learned(module), x))
+                module.raw[token] -= sign * step
+        gradient[token] = (values[0] - values[1]) / (2 * step)
+    return gradient
+
+
+def estimates(net, family: Family, x: Tensor, groups: int, rows: int) -> tuple[Tensor, Tensor]:
+    """[groups, ROWS] gradients of the library, and of plain REINFORCE with the same draws."""
+    raw, found, plain = family.learned.raw, [], []
+    for seed in range(groups):
+        batch = open_batch(family, x, rows, seed)
+        loss, value = LearnedNoiseLoss(net, family)(batch)
+        assert loss.item() == pytest.approx(value.item(), abs=1e-9)
+        found.append(torch.autograd.grad(loss, raw)[0] / rows)
+        plain.append(torch.autograd.grad(plain_surrogate(net, family, batch), raw)[0] / rows)
+    return torch.stack(found), torch.stack(plain)
+
+
+def plain_surrogate(net, family: Family, batch: OpenBatch) -> Tensor:
+    """Pathwise part and f (ln q)' without a baseline, the mean over both masks."""
+    total = torch.zeros((), dtype=torch.float64)
+    for u in batch.u:
+        with torch.no_grad():
+            blocks = family.blocks(batch.x0.shape[1])
+            noise = draw_noise(family, "time", batch.v, u, blocks, x0=batch.x0)
+            nats = row_nats(net, family, batch.x0, noise)
+        terms = PositionTerms(net, family, corrupt(family, batch.x0, noise, None))
+        pathwise = terms.losses(slice(None), *terms.inputs)[0].sum()
+        log_q = log_mask(noise, family.process.pace(batch.x0)).sum(-1)
+        total = total + ((nats * log_q).sum() + pathwise) / 2
+    return total
+
+
+@pytest.mark.parametrize("x", [(0, 2, 3), (0, 0, 2), (3, 3, 3)])
+def test_gradient_of_the_exponents_is_that_of_the_enumerated_bound(x):
+    x = torch.tensor(x)
+    exact = exact_gradient(x)
+    family = learned(STEEP)
+    found, plain = estimates(Net(drifting()), family, x, groups=150, rows=60)
+    tokens = list(CLEAN)
+    for sample_of in (found, plain):
+        error = sample_of.std(0)[tokens] / math.sqrt(len(sample_of))
+        assert ((sample_of.mean(0) - exact)[tokens].abs() < 4 * error).all()
+    assert exact[tokens].abs().max() > 0.05
+    assert (found[:, [MASK, EXCLUDED]] == 0.0).all()
+
+
+def trained_family(block_size: int | None = None, exponent: float = 0.8):
+    """A real network that holds the exponents."""
+    schedule = {"kind": "learned", "exponent": exponent}
+    spec = {"process": "absorbing", "schedule": schedule, "objective": {"kind": "mdlm"}}
+    spec["block_size"] = block_size
+    model = tiny_model(diffusion=spec)
+    config = model.config
+    vocabulary = Vocabulary.of(config.vocab_size, config.mask_token_id, config.excluded_token_ids)
+    return model, build_family(spec, vocabulary, None, model.exponents)
+
+
+@pytest.mark.parametrize("block_size", [None, 8])
+def test_each_mask_is_a_baseline_for_the_other(block_size):
+    """From a few tokens on; at three there is little to subtract."""
+    model, family = trained_family(block_size, exponent=2.0)
+    ids = family.process.vocabulary.ids
+    x = ids[torch.arange(16) % len(ids)]
+    found, plain = estimates(model, family, x, groups=150, rows=1)
+    assert float(found.var(0).sum()) < 0.6 * float(plain.var(0).sum())
+    difference = found - plain
+    error = difference.std(0) / math.sqrt(len(difference))
+    assert (difference.mean(0).abs() <= 4 * error).all()
+
+
+@pytest.mark.parametrize("block_size", [None, 5])
+def test_network_gradient_is_the_mean_over_both_masks(block_size):
+    model, family = trained_family(block_size)
+    ids = family.process.vocabulary.ids
+    batch = open_batch(family, ids[torch.arange(10) % len(ids)], 4, 0)
+
+    def gradients(loss: Tensor) -> dict[str, Tensor]:
+        model.zero_grad()
+        loss.backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    exact: dict[str, Tensor] = {}
+    for u in batch.u:
+        with torch.no_grad():
+            noise = draw_noise(family, "time", batch.v, u, family.blocks(10), x0=batch.x0)
+        loss, _ = DenoisingLoss(model, family)(corrupt(family, batch.x0, noise, None))
+        for name, gradient in gradients(loss).items():
+            exact[name] = exact.get(name, 0.0) + gradient / 2
+    found = gradients(LearnedNoiseLoss(model, family)(batch)[0])
+    assert (found.pop("exponents.raw") != 0.0).any()
+    for name, gradient in found.items():
+        assert (gradient - exact[name]).abs().max() < 1e-9, name
+
+
+# --- the sampler ---------------------------------------------------------------------------------
+
+
+def ancestral_law(denoise: Denoiser, family: Family, steps: int) -> Tensor:
+    """[27] the law of T steps: the chain on all 64 states, position by position independent."""
+    states = torch.tensor(list(itertools.product((*CLEAN, MASK), repeat=LENGTH)))
+    digits = torch.tensor(list(itertools.product(range(4), repeat=LENGTH)))
+    law = torch.zeros(len(states), dtype=torch.float64)
+    law[-1] = 1.0
+    times = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
+    everywhere = torch.arange(states.numel())
+    with torch.no_grad():
+        for t, s in itertools.pairwise(times):
+            prediction = denoise(states, t.expand(len(states)), everywhere)
+            alphas = [(1.0 - time).expand(states.numel()) for time in (s, t)]
+            back = family.process.posterior(prediction.log_x0, states.flatten(), *alphas)
+            back = back[:, [*CLEAN, MASK]].view(len(states), LENGTH, 4)
+            move = torch.stack([back[:, i, digits[:, i]] for i in range(LENGTH)]).prod(0)
+            law = law @ move
+    clean = (states != MASK).all(-1)
+    assert float(law[clean].sum()) == pytest.approx(1.0, abs=1e-9)
+    return law[clean]
+
+
+def test_distance_to_the_joint_falls_with_the_steps(joint):
+    family = learned()
+    denoise = Denoiser(TimeOracle(joint, family), family, torch.full((64,), LENGTH))
+    distances = [
+        total_variation(ancestral_law(denoise, family, 2**power), joint) for power in range(9)
+    ]
+    assert all(fine < coarse for coarse, fine in itertools.pairwise(distances))
+    assert distances[-1] < 0.01
+    assert 1.7 < distances[-2] / distances[-1] < 2.3
+
+
+def test_samples_follow_the_law_of_their_steps(joint):
+    family, rows = learned(), 20_000
+    oracle_of_time = TimeOracle(joint, family)
+    denoise = Denoiser(oracle_of_time, family, torch.full((64,), LENGTH))
+    law = ancestral_law(denoise, family, 6)
+    counts = frequencies(sample(oracle_of_time, family, rows, 6))
+    assert chi_square_p(counts, rows * law) > 1e-3
+    assert chi_square_p(counts, rows * joint) < 1e-6
