@@ -25,7 +25,7 @@ from tiny_models import tiny_model
 from torch import Tensor, nn
 
 from textdiff.diffusion.family import Family, build_family, draw_noise
-from textdiff.diffusion.noise import noise_by_count
+from textdiff.diffusion.noise import Noise, noise_by_count, noise_by_time
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, uniforms
@@ -77,7 +77,8 @@ class TimeOracle(TableDenoiser):
         _, length = input_ids.shape
         seen = _seen(input_ids, context_ids, layout)  # [B, L, L]
         blocks = self.family.blocks(length)
-        t = -torch.expm1(-sigma.double().view(len(sigma), -1))
+        # Sigma is float32: below its resolution any t has the same conditionals.
+        t = -torch.expm1(-sigma.double().view(len(sigma), -1)).clamp(max=-1e-9)
         t = blocks.spread(t.expand(len(t), blocks.count))  # [B, L]
         texts = all_sequences(length)
         paces = self.family.process.paces.detach()[texts]  # [27, L]
@@ -108,18 +109,19 @@ def time_nodes() -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def nelbo(denoiser, family: Family, x: Tensor) -> float:
-    """The expectation over masks, integrated over t by quadrature; one block."""
-    t, weight = time_nodes()
+    """The expectation over masks, integrated over mean rates by quadrature; one block."""
+    rate, weight = time_nodes()
     pace = family.process.paces[x]
     rows, total = x.expand(NODES, -1), 0.0
     for subset in subsets(len(x)):
         hit = torch.zeros(len(x), dtype=torch.bool)
         hit[list(subset)] = True
-        lost = t[:, None] ** pace
-        chance = torch.where(hit, lost, 1.0 - lost).prod(-1)
         u = torch.where(hit, 0.0, 1.0).double().expand(NODES, -1)
-        noise = draw_noise(family, "time", t[:, None], u, family.blocks(len(x)), x0=rows)
+        noise = draw_noise(family, "time", rate[:, None], u, family.blocks(len(x)), x0=rows)
         assert torch.equal(noise.hit, hit.expand(NODES, -1))
+        lost = noise.threshold**pace
+        assert (lost.mean(-1) - rate).abs().max() < 1e-14
+        chance = torch.where(hit, lost, 1.0 - lost).prod(-1)
         total += float((weight * chance * row_nats(denoiser, family, rows, noise)).sum())
     return total
 
@@ -189,10 +191,8 @@ def test_one_survival_probability_for_all_tokens_is_refused():
 def terms_at(family: Family, prediction: Prediction, x0: Tensor, t: float) -> Tensor:
     """Nats of single masked positions at one time."""
     rows = len(x0)
-    v = torch.full((rows, 1), t, dtype=torch.float64)
-    u = torch.zeros(rows, 1, dtype=torch.float64)
-    noise = draw_noise(family, "time", v, u, family.blocks(1), x0=x0[:, None])
-    noise = noise.map(lambda field: field.detach()[:, 0])
+    time = torch.full((rows,), t, dtype=torch.float64)
+    noise = Noise(1.0 - time, time, 0.0 * time, 1.0 / time)
     masks = torch.full((rows,), MASK)
     return family.objective.nelbo_terms(prediction, x0, masks, noise).detach()
 
@@ -300,6 +300,29 @@ def test_counts_of_equal_exponents_are_the_ordinary_ones():
     assert (2.0 * double.weight - plain.weight).abs().max() < 1e-12
 
 
+def test_times_of_equal_exponents_are_the_ordinary_ones_whatever_their_scale():
+    x = torch.tensor([CLEAN[0]]).expand(100, 8)
+    u = uniforms(1, Stream.POSITION, row=torch.arange(100)[:, None], position=torch.arange(8))
+    v, real = u[:, :2].flip(0), u[:, 3:4] + torch.arange(8) / 8 < 1.0
+    for w in (0.3, 1.0, 7.0):
+        family = learned({0: w}, block_size=5)
+        plain = noise_by_time(family.schedule, v, u, family.blocks(8), real)
+        noise = draw_noise(family, "time", v, u, family.blocks(8), real, x0=x)
+        assert torch.equal(noise.hit, plain.hit)
+        assert (w * noise.weight / plain.weight - 1.0)[real].abs().max() < 1e-12
+        assert (noise.threshold**w - plain.threshold)[real].abs().max() < 1e-14
+
+
+def test_the_level_of_a_rate_is_found_however_far_apart_the_exponents():
+    family = learned({0: 0.1, 2: 1.0, 3: 40.0})
+    x = all_sequences().repeat(3, 1)
+    v = torch.logspace(-9, -1e-9, len(x), dtype=torch.float64)[:, None]
+    noise = draw_noise(family, "time", v, 0.5 * v.expand(-1, LENGTH), family.blocks(LENGTH), x0=x)
+    rate = (noise.threshold ** family.process.paces[x]).mean(-1)
+    exact = 1.0 - family.schedule.alpha(v[:, 0])
+    assert ((rate - exact) / exact).abs().max() < 1e-12
+
+
 # --- the gradient --------------------------------------------------------------------------------
 
 
@@ -330,7 +353,6 @@ def open_batch(family: Family, x: Tensor, rows: int, seed: int) -> OpenBatch:
     return OpenBatch(x.expand(rows, -1), v, u, None)
 
 
-# Above 1 the second moment of estimates by time exists, so that their errors can be judged.
 STEEP = {0: 1.5, 2: 2.0, 3: 3.1}
 
 

@@ -10,12 +10,15 @@ also where none is: their counts start at 0.
 The weight of every maker is that of the masked bound, the density of d lambda / lambda with lambda
 = 1 - alpha; objectives of other processes rescale it.
 
-Positions may go at different paces: one of pace w is lost by lambda with probability lambda ** w.
-That is u ** (1 / w) in place of u, the level at which its token goes; nothing else changes by time.
-By count the k positions that go first are hit, and the weight becomes n over the sum of *their*
-paces. It is unbiased: a random one of n positions goes last of all that are hit at a level of
-density w lambda ** (w - 1), so level and hits together have the density of independent hits times
-sum(w) / (n lambda), and the bound integrates their nats over d lambda / lambda.
+Positions may go at different paces: one of pace w is lost by the level lambda with probability
+lambda ** w. That is u ** (1 / w) in place of u, the level at which its token goes. The bound
+integrates over d lambda / lambda as before, and both ways of drawing keep their variance:
+
+- By time the rate that is drawn is the block's mean one, of which the level follows. If all paces
+  are the same, it does not matter which.
+- By count the k positions that go first are hit, and the weight is n over the sum of *their* paces.
+  A random one of n positions goes last of those at a level of density w lambda ** (w - 1), so that
+  level and hits have the density of independent hits times sum(w) / (n lambda).
 """
 
 from collections.abc import Callable
@@ -79,6 +82,36 @@ def _levels(u: Tensor, pace: Tensor | None, scorable: Tensor | None) -> Tensor:
     return levels if scorable is None else levels.masked_fill(~scorable, _NEVER)
 
 
+_NEWTON = 16  # steps; the iteration below is exact to float64 after about eight
+
+
+def _level(
+    rate: Tensor, pace: Tensor, blocks: Blocks, scorable: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The level at which a block has lost a given mean rate, and d ln rate / d ln level.
+
+    The log of the mean of lambda ** w is convex in ln lambda: Newton's iteration from above falls
+    to the root.
+
+    Args:
+        rate: [B, blocks] in (0, 1].
+        pace: [B, L] pace of each position.
+        blocks: how L falls into blocks.
+        scorable: [B, L] bool, the positions that may be hit; None: all.
+    """
+    real = torch.ones_like(pace, dtype=torch.bool) if scorable is None else scorable
+    real = blocks.split(real, False)
+    real = real | ~real.any(-1, keepdim=True)  # a block without any: its level does not matter
+    paces = blocks.split(pace, 1.0)
+    target = (rate * real.sum(-1)).log()
+    level = rate.log() / paces.where(real, 0.0).amax(-1)
+    for _ in range(_NEWTON):
+        logs = (paces * level.unsqueeze(-1)).where(real, -torch.inf)
+        slope = (paces * logs.softmax(-1)).sum(-1)
+        level = (level - (logs.logsumexp(-1) - target) / slope).clamp(max=0.0)
+    return level.exp(), slope
+
+
 def noise_by_time(
     schedule: NoiseSchedule,
     v: Tensor,
@@ -105,9 +138,13 @@ def noise_by_time(
     # Clamped: a schedule whose ends are not ideal reaches rates 0 and 1 outside its time, or never.
     low, high = schedule.t_of_alpha(ends).clamp(0.0, 1.0)
     t = low + (high - low) * v
-    alpha = blocks.spread(schedule.alpha(t))
-    u = _levels(u, pace, scorable)
-    return Noise(alpha, 1.0 - alpha, u, blocks.spread(schedule.elbo_weight(t)), u_token)
+    alpha, weight = schedule.alpha(t), schedule.elbo_weight(t)
+    level = 1.0 - alpha
+    if pace is not None:
+        level, slope = _level(level, pace, blocks, scorable)
+        alpha, weight = 1.0 - level, weight / slope
+    alpha, level, weight = (blocks.spread(x) for x in (alpha, level, weight))
+    return Noise(alpha, level, _levels(u, pace, scorable), weight, u_token)
 
 
 def noise_by_step(
