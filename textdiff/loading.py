@@ -37,6 +37,8 @@ def family_of(
     vocabulary = Vocabulary.of(
         config.vocab_size, config.mask_token_id, config.excluded_token_ids or ()
     )
+    if config.initial_exponent is not None and exponents is None:
+        raise CheckpointError("the schedule is learned: its family needs the model's exponents")
     try:
         return build_family(config.diffusion, vocabulary, device, exponents)
     except ValueError as error:

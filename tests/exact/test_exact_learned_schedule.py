@@ -29,7 +29,8 @@ from textdiff.diffusion.noise import Noise, noise_by_count, noise_by_time
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, uniforms
-from textdiff.likelihood import PositionTerms, corrupt
+from textdiff.errors import ConfigError
+from textdiff.likelihood import PositionTerms, corrupt, cut_windows, estimate
 from textdiff.models import FULL
 from textdiff.models.layers import TokenExponents
 from textdiff.sampling.generate import Denoiser
@@ -221,6 +222,15 @@ def test_loss_is_the_limit_of_the_divergence_of_reverse_steps(t):
     assert (found > 0.0).all()
 
 
+def test_half_precision_networks_cost_what_they_cost_in_float32():
+    """Autocast must not reach the sum over the vocabulary."""
+    family, x0 = learned(), torch.tensor(CLEAN).repeat(17)[:50]
+    prediction = Prediction(random_prediction().log_x0.float(), mixture=True)
+    exact = terms_at(family, prediction, x0, 0.3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(terms_at(family, prediction, x0, 0.3), exact)
+
+
 # --- the bound -----------------------------------------------------------------------------------
 
 
@@ -285,6 +295,28 @@ def test_drawn_counts_estimate_the_likelihood(joint, block_size):
     error = float(found.std()) / math.sqrt(rows)
     assert abs(float(found.mean()) + math.log(p)) < 4 * error
     assert error < 0.02
+
+
+@pytest.mark.parametrize("estimator", ["masked_count", "time"])
+def test_public_estimators_of_the_oracle_give_the_likelihood(joint, estimator):
+    family, texts = learned(), all_sequences()
+    tokens = [x.to(torch.int32).numpy() for x in texts]
+    windows = cut_windows(tokens, ["abc"] * len(texts), LENGTH, VOCABULARY.clean)
+    denoiser = TimeOracle(joint, family)
+    found = estimate(denoiser, family, windows, estimator=estimator, seed=4, replicates=200)
+    bound = found.bound()
+    exact = -float(joint.log().mean()) / LENGTH
+    assert abs(bound.mean - exact) < 4 * bound.stderr
+    assert bound.is_bound
+    assert bound.stderr < 0.04
+
+
+def test_estimators_by_orders_are_refused(joint):
+    family = learned()
+    windows = cut_windows([TEXTS[0].to(torch.int32).numpy()], ["abc"], LENGTH, VOCABULARY.clean)
+    for estimator in ("any_order", "importance", "chain_rule", "exact", "finite_t"):
+        with pytest.raises(ConfigError):
+            estimate(TimeOracle(joint, family), family, windows, estimator=estimator, seed=0)
 
 
 def test_counts_of_equal_exponents_are_the_ordinary_ones():

@@ -50,6 +50,8 @@ class GenMD4(Objective):
     def nelbo_terms(self, prediction: Prediction, x0: Tensor, xt: Tensor, noise: Noise) -> Tensor:
         paces = self.process.paces
         pace, c = paces[x0], prediction.log_x0.exp()
-        # c adds up to 1 only to rounding: w_x times its sum, so that equal exponents cancel.
-        total = (c @ paces.to(c.dtype)).double() - pace * c.sum(-1).double()
+        # No matrix product: autocast would round it. And w_x times the sum of c, which is 1 only to
+        # rounding, so that equal exponents cancel.
+        total = (c * paces.to(c.dtype)).sum(-1, dtype=paces.dtype)
+        total = total - pace * c.sum(-1, dtype=paces.dtype)
         return noise.weight * (total - pace * pick(prediction.log_x0, x0))
