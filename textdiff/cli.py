@@ -13,6 +13,7 @@ from contextlib import suppress
 import tyro
 
 from textdiff import __version__
+from textdiff.commands.compare import compare
 from textdiff.commands.config import show_config
 from textdiff.commands.generate import generate
 from textdiff.commands.perplexity import perplexity
@@ -27,6 +28,7 @@ discrete text-diffusion language models
 
   train CONFIG [--section.key VALUE]    pretrain on a text corpus (resumes by itself)
   perplexity MODEL TEXT...              bound the perplexity of text files
+  compare MODEL_A MODEL_B TEXT...       which model a text prefers, and how sure that is
   generate MODEL [PROMPT]               generate text; --watch shows it being denoised
   tokenizer train OUTPUT TEXT...        train a tokenizer on text files
   config show FILE [--section.key VALUE]    print the resolved config
@@ -49,6 +51,7 @@ def _typed(function: Callable[..., int], prog: str) -> Callable[[Sequence[str]],
 VERBS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("train",): train,
     ("perplexity",): _typed(perplexity, "textdiff perplexity"),
+    ("compare",): _typed(compare, "textdiff compare"),
     ("generate",): _typed(generate, "textdiff generate"),
     ("tokenizer", "train"): _typed(train_tokenizer, "textdiff tokenizer train"),
     ("config", "show"): show_config,
@@ -65,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TextDiffError as error:
         if debug:
             raise
-        print(f"textdiff: error: {error}", file=sys.stderr)
+        _say(f"textdiff: error: {error}")
         return error.exit_code
     except OSError as error:
         if debug:
@@ -74,13 +77,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-        print(f"textdiff: error: {error}", file=sys.stderr)
+        _say(f"textdiff: error: {error}")
         return 1
     except KeyboardInterrupt:
-        print("textdiff: interrupted", file=sys.stderr)
+        _say("textdiff: interrupted")
         return 130
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
+
+
+def _say(message: str) -> None:
+    """One line on standard error, from the first of several processes alone."""
+    if os.environ.get("RANK", "0") == "0":
+        print(message, file=sys.stderr)
 
 
 def _dispatch(words: list[str]) -> int:

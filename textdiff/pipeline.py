@@ -239,9 +239,11 @@ class TextDiffusion:
         windows = self.windows(
             texts, prompts=prompts, spans=spans, stride=stride, protocol=protocol
         )
-        if protocol is not None:
-            options = find_protocol(protocol).settings(options)
-        return estimate(self.model, self.family, windows, seed=seed, **options)
+        if protocol is None:
+            return estimate(self.model, self.family, windows, seed=seed, **options)
+        chosen = find_protocol(protocol)
+        found = estimate(self.model, self.family, windows, seed=seed, **chosen.settings(options))
+        return replace(found, note="; ".join(filter(None, [chosen.note, found.note])))
 
     def score(self, texts: Sequence[str], **options: Any) -> list[Bound]:
         """The bound of each text; takes the options of `estimate` except a protocol.

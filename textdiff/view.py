@@ -32,9 +32,9 @@ OPEN = "░░░"
 
 def describe_bound(bound: Bound) -> str:
     """A bound in one line: perplexity, bits/byte and nats/token, each with its standard error."""
-    relative = bound.stderr
+    sign = "≤" if bound.is_bound else "≈"
     return (
-        f"perplexity ≤ {bound.perplexity:.3f} ± {bound.perplexity * relative:.3f}, "
+        f"perplexity {sign} {bound.perplexity:.3f} ± {bound.perplexity * bound.stderr:.3f}, "
         f"{bound.bits_per_byte:.4f} ± {bound.bits_per_byte * bound.stderr / bound.mean:.4f} "
         f"bits/byte, {bound.mean:.4f} ± {bound.stderr:.4f} nats/token"
     )

@@ -1,85 +1,191 @@
 """`textdiff perplexity`: what a model makes of texts, as a number with its error."""
 
 import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from textdiff.commands.arguments import (
-    Dtype,
-    JsonFlag,
-    ModelArgument,
-    TextArgument,
-    checked_device,
-    fraction,
-    read_given,
-)
+import tyro
+
+from textdiff.commands.arguments import JsonFlag, ModelArgument, TextArgument, checked_device
+from textdiff.commands.processes import Processes, find_processes
+from textdiff.commands.scoring import Reading, ReadingFlags, ScoringFlags, state_path
 from textdiff.commands.terminal import ProgressBar, quiet_libraries
 from textdiff.errors import ConfigError
+
+if TYPE_CHECKING:
+    from textdiff.likelihood import Estimates
+    from textdiff.pipeline import TextDiffusion
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is scored and where it goes."""
+
+    protocol: str = "none"
+    """Follow a published evaluation, sedd, mdlm or bd3lm, for comparison with its figures: its
+    chunks, special tokens and estimator; what is biased in it is printed."""
+
+    prompt_column: str | None = None
+    """Key of a prompt in .jsonl files: the text is scored given its prompt."""
+
+    spans_column: str | None = None
+    """Key of a list of [start, end] characters in .jsonl files: these are scored given the rest."""
+
+    per_document: str | None = None
+    """Write one JSON line per document to this file."""
+
+    per_token: bool = False
+    """Add the nats of every token to the lines of --per-document."""
+
+    state: str | None = None
+    """Save finished replicates to this file, and go on from it."""
+
+    @property
+    def published(self) -> str | None:
+        """The protocol, if one is followed."""
+        return None if self.protocol == "none" else self.protocol
+
+    def check(self, reading: Reading) -> None:
+        """Refuses choices that exclude each other.
+
+        Raises:
+            ConfigError: with the flags.
+        """
+        if self.prompt_column and self.spans_column:
+            raise ConfigError("--prompt-column and --spans-column exclude each other")
+        if (self.prompt_column or self.spans_column) and reading.detokenizer != "none":
+            raise ConfigError("--detokenizer changes whole texts; leave it out with prompts, spans")
+        if (self.prompt_column or self.spans_column) and self.published:
+            raise ConfigError(f"--protocol {self.protocol} scores whole texts, without prompts")
+        if self.published and self.per_document:
+            raise ConfigError(f"--protocol {self.protocol} scores chunks: no --per-document")
+        if self.per_token and not self.per_document:
+            raise ConfigError("--per-token needs --per-document FILE to write to")
+
+    def read(self, names: Sequence[str], reading: Reading) -> dict[str, Any]:
+        """The arguments of `TextDiffusion.estimate` that say what is scored.
+
+        Raises:
+            DataError: a place that holds no usable text.
+        """
+        column = self.prompt_column or self.spans_column
+        if column is None:
+            return {"texts": reading.texts(names), "protocol": self.published}
+        from textdiff.data.conditional import read_conditional
+
+        if not names:
+            raise ConfigError("no text given: name one or more .jsonl files")
+        spans = self.spans_column is not None
+        texts, others = read_conditional(names, reading.text_column, column, spans)
+        kept = slice(reading.max_documents)
+        return {"texts": texts[kept], "spans" if spans else "prompts": others[kept]}
+
+
+TaskFlags = Annotated[Task, tyro.conf.arg(name="")]
 
 
 def perplexity(
     model: ModelArgument,
     text: TextArgument,
     /,
-    replicates: int = 8,
-    precision: str | None = None,
-    seed: int = 0,
-    batch_tokens: int = 8192,
-    text_column: str = "text",
-    device: str | None = None,
-    dtype: Dtype = "float32",
+    scoring: ScoringFlags,
+    reading: ReadingFlags,
+    task: TaskFlags,
     json_output: JsonFlag = False,
 ) -> int:
     """Bound the perplexity of texts: unbiased, with its Monte-Carlo error.
 
+    Documents longer than the model's context are cut into windows that do not see each other; with
+    --stride they overlap. Start it with `accelerate launch -m textdiff perplexity ...` to share the
+    work among processes.
+
     Args:
         model: export directory, run directory or hub id.
-        text: .txt, .jsonl or .parquet files, folders or globs of them; `-` reads standard input.
-        replicates: independent estimates that the error comes from, at least 8.
-        precision: add replicates until the 95 % interval of the perplexity is this narrow on either
-            side, such as 0.5%.
-        seed: seed of the noise.
-        batch_tokens: tokens per network call (the result does not depend on it beyond rounding).
-        text_column: column or key that holds the text in .jsonl and .parquet files.
-        device: torch device; the default is CUDA if there is one, else the CPU.
-        dtype: dtype of the network; normalisation is float32 or wider in any case.
-        json_output: print one JSON object.
+        text: .txt, .jsonl or .parquet files (also .gz, .xz), folders or globs; `-` reads standard
+            input.
+        scoring: how texts are scored.
+        reading: what is read.
+        task: what is scored.
+        json_output: print one JSON object, with everything that the result depends on.
     """
-    if replicates < 8:
-        raise ConfigError(f"--replicates {replicates}: give at least 8, the error comes from them")
-    wanted = None if precision is None else fraction(precision)
-    if batch_tokens < 1:
-        raise ConfigError(f"--batch-tokens {batch_tokens}: give at least 1")
-    if not text:
-        raise ConfigError("no text given: name one or more files, or - for standard input")
+    options, state = scoring.options(), state_path(task.state)
+    task.check(reading)
     quiet_libraries()
-    texts = read_given(text, text_column)
+    scored = task.read(text, reading)
+    from textdiff.evaluate import evaluation_record
     from textdiff.pipeline import TextDiffusion
-    from textdiff.view import describe_bound
 
-    held = TextDiffusion.from_pretrained(model, checked_device(device), dtype)
-    with ProgressBar("scoring windows") as progress:
-        bound = held.estimate(
-            texts,
-            seed=seed,
-            replicates=replicates,
-            precision=wanted,
-            batch_tokens=batch_tokens,
-            progress=progress,
-        ).bound()
-    if json_output:
-        print(
-            json.dumps({"model": model, "seed": seed, "dtype": dtype, **bound.to_dict()}, indent=2)
-        )
+    processes = find_processes()
+    device = checked_device(scoring.device) or processes.device
+    held = TextDiffusion.from_pretrained(model, device, scoring.dtype)
+    options |= {"attribute": task.per_token, "state": state}
+    estimates = _estimate(held, scored | options, processes, state)
+    if not processes.first:
         return 0
-    low, high = bound.perplexity_interval()
-    print(describe_bound(bound))
-    print(f"95 % interval of the perplexity (Monte-Carlo error): {low:.3f} to {high:.3f}")
-    if bound.text_stderr is not None:
-        print(
-            f"standard error over {bound.documents} documents: {bound.text_stderr:.4f} nats/token"
-        )
-    kind = "an upper bound" if bound.is_bound else "NOT a bound"
-    print(
-        f"{bound.tokens:,} tokens, {bound.bytes:,} bytes; estimator {bound.estimator}, "
-        f"{bound.replicates} replicates, seed {seed}; {kind} in expectation"
+    record = {"model": model} | evaluation_record(
+        held,
+        estimates,
+        seed=scoring.seed,
+        options=scoring.own_options(),
+        protocol=task.published,
+        stride=scoring.stride,
+        detokenizer=reading.detokenizer,
+        processes=processes.count,
+        command=["textdiff", *sys.argv[1:]],
     )
+    if task.per_document:
+        _write_documents(Path(task.per_document), held, estimates, task.per_token)
+    _show(estimates, record, json_output)
     return 0
+
+
+def _estimate(
+    held: "TextDiffusion", options: dict[str, Any], processes: Processes, state: Path | None
+) -> "Estimates":
+    """Runs the estimate; an interruption says what is kept."""
+    try:
+        with ProgressBar("scoring windows", processes.first) as progress:
+            return held.estimate(
+                **options,
+                shard=(processes.rank, processes.count),
+                reduce=processes.reduce,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        if processes.first:
+            print(_how_to_go_on(state), file=sys.stderr)
+        raise
+
+
+def _how_to_go_on(state: Path | None) -> str:
+    if state is None:
+        return "nothing was kept; with --state FILE finished replicates are"
+    if not state.exists():
+        return f"no replicate was finished, so {state} was not written"
+    again = shlex.join(["textdiff", *sys.argv[1:]])
+    return f"finished replicates are kept in {state}; go on with\n  {again}"
+
+
+def _show(estimates: "Estimates", record: dict[str, Any], json_output: bool) -> None:
+    if json_output:
+        print(json.dumps(record, indent=2))
+        return
+    from textdiff.commands.report import bound_lines
+
+    for line in bound_lines(estimates, record):
+        print(line)
+
+
+def _write_documents(
+    path: Path, held: "TextDiffusion", estimates: "Estimates", per_token: bool
+) -> None:
+    """One line per document; one without a token has null for its figures."""
+    from textdiff.evaluate.documents import document_records
+
+    with path.open("w", encoding="utf-8") as file:
+        for line in document_records(held, estimates, per_token):
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -13,14 +13,20 @@ def make_console() -> Any:
 
 
 class ProgressBar:
-    """A progress bar on standard error while entered; silent where that is no terminal."""
+    """A progress bar on standard error while entered; silent where that is no terminal.
 
-    def __init__(self, title: str):
+    Args:
+        title: what progresses.
+        shown: False for processes that have nothing to say.
+    """
+
+    def __init__(self, title: str, shown: bool = True):
         from rich.console import Console
         from rich.progress import Progress
 
         console = Console(stderr=True)
-        self.bar = Progress(console=console, disable=not console.is_terminal, transient=True)
+        silent = not (shown and console.is_terminal)
+        self.bar = Progress(console=console, disable=silent, transient=True)
         self.task = self.bar.add_task(title, total=None)
 
     def __enter__(self) -> Callable[[int, int], None]:

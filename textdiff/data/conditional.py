@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from textdiff.data.files import checked_text, json_rows, missing_column
+from textdiff.data.files import checked_text, json_rows
 from textdiff.errors import DataError
 
 
@@ -37,7 +37,9 @@ def read_conditional(
         for where, row in json_rows(path):
             for column in (text_column, other_column):
                 if column not in row:
-                    raise missing_column(where, column, row)
+                    raise DataError(
+                        f"{where}: no key {column!r}; it has {', '.join(row) or 'none'}"
+                    )
             text = checked_text(row[text_column], where, text_column)
             value = row[other_column]
             other = _spans(value, where) if spans else checked_text(value, where, other_column)

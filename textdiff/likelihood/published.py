@@ -44,7 +44,8 @@ class Protocol:
         skips_first: whether a chunk's first token is context that is neither noisy nor counted.
         draws: noise draws per chunk in the published evaluation.
         estimator: name and options of the published estimator.
-        biases: what keeps the number from being a bound, or comparable, in plain words.
+        data_biases: what is wrong with, or special about, what is scored; in plain words.
+        estimator_biases: likewise about the published estimator.
     """
 
     name: str
@@ -52,9 +53,21 @@ class Protocol:
     frames_chunks: bool
     skips_first: bool
     draws: int
-    biases: tuple[str, ...]
+    data_biases: tuple[str, ...]
+    estimator_biases: tuple[str, ...]
     estimator: str = "time"
     options: Mapping[str, Any] = field(default_factory=lambda: {"eps": 1e-3, "complete": False})
+
+    @property
+    def note(self) -> str:
+        """What keeps any number of this protocol from being a bound; empty if nothing does."""
+        counted = self.ends_documents or self.frames_chunks
+        return "special tokens are counted as if they were text" if counted else ""
+
+    def biases(self, estimator: str) -> tuple[str, ...]:
+        """What is biased when the chunks are scored by some estimator."""
+        published = estimator == self.estimator
+        return self.data_biases + (self.estimator_biases if published else ())
 
     def settings(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Options of an estimate: those given, on top of the published estimator's.
@@ -74,11 +87,14 @@ PROTOCOLS = {
         frames_chunks=False,
         skips_first=False,
         draws=1000,
-        biases=(
+        data_biases=(
             "the end-of-text tokens between documents are counted as text",
             _PACKED,
             _DROPPED,
-            _CUT_OFF + "; the paper adds a prior term of about 0.011 nats/token, its code does not",
+        ),
+        estimator_biases=(
+            _CUT_OFF,
+            "the paper adds a prior term of about 0.011 nats/token, its code does not",
         ),
     ),
     "mdlm": Protocol(
@@ -87,15 +103,15 @@ PROTOCOLS = {
         frames_chunks=True,
         skips_first=False,
         draws=1,
-        biases=(
+        data_biases=(
             "[BOS] and [EOS] stand at fixed places of every chunk, cost nearly nothing and count "
             "as 2 of its tokens (low)",
             "the end-of-text tokens between documents are counted as text; the published code adds "
             "them, the published zero-shot figures are said to be without",
             _PACKED,
             _DROPPED,
-            _CUT_OFF,
         ),
+        estimator_biases=(_CUT_OFF,),
     ),
     "bd3lm": Protocol(
         name="bd3lm",
@@ -103,10 +119,12 @@ PROTOCOLS = {
         frames_chunks=False,
         skips_first=True,
         draws=1,
-        biases=(
+        data_biases=(
             "the first token of every chunk is given and neither scored nor counted",
             _PACKED,
             _DROPPED,
+        ),
+        estimator_biases=(
             "times are drawn from [0.001, 1] and the missing part is scaled up: about 0.03 % high",
             "published times are tied to the place of a block in its batch, which biases early and "
             "late blocks at small batches; here they are permuted",

@@ -4,7 +4,7 @@ from dataclasses import fields
 from typing import Any
 
 from textdiff.diffusion.family import Family
-from textdiff.errors import ConfigError
+from textdiff.errors import ConfigError, closest
 from textdiff.likelihood.estimators.any_order import AnyOrder
 from textdiff.likelihood.estimators.chain_rule import ChainRule
 from textdiff.likelihood.estimators.estimator import Estimator
@@ -37,7 +37,7 @@ def build_estimator(name: str, **options: Any) -> Estimator:
         ConfigError: no such estimator, or an option that it does not have.
     """
     if name not in ESTIMATORS:
-        raise ConfigError(f"unknown estimator {name!r}; one of {', '.join(ESTIMATORS)}")
+        raise ConfigError(f"unknown estimator {name!r}; {closest(name, ESTIMATORS)}")
     given = {key: value for key, value in options.items() if value is not None}
     known = [f.name for f in fields(ESTIMATORS[name]) if f.init and not f.name.startswith("_")]
     for key in given:

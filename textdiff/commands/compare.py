@@ -1,0 +1,115 @@
+"""`textdiff compare`: which of two models a text prefers, under the same noise."""
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from textdiff.commands.arguments import JsonFlag, TextArgument, checked_device
+from textdiff.commands.processes import find_processes
+from textdiff.commands.scoring import Reading, ReadingFlags, Scoring, ScoringFlags
+from textdiff.commands.terminal import ProgressBar, quiet_libraries
+
+if TYPE_CHECKING:
+    from textdiff.likelihood import Difference, Estimates
+
+FirstModel = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL_A")]
+SecondModel = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL_B")]
+
+
+def compare(
+    model_a: FirstModel,
+    model_b: SecondModel,
+    text: TextArgument,
+    /,
+    scoring: ScoringFlags,
+    reading: ReadingFlags,
+    json_output: JsonFlag = False,
+) -> int:
+    """Compare two models on the same texts, with the error of the difference.
+
+    Both see the same noise, so most of the Monte-Carlo error cancels. The difference is in nats per
+    token where both models cut the texts into the same tokens and windows, else in bits per byte.
+
+    Args:
+        model_a: export directory, run directory or hub id.
+        model_b: the model that is subtracted.
+        text: .txt, .jsonl or .parquet files (also .gz, .xz), folders or globs; `-` reads standard
+            input.
+        scoring: how texts are scored.
+        reading: what is read.
+        json_output: print one JSON object, with everything that the result depends on.
+    """
+    scoring.options()  # says what is wrong before anything is loaded
+    quiet_libraries()
+    texts = reading.texts(text)
+    from textdiff.commands.report import difference_lines
+    from textdiff.likelihood import compare as difference
+
+    processes = find_processes()
+    found: list[Estimates] = []
+    records: list[dict[str, Any]] = []
+    for name in (model_a, model_b):
+        estimates, record = _score(name, texts, scoring, reading)
+        found.append(estimates)
+        records.append(record)
+    per_byte = found[0].windows.digest != found[1].windows.digest
+    result = difference(*found, per_byte=per_byte)
+    if not processes.first:
+        return 0
+    if json_output:
+        print(json.dumps(_record(result, records), indent=2))
+        return 0
+    for name, estimates in zip((model_a, model_b), found, strict=True):
+        _show(name, estimates)
+    windows = found[0].windows
+    tokens, documents = int(windows.document_tokens.sum()), len(windows.document_tokens)
+    for line in difference_lines(result, model_a, model_b, tokens, documents):
+        print(line)
+    return 0
+
+
+def _score(
+    name: str, texts: list[str], scoring: Scoring, reading: Reading
+) -> "tuple[Estimates, dict[str, Any]]":
+    """One model's estimates, and what they depend on."""
+    from textdiff.evaluate import evaluation_record
+    from textdiff.pipeline import TextDiffusion
+
+    processes = find_processes()
+    device = checked_device(scoring.device) or processes.device
+    held = TextDiffusion.from_pretrained(name, device, scoring.dtype)
+    with ProgressBar(f"scoring by {name}", processes.first) as progress:
+        estimates = held.estimate(
+            texts,
+            **scoring.options(),
+            shard=(processes.rank, processes.count),
+            reduce=processes.reduce,
+            progress=progress,
+        )
+    record = evaluation_record(
+        held,
+        estimates,
+        seed=scoring.seed,
+        options=scoring.own_options(),
+        stride=scoring.stride,
+        detokenizer=reading.detokenizer,
+        processes=processes.count,
+        command=["textdiff", *sys.argv[1:]],
+    )
+    return estimates, {"model": name} | record
+
+
+def _record(result: "Difference", records: list[dict[str, Any]]) -> dict[str, Any]:
+    low, high = result.interval()
+    return {"difference": {**asdict(result), "interval_95": [low, high]}, "models": records}
+
+
+def _show(name: str, estimates: "Estimates") -> None:
+    from textdiff.view import describe_bound
+
+    bound = estimates.bound()
+    note = f" (NOT a bound: {bound.note})" if bound.note else ""
+    print(f"{name}: {describe_bound(bound)}{note}")

@@ -1,0 +1,117 @@
+"""A bound in plain words, for the terminal."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from textdiff.likelihood import Bound, Difference, Estimates
+from textdiff.likelihood.published import find_protocol
+from textdiff.view import describe_bound
+
+STRIDE_HINT = "give --stride to let windows overlap"
+
+
+def bound_lines(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str]:
+    """What `textdiff perplexity` prints.
+
+    Args:
+        estimates: what was found.
+        record: the same as `evaluation_record`.
+    """
+    bound = estimates.bound()
+    yield describe_bound(bound)
+    parts = ", ".join(f"{name} {value:.4f}" for name, value in bound.terms.items())
+    yield f"its terms in nats/token: {parts}"
+    if estimates.exact:
+        yield "no Monte-Carlo error: this estimator draws nothing"
+    else:
+        low, high = bound.perplexity_interval()
+        yield f"95 % interval of the perplexity (Monte-Carlo error): {low:.3f} to {high:.3f}"
+    if bound.text_stderr is not None:
+        what = "chunks" if record["protocol"] != "none" else "documents"
+        yield f"standard error over {bound.documents} {what}: {bound.text_stderr:.4f} nats/token"
+    yield (
+        f"{bound.tokens:,} tokens, {bound.bytes:,} bytes; estimator {bound.estimator}, "
+        f"{bound.replicates} replicate(s), seed {record['seed']}; "
+        f"weights: {record['provenance']['weights']}"
+    )
+    yield from _windows(estimates, record)
+    yield from _verdict(bound, record)
+
+
+def _windows(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str]:
+    """How documents longer than the context were cut."""
+    per_document = estimates.windows.document.bincount()
+    long = int((per_document > 1).sum())
+    if not long:
+        return
+    context, stride = record["context"], record["stride"]
+    how = (
+        f"windows do not see each other; {STRIDE_HINT}"
+        if stride is None
+        else f"a window every {stride} tokens sees what it shares with the one before"
+    )
+    yield f"{long} of {len(per_document)} documents longer than {context} tokens: {how}"
+
+
+def _verdict(bound: Bound, record: Mapping[str, Any]) -> Iterator[str]:
+    """Whether the number is a bound, and what is missing or biased where it is not."""
+    if bound.note:
+        yield f"NOT a bound: {bound.note}"
+    else:
+        of = "" if record["protocol"] == "none" else " of these chunks"
+        yield f"an upper bound on the perplexity{of}, in expectation"
+    if record["protocol"] == "none":
+        return
+    protocol = find_protocol(record["protocol"])
+    yield f"protocol {protocol.name}, for comparison with published figures; what is biased in it:"
+    for bias in record["biases"]:
+        yield f"  - {bias}"
+    if bound.estimator != protocol.estimator:
+        return
+    one = bound.stderr * bound.replicates**0.5
+    times = f"{protocol.draws:,} draws" if protocol.draws > 1 else "one draw"
+    yield (
+        f"published figures take {times} per chunk and give no error; a single draw here has a "
+        f"standard error of {one:.4f} nats/token"
+    )
+
+
+def difference_lines(
+    found: Difference, first: str, second: str, tokens: int, documents: int
+) -> Iterator[str]:
+    """What `textdiff compare` prints: the difference, its two errors and what follows from them.
+
+    Args:
+        found: the first model's bound minus the second's.
+        first: the first model, as the user named it.
+        second: the second.
+        tokens: tokens that were scored.
+        documents: documents they are of.
+    """
+    yield (
+        f"{first} minus {second}: {found.mean:+.5f} ± {found.stderr:.5f} {found.unit} "
+        f"({found.replicates} paired replicates, {tokens:,} tokens)"
+    )
+    if found.text_stderr is not None:
+        yield f"standard error over {documents} documents: {found.text_stderr:.5f} {found.unit}"
+    yield verdict(found, first, second)
+
+
+def verdict(found: Difference, first: str, second: str) -> str:
+    """Which model the text prefers, in words, and how far that goes."""
+    low, high = found.interval()
+    if found.mean == 0.0 and found.stderr == 0.0:
+        return "Their bounds are the same."
+    better, worse = (first, second) if found.mean < 0 else (second, first)
+    if low <= 0.0 <= high:
+        return (
+            "On this text neither is shown to be better: the 95 % interval of the Monte-Carlo "
+            f"error, {low:+.5f} to {high:+.5f}, holds 0. More replicates narrow it."
+        )
+    sure = f"On this text {better} has the lower bound than {worse} (95 % interval {low:+.5f} to "
+    sure += f"{high:+.5f})"
+    if found.text_stderr is None:
+        return f"{sure}; one document says nothing about others."
+    if abs(found.mean) > 1.96 * found.text_stderr:
+        return f"{sure}, and by more than documents of this kind differ: it should hold for others."
+    return f"{sure}, but documents differ by more than that: on others it may be the other way."

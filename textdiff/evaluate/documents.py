@@ -1,0 +1,55 @@
+"""An evaluation taken apart: figures of every document, and nats of every token."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from textdiff.likelihood import Estimates
+from textdiff.pipeline import TextDiffusion
+
+
+def document_records(
+    model: TextDiffusion, estimates: Estimates, per_token: bool = False
+) -> Iterator[dict[str, Any]]:
+    """Yields figures of one document after the other.
+
+    Args:
+        model: the model that was evaluated; its tokenizer names tokens.
+        estimates: what was found.
+        per_token: whether to add `token_text` and `token_nats` of the scored tokens; the estimate
+            must have kept them (`attribute=True`).
+
+    Yields:
+        `document` (from 1), `tokens`, `bytes`, and unless the document has no token to score
+        `nats`, `stderr_nats`, `perplexity`, `bits_per_byte` and `is_bound`.
+    """
+    windows = estimates.windows
+    tokens = _tokens(model, estimates) if per_token else {}
+    for index, count in enumerate(windows.document_tokens.tolist()):
+        line: dict[str, Any] = {
+            "document": index + 1,
+            "tokens": count,
+            "bytes": int(windows.document_bytes[index]),
+        }
+        if count:
+            bound = estimates.document(index)
+            line |= {
+                "nats": bound.mean * count,
+                "stderr_nats": bound.stderr * count,
+                "perplexity": bound.perplexity,
+                "bits_per_byte": bound.bits_per_byte,
+                "is_bound": bound.is_bound,
+            }
+        yield line | tokens.get(index, {})
+
+
+def _tokens(model: TextDiffusion, estimates: Estimates) -> dict[int, dict[str, list[Any]]]:
+    """Scored tokens of each document, in order, as text and nats."""
+    windows = estimates.windows
+    found: dict[int, dict[str, list[Any]]] = {}
+    for w, nats in enumerate(estimates.token_nats()):
+        mine = found.setdefault(int(windows.document[w]), {"token_text": [], "token_nats": []})
+        keep = slice(None) if windows.scored is None else windows.scored[w]
+        ids = windows.tokens[w][keep].tolist()
+        mine["token_text"] += [str(model.tokenizer.decode([token])) for token in ids]
+        mine["token_nats"] += nats.numpy()[keep].tolist()
+    return found

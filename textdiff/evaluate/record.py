@@ -1,0 +1,67 @@
+"""One evaluation as plain JSON data: the number, and everything that it depends on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+
+from textdiff.likelihood import Estimates
+from textdiff.likelihood.estimators import build_estimator
+from textdiff.likelihood.published import PROTOCOLS
+from textdiff.pipeline import TextDiffusion
+from textdiff.provenance import code_record, model_record
+
+
+def evaluation_record(
+    model: TextDiffusion,
+    estimates: Estimates,
+    *,
+    seed: int,
+    options: Mapping[str, Any],
+    protocol: str | None = None,
+    stride: int | None = None,
+    detokenizer: str = "none",
+    processes: int = 1,
+    command: Sequence[str] = (),
+) -> dict[str, Any]:
+    """What an evaluation found, and what it takes to find it again.
+
+    Args:
+        model: the model that was evaluated.
+        estimates: what was found.
+        seed: seed of the noise.
+        options: the estimator's own options as they were given.
+        protocol: name of the published protocol, if one was followed.
+        stride: tokens between windows; None: windows did not overlap.
+        detokenizer: name of what was done to the texts before.
+        processes: how many shared the work.
+        command: the command line, if there was one.
+    """
+    chosen = build_estimator(estimates.estimator, **options)
+    settings = {f.name: getattr(chosen, f.name) for f in fields(chosen) if f.init}
+    return {
+        **estimates.bound().to_dict(),
+        "estimator_settings": settings,
+        "seed": seed,
+        "dtype": str(next(model.model.parameters()).dtype).removeprefix("torch."),
+        "context": int(model.model.config.max_position_embeddings),
+        "stride": stride,
+        "windows": len(estimates.windows.tokens),
+        "text_sha256": estimates.windows.text_digest or None,
+        "detokenizer": detokenizer,
+        "protocol": protocol or "none",
+        "biases": list(PROTOCOLS[protocol].biases(estimates.estimator)) if protocol else [],
+        "provenance": {
+            **model_record(model.folder),
+            "code": code_record(),
+            "device": _device(model.model.device),
+            "processes": processes,
+            "command": list(command),
+        },
+    }
+
+
+def _device(device: torch.device) -> str:
+    """The device, with its model's name where it has one."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
