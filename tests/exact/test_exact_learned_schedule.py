@@ -185,6 +185,8 @@ def test_one_survival_probability_for_all_tokens_is_refused():
     family, u = learned(), torch.full((1, LENGTH), 0.5, dtype=torch.float64)
     with pytest.raises(ValueError, match="one survival probability"):
         family.process.transition(*at(0.2, 0.5))
+    with pytest.raises(ValueError, match="no scores"):
+        family.process.log_score(point(CLEAN[0]), torch.tensor([MASK]), *at(0.5))
     with pytest.raises(ValueError, match="needs to know them"):
         draw_noise(family, "count", u[:, :1], u, family.blocks(LENGTH))
 

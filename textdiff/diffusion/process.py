@@ -270,7 +270,7 @@ class Absorbing(ForwardProcess):
 
 @dataclass(frozen=True)
 class AbsorbingByToken(ForwardProcess):
-    """Absorbing noise in which token v survives with 1 - t ** w_v (Sec. 6, arXiv:2406.04329).
+    """Absorbing noise in which token v survives with 1 - t ** w_v (Eq. 11, arXiv:2406.04329).
 
     `alpha` is the clock's, 1 - t. What a masked position was depends on when it was lost, so
     predictions are p(x_0 | x_t) and posteriors average over them.
@@ -302,8 +302,11 @@ class AbsorbingByToken(ForwardProcess):
         return self.paces[x0]
 
     def shares(self, alpha: Tensor) -> tuple[Tensor, Tensor]:
-        # Whatever is built on one survival probability for all tokens (scores are) ends here.
+        # Whatever is built on one survival probability for all tokens ends here.
         raise ValueError("noise by token has no one survival probability: no scores, no transition")
+
+    def log_score(self, log_x0: Tensor, xt: Tensor, alpha: Tensor) -> Tensor:
+        raise ValueError("noise by token has no scores: its tokens do not share an alpha")
 
     def marginal(self, x0: Tensor, alpha: Tensor) -> Tensor:
         lost = (1.0 - alpha.double())[:, None] ** self.paces * x0.double()

@@ -163,7 +163,7 @@ class Hybrid(NoiseSchedule):
 
 @dataclass(frozen=True)
 class Learned(NoiseSchedule):
-    """alpha_v = 1 - t ** w_v: one exponent per token, learned (Eq. 8, arXiv:2406.04329).
+    """alpha_v = 1 - t ** w_v: one exponent per token, learned (Sec. 6, arXiv:2406.04329).
 
     As a schedule of its own it is the clock 1 - t that all tokens read, which is what networks that
     see the noise level are told; how fast each token goes by that clock is for the process to say.

@@ -100,7 +100,7 @@ class LearnedNoiseLoss(nn.Module):
     With f the nats of a mask and q its probability at time t, both of which depend on the
     schedule's w, the gradient of E_q[f] is E_q[f' + f (ln q)']. The second part is estimated by
     (f_1 - f_2) ((ln q_1)' - (ln q_2)') / 2, where each mask's nats are the other's baseline
-    (leave-one-out REINFORCE, App. H.1, arXiv:2406.04329), and per block, because the nats of a
+    (leave-one-out REINFORCE, App. I.2, arXiv:2406.04329), and per block, because the nats of a
     block depend on its own mask alone. Nothing is differentiated through the masks.
 
     Args:

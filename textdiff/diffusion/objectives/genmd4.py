@@ -2,7 +2,7 @@
 
 A masked token v is revealed between t and s = t - h with probability 1 - (s / t) ** w_v, which is
 h w_v / t to first order. The model reveals v with c(v) times that, so the divergence of its
-reverse transition from the true one is, per unit of time,
+reverse transition from the true one is (Eq. 12 there), per unit of time,
 
     (1 / t) (-w_x (ln c(x) + 1) + sum_v w_v c(v)).
 
