@@ -52,6 +52,15 @@ def default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def cpu_only() -> bool:
+    """Whether jobs of several processes, and training, run on the CPU here.
+
+    They do without an accelerator, and with Apple's MPS: it has no float64, which bounds need.
+    Accelerate has to be told, or processes on a CPU do not find each other.
+    """
+    return not torch.accelerator.is_available() or torch.backends.mps.is_available()
+
+
 def locate(path: str | Path) -> Path:
     """The folder of an export, of a run that has one, or of a model fetched from the hub.
 

@@ -89,6 +89,7 @@ def test_run_directory(trained):
         "model.safetensors",
         "tokenizer.json",
         "generation_config.json",
+        "training.json",
         "README.md",
     }
     assert sorted(p.name for p in (trained / "checkpoints").iterdir()) == [
@@ -119,6 +120,8 @@ def test_perplexity_agrees_with_training(trained, capsys):
     assert result["mean"] == pytest.approx(last["bound_nats"], abs=1e-6)
     assert result["stderr"] == pytest.approx(last["bound_stderr"], abs=1e-6)
     assert result["is_bound"]
+    assert result["provenance"]["weights"] == "ema"
+    assert (last["bound_tokens"], last["bound_estimator"]) == (result["tokens"], "masked_count")
 
 
 def test_perplexity_precision(trained, capsys):

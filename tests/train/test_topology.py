@@ -64,10 +64,12 @@ def test_workers_change_nothing_at_all(folder, single):
 
 
 def test_two_processes(folder, single):
-    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes=2")
+    # --multi_gpu is accelerate's word for "start processes"; without a GPU they speak gloo.
+    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2")
     launcher += ("--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no")
     found = curve(folder, "two", "--train.micro-batch-size=4", launcher=launcher)
     assert_same_curve(found, single)
+    assert json.loads((folder / "two" / "env.json").read_text())["processes"] == 2
 
 
 def test_blocks_and_adaln_train_too(folder):

@@ -93,7 +93,7 @@ def _score(
         held,
         estimates,
         seed=scoring.seed,
-        options=scoring.own_options(),
+        options=scoring.estimator_options(),
         stride=scoring.stride,
         detokenizer=reading.detokenizer,
         processes=processes.count,

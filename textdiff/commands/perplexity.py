@@ -130,7 +130,7 @@ def perplexity(
         held,
         estimates,
         seed=scoring.seed,
-        options=scoring.own_options(),
+        options=scoring.estimator_options(),
         protocol=task.published,
         stride=scoring.stride,
         detokenizer=reading.detokenizer,

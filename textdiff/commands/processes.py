@@ -35,7 +35,9 @@ def find_processes() -> Processes:
     from accelerate import PartialState
     from accelerate.utils import reduce
 
-    state = PartialState()
+    from textdiff.loading import cpu_only
+
+    state = PartialState(cpu=cpu_only())
     if state.num_processes == 1:
         return Processes(0, 1, None, lambda nats: nats)
 

@@ -55,9 +55,9 @@ class Scoring:
     dtype: Dtype = "float32"
     """Dtype of the network; normalisation is float32 or wider in any case."""
 
-    def own_options(self) -> dict[str, Any]:
-        """Options of the estimator itself, those that were given."""
-        names = ("samples", "orders", "timesteps", "eps")
+    def estimator_options(self) -> dict[str, Any]:
+        """The estimator and its own options, those that were given."""
+        names = ("estimator", "samples", "orders", "timesteps", "eps")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def options(self) -> dict[str, Any]:
@@ -73,13 +73,12 @@ class Scoring:
                 why = ", the error comes from them" if name == "replicates" else ""
                 raise ConfigError(f"--{flag} {value}: give at least {least}{why}")
         return {
-            "estimator": self.estimator,
             "replicates": self.replicates,
             "precision": None if self.precision is None else fraction(self.precision),
             "stride": self.stride,
             "seed": self.seed,
             "batch_tokens": self.batch_tokens,
-            **self.own_options(),
+            **self.estimator_options(),
         }
 
 

@@ -31,14 +31,15 @@ def evaluation_record(
         model: the model that was evaluated.
         estimates: what was found.
         seed: seed of the noise.
-        options: the estimator's own options as they were given.
+        options: `estimator`, if one was named, and its own options as they were given.
         protocol: name of the published protocol, if one was followed.
         stride: tokens between windows; None: windows did not overlap.
         detokenizer: name of what was done to the texts before.
         processes: how many shared the work.
         command: the command line, if there was one.
     """
-    chosen = build_estimator(estimates.estimator, **options)
+    asked = PROTOCOLS[protocol].settings(options) if protocol else dict(options)
+    chosen = build_estimator(estimates.estimator, **(asked | {"estimator": None}))
     settings = {f.name: getattr(chosen, f.name) for f in fields(chosen) if f.init}
     return {
         **estimates.bound().to_dict(),
@@ -64,4 +65,4 @@ def evaluation_record(
 
 def _device(device: torch.device) -> str:
     """The device, with its model's name where it has one."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -72,11 +72,12 @@ def model_card(config: Config, state: dict[str, Any], bound: Bound | None) -> st
     result = "No validation bound was computed."
     if bound is not None:
         low, high = bound.perplexity_interval()
+        weights = "averaged" if config.train.ema_decay > 0 else "last"
         result = (
             f"Validation perplexity ≤ **{bound.perplexity:.3f}** per token (95 % interval "
             f"{low:.3f} to {high:.3f} of the Monte-Carlo error), {bound.bits_per_byte:.4f} bits "
             f"per byte, on {bound.tokens} tokens in {bound.documents} documents; estimator "
-            f"`{bound.estimator}`, {bound.replicates} replicates, averaged weights."
+            f"`{bound.estimator}`, {bound.replicates} replicates, {weights} weights."
         )
     sources = ", ".join(source.source for source in config.data.sources)
     blocks = family.block_size or f"{config.data.sequence_length} (the whole sequence)"

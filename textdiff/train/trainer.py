@@ -23,7 +23,7 @@ from textdiff.data import Corpus, encode_documents
 from textdiff.diffusion.randomness import Stream, bits
 from textdiff.errors import CheckpointError, ConfigError, TextDiffError
 from textdiff.likelihood import Bound, Windows, cut_windows, estimate
-from textdiff.loading import DTYPES
+from textdiff.loading import DTYPES, cpu_only
 from textdiff.pipeline import TextDiffusion
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.checkpoint import Checkpoint, checkpoints, damage, optimizer_states
@@ -265,6 +265,9 @@ class Trainer:
                 "bound_text_stderr": bound.text_stderr,
                 "bits_per_byte": bound.bits_per_byte,
                 "perplexity_bound": bound.perplexity,
+                "bound_tokens": bound.tokens,
+                "bound_estimator": bound.estimator,
+                "bound_replicates": bound.replicates,
             }
         )
         self.reporter.evaluated(self.progress.step, bound)
@@ -387,7 +390,7 @@ class Trainer:
 
 def make_accelerator(config: Config) -> Accelerator:
     """An Accelerator for the config's precision, accumulation and tracker."""
-    probe = PartialState(cpu=_cpu_only())
+    probe = PartialState(cpu=cpu_only())
     # Accelerate keeps one state per Python process; a second run may want another precision.
     AcceleratorState._reset_state()
     GradientState._reset_state()
@@ -397,14 +400,9 @@ def make_accelerator(config: Config) -> Accelerator:
     precision = resolve_precision(config.train.mixed_precision, probe.device)
     directory = str(config.run.dir)
     return Accelerator(
-        cpu=_cpu_only(),
+        cpu=cpu_only(),
         mixed_precision="bf16" if precision == "bf16" else "no",
         gradient_accumulation_steps=max(1, accumulation),
         log_with="tensorboard",
         project_config=ProjectConfiguration(directory, logging_dir=directory),
     )
-
-
-def _cpu_only() -> bool:
-    """Without CUDA training runs on the CPU: Apple's MPS has no float64, which bounds need."""
-    return torch.backends.mps.is_available() and not torch.cuda.is_available()
