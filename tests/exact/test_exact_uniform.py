@@ -1,0 +1,162 @@
+"""Identities 10 and 11: the bound of uniform noise, and what its optimum is."""
+
+import math
+
+import pytest
+import torch
+from dense_tables import (
+    K,
+    expected,
+    kernel,
+    likelihoods,
+    nelbo,
+    noise_at,
+    oracle,
+    position_nats,
+    sequences,
+    time_grid,
+    world,
+)
+from exact_tables import CLEAN, MASK, ROWS, all_sequences, random_joint
+from torch import Tensor
+
+TIMES = torch.tensor([0.03, 0.2, 0.5, 0.8, 0.97], dtype=torch.float64)
+PAIRS = [(x, z) for x in CLEAN for z in CLEAN]
+
+
+def random_x0(seed: int = 0) -> Tensor:
+    """[ROWS] a distribution over clean tokens."""
+    raw = torch.randn(K, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    p = torch.zeros(ROWS, dtype=torch.float64)
+    p[list(CLEAN)] = (1.5 * raw).softmax(0)
+    return p
+
+
+def found(family, p: Tensor, x: int, z: int, t: Tensor) -> Tensor:
+    """[Q] the library's nats per unit of time, of raw logits with junk where none may look."""
+    logits = (p.log() + 3.0).expand(len(t), -1).clone()
+    logits[:, MASK], logits[:, 4] = 30.0, torch.nan
+    noise, tokens = noise_at(family, t), torch.full((len(t),), z)
+    prediction = family.objective.predict(logits, tokens, noise.alpha)
+    return family.objective.nelbo_terms(prediction, torch.full_like(tokens, x), tokens, noise)
+
+
+def posterior(p: Tensor, z: int, s: Tensor, t: Tensor, process: str = "uniform") -> Tensor:
+    """[ROWS] q(x_s | x_t = z, x_0 ~ p), with p plugged into Bayes' rule."""
+    alpha_s, at_s = kernel(process, s)
+    alpha_t, _ = kernel(process, t)
+    onward = alpha_t / alpha_s * torch.eye(ROWS, dtype=torch.float64)[z]
+    onward[list(CLEAN)] += (1.0 - alpha_t / alpha_s) / K
+    back = (at_s @ p) * onward
+    return back / back.sum()
+
+
+def point(x: int) -> Tensor:
+    return torch.nn.functional.one_hot(torch.tensor(x), ROWS).double()
+
+
+@pytest.mark.parametrize(("x", "z"), PAIRS)
+def test_udlm_is_the_rate_of_the_divergence_of_one_small_step(x, z):
+    p, h = random_x0(), 1e-5
+    for t, value in zip(TIMES, found(world("uniform", "udlm"), p, x, z, TIMES), strict=True):
+        q, model = posterior(point(x), z, t - h, t), posterior(p, z, t - h, t)
+        kl = torch.special.xlogy(q, q / model).nan_to_num(0.0).sum() / h
+        assert float(value) == pytest.approx(float(kl), rel=2e-3, abs=1e-4)
+
+
+@pytest.mark.parametrize(("x", "z"), PAIRS)
+def test_udlm_is_its_published_closed_form(x, z):
+    """Eq. 18 of arXiv:2412.10193: xbar = K alpha x + 1 - alpha, sums over every token j."""
+    p = random_x0()
+    for t, value in zip(TIMES, found(world("uniform", "udlm"), p, x, z, TIMES), strict=True):
+        alpha = 1.0 - t
+        bar = (K * alpha * point(x) + 1.0 - alpha)[list(CLEAN)]
+        bar_p = (K * alpha * p + 1.0 - alpha)[list(CLEAN)]
+        at = CLEAN.index(z)
+        ratios = bar / bar[at] * torch.log(bar_p[at] * bar / (bar_p * bar[at]))
+        exact = -1.0 / (K * alpha) * (K / bar[at] - K / bar_p[at] - ratios.sum())
+        assert float(value) == pytest.approx(float(exact), abs=1e-10, rel=1e-10)
+
+
+@pytest.mark.parametrize(("x", "z"), PAIRS)
+def test_score_entropy_of_the_mean_score_is_the_same_number(x, z):
+    p = random_x0()
+    exact = found(world("uniform", "udlm"), p, x, z, TIMES)
+    for t, value in zip(TIMES, exact, strict=True):
+        q = kernel("uniform", t)[1] @ p
+        score = world("uniform", "sedd")
+        raw = torch.zeros(1, ROWS, dtype=torch.float64)
+        raw[0, list(CLEAN)] = (q / q[z]).log()[list(CLEAN)]
+        raw[0, z] = 7.0  # the current token's own entry is no output
+        noise, at = noise_at(score, t[None]), torch.tensor([z])
+        prediction = score.objective.predict(raw, at, noise.alpha)
+        nats = score.objective.nelbo_terms(prediction, torch.tensor([x]), at, noise)
+        assert float(nats) == pytest.approx(float(value), abs=1e-10, rel=1e-10)
+        log_x0 = prediction.log_x0[0, list(CLEAN)]
+        assert (log_x0 - p[list(CLEAN)].log()).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("length", [1, 2])
+def test_leave_one_out_oracle_has_the_likelihood(length):
+    joint = random_joint(3, length)
+    family = world("uniform", "udlm")
+    for index in range(0, len(joint), 2):
+        value = nelbo(family, "uniform", lambda t: oracle("uniform", joint, t, length, True), index)
+        assert value == pytest.approx(-math.log(joint[index]), abs=1e-7)
+
+
+def test_posterior_given_everything_is_no_optimum():
+    joint = random_joint(3, 2)
+    family = world("uniform", "udlm")
+    values = [
+        nelbo(family, "uniform", lambda t: oracle("uniform", joint, t, 2, False), index)
+        for index in range(len(joint))
+    ]
+    gap = sum(float(p) * (v + math.log(p)) for p, v in zip(joint, values, strict=True))
+    assert gap > 0.05
+
+
+def test_score_entropy_oracle_has_the_likelihood():
+    joint = random_joint(4, 2)
+    family = world("uniform", "sedd")
+
+    def scores(t):
+        """Log ratios to the current token, as the objective reads them."""
+        p = oracle("uniform", joint, t, 2, True).exp()
+        q = torch.einsum("qzx,qslx->qslz", kernel("uniform", t)[1], p).log()
+        at = sequences("uniform", 2)[None, :, :, None].expand(len(t), -1, -1, 1)
+        return q - q.gather(-1, at)
+
+    for index in range(0, len(joint), 2):
+        value = nelbo(family, "uniform", scores, index)
+        assert value == pytest.approx(-math.log(joint[index]), abs=1e-7)
+
+
+@pytest.mark.parametrize("cut", [1e-2, 1e-3])
+def test_cut_off_time_is_made_up_for_by_reconstruction(cut):
+    """Integral over [cut, 1], -ln p(x_0 | x_cut) by factors, and no prior at alpha = 0."""
+    joint, length = random_joint(3, 2), 2
+    family = world("uniform", "udlm")
+    t, weight = time_grid(80, cut)
+    start = torch.tensor([cut], dtype=torch.float64)
+    chance = likelihoods("uniform", start, length)[0]  # [S, X, L]
+    given = oracle("uniform", joint, start, length, False)[0]  # [S, L, ROWS]
+    for index, x in enumerate(all_sequences(length)):
+        logits = oracle("uniform", joint, t, length, True)
+        terms = position_nats(family, logits, t, x, "uniform")
+        integral = float((weight * expected("uniform", t, terms, index)).sum())
+        reveal = -given[:, torch.arange(length), x].sum(-1)
+        reconstruction = float((chance[:, index].prod(-1) * reveal).sum())
+        assert integral < -math.log(joint[index])
+        total = integral + reconstruction
+        assert abs(total + math.log(joint[index])) < 2.0 * cut
+
+
+def test_prior_term_of_a_schedule_that_keeps_some_tokens():
+    process = world("uniform", "udlm").process
+    for alpha in (0.0, 1e-3, 0.2):
+        q = kernel("uniform", torch.tensor(1.0 - alpha, dtype=torch.float64))[1][
+            list(CLEAN), CLEAN[0]
+        ]
+        exact = float((q * (q * K).log()).sum())
+        assert process.prior_kl(alpha) == pytest.approx(exact, abs=1e-12)
