@@ -170,7 +170,7 @@ def test_compare_in_nats_per_token(exports, prose, capsys):
     assert found["difference"]["mean"] == pytest.approx(one["mean"] - two["mean"])
     assert found["difference"]["unit"] == "nats/token"
     assert main([str(word) for word in words]) == 0
-    assert "has the lower bound" in capsys.readouterr().out
+    assert "has a lower bound" in capsys.readouterr().out
 
 
 def test_compare_across_tokenizers_is_per_byte(exports, prose, capsys):

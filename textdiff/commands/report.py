@@ -108,7 +108,7 @@ def verdict(found: Difference, first: str, second: str) -> str:
             "On this text neither is shown to be better: the 95 % interval of the Monte-Carlo "
             f"error, {low:+.5f} to {high:+.5f}, holds 0. More replicates narrow it."
         )
-    sure = f"On this text {better} has the lower bound than {worse} (95 % interval {low:+.5f} to "
+    sure = f"On this text {better} has a lower bound than {worse} (95 % interval {low:+.5f} to "
     sure += f"{high:+.5f})"
     if found.text_stderr is None:
         return f"{sure}; one document says nothing about others."
