@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from textdiff.likelihood import Bound, Difference, Estimates
+from textdiff.likelihood import Difference, Estimates
 from textdiff.likelihood.published import find_protocol
 from textdiff.view import describe_bound
 
@@ -35,7 +35,7 @@ def bound_lines(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str
         f"weights: {record['provenance']['weights']}"
     )
     yield from _windows(estimates, record)
-    yield from _verdict(bound, record)
+    yield from _verdict(estimates, record)
 
 
 def _windows(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str]:
@@ -53,10 +53,13 @@ def _windows(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str]:
     yield f"{long} of {len(per_document)} documents longer than {context} tokens: {how}"
 
 
-def _verdict(bound: Bound, record: Mapping[str, Any]) -> Iterator[str]:
+def _verdict(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str]:
     """Whether the number is a bound, and what is missing or biased where it is not."""
+    bound = estimates.bound()
     if bound.note:
         yield f"NOT a bound: {bound.note}"
+    elif estimates.exact:
+        yield f"an exact value; docs/bounds.md says of what ({bound.estimator})"
     else:
         of = "" if record["protocol"] == "none" else " of these chunks"
         yield f"an upper bound on the perplexity{of}, in expectation"

@@ -16,8 +16,8 @@ class Scoring:
     """How texts are scored."""
 
     estimator: str | None = None
-    """masked_count (the default; finite_t for models in steps), time, any_order, importance,
-    chain_rule, exact or finite_t; docs/bounds.md compares them."""
+    """masked_count (the default), finite_t (the default for models in steps), balanced, time,
+    any_order, importance, chain_rule or exact; docs/bounds.md compares them."""
 
     replicates: int = 8
     """Independent estimates that the error comes from, at least 8; exact estimators take one."""
