@@ -143,6 +143,38 @@ def test_score_agrees_with_estimate(held):
     assert whole.bytes == sum(map(len, texts))
 
 
+def test_prompts_are_context(held):
+    texts = ["bcde", "fg"]
+    alone, given = held.estimate(texts), held.estimate(texts, prompts=["a", "ef"])
+    assert given.bound().tokens == alone.bound().tokens == 6
+    assert given.bound().mean != alone.bound().mean
+    empty = held.estimate(texts, prompts=["", ""])
+    assert empty.bound().mean == pytest.approx(alone.bound().mean)
+
+
+def test_compare_with_another_model(held):
+    other = build(num_layers=1)
+    texts = ["Some words.", "And some more of them, longer than the context."]
+    difference = held.compare(other, texts, seed=2)
+    apart = held.estimate(texts, seed=2).bound().mean - other.estimate(texts, seed=2).bound().mean
+    assert difference.mean == pytest.approx(apart)
+    assert difference.unit == "nats/token"
+
+
+def test_choices_that_exclude_each_other(held):
+    with pytest.raises(ConfigError, match="exclude each other"):
+        held.estimate(["ab"], prompts=["a"], spans=[[(0, 1)]])
+    with pytest.raises(ConfigError, match="fixes its chunks"):
+        held.estimate(["ab"], protocol="mdlm", stride=4)
+
+
+def test_autoregressive_models_are_exact_under_a_protocol():
+    model = build(block_size=1)
+    found = model.estimate(["words and words, " * 6], protocol="bd3lm")
+    assert found.estimator == "masked_count"
+    assert found.bound().stderr == pytest.approx(0.0, abs=1e-12)
+
+
 def test_empty_text_is_refused(held):
     with pytest.raises(DataError, match="no token"):
         held.score([""])

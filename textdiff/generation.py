@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
-from textdiff.errors import ConfigError
+from textdiff.data import encode_documents
+from textdiff.errors import ConfigError, DataError
 from textdiff.loading import read_json
 from textdiff.sampling import Job
 
@@ -62,6 +65,37 @@ class Generation:
     sequences: list[list[int]] = field(default_factory=list)
     calls: int = 0
     tokens_per_forward: float = 0.0
+
+
+def prompt_rows(
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: str | Sequence[str],
+    num_samples: int,
+    clean: Tensor,
+) -> list[list[int]]:
+    """Token ids of every row of a generation.
+
+    Args:
+        tokenizer: the model's.
+        prompts: one or several beginnings.
+        num_samples: rows per prompt.
+        clean: [V] bool, ids that the model can predict.
+
+    Raises:
+        ConfigError: no rows asked for.
+        DataError: a prompt with characters the tokenizer does not know.
+    """
+    if num_samples < 1:
+        raise ConfigError(f"num_samples {num_samples}: give at least 1")
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    rows: list[list[int]] = []
+    for text, ids in zip(prompts, encode_documents(tokenizer, prompts), strict=True):
+        if not bool(clean[torch.from_numpy(ids).long()].all()):
+            raise DataError(
+                f"the prompt {text!r:.60} has characters that the tokenizer was not trained on"
+            )
+        rows += [ids.tolist()] * num_samples
+    return rows
 
 
 def make_job(

@@ -18,11 +18,11 @@ from transformers import PreTrainedTokenizerFast
 
 from textdiff.data import encode_documents
 from textdiff.diffusion.family import Family
-from textdiff.errors import ConfigError, DataError
-from textdiff.generation import Generation, SampleDefaults, feed, make_job
+from textdiff.errors import ConfigError
+from textdiff.generation import Generation, SampleDefaults, feed, make_job, prompt_rows
 from textdiff.likelihood import Bound, Difference, Estimates, Windows, compare, estimate
 from textdiff.likelihood.published import find_protocol, published_windows
-from textdiff.likelihood.texts import Span, prompted, spanned, windows_of
+from textdiff.likelihood.texts import Span, pieces_of, windows_of
 from textdiff.loading import (
     DTYPES,
     default_device,
@@ -195,20 +195,14 @@ class TextDiffusion:
             DataError: nothing to score, or characters the tokenizer does not know.
         """
         clean = self.family.process.vocabulary.clean.cpu()
-        if (prompts is not None) + (spans is not None) + (protocol is not None) > 1:
-            raise ConfigError("prompts, spans and a protocol exclude each other; give one of them")
-        if protocol is not None:
-            if stride is not None:
-                raise ConfigError(f"protocol {protocol} fixes its chunks; leave the stride out")
-            encoded = encode_documents(self.tokenizer, texts)
-            chosen = find_protocol(protocol)
-            return published_windows(chosen, self.tokenizer, encoded, texts, self._context, clean)
-        documents = [[(text, True)] for text in texts]
-        if prompts is not None:
-            documents = prompted(prompts, texts)
-        elif spans is not None:
-            documents = spanned(texts, spans)
-        return windows_of(self.tokenizer, documents, self._context, clean, stride)
+        if protocol is None:
+            pieces = pieces_of(texts, prompts, spans)
+            return windows_of(self.tokenizer, pieces, self._context, clean, stride)
+        if prompts is not None or spans is not None or stride is not None:
+            raise ConfigError(f"protocol {protocol} fixes its chunks: no prompts, spans or stride")
+        ids = encode_documents(self.tokenizer, texts)
+        chosen = find_protocol(protocol)
+        return published_windows(chosen, self.tokenizer, ids, texts, self._context, clean)
 
     def estimate(
         self,
@@ -225,10 +219,10 @@ class TextDiffusion:
 
         Args:
             texts: the documents.
-            prompts: see `windows`, as are `spans`, `stride` and `protocol`.
+            prompts: see `windows`, as for `spans`, `stride` and `protocol`.
             spans: see `windows`.
             stride: see `windows`.
-            protocol: see `windows`; without an `estimator` it brings its own.
+            protocol: without an `estimator` it brings its own.
             seed: seed of the noise; two models of one seed see the same.
             **options: those of `likelihood.estimate`: `estimator`, `replicates`, `precision`, ...
 
@@ -242,7 +236,8 @@ class TextDiffusion:
         if protocol is None:
             return estimate(self.model, self.family, windows, seed=seed, **options)
         chosen = find_protocol(protocol)
-        found = estimate(self.model, self.family, windows, seed=seed, **chosen.settings(options))
+        options = chosen.settings(options, self.family.block_size)
+        found = estimate(self.model, self.family, windows, seed=seed, **options)
         return replace(found, note="; ".join(filter(None, [chosen.note, found.note])))
 
     def score(self, texts: Sequence[str], **options: Any) -> list[Bound]:
@@ -274,18 +269,8 @@ class TextDiffusion:
         return int(self.model.config.max_position_embeddings)
 
     def _rows(self, prompts: str | Sequence[str], num_samples: int) -> list[list[int]]:
-        if num_samples < 1:
-            raise ConfigError(f"num_samples {num_samples}: give at least 1")
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         clean = self.family.process.vocabulary.clean.cpu()
-        rows = []
-        for text, ids in zip(prompts, encode_documents(self.tokenizer, prompts), strict=True):
-            if not bool(clean[torch.from_numpy(ids).long()].all()):
-                raise DataError(
-                    f"the prompt {text!r:.60} has characters that the tokenizer was not trained on"
-                )
-            rows += [ids.tolist()] * num_samples
-        return rows
+        return prompt_rows(self.tokenizer, prompts, num_samples, clean)
 
     def _run(self, job: Job, settings: SampleDefaults) -> Iterator[Step]:
         controls = Controls(settings.temperature, settings.top_k, settings.top_p)

@@ -87,4 +87,5 @@ def test_settings_of_the_published_estimator():
     protocol = find_protocol("mdlm")
     assert protocol.settings({})["complete"] is False
     assert protocol.settings({"eps": 0.1})["eps"] == 0.1
+    assert protocol.settings({}, block_size=1) == {"estimator": "masked_count"}
     assert protocol.settings({"estimator": "masked_count"}) == {"estimator": "masked_count"}

@@ -38,7 +38,9 @@ def evaluation_record(
         processes: how many shared the work.
         command: the command line, if there was one.
     """
-    asked = PROTOCOLS[protocol].settings(options) if protocol else dict(options)
+    asked = dict(options)
+    if protocol:
+        asked = PROTOCOLS[protocol].settings(options, model.family.block_size)
     chosen = build_estimator(estimates.estimator, **(asked | {"estimator": None}))
     settings = {f.name: getattr(chosen, f.name) for f in fields(chosen) if f.init}
     return {

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from textdiff.data import encode_documents
-from textdiff.errors import DataError
+from textdiff.errors import ConfigError, DataError
 from textdiff.likelihood.protocols import Windows, cut_windows
 
 Piece = tuple[str, bool]
@@ -21,6 +21,24 @@ Piece = tuple[str, bool]
 
 Span = tuple[int, int]
 """First character and the one after the last."""
+
+
+def pieces_of(
+    texts: Sequence[str],
+    prompts: Sequence[str] | None = None,
+    spans: Sequence[Sequence[Span]] | None = None,
+) -> list[list[Piece]]:
+    """Documents in pieces: all scored, or after prompts, or in spans.
+
+    Raises:
+        ConfigError: both prompts and spans.
+        DataError: see `prompted` and `spanned`.
+    """
+    if prompts is not None and spans is not None:
+        raise ConfigError("prompts and spans exclude each other; give one of them")
+    if prompts is not None:
+        return prompted(prompts, texts)
+    return [[(text, True)] for text in texts] if spans is None else spanned(texts, spans)
 
 
 def prompted(prompts: Sequence[str], texts: Sequence[str]) -> list[list[Piece]]:
