@@ -6,6 +6,7 @@ from typing import Any
 from textdiff.diffusion.family import Family
 from textdiff.errors import ConfigError, closest
 from textdiff.likelihood.estimators.any_order import AnyOrder
+from textdiff.likelihood.estimators.balanced import Balanced
 from textdiff.likelihood.estimators.chain_rule import ChainRule
 from textdiff.likelihood.estimators.estimator import Estimator
 from textdiff.likelihood.estimators.exact import Exact
@@ -16,6 +17,7 @@ from textdiff.likelihood.estimators.time import Time
 
 ESTIMATORS: dict[str, type[Estimator]] = {
     "masked_count": MaskedCount,
+    "balanced": Balanced,
     "time": Time,
     "finite_t": FiniteT,
     "any_order": AnyOrder,

@@ -1,0 +1,442 @@
+"""Every estimator against enumeration: its exact expectation, or what it computes exactly.
+
+Identities 1, 2, 4, 5, 18, 27, 31 and 32 of the masked bound, through the public `estimate`.
+"""
+
+import itertools
+import math
+from statistics import fmean
+from types import SimpleNamespace
+
+import pytest
+import torch
+from exact_stats import beta_cdf, gauss_legendre
+from exact_tables import (
+    CLEAN,
+    LENGTH,
+    MASK,
+    Table,
+    TableDenoiser,
+    all_sequences,
+    code,
+    family,
+    masked,
+    oracle,
+    random_joint,
+    random_table,
+    subsets,
+)
+
+from textdiff.errors import CheckpointError, ConfigError
+from textdiff.likelihood import cut_windows, estimate
+from textdiff.likelihood.estimators import ESTIMATORS
+
+TEXTS = all_sequences()
+ORDERS = list(itertools.permutations(range(LENGTH)))
+MANY = 60
+
+
+def windows(family, texts=TEXTS, **options):
+    arrays = [x.to(torch.int32).numpy() for x in texts]
+    clean = family.process.vocabulary.clean.clone()
+    clean[MASK] = True  # so that tests can leave holes in a context
+    return cut_windows(arrays, ["abc"] * len(texts), LENGTH, clean, **options)
+
+
+@pytest.fixture(scope="module")
+def table() -> Table:
+    return random_table(0)
+
+
+@pytest.fixture(scope="module")
+def joint() -> torch.Tensor:
+    return random_joint(3)
+
+
+def agrees(denoiser, chosen, texts, exact: list[float], name: str, draws=2400, **options) -> None:
+    """Every text's mean nats within 4.5 standard errors, by many documents of the same text.
+
+    Documents have noise of their own, so they are as good as replicates, and share calls.
+    """
+    copies = draws // 8
+    repeated = texts.repeat_interleave(copies, 0)
+    nats = estimate(
+        denoiser, chosen, windows(chosen, repeated), estimator=name, seed=1, **options
+    ).nats
+    nats = nats.view(8, len(texts), copies).transpose(1, 2).reshape(-1, len(texts))
+    stderr = nats.std(0) / math.sqrt(len(nats))
+    error = (nats.mean(0) - torch.tensor(exact, dtype=torch.float64)).abs()
+    assert (error < 4.5 * stderr + 1e-9).all()
+    total = float((nats.mean(0) - torch.tensor(exact, dtype=torch.float64)).sum())
+    assert abs(total) < 4 * float(stderr.square().sum().sqrt()) + 1e-9
+
+
+def blockwise(table: Table, x, block_size: int | None) -> float:
+    """The exact bound in blocks: the mean chain over orders that keep the blocks' order."""
+    size = block_size or LENGTH
+    kept = [o for o in ORDERS if [i // size for i in o] == sorted(i // size for i in o)]
+    return fmean(table.chain(x, order) for order in kept)
+
+
+UNBIASED = [
+    ("masked_count", {}),
+    ("masked_count", {"samples": 3}),
+    ("any_order", {}),
+    ("any_order", {"samples": 2}),
+    ("balanced", {}),
+    ("balanced", {"samples": 2}),
+    ("balanced", {"samples": 5}),
+    ("importance", {"orders": 1}),
+    ("time", {}),
+]
+
+
+@pytest.mark.parametrize("block_size", [None, 2])
+@pytest.mark.parametrize(("name", "options"), UNBIASED, ids=str)
+def test_expectation_is_the_bound(table, block_size, name, options):
+    chosen = family(block_size)
+    texts = TEXTS[::4]
+    exact = [blockwise(table, x, block_size) for x in texts]
+    agrees(TableDenoiser(table), chosen, texts, exact, name, **options)
+
+
+@pytest.mark.parametrize("block_size", [None, 1, 2])
+def test_enumeration_is_the_bound_without_error(table, block_size):
+    chosen = family(block_size)
+    found = estimate(
+        TableDenoiser(table), chosen, windows(chosen), estimator="exact", seed=0, batch_tokens=7
+    )
+    for index, x in enumerate(TEXTS):
+        document = found.document(index)
+        assert document.mean * LENGTH == pytest.approx(blockwise(table, x, block_size), abs=1e-12)
+        assert document.stderr == 0.0
+        assert document.interval() == (document.mean, document.mean)
+    assert found.replicates == 1
+
+
+def test_left_to_right_is_the_chain_without_error(table):
+    found = estimate(
+        TableDenoiser(table), family(), windows(family()), estimator="chain_rule", seed=0
+    )
+    for index, x in enumerate(TEXTS):
+        chain = table.chain(x, tuple(range(LENGTH)))
+        assert found.document(index).mean * LENGTH == pytest.approx(chain, abs=1e-12)
+
+
+def conditioned_value(table: Table, drift, x) -> float:
+    """The bound of a table that sees the rate: sum over S of int l^(k-1) (1-l)^(n-k) CE_S(l) dl."""
+    rates, weights = gauss_legendre(40)
+    total = 0.0
+    for s in subsets():
+        k, z = len(s), int(code(masked(x, s)))
+        logits = table.log_p[z] + torch.sin(3.0 * rates)[:, None, None] * drift[z]
+        log_p = logits[..., list(CLEAN)].log_softmax(-1)
+        cost = -sum(log_p[:, i, CLEAN.index(int(x[i]))] for i in s)
+        total += float((weights * rates ** (k - 1) * (1.0 - rates) ** (LENGTH - k) * cost).sum())
+    return total
+
+
+@pytest.mark.parametrize("name", ["masked_count", "balanced", "time"])
+def test_networks_that_see_the_noise_level(table, name):
+    generator = torch.Generator().manual_seed(2)
+    drift = torch.randn(table.log_p.shape, generator=generator, dtype=torch.float64)
+    texts = TEXTS[::4]
+    exact = [conditioned_value(table, drift, x) for x in texts]
+    agrees(TableDenoiser(table, drift), family(), texts, exact, name, draws=8000)
+
+
+def test_longer_blocks_have_arcs_of_every_size():
+    """Four tokens: counts up to 4, arcs that wrap around, a last block of one."""
+    longer = random_table(4, length=4)
+    texts = all_sequences(4)[::17]
+    clean = family().process.vocabulary.clean
+    arrays = [x.to(torch.int32).numpy() for x in texts.repeat_interleave(300, 0)]
+    cut = cut_windows(arrays, ["abcd"] * len(arrays), 4, clean)
+    for block_size in (None, 3):
+        nats = estimate(
+            TableDenoiser(longer),
+            family(block_size),
+            cut,
+            estimator="balanced",
+            samples=3,
+            seed=0,
+        ).nats
+        exact = estimate(
+            TableDenoiser(longer), family(block_size), cut, estimator="exact", seed=0
+        ).nats[0, ::300]
+        nats = nats.view(8, -1, 300).transpose(1, 2).flatten(0, 1)
+        stderr = nats.std(0) / math.sqrt(len(nats))
+        assert ((nats.mean(0) - exact).abs() < 4.5 * stderr).all()
+
+
+# --- several orders ------------------------------------------------------------------------------
+
+
+def importance_value(table: Table, x, count: int) -> float:
+    """E of -log mean over `count` orders, by enumeration of all tuples."""
+    likelihoods = [math.exp(-table.chain(x, order)) for order in ORDERS]
+    tuples = itertools.product(likelihoods, repeat=count)
+    return fmean(-math.log(fmean(chosen)) for chosen in tuples)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_importance_weighted_expectation(table, count):
+    texts = TEXTS[::3]
+    exact = [importance_value(table, x, count) for x in texts]
+    agrees(TableDenoiser(table), family(), texts, exact, "importance", orders=count)
+
+
+def test_more_orders_never_loosen_nor_pass_the_order_average(table):
+    for x in TEXTS[::5]:
+        values = [importance_value(table, x, count) for count in (1, 2, 3, 4)]
+        assert values == sorted(values, reverse=True)
+        limit = -math.log(fmean(math.exp(-table.chain(x, order)) for order in ORDERS))
+        assert values[-1] > limit - 1e-12
+
+
+@pytest.mark.parametrize("name", ["importance", "chain_rule", "exact"])
+def test_oracle_has_its_likelihood_in_every_replicate(joint, name):
+    found = estimate(
+        TableDenoiser(oracle(joint)), family(), windows(family()), estimator=name, seed=0
+    )
+    assert (found.nats + joint.log()).abs().max() < 1e-12
+
+
+# --- truncated and finite time -------------------------------------------------------------------
+
+
+def truncated(table: Table, x, noise_eps: float, eps: float) -> float:
+    """What uniform times in [eps, 1] expect, by incomplete Beta integrals."""
+    low, high = (1.0 - noise_eps) * eps, 1.0 - noise_eps
+    total = 0.0
+    for s in subsets():
+        k = len(s)
+        share = beta_cdf(torch.tensor(high).double(), k, LENGTH)
+        share = float(share - beta_cdf(torch.tensor(low).double(), k, LENGTH))
+        total += table.cross_entropy(x, s) * share / (k * math.comb(LENGTH, k))
+    return total / (1.0 - eps)
+
+
+@pytest.mark.parametrize(("noise_eps", "eps"), [(0.0, 0.1), (1e-3, 1e-3), (0.2, 0.05)])
+def test_published_form_expects_the_truncated_integral(table, noise_eps, eps):
+    chosen = family(schedule={"kind": "loglinear", "eps": noise_eps})
+    texts = TEXTS[::4]
+    exact = [truncated(table, x, noise_eps, eps) for x in texts]
+    options = {"eps": eps, "complete": False}
+    agrees(TableDenoiser(table), chosen, texts, exact, "time", draws=16000, **options)
+    bound = estimate(
+        TableDenoiser(table), chosen, windows(chosen), estimator="time", seed=2, **options
+    ).bound()
+    assert not bound.is_bound
+    assert "reconstruction" in bound.note
+
+
+def test_an_infinite_prior_is_dropped_and_said(table):
+    chosen = family(schedule={"kind": "loglinear", "eps": 1e-3})
+    bound = estimate(
+        TableDenoiser(table), chosen, windows(chosen), estimator="time", seed=2
+    ).bound()
+    assert not bound.is_bound
+    assert "prior" in bound.note
+    assert math.isfinite(bound.mean)
+
+
+def test_terms_add_up(table):
+    bound = estimate(
+        TableDenoiser(table), family(), windows(family()), estimator="time", eps=0.1, seed=2
+    ).bound()
+    assert set(bound.terms) == {"diffusion", "reconstruction", "prior"}
+    assert bound.terms["reconstruction"] > 0.0
+    assert sum(bound.terms.values()) == pytest.approx(bound.mean, abs=1e-15)
+
+
+def finite_value(table: Table, x, steps: int) -> float:
+    """The bound of a T-step linear schedule, by enumeration of masks at every step."""
+    total = 0.0
+    for step, s in itertools.product(range(1, steps + 1), subsets()):
+        rate, k = step / steps, len(s)
+        chance = rate**k * (1.0 - rate) ** (LENGTH - k)
+        total += chance * table.cross_entropy(x, s) / step
+    return total
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_finite_time_expectation(table, steps):
+    texts = TEXTS[::4]
+    exact = [finite_value(table, x, steps) for x in texts]
+    agrees(TableDenoiser(table), family(), texts, exact, "finite_t", timesteps=steps)
+
+
+def test_one_step_is_the_product_of_marginals_and_the_oracle_gap_halves(joint, table):
+    blank, x = int(code(torch.full((LENGTH,), MASK))), TEXTS[7]
+    ends = -sum(float(table.log_p[blank, i, x[i]]) for i in range(LENGTH))
+    assert finite_value(table, x, 1) == pytest.approx(ends, abs=1e-12)
+    best = oracle(joint)
+    gaps = [
+        sum(
+            float(p) * (finite_value(best, y, steps) + float(p.log()))
+            for y, p in zip(TEXTS, joint, strict=True)
+        )
+        for steps in (4, 8, 16, 32)
+    ]
+    assert gaps == sorted(gaps, reverse=True)
+    ratios = [a / b for a, b in itertools.pairwise(gaps)]
+    assert all(1.6 < ratio < 2.05 for ratio in ratios)
+    assert ratios == sorted(ratios)
+
+
+# --- variance ------------------------------------------------------------------------------------
+
+
+def second_moment(table: Table, x, eps: float) -> float:
+    """E of the squared published estimate at a linear schedule, by quadrature in log t."""
+    u = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
+    t = torch.exp(math.log(eps) * (1.0 - u))
+    total = 0.0
+    for s in subsets():
+        k = len(s)
+        chance = t**k * (1.0 - t) ** (LENGTH - k)
+        # dt = t |ln eps| du, and the estimate is CE_S / t.
+        total += float((chance / t).mean()) * -math.log(eps) * table.cross_entropy(x, s) ** 2
+    return total / (1.0 - eps)
+
+
+def test_variance_of_random_times_grows_without_limit(table):
+    """The second moment rises by sum CE_i^2 per unit of ln(1 / eps); that by counts is finite."""
+    for x in TEXTS[::6]:
+        slope = sum(table.cross_entropy(x, (i,)) ** 2 for i in range(LENGTH))
+        coarse, fine = (second_moment(table, x, eps) for eps in (1e-4, 1e-6))
+        assert (fine - coarse) / math.log(100.0) == pytest.approx(slope, rel=2e-3)
+
+
+def test_counts_vary_less_than_times_and_balanced_sets_less_than_both(table):
+    def spread(name, **options):
+        nats = estimate(
+            TableDenoiser(table),
+            family(),
+            windows(family()),
+            estimator=name,
+            seed=0,
+            replicates=MANY,
+            **options,
+        ).nats
+        return float(nats.var(0).mean())
+
+    times, counts = spread("time", complete=False), spread("masked_count", samples=2)
+    assert counts < 0.25 * times
+    assert spread("balanced", samples=2) < 0.7 * counts
+
+
+# --- context -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["exact", "chain_rule", "importance"])
+@pytest.mark.parametrize("given", [(0,), (1,), (2,), (0, 2), (0, 1)])
+def test_oracle_of_a_part_given_the_rest(joint, name, given):
+    """The nats of x_A given x_B are -ln P(x_A | x_B), and with those of x_B they are all."""
+    scored = ~torch.isin(torch.arange(LENGTH), torch.tensor(given))
+    denoiser, chosen = TableDenoiser(oracle(joint)), family()
+    masks = [scored.numpy()] * len(TEXTS)
+    rest = estimate(
+        denoiser, chosen, windows(chosen, TEXTS, scored=masks), estimator=name, seed=0
+    ).nats[0]
+    alone = TEXTS.masked_fill(scored, MASK)  # x_A is never revealed
+    masks = [~scored.numpy()] * len(TEXTS)
+    first = estimate(
+        denoiser, chosen, windows(chosen, alone, scored=masks), estimator=name, seed=0
+    ).nats[0]
+    cube = joint.view(3, 3, 3)
+    away = tuple(i for i in range(LENGTH) if i not in given)
+    marginal = cube.sum(away, keepdim=True).expand(3, 3, 3).flatten()
+    assert (first + marginal.log()).abs().max() < 1e-12
+    assert (rest + (joint / marginal).log()).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("block_size", [1, 2])
+def test_a_prompt_in_blocks(joint, block_size):
+    denoiser, chosen = TableDenoiser(oracle(joint)), family(block_size)
+    mask = torch.tensor([False, True, True])
+    masks = [mask.numpy()] * len(TEXTS)
+    rest = estimate(
+        denoiser, chosen, windows(chosen, TEXTS, scored=masks), estimator="exact", seed=0
+    ).nats[0]
+    marginal = joint.view(3, 9).sum(1, keepdim=True).expand(3, 9).flatten()
+    assert (rest + (joint / marginal).log()).abs().max() < 1e-12
+
+
+def test_context_after_scored_text_is_refused_in_blocks(joint):
+    chosen = family(1)
+    masks = [torch.tensor([True, False, True]).numpy()]
+    with pytest.raises(ConfigError, match="later block"):
+        estimate(
+            TableDenoiser(oracle(joint)),
+            chosen,
+            windows(chosen, TEXTS[:1], scored=masks),
+            seed=0,
+        )
+
+
+@pytest.mark.parametrize("name", ["masked_count", "time", "any_order", "balanced"])
+def test_context_is_never_hit_and_never_scored(table, name):
+    masks = [torch.tensor([True, False, True]).numpy()] * len(TEXTS)
+    seen = []
+
+    class Watching(TableDenoiser):
+        def hidden(self, input_ids, *rest):
+            seen.append((input_ids[:, 1] != MASK).all())
+            return super().hidden(input_ids, *rest)
+
+    chosen = windows(family(), TEXTS, scored=masks)
+    found = estimate(
+        Watching(table), family(), chosen, estimator=name, seed=0, replicates=MANY, attribute=True
+    )
+    assert all(seen)
+    assert all(float(nats[1]) == 0.0 for nats in found.token_nats())
+    exact = estimate(Watching(table), family(), chosen, estimator="exact", seed=0)
+    assert found.bound().tokens == 2 * len(TEXTS)
+    assert abs(found.bound().mean - exact.bound().mean) < 4 * found.bound().stderr
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["any_order", "importance", "chain_rule", "exact"])
+def test_networks_that_see_the_noise_level_have_no_orders(table, name):
+    denoiser = TableDenoiser(table)
+    denoiser.config = SimpleNamespace(**vars(denoiser.config), time_conditioning=True)
+    with pytest.raises(ConfigError, match="sees the noise level"):
+        estimate(denoiser, family(), windows(family()), estimator=name, seed=0)
+
+
+def test_unknown_estimators_and_options_are_refused(table):
+    problem = TableDenoiser(table), family(), windows(family())
+    with pytest.raises(ConfigError, match="masked_count"):
+        estimate(*problem, estimator="best", seed=0)
+    with pytest.raises(ConfigError, match="eps is no option of estimator masked_count"):
+        estimate(*problem, eps=0.1, seed=0)
+    with pytest.raises(ConfigError, match="give timesteps"):
+        estimate(*problem, estimator="finite_t", seed=0)
+    with pytest.raises(ConfigError, match="no nats per token"):
+        estimate(*problem, estimator="importance", attribute=True, seed=0)
+
+
+def test_output_that_is_no_number_is_refused_by_document():
+    broken = random_table(0)
+    x = torch.tensor([[CLEAN[0]] * LENGTH, [CLEAN[0], CLEAN[1], CLEAN[0]]])
+    broken.log_p[..., CLEAN[1]] = torch.nan
+    with pytest.raises(CheckpointError, match=r"document [12], window 1.*nan nats"):
+        estimate(TableDenoiser(broken), family(), windows(family(), x), estimator="exact", seed=0)
+    infinite = random_table(0)
+    infinite.log_p[..., CLEAN[1]] = -torch.inf
+    with pytest.raises(CheckpointError, match=r"document 2, window 1.*inf nats at token 2"):
+        estimate(TableDenoiser(infinite), family(), windows(family(), x), estimator="exact", seed=0)
+
+
+@pytest.mark.parametrize("name", [n for n in ESTIMATORS if n not in ("importance", "finite_t")])
+def test_attributions_add_up_to_documents(table, name):
+    chosen = family(2)
+    found = estimate(
+        TableDenoiser(table), chosen, windows(chosen), estimator=name, seed=0, attribute=True
+    )
+    for index, nats in enumerate(found.token_nats()):
+        assert float(nats.sum()) == pytest.approx(float(found.nats[:, index].mean()), abs=1e-12)

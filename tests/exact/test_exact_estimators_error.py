@@ -1,0 +1,76 @@
+"""Stated errors against enumeration: intervals cover the truth as often as they say."""
+
+import math
+
+import pytest
+import torch
+from exact_tables import LENGTH, TableDenoiser, all_sequences, family, random_table
+
+from textdiff.likelihood import Estimates, Windows, cut_windows, estimate
+from textdiff.likelihood.estimate import MIN_REPLICATES, _planned
+
+REPETITIONS = 1000
+
+
+@pytest.fixture(scope="module")
+def table():
+    return random_table(0)
+
+
+def texts(windows: int) -> torch.Tensor:
+    return all_sequences()[:: 27 // windows][:windows]
+
+
+def repetitions(count: int, windows: int = 9) -> Windows:
+    """One document of several windows, over and over: every copy has noise of its own."""
+    document = texts(windows).flatten().to(torch.int32).numpy()
+    clean = family().process.vocabulary.clean
+    return cut_windows([document] * count, ["a" * len(document)] * count, LENGTH, clean)
+
+
+def truth(table, windows: int = 9) -> float:
+    return sum(table.nelbo(x) for x in texts(windows)) / (LENGTH * windows)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("masked_count", {}), ("balanced", {"samples": 2}), ("any_order", {})],
+    ids=str,
+)
+def test_intervals_of_a_fixed_number_of_replicates(table, name, options):
+    found = estimate(
+        TableDenoiser(table), family(), repetitions(REPETITIONS), estimator=name, seed=4, **options
+    )
+    exact = truth(table)
+    covered = 0
+    for index in range(REPETITIONS):
+        low, high = found.document(index).interval(0.95)
+        covered += low <= exact <= high
+    assert 0.93 <= covered / REPETITIONS <= 0.97
+
+
+@pytest.mark.slow
+def test_intervals_of_a_wanted_precision(table):
+    """Stein's rule keeps its promise; stopping when the interval looks narrow would not."""
+    most, precision, size = 100, 0.3, 4
+    found = estimate(
+        TableDenoiser(table), family(), repetitions(REPETITIONS, size), seed=9, replicates=most
+    )
+    one, exact = repetitions(1, size), truth(table, size)
+    covered, used, widths = 0, [], []
+    for index in range(REPETITIONS):
+        nats = found.nats[:, index : index + 1]
+        first = list(nats[:MIN_REPLICATES].unsqueeze(1))
+        planned = _planned(first, one, precision, MIN_REPLICATES)
+        kept = nats[: min(planned, most)]
+        pilot = MIN_REPLICATES if planned > MIN_REPLICATES else None
+        low, high = Estimates({"diffusion": kept}, one, pilot=pilot).bound().interval(0.95)
+        covered += low <= exact <= high
+        used.append(planned)
+        widths.append((high - low) / 2)
+    assert 0.93 <= covered / REPETITIONS <= 0.97
+    wanted = math.log1p(precision) * (1 + 1e-9)
+    within = [w <= wanted for w, n in zip(widths, used, strict=True) if n <= most]
+    assert all(within)
+    assert len(within) > 0.97 * REPETITIONS
+    assert sum(used) / REPETITIONS > 2 * MIN_REPLICATES

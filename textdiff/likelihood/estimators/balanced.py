@@ -1,0 +1,155 @@
+"""Counts with the known part of every token's cost taken out: the least variance per row.
+
+Two things make an estimate by counts vary. The cost per token rises with the number of masked
+ones, and tokens differ: with few of them masked, their large weight falls on whichever were drawn.
+Both are predictable. A pilot masks every token once at three mask rates; between these, its costs
+are interpolated to a forecast d_i(k) of what token i costs with k masked. Rows then estimate only
+what the forecast misses:
+
+    sum_i mean_k d_i(k)  +  E[ w(k) sum over masked i of (CE_i - d_i(k)) ],  w(k) = 1 / (k p(k)),
+
+which has the same expectation whatever the forecast, because i is masked with probability k / n.
+The pilot's draws are its own and are used for nothing else.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from textdiff.diffusion.family import Family
+from textdiff.diffusion.randomness import Stream
+from textdiff.likelihood.estimators.estimator import (
+    Estimator,
+    Parts,
+    require_absorbing,
+    require_continuous,
+)
+from textdiff.likelihood.estimators.subsets import hit_lowest, ranks
+from textdiff.likelihood.estimators.view import View
+from textdiff.likelihood.protocols import Windows
+from textdiff.likelihood.scorer import Scorer
+from textdiff.models import TextDiffusionModel
+
+ARCS = (16, 2, 1)
+"""The pilot masks one of this many equal parts at a time: mask rates 1/16, 1/2 and 1."""
+
+TRUST = (0.9, 0.6, 1.0)
+"""How far a single draw tells a token's mean cost from that of all tokens, at each of the rates.
+
+Where few tokens are masked the rest decides, and where all are nothing is random; in between a
+token's cost depends on which neighbours are visible. Any values leave the estimate unbiased.
+"""
+
+
+@dataclass(frozen=True)
+class Balanced(Estimator):
+    """Masked counts with a forecast, the counts that vary most drawn most.
+
+    Rows have orders of their own: arcs of one common order mask tokens more evenly, but leave the
+    same ones out together, and that correlates what the forecast misses.
+
+    Attributes:
+        samples: rows per window and replicate.
+    """
+
+    samples: int = 16
+
+    name: ClassVar[str] = "balanced"
+
+    @property
+    def draws(self) -> int:
+        return self.samples
+
+    def check(self, denoiser: TextDiffusionModel, family: Family, windows: Windows) -> None:
+        require_continuous(self.name, family)
+        require_absorbing(self.name, family)
+
+    def learn(self, view: View, scorer: Scorer) -> Tensor:
+        """[B, 3, L] forecast at each of the pilot's mask rates."""
+        found = []
+        for number, (arcs, trust) in enumerate(zip(ARCS, TRUST, strict=True)):
+            cost = _sweep(view, scorer, arcs, number)
+            size = view.sizes.clamp(min=1)
+            mean = view.blocks.spread(view.blocks.split(cost, 0.0).sum(-1) / size)
+            found.append((mean + trust * (cost - mean)) * view.scorable)
+        return torch.stack(found, 1)
+
+    def score(self, view: View, scorer: Scorer) -> Parts:
+        assert view.learned is not None
+        sizes, kind = torch.unique(view.sizes, return_inverse=True)
+        density, knots = densities(sizes), hats(sizes)
+        cumulative = density.cumsum(1)[kind]
+        nats = _forecast(view, (knots.sum(1) / sizes.clamp(min=1)[:, None])[kind])
+        for s in range(self.samples):
+            count = _counts(view.v[:, s], cumulative, view.sizes)
+            chance = count * density[kind, count]
+            weight = torch.where(count > 0, 1.0 / chance.clamp(min=1e-300), 0.0)
+            u = view.uniforms(Stream.POSITION, s, self.draws)
+            rank = ranks(u, view.blocks, view.scorable)
+            noise = hit_lowest(rank, count, weight, view.blocks, view.scorable, u)
+            known = _forecast(view, knots[kind, count]) * noise.weight * noise.hit
+            nats += (scorer.nats(view.x0, noise, view.real) - known) / self.samples
+        return {"diffusion": nats}
+
+
+def densities(sizes: Tensor) -> Tensor:
+    """[N, k + 1] float64 p(k) of blocks of `sizes` [N] tokens: about a row's deviation.
+
+    What a row with k masked tokens adds to the error falls with the share that is masked, and the
+    forecast is at its worst for the smallest counts.
+    """
+    n = sizes.to(torch.float64)[:, None]
+    k = torch.arange(int(sizes.max()) + 1, dtype=torch.float64)
+    spread = ((1.0 - k / (n + 1.0)).clamp(min=0.0) * (1.0 + 4.0 / k.clamp(min=1.0))).sqrt()
+    spread = spread.where((k >= 1.0) & (k <= n), 0.0)
+    return spread / spread.sum(1, keepdim=True).clamp(min=1e-300)
+
+
+def hats(sizes: Tensor) -> Tensor:
+    """[N, k + 1, 3] weights that interpolate the pilot's mask rates at k / n, linearly."""
+    n = sizes.to(torch.float64)[:, None]
+    k = torch.arange(int(sizes.max()) + 1, dtype=torch.float64)
+    low, middle, high = (1.0 / arcs for arcs in ARCS)
+    rate = (k / n.clamp(min=1.0)).clamp(low, high)
+    rise = ((rate - low) / (middle - low)).clamp(max=1.0)
+    last = ((rate - middle) / (high - middle)).clamp(min=0.0)
+    weights = torch.stack([1.0 - rise, rise - last, last], -1)
+    return weights * ((k >= 1.0) & (k <= n))[..., None]
+
+
+def _counts(v: Tensor, cumulative: Tensor, sizes: Tensor) -> Tensor:
+    """[B, blocks] int64 counts where the distributions [B, blocks, k + 1] pass v."""
+    count = torch.searchsorted(cumulative, v[..., None].contiguous(), right=True).squeeze(-1)
+    return torch.minimum(count.clamp(min=1), sizes)  # rounding may leave the sum below 1
+
+
+def _rotated(view: View, rank: Tensor, start: Tensor) -> Tensor:
+    """[B, L] ranks counted from `start` [B, blocks] on, around the circle of each block."""
+    size = view.blocks.spread(view.sizes.clamp(min=1))
+    moved = (rank - view.blocks.spread(start)) % size
+    return torch.where(view.scorable, moved, rank)
+
+
+def _forecast(view: View, weights: Tensor) -> Tensor:
+    """[B, L] the pilot's costs at its rates, weighted [B, blocks, 3]."""
+    assert view.learned is not None
+    spread = torch.stack([view.blocks.spread(w) for w in weights.unbind(-1)], 1)
+    return (view.learned * spread).sum(1)
+
+
+def _sweep(view: View, scorer: Scorer, arcs: int, number: int) -> Tensor:
+    """[B, L] what every scorable token costs when its part of `arcs` parts is masked."""
+    u = view.uniforms(Stream.POSITION, number, len(ARCS))
+    rank = ranks(u, view.blocks, view.scorable)
+    cost = torch.zeros(view.x0.shape, dtype=torch.float64)
+    one = torch.ones(view.sizes.shape, dtype=torch.float64)
+    for arc in range(arcs):
+        start, stop = (view.sizes * end // arcs for end in (arc, arc + 1))
+        if not bool((stop > start).any()):
+            continue
+        moved = _rotated(view, rank, start)
+        noise = hit_lowest(moved, stop - start, one, view.blocks, view.scorable, u)
+        cost += scorer.nats(view.x0, noise, view.real)
+    return cost
