@@ -261,6 +261,7 @@ def test_bfloat16_agrees_with_float32(exports, prose, capsys):
         (["--detokenizer", "wikitxt"], 2, "did you mean 'wikitext'"),
         (["--stride", "25"], 2, "1 to 24"),
         (["--per-token"], 2, "--per-document"),
+        (["--per-document", "nowhere/lines.jsonl"], 2, "a folder that exists"),
         (["--prompt-column", "prompt"], 1, "from .jsonl files only"),
         (["--max-documents", "0"], 2, "at least 1"),
         (["--samples", "0"], 2, "at least 1"),

@@ -65,6 +65,9 @@ class Task:
             raise ConfigError(f"--protocol {self.protocol} scores chunks: no --per-document")
         if self.per_token and not self.per_document:
             raise ConfigError("--per-token needs --per-document FILE to write to")
+        output = Path(self.per_document or "lines.jsonl")
+        if output.is_dir() or not output.parent.is_dir():
+            raise ConfigError(f"--per-document {output}: name a file in a folder that exists")
 
     def read(self, names: Sequence[str], reading: Reading) -> dict[str, Any]:
         """The arguments of `TextDiffusion.estimate` that say what is scored.
