@@ -134,3 +134,13 @@ def test_uniform_tokens_are_clean_and_equally_likely():
         assert (seen[MASK] > 0) == (process == "hybrid")
         drawn = seen[list(CLEAN)]
         assert chi_square_p(drawn, torch.full((3,), float(drawn.sum()) / 3).double()) > 1e-3
+
+
+@pytest.mark.parametrize("kind", [*FAMILIES, "mdlm"])
+def test_every_scored_position_costs_nats_under_noise_that_draws_tokens(kind):
+    blocks, rows = Blocks.of(4, 2), 50
+    v, u, u_token = draws(rows, blocks)
+    scorable = torch.tensor([True, True, False, True]).expand(rows, -1)
+    noise = noise_by_count(v, u, blocks, scorable, u_token=u_token, dense=kind != "mdlm")
+    found = world(FAMILIES.get(kind, "absorbing"), kind).objective.positions(noise)
+    assert torch.equal(found, noise.hit if kind == "mdlm" else scorable)

@@ -114,3 +114,24 @@ def test_frozen_positions_never_change_and_condition_the_rest(case):
     assert (canvas[:, 0] == CLEAN[1]).all()
     assert not ((canvas == MASK) | (canvas == EXCLUDED)).any()
     assert len(canvas[:, 1].unique()) == len(CLEAN)
+
+
+def test_the_last_step_leaves_no_noise_whatever_the_schedule_starts_from():
+    """This schedule still has a fifth of its tokens noisy at t = 0."""
+    schedule = {"kind": "geometric", "sigma_min": 0.2, "sigma_max": 5.0}
+    family = world("uniform", "udlm", schedule=schedule)
+    rows = 500
+    sure = torch.full((1, 5), -torch.inf, dtype=torch.float64)
+    sure[0, CLEAN[2]] = 0.0
+    generator = torch.Generator().manual_seed(0)
+    *_, last = ancestral(
+        lambda canvas, t, positions: Prediction(sure.expand(len(positions), -1)),
+        family.process,
+        family.schedule,
+        torch.full((rows, LENGTH), CLEAN[0]),
+        steps=3,
+        frozen=torch.zeros(rows, LENGTH, dtype=torch.bool),
+        uniforms=lambda stream, step: torch.rand(rows, LENGTH, generator=generator).double(),
+        controls=Controls(),
+    )
+    assert (last.canvas == CLEAN[2]).all()

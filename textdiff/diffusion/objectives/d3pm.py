@@ -85,7 +85,8 @@ class D3PMAbsorbing(_D3PM):
         lost, lost_s, at_mask = 1.0 - alpha, 1.0 - alpha_s, pick(raw, mask).exp()
         reveal = (alpha_s - alpha) / lost
         norm = torch.log1p(alpha * at_mask / lost)
-        stays = torch.where(lost_s > 0.0, torch.log1p(alpha_s * at_mask / lost_s), 0.0)
+        # At the first step nothing stays masked; dividing by 0 there would spoil the gradient.
+        stays = torch.log1p(alpha_s * at_mask / lost_s.where(lost_s > 0.0, 1.0))
         kl = reveal * (norm - pick(raw, x0)) + (1.0 - reveal) * (norm - stays)
         return self.steps(noise, alpha_s) * kl
 

@@ -13,6 +13,8 @@ from torch import Tensor
 from textdiff.diffusion.objectives.objective import pick
 from textdiff.diffusion.process import Vocabulary
 
+_LEAST = 1e-30  # its inverse fits float32
+
 
 def sum_of_logs(values: Tensor, vocabulary: Vocabulary) -> Tensor:
     """[N] float64: sum of log over the clean columns of values [N, V]."""
@@ -38,17 +40,15 @@ def divergences(
         [N] nats and [N] r - 1 - ln r, with r = q(x_t | x0) / q(x_t | log_x0) (Eq. 11,
         arXiv:2503.04482).
     """
-    dtype = log_x0.dtype
-    q = torch.addcmul(b[:, None].to(dtype), log_x0.exp(), alpha[:, None].to(dtype))
-    count = vocabulary.count
-    at_x0 = pick(q, x0)
-    top = alpha + b
-    kl = (
-        top * top.log()
-        + (count - 1) * torch.special.xlogy(b, b)
-        - b * sum_of_logs(q, vocabulary)
-        - alpha * at_x0.log()
-    )
-    r = torch.where(xt == x0, top, b) / pick(q, xt)
-    r = r.where(vocabulary.clean[xt], 1.0)
-    return kl, r - 1.0 - r.log()
+    # All of it relative to b: logs of q itself would cancel where little or nothing survives. Where
+    # nothing is lost, b is 0 and what follows is its limit.
+    b = b.clamp(min=_LEAST)
+    ratio = alpha / b
+    logs = torch.log1p(log_x0.exp() * ratio[:, None].to(log_x0.dtype)).sum(-1).double()
+    zero = torch.zeros_like(ratio)
+    at_x0 = torch.logaddexp(ratio.log() + pick(log_x0, x0), zero)
+    kl = (alpha + b) * torch.log1p(ratio) - b * logs - alpha * at_x0
+    at_xt = torch.logaddexp(ratio.log() + pick(log_x0, xt), zero)
+    log_r = torch.where(xt == x0, torch.log1p(ratio), 0.0) - at_xt
+    log_r = log_r.where(vocabulary.clean[xt], 0.0)
+    return kl, torch.expm1(log_r) - log_r

@@ -50,6 +50,8 @@ def _resample(
 ) -> Iterator[Step]:
     """Draws every open position that may change from its posterior at every step."""
     rows = len(canvas)
+    alphas = schedule.alpha(times)
+    alphas[-1] = 1.0  # the last step leaves no noise, whatever the schedule has at t = 0
     for index in range(len(times) - 1):
         still = ~frozen
         if not process.draws_tokens:  # what is revealed stays
@@ -60,7 +62,7 @@ def _resample(
         here = positions.to(canvas.device)
         t = times[index].expand(rows)
         prediction = denoise(canvas, t, positions)
-        alpha_t, alpha_s = schedule.alpha(times[index : index + 2]).to(canvas.device)
+        alpha_t, alpha_s = alphas[index : index + 2].to(canvas.device)
         before = canvas.flatten()[here]
         weights = process.posterior(
             controls.log_probabilities(prediction.log_x0),
