@@ -231,6 +231,18 @@ def test_published_form_expects_the_truncated_integral(table, noise_eps, eps):
     assert "reconstruction" in bound.note
 
 
+def test_completed_form_adds_what_is_noisy_by_then(table):
+    """(1 - eps) times the truncated mean, and the cross-entropy of what is masked at eps."""
+    eps, texts = 0.3, TEXTS[::4]
+
+    def begun(x) -> float:
+        chance = {s: eps ** len(s) * (1.0 - eps) ** (LENGTH - len(s)) for s in subsets()}
+        return sum(p * table.cross_entropy(x, s) for s, p in chance.items())
+
+    exact = [(1.0 - eps) * truncated(table, x, 0.0, eps) + begun(x) for x in texts]
+    agrees(TableDenoiser(table), family(), texts, exact, "time", draws=16000, eps=eps)
+
+
 def test_an_infinite_prior_is_dropped_and_said(table):
     chosen = family(schedule={"kind": "loglinear", "eps": 1e-3})
     bound = estimate(

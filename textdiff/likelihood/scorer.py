@@ -29,11 +29,15 @@ def likelihood(terms: PositionTerms, part: slice, prediction: Prediction) -> Ten
 
 def reconstruction(terms: PositionTerms, part: slice, prediction: Prediction) -> Tensor:
     """-log p(x_0 | x_t) by the process's posterior at the clean end."""
-    alpha = terms.noise.alpha[part]
-    process = terms.objective.process
-    posterior = process.posterior(
-        prediction.log_x0, terms.xt[part], torch.ones_like(alpha), alpha, prediction.mixture
-    )
+    alpha, xt = terms.noise.alpha[part], terms.xt[part]
+    process, clean = terms.objective.process, torch.ones_like(alpha)
+    if process.draws_tokens and prediction.log_score is not None:
+        # A network's score need be no distribution's, but the bound holds for any decoder: this
+        # one takes the ratios at t for those at 0, which keeps every token possible.
+        odds = process.likelihood(xt, clean, alpha).log() + prediction.log_score.double()
+        odds = odds.masked_fill(~process.vocabulary.clean, -torch.inf)
+        return -pick(odds.log_softmax(-1), terms.x0[part])
+    posterior = process.posterior(prediction.log_x0, xt, clean, alpha, prediction.mixture)
     return -pick(posterior, terms.x0[part]).log()
 
 
