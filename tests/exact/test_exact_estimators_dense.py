@@ -12,7 +12,7 @@ from textdiff.errors import ConfigError
 from textdiff.likelihood import cut_windows, estimate
 
 LENGTH = 4
-COPIES = 400
+COPIES = 1600
 
 
 def dense_family(process: str, kind: str, schedule: dict, timesteps: int | None = None) -> Family:
