@@ -3,6 +3,7 @@
 A terminal gets live views; a pipe or a file gets plain lines.
 """
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 from itertools import groupby
@@ -33,9 +34,10 @@ OPEN = "░░░"
 def describe_bound(bound: Bound) -> str:
     """A bound in one line: perplexity, bits/byte and nats/token, each with its standard error."""
     sign = "≤" if bound.is_bound else "≈"
+    bits = bound.stderr * bound.tokens / bound.bytes / math.log(2.0)
     return (
         f"perplexity {sign} {bound.perplexity:.3f} ± {bound.perplexity * bound.stderr:.3f}, "
-        f"{bound.bits_per_byte:.4f} ± {bound.bits_per_byte * bound.stderr / bound.mean:.4f} "
+        f"{bound.bits_per_byte:.4f} ± {bits:.4f} "
         f"bits/byte, {bound.mean:.4f} ± {bound.stderr:.4f} nats/token"
     )
 

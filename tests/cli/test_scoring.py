@@ -73,7 +73,7 @@ def test_result_does_not_depend_on_how_it_was_asked_for(exports, prose, capsys):
     assert found["mean"] == pytest.approx(bound.bound().mean, rel=1e-6)
 
 
-@pytest.mark.parametrize("name", sorted(set(ESTIMATORS) - {"exact", "finite_t", "balanced"}))
+@pytest.mark.parametrize("name", sorted(set(ESTIMATORS) - {"exact", "finite_t"}))
 def test_every_estimator(exports, prose, name, capsys):
     words = ("perplexity", exports / "a", prose / "rows.jsonl", "--estimator", name)
     found = run(capsys, *words)

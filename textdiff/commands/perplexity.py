@@ -129,7 +129,7 @@ def perplexity(
     estimates = _estimate(held, scored | options, processes, state)
     if not processes.first:
         return 0
-    record = {"model": model} | evaluation_record(
+    record = {"model": model, "precision": options["precision"]} | evaluation_record(
         held,
         estimates,
         seed=scoring.seed,

@@ -15,7 +15,7 @@ def bound_lines(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str
 
     Args:
         estimates: what was found.
-        record: the same as `evaluation_record`.
+        record: the same as `evaluation_record`, with the `precision` asked for.
     """
     bound = estimates.bound()
     yield describe_bound(bound)
@@ -26,6 +26,9 @@ def bound_lines(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str
     else:
         low, high = bound.perplexity_interval()
         yield f"95 % interval of the perplexity (Monte-Carlo error): {low:.3f} to {high:.3f}"
+        wanted = record["precision"]
+        if wanted is not None and high > bound.perplexity * (1.0 + wanted) * (1.0 + 1e-9):
+            yield f"the precision of {wanted:.3g} was not reached: no more replicates are drawn"
     if bound.text_stderr is not None:
         what = "chunks" if record["protocol"] != "none" else "documents"
         yield f"standard error over {bound.documents} {what}: {bound.text_stderr:.4f} nats/token"

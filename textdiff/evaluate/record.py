@@ -52,6 +52,7 @@ def evaluation_record(
         "stride": stride,
         "windows": len(estimates.windows.tokens),
         "text_sha256": estimates.windows.text_digest or None,
+        "windows_sha256": estimates.windows.digest,
         "detokenizer": detokenizer,
         "protocol": protocol or "none",
         "biases": list(PROTOCOLS[protocol].biases(estimates.estimator)) if protocol else [],

@@ -28,8 +28,9 @@ _DROPPED = (
     "several preparation processes drop at other places)"
 )
 _CUT_OFF = (
-    "times are drawn from [0.001, 1]: about 0.1 % of the nats are missing (low), and so is the "
-    "prior, which is infinite for a log-linear schedule that ends at 0.001"
+    "times are drawn from [0.001, 1] and boundary terms are left out: about 0.1 % low for models "
+    "whose schedule leaves 0.001 of the tokens at its end (their prior would be infinite), about "
+    "0.03 % high for those whose schedule ends at 0"
 )
 
 
@@ -97,7 +98,7 @@ PROTOCOLS = {
         ),
         estimator_biases=(
             _CUT_OFF,
-            "the paper adds a prior term of about 0.011 nats/token, its code does not",
+            "the paper adds a prior term of about 0.011 nats/token at 50k ids, its code does not",
         ),
     ),
     "mdlm": Protocol(
@@ -128,7 +129,7 @@ PROTOCOLS = {
             _DROPPED,
         ),
         estimator_biases=(
-            "times are drawn from [0.001, 1] and the missing part is scaled up: about 0.03 % high",
+            _CUT_OFF,
             "published times are tied to the place of a block in its batch, which biases early and "
             "late blocks at small batches; here they are permuted",
         ),
