@@ -1,6 +1,7 @@
 """`textdiff perplexity` and `textdiff compare` as a user meets them."""
 
 import hashlib
+import io
 import json
 import os
 import signal
@@ -55,6 +56,16 @@ def test_result_says_what_it_depends_on(exports, prose, capsys):
         origin["code"]
     )
     assert found["terms"]["diffusion"] == pytest.approx(found["mean"])
+
+
+def test_patterns_and_standard_input(exports, prose, monkeypatch, capsys):
+    words = ("perplexity", exports / "a")
+    assert run(capsys, *words, prose / "te*.txt")["tokens"] == 147
+    code, shown = error_of(capsys, *words, prose / "no*.txt")
+    assert code == 1
+    assert "no such file" in shown
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("text é".encode())))
+    assert run(capsys, *words, "-")["bytes"] == 7
 
 
 def test_output_for_people(exports, prose, capsys):

@@ -5,6 +5,7 @@ Nothing here imports torch until it is needed, so that `--help` stays quick.
 
 import sys
 from collections.abc import Sequence
+from glob import glob
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -67,7 +68,8 @@ def read_given(names: Sequence[str], text_column: str) -> list[str]:
     texts: list[str] = []
     for name in names:
         if name != "-":
-            texts += read_texts([name], text_column)
+            # A shell that finds no match, or was told not to look, hands the pattern through.
+            texts += read_texts(sorted(glob(name, recursive=True)) or [name], text_column)
             continue
         try:
             text = sys.stdin.buffer.read().decode()
