@@ -10,6 +10,8 @@ from tiny_models import CLEAN, tiny_family, tiny_model
 
 from textdiff.errors import CheckpointError, ConfigError, DataError
 from textdiff.likelihood import Estimates, Windows, compare, cut_windows, estimate
+from textdiff.likelihood.bound import student_t_quantile
+from textdiff.likelihood.estimators.strata import strata
 
 WINDOW = 6
 LENGTHS = (3, 7, 13, 6, 1)
@@ -71,6 +73,38 @@ def test_other_documents_do_not_matter(model, name, options):
 def test_the_default_follows_the_family(model):
     windows = windows_of(documents(), tiny_family())
     assert estimate(model, tiny_family(), windows, seed=0).estimator == "masked_count"
+
+
+# --- strata and errors ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block_size", [None, 4])
+def test_draws_are_stratified_over_a_window_and_over_its_document(block_size):
+    chosen, draws = tiny_family(block_size), 3
+    windows = windows_of(documents((30, 6, 9)), chosen)
+    v = strata(windows, chosen, 0, 0, draws)
+    part = torch.arange(draws)[:, None]
+    assert (torch.floor(v * draws) == part).all()
+    size = chosen.blocks(WINDOW).size
+    for d in range(3):
+        mine = (windows.document == d).nonzero().flatten().tolist()
+        used = [v[w, :, : -(-len(windows.tokens[w]) // size)] for w in mine]
+        places = torch.cat([x.flatten() for x in used])
+        cells = torch.floor(places * len(places)).sort().values
+        assert torch.equal(cells, torch.arange(len(places)).double())
+    again = strata(windows, chosen, 0, 1, draws)
+    assert (again != v)[v != 0.5].any()
+
+
+def test_a_precision_states_the_error_of_its_first_replicates():
+    found = table_estimates(0, precision=0.05)
+    assert found.replicates > found.pilot == 8
+    totals = found.nats.sum(1) / found.windows.document_tokens.sum()
+    stderr = float(totals[:8].std()) / math.sqrt(len(totals))
+    assert found.bound().stderr == pytest.approx(stderr, rel=1e-12)
+    half = student_t_quantile(0.975, 7) * stderr
+    low, high = found.bound().interval()
+    assert (high - low) / 2 == pytest.approx(half, rel=1e-12)
 
 
 # --- state ---------------------------------------------------------------------------------------
