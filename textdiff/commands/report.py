@@ -53,7 +53,8 @@ def _windows(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str]:
         if stride is None
         else f"a window every {stride} tokens sees what it shares with the one before"
     )
-    yield f"{long} of {len(per_document)} documents longer than {context} tokens: {how}"
+    documents = len(estimates.windows.document_tokens)
+    yield f"{long} of {documents} documents longer than {context} tokens: {how}"
 
 
 def _verdict(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str]:
