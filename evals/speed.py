@@ -26,8 +26,7 @@ from pathlib import Path
 
 import torch
 
-from textdiff.diffusion.family import build_family
-from textdiff.diffusion.noise import noise_by_count
+from textdiff.diffusion.family import build_family, draw_noise
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, stratified, uniforms
 from textdiff.likelihood import corrupt
@@ -70,8 +69,18 @@ SIZES = {
 REPEATS = {"tiny": 5, "small": 3}
 
 
-def build_step(size: Size, precision: str, seed: int) -> Callable[[int], None]:
-    """A training step by number, on random tokens."""
+MASKED = {
+    "process": "absorbing",
+    "schedule": {"kind": "loglinear", "eps": 0.0},
+    "objective": {"kind": "mdlm"},
+    "block_size": None,
+}
+
+
+def build_step(
+    size: Size, precision: str, seed: int, diffusion: dict = MASKED, **network: bool
+) -> Callable[[int], None]:
+    """A training step by number, on random tokens; `network` switches options of the denoiser."""
     torch.manual_seed(seed)
     mask = size.vocabulary
     config = TextDiffusionConfig(
@@ -83,16 +92,9 @@ def build_step(size: Size, precision: str, seed: int) -> Callable[[int], None]:
         mask_token_id=mask,
         dropout=0.1,
         attn_implementation="sdpa",
+        **network,
     )
-    family = build_family(
-        {
-            "process": "absorbing",
-            "schedule": {"kind": "loglinear", "eps": 0.0},
-            "objective": {"kind": "mdlm"},
-            "block_size": None,
-        },
-        Vocabulary.of(mask + 1, mask),
-    )
+    family = build_family(diffusion, Vocabulary.of(mask + 1, mask))
     module = DenoisingLoss(TextDiffusionModel(config), family).train()
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True)
     x0 = torch.randint(0, mask, (size.rows, size.length))
@@ -109,7 +111,11 @@ def build_step(size: Size, precision: str, seed: int) -> Callable[[int], None]:
         )
         samples = number * size.rows + rows
         u = uniforms(seed, Stream.POSITION, row=samples[:, None], position=positions)
-        batch = corrupt(family, x0, noise_by_count(v[:, None], u, blocks), None)
+        u_token = None
+        if family.process.draws_tokens:
+            u_token = uniforms(seed, Stream.TOKEN, row=samples[:, None], position=positions)
+        noise = draw_noise(family, "count", v[:, None], u, blocks, u_token=u_token)
+        batch = corrupt(family, x0, noise, None)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss, _ = module(batch)
         (loss / size.tokens).backward()

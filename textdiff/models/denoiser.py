@@ -32,7 +32,7 @@ from .layers import (
     Rotary,
     TokenEmbedding,
     TokenExponents,
-    at_zero,
+    modulation,
 )
 from .layout import FULL, Layout
 
@@ -55,7 +55,7 @@ class Block(nn.Module):
         self.norm2 = NORMS[config.norm](size)
         self.mlp = MLPS[config.mlp](size)
         if config.adaln:
-            self.adaLN_modulation = at_zero(nn.Linear(config.conditioning_size, 6 * size))
+            self.adaLN_modulation = modulation(config.conditioning_size, size, 6, gates=(2, 5))
         self.adaln = config.adaln
 
     def forward(
@@ -96,9 +96,7 @@ class OutputLayer(nn.Module):
         self.norm_final = NORMS[config.norm](config.hidden_size)
         self.linear = nn.Linear(config.hidden_size, config.vocab_size)
         if config.adaln:
-            self.adaLN_modulation = at_zero(
-                nn.Linear(config.conditioning_size, 2 * config.hidden_size)
-            )
+            self.adaLN_modulation = modulation(config.conditioning_size, config.hidden_size, 2)
         self.adaln = config.adaln
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -134,18 +132,22 @@ class TextDiffusionModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Unit embeddings, linear maps of variance 1 / (3 inputs); modulation starts at zero.
+        """Unit embeddings, linear maps of variance 1 / (3 inputs); modulation starts as none.
 
-        A zero head or zero branches, tried at this size, learn clearly slower.
+        A zero head or zero branches (gates that start at zero, as published), tried at this size,
+        learn clearly slower.
         """
         if isinstance(module, TokenEmbedding):
             init.normal_(module.embedding, std=1.0)
         elif isinstance(module, nn.Linear):
             # Marked where they are made: children are initialised before their parents, once.
-            zero = getattr(module, "starts_at_zero", False)
-            init.normal_(module.weight, std=0.0 if zero else (3 * module.in_features) ** -0.5)
+            gates = getattr(module, "gates", None)
+            std = (3 * module.in_features) ** -0.5 if gates is None else 0.0
+            init.normal_(module.weight, std=std)
             if module.bias is not None:
                 init.zeros_(module.bias)
+            for gate in gates or ():
+                init.ones_(module.bias[gate])
         elif isinstance(module, LayerNorm | RMSNorm):
             init.ones_(module.weight)
         elif isinstance(module, TokenExponents):

@@ -85,9 +85,13 @@ class RMSNorm(nn.Module):
 NORMS = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
 
 
-def at_zero(linear: nn.Linear) -> nn.Linear:
-    """Marks a linear map whose weight is initialised to zero."""
-    linear.starts_at_zero = True
+def modulation(inputs: int, size: int, parts: int, gates: tuple[int, ...] = ()) -> nn.Linear:
+    """The linear map to `parts` modulations of `size` channels.
+
+    It is marked so that it is initialised to change nothing: scales and shifts zero, gates one.
+    """
+    linear = nn.Linear(inputs, parts * size)
+    linear.gates = [slice(part * size, (part + 1) * size) for part in gates]
     return linear
 
 
