@@ -25,14 +25,6 @@ def draws(rows: int, blocks: Blocks, scorable=None, seed: int = 0, draw: str = "
     return v, u, u_token
 
 
-def fading(family, t):
-    """Scores that do not tend to 1 as alpha does to 0 cost infinitely much: these do."""
-    fades = family.objective.predict(
-        torch.zeros(1, ROWS).double(), torch.tensor([CLEAN[0]]), torch.ones(1).double() / 2
-    )
-    return torch.ones_like(t) if fades.log_score is None else family.schedule.alpha(t)
-
-
 def sampled_nats(family, process, x, size, scorable, draw):
     """[DRAWS, blocks] nats of the library's own noise for a network that reads a block alone."""
     blocks = Blocks.of(len(x), size)
@@ -56,7 +48,6 @@ def sampled_nats(family, process, x, size, scorable, draw):
         drift = drifting_logits(process, torch.full((1,), math.pi / 6).double(), 2)[0] - base
         row = seen.long().argmax(1)
         logits = base[row] + torch.sin(3.0 * time)[:, None, None] * drift[row]
-        logits = logits * fading(family, time)[:, None, None]
         for column, position in enumerate(range(len(x))[span]):
             if not bool(scorable[position]):
                 continue
@@ -76,12 +67,8 @@ def test_drawn_noise_expects_the_integral_in_every_block(kind, draw):
     texts = all_sequences(2)
     x = torch.cat([texts[1], texts[5]])
     found = sampled_nats(family, process, x, 2, torch.ones(4, dtype=torch.bool), draw)
-
-    def network(t):
-        return drifting_logits(process, t, 2) * fading(family, t).view(-1, 1, 1, 1)
-
     for block, index in enumerate((1, 5)):
-        exact = nelbo(family, process, network, index, 80)
+        exact = nelbo(family, process, lambda t: drifting_logits(process, t, 2), index, 80)
         error = float(found[:, block].std()) / math.sqrt(DRAWS)
         assert abs(float(found[:, block].mean()) - exact) < 4.0 * error
         assert error < 0.03 * exact

@@ -89,6 +89,7 @@ def test_score_entropy_of_the_mean_score_is_the_same_number(x, z):
         raw[0, list(CLEAN)] = (q / q[z]).log()[list(CLEAN)]
         raw[0, z] = 7.0  # the current token's own entry is no output
         noise, at = noise_at(score, t[None]), torch.tensor([z])
+        raw = raw / score.objective.scale(noise.alpha)
         prediction = score.objective.predict(raw, at, noise.alpha)
         nats = score.objective.nelbo_terms(prediction, torch.tensor([x]), at, noise)
         assert float(nats) == pytest.approx(float(value), abs=1e-10, rel=1e-10)
@@ -121,15 +122,34 @@ def test_score_entropy_oracle_has_the_likelihood():
     family = world("uniform", "sedd")
 
     def scores(t):
-        """Log ratios to the current token, as the objective reads them."""
+        """Outputs whose log ratios to the current token are the true ones."""
         p = oracle("uniform", joint, t, 2, True).exp()
         q = torch.einsum("qzx,qslx->qslz", kernel("uniform", t)[1], p).log()
         at = sequences("uniform", 2)[None, :, :, None].expand(len(t), -1, -1, 1)
-        return q - q.gather(-1, at)
+        scale = family.objective.scale(family.schedule.alpha(t))
+        return (q - q.gather(-1, at)) / scale.view(-1, 1, 1, 1)
 
     for index in range(0, len(joint), 2):
         value = nelbo(family, "uniform", scores, index)
         assert value == pytest.approx(-math.log(joint[index]), abs=1e-7)
+
+
+@pytest.mark.parametrize(("x", "z"), PAIRS)
+def test_score_entropy_stays_bounded_for_any_outputs_as_everything_is_lost(x, z):
+    """Scores that kept away from 1 would cost 1 / alpha."""
+    family = world("uniform", "sedd")
+    generator = torch.Generator().manual_seed(5)
+    alpha = torch.tensor([1e-2, 1e-4, 1e-6], dtype=torch.float64)
+    for _ in range(5):
+        raw = 3.0 * torch.randn(1, ROWS, generator=generator, dtype=torch.float64)
+        noise, at = noise_at(family, 1.0 - alpha), torch.full((3,), z)
+        prediction = family.objective.predict(raw.expand(3, -1), at, noise.alpha)
+        nats = family.objective.nelbo_terms(prediction, torch.full_like(at, x), at, noise)
+        assert (nats >= 0.0).all()
+        assert float(nats[1]) < 2.0 * float(nats[0]) + 0.1
+        assert float(nats[2]) < float(nats[1]) + 0.01
+        assert prediction.log_score[2, list(CLEAN)].abs().max() < 1e-4
+        assert prediction.log_score[2, [MASK]].isinf().all()
 
 
 @pytest.mark.parametrize("cut", [1e-2, 1e-3])

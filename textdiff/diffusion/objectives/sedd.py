@@ -48,7 +48,9 @@ class SEDDUniform(Objective):
     """Score entropy under uniform noise (Eq. 5, arXiv:2310.16834), at every position.
 
     With b = (1 - alpha) / K the true ratios at x_t = x0 are all b / (alpha + b); elsewhere they are
-    1, and the inverse of that at x0.
+    1, and the inverse of that at x0. All of them tend to 1 as alpha does to 0, and the bound is
+    infinite for scores that do not; so outputs are scaled by alpha / (alpha + b), which is about 1
+    until there is hardly anything left to see.
     """
 
     dense: ClassVar[bool] = True
@@ -56,8 +58,15 @@ class SEDDUniform(Objective):
 
     def predict(self, logits: Tensor, xt: Tensor, alpha: Tensor) -> Prediction:
         score = wide(logits).masked_fill(~self.vocabulary.clean, -torch.inf)
+        score = score * self.scale(alpha)[:, None].to(score.dtype)
         score = score.scatter(-1, xt[:, None], 0.0)
         return Prediction(lambda: self.process.log_x0(score, xt, alpha).to(score.dtype), score)
+
+    def scale(self, alpha: Tensor) -> Tensor:
+        """[N] factor from the network's outputs to log scores."""
+        kept = self.vocabulary.count * alpha
+        scale: Tensor = kept / (kept + 1.0 - alpha)
+        return scale
 
     def nelbo_terms(self, prediction: Prediction, x0: Tensor, xt: Tensor, noise: Noise) -> Tensor:
         score = prediction.log_score
@@ -65,15 +74,11 @@ class SEDDUniform(Objective):
         count, alpha = self.vocabulary.count, noise.alpha
         b = (1.0 - alpha) / count
         ratio = b / (alpha + b)
-        total = score.exp().sum(-1).double() - 1.0  # without x_t itself, whose log score is 0
-        logs = score.masked_fill(~self.vocabulary.clean, 0.0).sum(-1).double()
-        stayed = xt == x0
-        at_x0 = (1.0 / ratio - 1.0) * pick(score, x0)
-        cross = torch.where(stayed, ratio * logs, logs + at_x0)
-        constant = torch.where(
-            stayed,
-            (count - 1) * ratio * (ratio.log() - 1.0),
-            2.0 - count - (ratio.log() + 1.0) / ratio,
-        )
+        # Sums of s - 1 - ln s, small when scores are about 1: sums of s itself would cancel.
+        score = score.masked_fill(~self.vocabulary.clean, 0.0)
+        excess = (torch.expm1(score) - score).sum(-1).double()
+        logs = score.sum(-1).double()
+        stays = (1.0 - ratio) * logs + (count - 1) * (1.0 + ratio * (ratio.log() - 1.0))
+        moves = 1.0 - (ratio.log() + 1.0) / ratio - (1.0 / ratio - 1.0) * pick(score, x0)
         rate = (1.0 - alpha) / (alpha * count)
-        return noise.weight * rate * (total - cross + constant)
+        return noise.weight * rate * (excess + torch.where(xt == x0, stays, moves))
