@@ -16,8 +16,8 @@ from textdiff.likelihood.estimators.strata import strata
 WINDOW = 6
 LENGTHS = (3, 7, 13, 6, 1)
 ALL = [
-    ("masked_count", {"samples": 2}),
-    ("balanced", {"samples": 2}),
+    ("masked_count", {"samples": 3}),
+    ("balanced", {"samples": 3}),
     ("time", {}),
     ("finite_t", {"timesteps": 5}),
     ("any_order", {}),
@@ -148,7 +148,7 @@ def test_a_state_of_another_job_is_refused(model, tmp_path, what):
     estimate(model, chosen, windows_of(texts, chosen), seed=1, state=path)
     other = tiny_model(seed=1) if what == "model" else model
     windows = windows_of(texts[:2] if what == "text" else texts, chosen)
-    options = {"samples": 2} if what == "estimator" else {}
+    options = {"samples": 3} if what == "estimator" else {}
     with pytest.raises(CheckpointError, match=f"saved with another {what}"):
         estimate(other, chosen, windows, seed=2 if what == "seed" else 1, state=path, **options)
 

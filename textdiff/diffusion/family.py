@@ -51,13 +51,14 @@ class Family:
         """The blocks of a sequence of `length` tokens."""
         return Blocks.of(length, self.block_size)
 
-    def known_alpha(self, alpha: Tensor, length: int) -> Tensor:
+    def known_alpha(self, alpha: Tensor) -> Tensor:
         """Survival probabilities as a network that sees the noise level is told them.
 
         Where nothing survives, sigma is infinite and no network can be told: there it takes alpha
-        as 1 / (n + 1), the mean in training by count when all n tokens of a block are hit.
+        as 1 / (n + 1), the mean in training by count when all n tokens of a block are hit; for a
+        whole sequence as 0.001, whatever its length, because padding must not matter.
         """
-        return alpha.where(alpha > 0.0, 1.0 / (self.blocks(length).size + 1.0))
+        return alpha.where(alpha > 0.0, 1.0 / (self.block_size + 1.0) if self.block_size else 1e-3)
 
 
 def build_family(

@@ -56,7 +56,7 @@ def corrupt(family: Family, x0: Tensor, noise: Noise, document_ids: Tensor | Non
     xt = family.process.corrupt(x0, noise)
     positions = family.objective.positions(noise).flatten().nonzero().squeeze(1)
     starts = torch.arange(0, x0.shape[1], family.blocks(x0.shape[1]).size)
-    alpha = family.known_alpha(noise.alpha.expand(x0.shape)[:, starts], x0.shape[1])
+    alpha = family.known_alpha(noise.alpha.expand(x0.shape)[:, starts])
     sigma = -torch.log(alpha).float()
     return Batch(x0, xt, positions, noise.at(positions), sigma, document_ids)
 

@@ -68,9 +68,7 @@ class Denoiser:
         end = min(self.family.blocks(width).span(self.block).stop, int(self.lengths[rows].max()))
         at = (where * end + positions % width).to(device)
         xs = canvas[rows.to(device), :end] if len(rows) < len(canvas) else canvas[:, :end]
-        alpha = self.family.known_alpha(
-            self.family.schedule.alpha(t[rows]), self.model.config.max_position_embeddings
-        )
+        alpha = self.family.known_alpha(self.family.schedule.alpha(t[rows]))
         logits = self.model(
             late(xs, self.family.process.mask_token_id) if self.shifted else xs,
             sigma=self._sigma(alpha, end).to(device),
