@@ -109,7 +109,7 @@ def network(config: Config) -> tuple[TextDiffusionModel, Family]:
         torch.manual_seed(0)
         model, family = build_model(config, tokenizer(), torch.device("cpu"))
         for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
+            parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval(), family
 
 
@@ -135,7 +135,7 @@ def scored(model: TextDiffusionModel, family: Family) -> None:
     windows = cut_windows(arrays, ["x" * len(text) for text in texts], LENGTH, clean)
     bound = estimate(model, family, windows, seed=0, replicates=8).bound()
     assert torch.tensor([bound.mean, bound.stderr]).isfinite().all(), f"bound {bound}"
-    assert bound.mean > 0.0
+    assert 0.0 < bound.mean < 30.0, f"bound {bound}"
     assert bound.tokens == 16
 
 
