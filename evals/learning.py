@@ -111,7 +111,7 @@ def summary(results: list[dict]) -> list[dict]:
     for row in dict.fromkeys(result["row"] for result in results):
         values = [r["bits_per_character"] for r in results if r["row"] == row]
         errors = [r["monte_carlo_stderr"] for r in results if r["row"] == row]
-        spread = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+        spread = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
         mean = statistics.mean(values)
         rows.append(
             {
@@ -152,7 +152,7 @@ def main() -> None:
         official = row["official"]
         print(
             f"{row['row']:16} {row['bits_per_character']:.4f} bits/char "
-            f"(± {row['stderr_over_seeds']:.4f} over {row['seeds']} seeds, "
+            f"(± {row['stderr_over_seeds'] or math.nan:.4f} over {row['seeds']} seeds, "
             f"± {row['monte_carlo_stderr']:.4f} Monte Carlo)"
             + (f", official {official[0]} ± {official[1]}" if official else "")
         )

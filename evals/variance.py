@@ -33,20 +33,21 @@ ROWS: dict[str, list[tuple[str, dict, int]]] = {
     "text": [
         ("time", {"complete": False}, 600),
         ("balanced", {"samples": 8}, 160),
-        ("masked_count", {}, 400),
+        ("masked_count", {"samples": 1}, 400),
+        ("masked_count", {"samples": 2}, 300),
         ("masked_count", {"samples": 8}, 60),
     ],
     "windows": [
         ("time", {"complete": False}, 160),
         ("time", {}, 80),
         ("finite_t", {"timesteps": 128}, 160),
-        ("masked_count", {}, 160),
+        ("masked_count", {"samples": 1}, 160),
+        ("masked_count", {"samples": 2}, 160),
         ("masked_count", {"samples": 8}, 24),
         ("balanced", {"samples": 1}, 80),
         ("balanced", {"samples": 8}, 24),
         ("balanced", {"samples": 16}, 16),
         ("any_order", {}, 8),
-        ("importance", {"orders": 1}, 8),
     ],
 }
 

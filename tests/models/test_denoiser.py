@@ -323,9 +323,14 @@ def test_every_matrix_learns(options):
     assert dead == []
 
 
-def test_adaln_starts_as_the_identity_of_its_block():
+def test_adaln_starts_as_the_network_without_it():
+    """Scales and shifts at zero, gates at one: nothing is modulated until training says so."""
     torch.manual_seed(0)
     model = TextDiffusionModel(TextDiffusionConfig(vocab_size=9, hidden_size=16, adaln=True))
+    plain = TextDiffusionModel(TextDiffusionConfig(vocab_size=9, hidden_size=16))
+    missing, extra = plain.load_state_dict(model.state_dict(), strict=False)
+    assert missing == []
+    assert all("adaLN" in name or "sigma_map" in name for name in extra)
     ids = torch.arange(8)[None]
-    hidden, _ = model.hidden(ids)
-    assert torch.equal(hidden, model.vocab_embed(ids))
+    assert torch.equal(model(ids).logits, plain(ids).logits)
+    assert not torch.equal(model.hidden(ids)[0], model.vocab_embed(ids))
