@@ -282,7 +282,7 @@ class DiffusionConfig(Section):
         None, ge=1, description="tokens per block; null: the whole sequence is one block"
     )
     timesteps: int | None = Field(
-        None, ge=2, description="steps of discrete time; null: continuous time"
+        None, ge=1, description="steps of discrete time; null: continuous time"
     )
 
     @model_validator(mode="after")
@@ -326,6 +326,11 @@ class DiffusionConfig(Section):
             return "objective d3pm is diffusion in steps: set timesteps, for example 1000"
         if self.timesteps is None:
             return None
+        if self.timesteps == 1:
+            return (
+                "timesteps: 1 draws all tokens at once from pure noise, independently of each "
+                "other: there is nothing to learn but their frequencies; set timesteps: 2 or more"
+            )
         if kind not in ("d3pm", "mdlm"):
             return f"objective {kind} is in continuous time: set timesteps: null"
         if self.noise.draw != "time" or self.noise.range != (0.0, 1.0):
@@ -553,7 +558,9 @@ def _base(raw: dict[str, Any], flags: list[str], where: str) -> Config:
     try:
         complete = Config.model_validate(whole)
     except ValidationError as error:
-        if any(found["type"] == "value_error" for found in error.errors()):
+        # Unknown flags and values that cannot be read are left to the parser, which shows the flag.
+        kinds = {str(found["type"]) for found in error.errors()}
+        if any(kind != "extra_forbidden" and not kind.endswith(_UNREADABLE) for kind in kinds):
             raise ConfigError(f"{where}: {_explain(error)}") from None
         return validate(raw, where)
     try:
@@ -599,6 +606,7 @@ def _assign(raw: dict[str, Any], path: list[str], value: Any) -> None:
     node[path[-1]] = value
 
 
+_UNREADABLE = ("_type", "_parsing", "_from_float")
 _PLAIN = {"True": "true", "False": "false", "None": "null", "none": "null"}
 _WORDS = {"true": "True", "false": "False", "null": "None", "none": "None"}
 
