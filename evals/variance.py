@@ -48,6 +48,7 @@ ROWS: dict[str, list[tuple[str, dict, int]]] = {
         ("balanced", {"samples": 8}, 24),
         ("balanced", {"samples": 16}, 16),
         ("any_order", {}, 8),
+        ("importance", {"orders": 1}, 8),
     ],
 }
 
