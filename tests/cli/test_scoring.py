@@ -211,11 +211,18 @@ def test_state_continues_and_refuses_another_job(exports, prose, tmp_path, capsy
     assert "another seed" in shown
 
 
+def listen_to_ctrl_c():
+    """A shell's background jobs ignore Ctrl-C, and so does what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_says_how_to_go_on(exports, prose, tmp_path):
     state = tmp_path / "state"
     words = [sys.executable, "-m", "textdiff", "perplexity", str(exports / "a")]
     words += [str(prose / "text.txt"), "--replicates", "4000", "--state", str(state)]
-    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        words, stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_ctrl_c
+    ) as process:
         for _ in range(600):
             if state.exists():
                 break
