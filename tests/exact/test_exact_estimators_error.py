@@ -54,7 +54,12 @@ def test_intervals_of_a_wanted_precision(table):
     """Stein's rule keeps its promise; stopping when the interval looks narrow would not."""
     most, precision, size = 100, 0.3, 4
     found = estimate(
-        TableDenoiser(table), family(), repetitions(REPETITIONS, size), seed=9, replicates=most
+        TableDenoiser(table),
+        family(),
+        repetitions(REPETITIONS, size),
+        seed=9,
+        replicates=most,
+        samples=1,  # as much spread as there can be: most runs must go on past the pilot
     )
     one, exact = repetitions(1, size), truth(table, size)
     covered, used, widths = 0, [], []
