@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from textdiff.config import Config, DiffusionConfig, SampleConfig, load
+from textdiff.config import Config, DiffusionConfig, SampleConfig
+from textdiff.config_file import load
 from textdiff.diffusion.objectives import OBJECTIVES
 from textdiff.diffusion.process import PROCESSES
 from textdiff.diffusion.schedule import SCHEDULES
@@ -21,6 +22,7 @@ FLOORS = {
     "errors": 0,
     "provenance": 0,
     "config": 1,
+    "config_file": 1,
     "diffusion": 2,
     "models": 2,
     "data": 2,

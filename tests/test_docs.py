@@ -7,7 +7,7 @@ import shlex
 import pytest
 import torch
 
-from textdiff.config import load
+from textdiff.config_file import load
 from textdiff.diffusion.blocks import Blocks
 from textdiff.diffusion.noise import noise_by_time
 from textdiff.diffusion.objectives import OBJECTIVES

@@ -32,7 +32,7 @@ def load_config(arguments: Sequence[str], prog: str, extra: str = "") -> "Config
     Raises:
         ConfigError: no config, or a wrong one.
     """
-    from textdiff.config import load
+    from textdiff.config_file import load
 
     if arguments and arguments[0] in ("-h", "--help"):
         print(f"usage: {prog} CONFIG {extra}[--section.key VALUE ...]")

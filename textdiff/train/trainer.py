@@ -18,7 +18,8 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import ProjectConfiguration
 from torch import Tensor
 
-from textdiff.config import Config, to_yaml
+from textdiff.config import Config
+from textdiff.config_file import to_yaml
 from textdiff.data import Corpus, encode_documents
 from textdiff.diffusion.randomness import Stream, bits
 from textdiff.errors import CheckpointError, ConfigError, TextDiffError
