@@ -22,7 +22,7 @@ FLOORS = {
     "errors": 0,
     "provenance": 0,
     "config": 1,
-    "config_file": 1,
+    "config_file": 2,
     "diffusion": 2,
     "models": 2,
     "data": 2,
