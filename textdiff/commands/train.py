@@ -59,21 +59,20 @@ def _set_aside(directory: Path, tell: Callable[[str], None]) -> None:
 
 
 def _show_result(console: Any, config: "Config", trainer: Any) -> None:
+    from textdiff.pipeline import TextDiffusion
     from textdiff.view import describe_bound
 
     directory = Path(config.run.dir)
     console.print(f"\nvalidation: {describe_bound(trainer.bound)}", highlight=False, soft_wrap=True)
-    model = trainer.exported
-    with trainer.ema.applied(model.model):
-        if config.sample.num_samples:
-            if console.is_terminal:
-                watch_rows(console, model, "", config.sample.num_samples, config.run.seed, {})
-            else:
-                drawn = model.generate(
-                    "", num_samples=config.sample.num_samples, seed=config.run.seed
-                )
-                print("\n" + "\n\n---\n\n".join(drawn.texts))
     export = str(directory / "export")
+    if config.sample.num_samples:
+        # What was written, not what was trained: the weights of that may be spread over processes.
+        model = TextDiffusion.from_pretrained(export, device=str(trainer.accelerator.device))
+        if console.is_terminal:
+            watch_rows(console, model, "", config.sample.num_samples, config.run.seed, {})
+        else:
+            drawn = model.generate("", num_samples=config.sample.num_samples, seed=config.run.seed)
+            print("\n" + "\n\n---\n\n".join(drawn.texts))
     prompt = " ".join(trainer.corpus.validation[0].split()[:3])
     commands = [
         ["textdiff", "generate", export, prompt, "--watch"],

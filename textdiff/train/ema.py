@@ -6,12 +6,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from textdiff.train.sharding import load_tensors
+
 
 class EMA:
     """Averaged parameters, float32.
 
     The decay warms up as min(decay, (1 + n) / (10 + n)), so early averages do not remember the
-    initialisation. A decay of 0 follows the weights themselves.
+    initialisation. A decay of 0 follows the weights themselves. Averages of sharded parameters are
+    sharded like them.
 
     Args:
         model: whose parameters are averaged.
@@ -51,9 +54,7 @@ class EMA:
         """The averages by parameter name."""
         return dict(zip(self.names, self.shadow, strict=True))
 
-    @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor], updates: int) -> None:
         """Restores averages and their count."""
         self.updates = updates
-        for name, average in zip(self.names, self.shadow, strict=True):
-            average.copy_(state[name])
+        load_tensors(self.state_dict(), state)

@@ -8,6 +8,7 @@ interrupted and resumed is the run that was not.
 import json
 import math
 import time
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from textdiff.data import Corpus, encode_documents
 from textdiff.diffusion.randomness import Stream, bits
 from textdiff.errors import CheckpointError, ConfigError, TextDiffError
 from textdiff.likelihood import Bound, Windows, cut_windows, estimate
-from textdiff.loading import DTYPES, cpu_only
+from textdiff.loading import DTYPES, cpu_only, family_of
 from textdiff.pipeline import TextDiffusion
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.checkpoint import Checkpoint, checkpoints, damage, optimizer_states
@@ -36,6 +37,16 @@ from textdiff.train.optim import build_optimizers, lr_multiplier, set_learning_r
 from textdiff.train.precision import resolve_precision
 from textdiff.train.reporter import Reporter, StepReport
 from textdiff.train.setup import build_model, check_resume, environment
+from textdiff.train.sharding import (
+    check_engine,
+    filled,
+    gather,
+    hollow,
+    is_sharded,
+    load_optimizer,
+    load_tensors,
+    whole,
+)
 from textdiff.train.signals import StopRequest
 
 
@@ -100,14 +111,21 @@ class Trainer:
                 f"micro_batch_size {config.train.micro_batch_size} x {accelerator.num_processes} "
                 "processes"
             )
-        self.exported = TextDiffusion(model, corpus.tokenizer, family, sample_defaults(config))
-        self.ema = EMA(model, config.train.ema_decay)
+        self.trained = model
+        self.parameters = sum(p.numel() for p in model.parameters())
         optimizers = build_optimizers(model, config.train)
         if config.train.compile:
             for block in model.blocks:
                 block.compile()
-        self.module = accelerator.prepare(training_loss(model, family))
-        self.optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
+        check_engine(accelerator)
+        self.module, *self.optimizers = accelerator.prepare(
+            training_loss(model, family), *optimizers
+        )
+        self.ema = EMA(model, config.train.ema_decay)
+        if is_sharded(model):
+            model = hollow(model)
+            family = family_of(model.config, accelerator.device, model.exponents)
+        self.exported = TextDiffusion(model, corpus.tokenizer, family, sample_defaults(config))
         self.windows = self._validation_windows()
         self.progress = Progress()
         self.bound: Bound | None = None
@@ -162,7 +180,8 @@ class Trainer:
                 index = micro_step * self.accelerator.num_processes + self.accelerator.process_index
                 torch.manual_seed(int(bits(seed, Stream.DROPOUT, row=index, step=step)))
             with self.accelerator.accumulate(self.module):
-                total, _ = self.module(batch)
+                with self.accelerator.autocast():  # which FSDP2 leaves to the caller
+                    total, _ = self.module(batch)
                 mean = total / batch.x0.numel()
                 self.accelerator.backward(mean)
                 loss += mean.detach() / self.batches.accumulation
@@ -171,7 +190,7 @@ class Trainer:
                 for optimizer in self.optimizers:
                     optimizer.step()
                     optimizer.zero_grad()
-        self.ema.update(self.exported.model)
+        self.ema.update(self.trained)
         self.progress.step += 1
         self.progress.loss_steps += 1
         self.progress.tokens += self.config.train.global_batch_size * self.batch_length
@@ -179,9 +198,8 @@ class Trainer:
 
     def _clip(self) -> Tensor:
         limit = self.config.train.grad_clip or math.inf
-        return torch.as_tensor(
-            self.accelerator.clip_grad_norm_(self.module.parameters(), limit)
-        ).detach()
+        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), limit)
+        return whole(torch.as_tensor(norm).detach())
 
     @property
     def batch_length(self) -> int:
@@ -238,7 +256,7 @@ class Trainer:
         """The validation bound of the averaged weights, under common random numbers."""
         accelerator, model = self.accelerator, self.exported.model
         with (
-            self.ema.applied(model),
+            self._averaged(),
             torch.autocast(
                 accelerator.device.type,
                 DTYPES["bfloat16"],
@@ -295,6 +313,7 @@ class Trainer:
             self.directory.mkdir(parents=True, exist_ok=True)
             (self.directory / "config.yaml").write_text(to_yaml(self.config), encoding="utf-8")
             facts = environment(self.accelerator, self.corpus.record)
+            facts["sharded"] = is_sharded(self.trained)
             (self.directory / "env.json").write_text(json.dumps(facts, indent=2) + "\n")
             with (self.directory / "validation.jsonl").open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps({"text": text}) + "\n" for text in self.scored)
@@ -304,7 +323,7 @@ class Trainer:
         self.reporter.started(
             {
                 "directory": str(self.directory),
-                "parameters": sum(p.numel() for p in model.parameters()),
+                "parameters": self.parameters,
                 "vocabulary": model.config.vocab_size,
                 "device": str(self.accelerator.device),
                 "processes": self.accelerator.num_processes,
@@ -328,23 +347,35 @@ class Trainer:
             **vars(self.progress),
             "ema_updates": self.ema.updates,
             "bound": None if self.bound is None else asdict(self.bound),
-            "parameters": sum(p.numel() for p in self.exported.model.parameters()),
+            "parameters": self.parameters,
             "vocabulary": self.exported.model.config.vocab_size,
             "corpus": self.corpus.record,
             "config": self.config.model_dump(mode="json"),
         }
 
     def _save(self) -> None:
-        if self.accelerator.is_main_process:
-            parameters = {n: p.detach() for n, p in self.exported.model.named_parameters()}
-            Checkpoint(
-                parameters, self.ema.state_dict(), optimizer_states(self.optimizers), self._state()
-            ).save(self.directory / "checkpoints", self.config.train.keep_checkpoints)
-            with self.ema.applied(self.exported.model):
+        main = self.accelerator.is_main_process
+        parameters = {n: p.detach() for n, p in self.trained.named_parameters()}
+        checkpoint = Checkpoint(
+            gather(parameters, keep=main),
+            gather(self.ema.state_dict(), keep=main),
+            gather(optimizer_states(self.optimizers), keep=main),
+            self._state(),
+        )
+        if main:
+            checkpoint.save(self.directory / "checkpoints", self.config.train.keep_checkpoints)
+        with self._averaged():
+            if main:
                 write_export(
                     self.directory / "export", self.exported, self.config, self._state(), self.bound
                 )
         self.accelerator.wait_for_everyone()
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """While entered, `exported` holds the averaged weights, whole; all processes enter."""
+        if self.exported.model is self.trained:
+            return self.ema.applied(self.trained)
+        return filled(self.exported.model, self.ema.state_dict())
 
     def _finish(self) -> None:
         """Closes the run; a signal at the very last step may have left its bound to us."""
@@ -380,10 +411,10 @@ class Trainer:
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         check_resume(self.config, checkpoint.state["config"], self.directory)
-        self.exported.model.load_state_dict(checkpoint.model)
+        load_tensors(dict(self.trained.named_parameters()), checkpoint.model)
         self.ema.load_state_dict(checkpoint.ema, checkpoint.state["ema_updates"])
         for optimizer, state in zip(self.optimizers, checkpoint.optimizers, strict=True):
-            optimizer.load_state_dict(state)
+            load_optimizer(optimizer, state)
         self.progress = Progress(**{k: checkpoint.state[k] for k in vars(self.progress)})
         if checkpoint.state["bound"] is not None:
             self.bound = Bound(**checkpoint.state["bound"])
