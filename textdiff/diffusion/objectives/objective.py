@@ -48,6 +48,7 @@ class Objective(ABC):
         process: the forward process.
         dense: whether every position costs nats, not only those that noise has hit.
         shifted: whether the network reads clean tokens one position late, left to right.
+        predicts_score: whether predictions hold ratios of probabilities, as scores are.
         processes: names of the processes that the objective is defined for.
     """
 
@@ -55,6 +56,7 @@ class Objective(ABC):
 
     dense: ClassVar[bool] = False
     shifted: ClassVar[bool] = False
+    predicts_score: ClassVar[bool] = False
     processes: ClassVar[tuple[str, ...]]
 
     @property

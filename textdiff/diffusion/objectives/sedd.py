@@ -28,6 +28,7 @@ from textdiff.diffusion.objectives.objective import (
 class SEDDAbsorbing(Objective):
     """Score entropy under absorbing noise (Eq. 5 and 9, arXiv:2310.16834)."""
 
+    predicts_score: ClassVar[bool] = True
     processes: ClassVar[tuple[str, ...]] = ("absorbing",)
 
     def predict(self, logits: Tensor, xt: Tensor, alpha: Tensor) -> Prediction:
@@ -54,6 +55,7 @@ class SEDDUniform(Objective):
     """
 
     dense: ClassVar[bool] = True
+    predicts_score: ClassVar[bool] = True
     processes: ClassVar[tuple[str, ...]] = ("uniform",)
 
     def predict(self, logits: Tensor, xt: Tensor, alpha: Tensor) -> Prediction:

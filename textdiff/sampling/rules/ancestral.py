@@ -9,6 +9,8 @@ faster than others, since what the network says then decides when a position is 
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,24 +20,30 @@ from textdiff.diffusion.randomness import Stream
 from textdiff.diffusion.schedule import NoiseSchedule
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens, inverse_cdf
-from textdiff.sampling.rules.rule import Denoise, Step, Uniforms
+from textdiff.sampling.rules.rule import Denoise, Rule, Step, Uniforms
 
 
-def ancestral(
-    denoise: Denoise,
-    process: ForwardProcess,
-    schedule: NoiseSchedule,
-    canvas: Tensor,
-    *,
-    steps: int,
-    frozen: Tensor,
-    uniforms: Uniforms,
-    controls: Controls,
-) -> Iterator[Step]:
+@dataclass(frozen=True)
+class Ancestral(Rule):
     """Fills the open positions in at most `steps` network calls per row."""
-    times = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
-    walk = _resample if process.draws_tokens or process.by_token else _reveal
-    yield from walk(denoise, process, schedule, canvas, times, frozen, uniforms, controls)
+
+    processes: ClassVar[tuple[str, ...]] = ("absorbing", "absorbing by token", "uniform", "hybrid")
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        process: ForwardProcess,
+        schedule: NoiseSchedule,
+        canvas: Tensor,
+        *,
+        steps: int,
+        frozen: Tensor,
+        uniforms: Uniforms,
+        controls: Controls,
+    ) -> Iterator[Step]:
+        times = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
+        walk = _resample if process.draws_tokens or process.by_token else _reveal
+        yield from walk(denoise, process, schedule, canvas, times, frozen, uniforms, controls)
 
 
 def _resample(

@@ -1,11 +1,13 @@
 """What every decoding rule takes and yields."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar
 
 from torch import Tensor
 
+from textdiff.diffusion.family import Family
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.randomness import Stream
@@ -50,9 +52,32 @@ Uniforms = Callable[[Stream, int], Tensor]
 """uniforms(stream, scheduled step) -> [R, L] float64, whatever rows share the batch."""
 
 
-class Rule(Protocol):
-    """A decoding rule: a generator over the steps that fill a canvas."""
+@dataclass(frozen=True)
+class Rule(ABC):
+    """A decoding rule and its knobs: called, it walks the steps that fill a canvas.
 
+    Knobs are the fields of a rule; `dataclasses.replace` sets them, and values out of range are a
+    ConfigError. What becomes of a row depends on the row alone, whoever shares its batch.
+
+    Attributes:
+        processes: names of the forward processes that the rule is defined for.
+        otherwise: what to say, after "rule ... ", to those who have another process.
+        needs_score: whether it walks along scores, which only some objectives predict.
+    """
+
+    processes: ClassVar[tuple[str, ...]]
+    otherwise: ClassVar[str] = ""
+    needs_score: ClassVar[bool] = False
+
+    def refusal(self, family: Family) -> str | None:
+        """Why the rule does not fit a family, as the end of a sentence; None: it does."""
+        if family.process.name not in self.processes:
+            return f"{self.otherwise}, and noise here is {family.process.name}"
+        if self.needs_score and not family.objective.predicts_score:
+            return "walks along scores, which this objective does not predict"
+        return None
+
+    @abstractmethod
     def __call__(
         self,
         denoise: Denoise,
@@ -72,9 +97,8 @@ class Rule(Protocol):
             process: forward process.
             schedule: noise schedule.
             canvas: [R, L] tokens, open positions in the process's prior state.
-            steps: denoising steps.
-            frozen: [R, L] bool, positions that never change.
+            steps: denoising steps, and most network calls of a row.
+            frozen: [R, L] bool on the host, positions that never change.
             uniforms: source of randomness.
             controls: temperature and truncation.
         """
-        ...
