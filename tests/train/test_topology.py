@@ -1,79 +1,58 @@
-"""Loss curves do not depend on accumulation, processes or data-loader workers."""
+"""Loss curves do not depend on accumulation, processes or data-loader workers: 2 x 4 = 1 x 8."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from training_runs import assert_same_curve
 
-CONFIG = """
-data: {{sources: [{{source: {corpus}}}], sequence_length: 32, cache_dir: {folder}/cache}}
-tokenizer: {{kind: byte}}
-model: {{hidden_size: 32, num_layers: 2, num_heads: 2}}
-train: {{steps: 10, global_batch_size: 8, micro_batch_size: 8, warmup_steps: 2, log_every: 1,
-         mixed_precision: fp32}}
-evaluate: {{every: 10}}
-sample: {{num_samples: 0}}
-"""
+FILES = ("cpu", "ddp", "fsdp2", "zero2", "zero3")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("topology")
-    corpus = folder / "corpus.txt"
-    corpus.write_text("".join(f"Line {i} of {i * i} is here.\n" for i in range(400)))
-    (folder / "c.yaml").write_text(CONFIG.format(corpus=corpus, folder=folder))
-    return folder
+def test_accumulation(runs, single):
+    assert_same_curve(runs.train("accumulated", "--train.micro-batch-size=4"), single)
+    assert len([line for line in single if "loss" in line]) == 50
 
 
-def curve(folder: Path, name: str, *flags: str, launcher: tuple[str, ...] = ()) -> list[dict]:
-    words = [sys.executable, *launcher, "-m", "textdiff", "train", str(folder / "c.yaml")]
-    done = subprocess.run(
-        [*words, f"--run.dir={folder / name}", *flags],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    lines = (folder / name / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
-
-
-@pytest.fixture(scope="module")
-def single(folder) -> list[dict]:
-    return curve(folder, "single")
-
-
-def assert_same_curve(found: list[dict], expected: list[dict]) -> None:
-    assert [line["step"] for line in found] == [line["step"] for line in expected]
-    for one, other in zip(found, expected, strict=True):
-        for key in ("loss", "grad_norm", "bound_nats"):
-            if key in other:
-                assert one[key] == pytest.approx(other[key], rel=2e-5), (other["step"], key)
-
-
-def test_accumulation(folder, single):
-    assert_same_curve(curve(folder, "accumulated", "--train.micro-batch-size=4"), single)
-
-
-def test_workers_change_nothing_at_all(folder, single):
-    found = curve(folder, "workers", "--data.num-workers=2")
+def test_workers_change_nothing_at_all(runs, single):
+    found = runs.train("workers", "--data.num-workers=2")
     assert [line.get("loss") for line in found] == [line.get("loss") for line in single]
 
 
-def test_two_processes(folder, single):
-    # --multi_gpu is accelerate's word for "start processes"; without a GPU they speak gloo.
-    launcher = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2")
-    launcher += ("--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no")
-    found = curve(folder, "two", "--train.micro-batch-size=4", launcher=launcher)
+@pytest.mark.dist
+@pytest.mark.parametrize("file", ["cpu", "ddp"])
+def test_two_processes(runs, single, file):
+    found = runs.launch(file, file, "--train.micro-batch-size=4")
     assert_same_curve(found, single)
-    assert json.loads((folder / "two" / "env.json").read_text())["processes"] == 2
+    assert json.loads((runs / file / "env.json").read_text())["processes"] == 2
 
 
-def test_blocks_and_adaln_train_too(folder):
+def test_blocks_and_adaln_train_too(runs):
     flags = ("--diffusion.block-size=8", "--model.adaln=true", "--model.time-conditioning=true")
-    found = curve(folder, "blocks", *flags, "--train.learning-rate=0.01", "--train.steps=30")
+    found = runs.train("blocks", *flags, "--train.learning-rate=0.01", "--train.steps=30")
     losses = [line["loss"] for line in found if "loss" in line]
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_accelerate_takes_every_file(root, name):
+    path = root / "configs" / "accelerate" / f"{name}.yaml"
+    load_config_from_file(str(path))  # refuses keys it does not know
+    words = ["--config_file", str(path), "-m", "textdiff", "train", "CONFIG"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
+    assert arguments.num_processes == 2
+    assert arguments.multi_gpu == (name in ("cpu", "ddp"))
+    assert arguments.use_fsdp == (name not in ("cpu", "ddp"))
+    header = path.read_text().split("\n\n")[0]
+    assert f"accelerate launch --config_file configs/accelerate/{name}.yaml" in header
+    assert "CPU" in header
+
+
+def test_files_that_shard_differ_in_one_setting(root):
+    found = [
+        load_config_from_file(str(root / "configs" / "accelerate" / f"{name}.yaml")).fsdp_config
+        for name in ("fsdp2", "zero3", "zero2")
+    ]
+    assert found[0] == found[1] == {**found[2], "fsdp_reshard_after_forward": True}
+    assert found[2]["fsdp_reshard_after_forward"] is False
