@@ -20,7 +20,7 @@ import transformers
 from textdiff import TextDiffusion
 from textdiff.config_file import load
 from textdiff.data import load_documents, split_documents
-from textdiff.data.sources import iterate_texts
+from textdiff.data.documents import iterate_texts
 
 
 def words(text: str) -> list[str]:

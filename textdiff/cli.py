@@ -15,6 +15,7 @@ import tyro
 from textdiff import __version__
 from textdiff.commands.compare import compare
 from textdiff.commands.config import show_config
+from textdiff.commands.data import inspect_data, prepare_data
 from textdiff.commands.generate import generate
 from textdiff.commands.perplexity import perplexity
 from textdiff.commands.tokenizer import train_tokenizer
@@ -30,6 +31,8 @@ discrete text-diffusion language models
   perplexity MODEL TEXT...              bound the perplexity of text files
   compare MODEL_A MODEL_B TEXT...       which model a text prefers, and how sure that is
   generate MODEL [PROMPT]               generate text; --watch shows it being denoised
+  data prepare CONFIG                   tokenise the corpus ahead of training
+  data inspect CONFIG                   what the corpus holds, and how it is cut into tokens
   tokenizer train OUTPUT TEXT...        train a tokenizer on text files
   config show FILE [--section.key VALUE]    print the resolved config
 
@@ -53,6 +56,8 @@ VERBS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("perplexity",): _typed(perplexity, "textdiff perplexity"),
     ("compare",): _typed(compare, "textdiff compare"),
     ("generate",): _typed(generate, "textdiff generate"),
+    ("data", "prepare"): prepare_data,
+    ("data", "inspect"): inspect_data,
     ("tokenizer", "train"): _typed(train_tokenizer, "textdiff tokenizer train"),
     ("config", "show"): show_config,
 }

@@ -39,6 +39,13 @@ class Source(Section):
     name: str | None = Field(None, description="configuration name of a hub dataset")
     split: str = Field("train", description="split of a hub dataset")
     text_column: str = Field("text", description="column (or JSON key) that holds the text")
+    weight: float | None = Field(
+        None,
+        gt=0.0,
+        allow_inf_nan=False,
+        description="share of the training tokens, relative to the other sources' weights; null: "
+        "each source is read once per epoch",
+    )
 
 
 class DataConfig(Section):
@@ -55,6 +62,15 @@ class DataConfig(Section):
     num_proc: int = Field(1, ge=1, description="processes that tokenise (the result is the same)")
     num_workers: int = Field(0, ge=0, description="processes that prepare training batches")
     cache_dir: str | None = Field(None, description="token cache; null: the datasets cache")
+
+    @model_validator(mode="after")
+    def _weighted(self) -> "DataConfig":
+        bare = [i for i, source in enumerate(self.sources) if source.weight is None]
+        if bare and len(bare) < len(self.sources):
+            raise ValueError(
+                f"sources.{bare[0]} has no weight, others have: give every source one, or none"
+            )
+        return self
 
 
 class BpeTokenizer(Section):

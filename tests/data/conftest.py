@@ -3,10 +3,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from datasets import Dataset
 
 from textdiff.config import BpeTokenizer, ByteTokenizer, CharTokenizer
-from textdiff.data.sources import from_texts
+from textdiff.data.documents import Documents, from_texts
 from textdiff.data.tokenizer import train_tokenizer
 
 STORY = (
@@ -34,7 +33,7 @@ def tokenizers(corpus: list[str]) -> dict:
 
 
 @pytest.fixture(scope="session")
-def as_dataset() -> Callable[[Sequence[str]], Dataset]:
+def as_dataset() -> Callable[[Sequence[str]], Documents]:
     return from_texts
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from textdiff.config import ByteTokenizer
 from textdiff.data import PackedSequences, tokenize, train_tokenizer
-from textdiff.data.sources import from_texts
+from textdiff.data.documents import from_texts
 from textdiff.errors import DataError
 
 

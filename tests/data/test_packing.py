@@ -9,7 +9,7 @@ import pytest
 
 from textdiff.config import ByteTokenizer
 from textdiff.data import TokenStream, encode_documents, packing, tokenize, train_tokenizer
-from textdiff.data.sources import from_texts
+from textdiff.data.documents import from_texts
 from textdiff.errors import DataError
 
 
@@ -72,7 +72,7 @@ def test_same_stream_for_every_process_count(tokenizers, corpus, tmp_path, small
     one = build(corpus, tokenizers["bpe"], tmp_path / "one", num_proc=1)
     two = build(corpus, tokenizers["bpe"], tmp_path / "two", num_proc=2)
     assert one.folder.name == two.folder.name
-    files = [(stream.folder / "tokens.arrow").read_bytes() for stream in (one, two)]
+    files = [(stream.folder / "tokens-00000.arrow").read_bytes() for stream in (one, two)]
     assert files[0] == files[1]
 
 
@@ -107,16 +107,16 @@ def test_cache_is_reused_and_keyed_by_content_and_tokenizer(
 
 
 def truncate(folder: Path) -> None:
-    os.truncate(folder / "tokens.arrow", 100)
+    os.truncate(folder / "tokens-00000.arrow", 100)
 
 
 def garble(folder: Path) -> None:
-    path = folder / "tokens.arrow"
+    path = folder / "tokens-00000.arrow"
     path.write_bytes(b"\xa5" * path.stat().st_size)
 
 
 def lose_tokens(folder: Path) -> None:
-    (folder / "tokens.arrow").unlink()
+    (folder / "tokens-00000.arrow").unlink()
 
 
 def lose_description(folder: Path) -> None:

@@ -11,14 +11,13 @@ from datasets import Dataset, DatasetDict
 
 from textdiff.config import Source
 from textdiff.data import files, read_texts, sources
-from textdiff.data.sources import from_texts, iterate_texts, load_documents
+from textdiff.data.documents import iterate_texts
+from textdiff.data.sources import load_documents
 from textdiff.errors import DataError
 
 
 def load(path: object, **keys: str) -> list[str]:
-    documents = load_documents(Source(source=str(path), **keys))
-    assert documents.column_names == ["text"]
-    return list(iterate_texts(documents))
+    return list(iterate_texts(load_documents(Source(source=str(path), **keys))))
 
 
 def write(path: Path, data: bytes | str) -> Path:
@@ -102,12 +101,6 @@ def test_saved_dataset_and_its_splits(tmp_path: Path):
 
 def test_python_docs_is_a_source():
     assert len(load("python-docs")) > 100
-
-
-def test_chunks_keep_order(monkeypatch):
-    monkeypatch.setattr(sources, "_CHUNK_CHARACTERS", 5)
-    texts = [str(n) * 3 for n in range(700)]
-    assert list(iterate_texts(from_texts(texts))) == texts
 
 
 def test_read_texts_reads_paths_in_the_order_given(tmp_path: Path):

@@ -1,8 +1,12 @@
 """The screen: one console, one progress bar, and libraries that keep quiet."""
 
 import os
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
+
+_SECONDS_BETWEEN_LINES = 30.0
 
 
 def make_console() -> Any:
@@ -35,6 +39,73 @@ class ProgressBar:
 
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
+
+
+class PreparationView:
+    """What the preparation of a corpus is doing, on standard error while entered.
+
+    A terminal gets a bar for each stage; anything else a line when a stage begins, one every half
+    minute, and one when it is done.
+
+    Args:
+        shown: False for processes that have nothing to say.
+    """
+
+    def __init__(self, shown: bool = True):
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        console = Console(stderr=True)
+        self.plain = shown and not console.is_terminal
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[amount]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not shown or self.plain,
+            transient=True,
+        )
+        self.stage = ""
+        self.amount = ""
+        self.said = 0.0
+
+    def __enter__(self) -> Callable[[str, int, int | None], None]:
+        self.bar.start()
+        return self._tell
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+        if error[0] is None:
+            self._finish()
+
+    def _tell(self, stage: str, done: int, total: int | None) -> None:
+        fresh = stage != self.stage
+        if fresh:
+            self._finish()
+            self.task = self.bar.add_task(stage, total=total, amount="")
+        self.stage = stage
+        self.amount = f"{done / 1e6:,.1f}" + (f" of {total / 1e6:,.1f} M" if total else " M")
+        self.bar.update(self.task, completed=done, total=total, amount=self.amount)
+        if self.plain and (fresh or time.monotonic() - self.said > _SECONDS_BETWEEN_LINES):
+            self._say(f"{stage}: {self.amount}")
+
+    def _finish(self) -> None:
+        if self.stage and self.plain:
+            self._say(f"{self.stage}: {self.amount}, done")
+
+    def _say(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+        self.said = time.monotonic()
 
 
 def quiet_libraries() -> None:

@@ -1,9 +1,11 @@
 """Corpora, tokenizers and training sequences: from a source of text to rows of token ids."""
 
 from textdiff.data.corpus import Corpus, prepare_corpus
+from textdiff.data.documents import Documents
 from textdiff.data.encode import encode_documents
 from textdiff.data.files import read_texts
 from textdiff.data.loader import PackedSequences, Rows
+from textdiff.data.mixture import Mixture
 from textdiff.data.packing import tokenize
 from textdiff.data.python_docs import corpus_fingerprint, python_docs
 from textdiff.data.sources import load_documents
@@ -21,6 +23,8 @@ from textdiff.data.tokenizer import (
 
 __all__ = [
     "Corpus",
+    "Documents",
+    "Mixture",
     "PackedSequences",
     "Rows",
     "Split",

@@ -1,10 +1,23 @@
-"""From the config's `data` and `tokenizer` sections to what training needs."""
+"""From the config's `data` and `tokenizer` sections to what training needs.
 
+Preparing reads the sources (which documents are held out?), trains or loads the tokenizer and
+tokenises. What comes of it is kept beside the tokens under a name made of the sources' signatures
+and the settings, so that the next run reads no text at all.
+"""
+
+import hashlib
+import json
+import os
 import platform
+import shutil
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Features, Value, concatenate_datasets
+import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from textdiff.config import (
@@ -15,12 +28,27 @@ from textdiff.config import (
     PretrainedTokenizer,
     Source,
 )
+from textdiff.data.documents import Documents, iterate_texts, join
 from textdiff.data.loader import PackedSequences
-from textdiff.data.packing import tokenize
+from textdiff.data.mixture import Mixture
+from textdiff.data.packing import cache_root, find_stream, locked, tokenize
 from textdiff.data.python_docs import corpus_fingerprint
-from textdiff.data.sources import iterate_texts, load_documents
-from textdiff.data.split import split_documents
-from textdiff.data.tokenizer import prepare_tokenizer, tokenizer_fingerprint, vocabulary_size
+from textdiff.data.sources import load_documents
+from textdiff.data.split import Scan, Split, join_scans, scan_documents, split_each
+from textdiff.data.stream import TokenStream
+from textdiff.data.tokenizer import (
+    TRAINING_PIECE_CHARACTERS,
+    load_tokenizer,
+    prepare_tokenizer,
+    tokenizer_fingerprint,
+    vocabulary_size,
+)
+from textdiff.errors import DataError
+
+_FORMAT = 1  # part of a preparation's name: raise it when what is kept of unchanged inputs changes
+
+TokenizerSection = BpeTokenizer | CharTokenizer | ByteTokenizer | PretrainedTokenizer
+Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)
@@ -32,18 +60,42 @@ class Corpus:
         validation: the held-out documents, as text.
         tokenizer: trained on the training split, or loaded.
         record: what the run writes down about its data; plain JSON values.
+        streams: the tokens: of every source where they are mixed by weight, else of all.
+        found: whether all of it lay in the cache.
     """
 
-    train: PackedSequences
+    train: PackedSequences | Mixture
     validation: list[str]
     tokenizer: PreTrainedTokenizerFast
     record: dict[str, Any]
+    streams: tuple[TokenStream, ...]
+    found: bool
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """What a preparation keeps.
+
+    Attributes:
+        sources: of every source documents, characters, bytes and sha256, and what of them trains.
+        streams: the tokens, see `Corpus`.
+        validation: the held-out documents.
+        tokenizer: trained or loaded.
+    """
+
+    sources: list[dict[str, Any]]
+    streams: list[TokenStream]
+    validation: list[str]
+    tokenizer: PreTrainedTokenizerFast
 
 
 def prepare_corpus(
     data: DataConfig,
-    tokenizer: BpeTokenizer | CharTokenizer | ByteTokenizer | PretrainedTokenizer,
+    tokenizer: TokenizerSection,
     seed: int,
+    *,
+    verify: bool = True,
+    progress: Progress = lambda stage, done, total: None,
 ) -> Corpus:
     """Loads the sources, holds out validation text, makes the tokenizer and tokenises.
 
@@ -51,53 +103,237 @@ def prepare_corpus(
         data: the config's section.
         tokenizer: the config's section; a tokenizer is trained on the training split alone.
         seed: of the order of the training sequences.
+        verify: compare tokens that lie in the cache with their hashes.
+        progress: told what is being done, how far it is and, where known, how far it goes.
 
     Raises:
         DataError: a source or the tokenizer cannot be loaded, or the corpus is too short.
     """
-    loaded = [load_documents(source) for source in data.sources]
-    split = split_documents(_joined(loaded), data.validation)
-    prepared = prepare_tokenizer(tokenizer, iterate_texts(split.train))
-    stream = tokenize(split.train, prepared, num_proc=data.num_proc, cache_dir=data.cache_dir)
-    train = PackedSequences(stream, data.sequence_length, seed)
-    validation = list(iterate_texts(split.validation))
-    record = {
-        "sources": [_describe(*pair) for pair in zip(data.sources, loaded, strict=True)],
+    corpora = [load_documents(source) for source in data.sources]
+    entry = cache_root(data.cache_dir) / f"prepared-{_key(data, tokenizer, corpora)}"
+    prepared = _find(entry, verify)
+    found = prepared is not None
+    if prepared is None:
+        try:
+            with locked(entry):
+                prepared = _find(entry, verify) or _prepare(data, tokenizer, corpora, progress)
+                _keep(entry, prepared)
+        except OSError as error:
+            raise DataError(
+                f"cannot write the token cache {entry.parent} ({error.strerror or error}); make "
+                "room or choose another folder with data.cache_dir"
+            ) from None
+    train = _sequences(data, prepared.streams, seed)
+    record = _record(data, tokenizer, prepared, train)
+    streams = tuple(prepared.streams)
+    return Corpus(train, prepared.validation, prepared.tokenizer, record, streams, found)
+
+
+def _weights(data: DataConfig) -> list[float] | None:
+    weights = [source.weight for source in data.sources if source.weight is not None]
+    return weights or None
+
+
+def _key(data: DataConfig, section: TokenizerSection, corpora: Sequence[Documents]) -> str:
+    settings: list[Any] = [
+        _FORMAT,
+        [documents.signature for documents in corpora],
+        _weights(data) is not None,
+        data.validation,
+        section.model_dump(mode="json"),
+    ]
+    if isinstance(section, PretrainedTokenizer):
+        settings.append(tokenizer_fingerprint(load_tokenizer(section.path)))
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+
+# --- preparing -----------------------------------------------------------------------------------
+
+
+def _prepare(
+    data: DataConfig,
+    section: TokenizerSection,
+    corpora: Sequence[Documents],
+    progress: Progress,
+) -> _Prepared:
+    size = join(corpora).size
+    reading = _Stage("reading (bytes)", size, progress)
+    scans = [scan_documents(documents, reading) for documents in corpora]
+    splits, owners = _splits(data, corpora, scans)
+    train = join([split.train for split in splits])
+    characters = sum(int(scan.characters.sum()) for scan in scans)
+    validation = [text for split in splits for text in iterate_texts(split.validation)]
+    characters -= sum(map(len, validation))
+    learning = _Stage("training the tokenizer (characters)", characters, progress)
+    tokenizer = prepare_tokenizer(section, learning.texts(train))
+    encoding = _Stage("tokenising (characters)", characters, progress)
+    streams = [
+        tokenize(
+            split.train,
+            tokenizer,
+            num_proc=data.num_proc,
+            cache_dir=data.cache_dir,
+            progress=encoding,
+        )
+        for split in splits
+    ]
+    facts = _facts(scans, splits, owners, streams, validation)
+    return _Prepared(facts, streams, validation, tokenizer)
+
+
+class _Stage:
+    """Adds up what one stage has done and passes it on."""
+
+    def __init__(self, name: str, total: int | None, progress: Progress) -> None:
+        self.name, self.total, self.progress, self.done = name, total, progress, 0
+
+    def __call__(self, more: int) -> None:
+        self.done += more
+        self.progress(self.name, self.done, self.total)
+
+    def texts(self, documents: Documents) -> Any:
+        """Yields pieces for a tokenizer's training."""
+        for text, _ in documents.pieces(TRAINING_PIECE_CHARACTERS):
+            self(len(text))
+            yield text
+
+
+def _splits(
+    data: DataConfig, corpora: Sequence[Documents], scans: Sequence[Scan]
+) -> tuple[list[Split], list[list[int]]]:
+    """The splits, one per stream of tokens, and which sources each of them holds."""
+    if _weights(data) is None:
+        joined = split_each([join(corpora)], [join_scans(scans)], data.validation)
+        return joined, [list(range(len(corpora)))]
+    names = [source.source for source in data.sources]
+    splits = split_each(corpora, scans, data.validation, names)
+    return splits, [[number] for number in range(len(corpora))]
+
+
+def _facts(
+    scans: Sequence[Scan],
+    splits: Sequence[Split],
+    owners: Sequence[Sequence[int]],
+    streams: Sequence[TokenStream],
+    validation: Sequence[str],
+) -> list[dict[str, Any]]:
+    facts = []
+    held_out = iter(validation)
+    for split, sources, stream in zip(splits, owners, streams, strict=True):
+        edges = np.cumsum([len(scans[number].digests) for number in sources])[:-1]
+        train_rows = np.split(split.train_rows, edges)
+        validation_rows = np.split(split.validation_rows, edges)
+        lengths = iter(stream.document_lengths)
+        for number, training, rest in zip(sources, train_rows, validation_rows, strict=True):
+            scan = scans[number]
+            size = int(scan.utf8.sum())
+            kept = int(training.sum())
+            taken = sum(len(next(held_out).encode()) for _ in range(int(rest.sum())))
+            facts.append(
+                {
+                    "documents": len(scan.digests),
+                    "characters": int(scan.characters.sum()),
+                    "bytes": size,
+                    "sha256": scan.fingerprint,
+                    "train_documents": kept,
+                    "train_bytes": size - taken,
+                    "train_tokens": int(sum(next(lengths) for _ in range(kept))),
+                }
+            )
+    return facts
+
+
+def _sequences(
+    data: DataConfig, streams: Sequence[TokenStream], seed: int
+) -> PackedSequences | Mixture:
+    weights = _weights(data)
+    if weights is None:
+        return PackedSequences(streams[0], data.sequence_length, seed)
+    parts = []
+    for number, (source, stream) in enumerate(zip(data.sources, streams, strict=True)):
+        try:
+            parts.append(PackedSequences(stream, data.sequence_length, seed, number))
+        except DataError as error:
+            raise DataError(f"{source.source}: {error}") from None
+    return Mixture(parts, weights)
+
+
+def _record(
+    data: DataConfig,
+    section: TokenizerSection,
+    prepared: _Prepared,
+    train: PackedSequences | Mixture,
+) -> dict[str, Any]:
+    sources = [_describe(*pair) for pair in zip(data.sources, prepared.sources, strict=True)]
+    if isinstance(train, Mixture):
+        for described, part, share in zip(sources, train.parts, train.shares, strict=True):
+            described |= {"share": share, "sequences_per_epoch": len(part)}
+    return {
+        "sources": sources,
         "train": {
-            "documents": len(split.train),
-            "tokens": len(stream),
+            "documents": sum(facts["train_documents"] for facts in prepared.sources),
+            "tokens": sum(len(stream) for stream in prepared.streams),
             "sequences_per_epoch": len(train),
         },
         "validation": {
-            "documents": len(validation),
-            "characters": sum(map(len, validation)),
-            "sha256": corpus_fingerprint(validation),
+            "documents": len(prepared.validation),
+            "characters": sum(map(len, prepared.validation)),
+            "sha256": corpus_fingerprint(prepared.validation),
         },
         "tokenizer": {
-            "kind": tokenizer.kind,
-            "vocabulary": vocabulary_size(prepared),
-            "sha256": tokenizer_fingerprint(prepared),
+            "kind": section.kind,
+            "vocabulary": vocabulary_size(prepared.tokenizer),
+            "sha256": tokenizer_fingerprint(prepared.tokenizer),
         },
     }
-    return Corpus(train, validation, prepared, record)
 
 
-def _joined(loaded: list[Dataset]) -> Dataset:
-    if len(loaded) == 1:
-        return loaded[0]
-    if any(documents.features != loaded[0].features for documents in loaded):
-        features = Features({"text": Value("large_string")})
-        loaded = [documents.cast(features) for documents in loaded]
-    return concatenate_datasets(loaded)
-
-
-def _describe(source: Source, documents: Dataset) -> dict[str, Any]:
-    described: dict[str, Any] = {
-        **source.model_dump(mode="json", exclude_none=True),
-        "documents": len(documents),
-        "characters": sum(map(len, iterate_texts(documents))),
-        "sha256": corpus_fingerprint(iterate_texts(documents)),
-    }
+def _describe(source: Source, facts: dict[str, Any]) -> dict[str, Any]:
+    described = {**source.model_dump(mode="json", exclude_none=True), **facts}
     if source.source == "python-docs":
         described["python"] = platform.python_version()
     return described
+
+
+# --- keeping and finding -------------------------------------------------------------------------
+
+
+def _keep(entry: Path, prepared: _Prepared) -> None:
+    """Writes a preparation beside its place and renames it."""
+    scratch = entry.with_name(f".partial-{entry.name}-{uuid.uuid4().hex}")
+    scratch.mkdir(parents=True)
+    try:
+        prepared.tokenizer.save_pretrained(scratch / "tokenizer")
+        lines = [json.dumps(text) + "\n" for text in prepared.validation]
+        (scratch / "validation.jsonl").write_text("".join(lines), encoding="utf-8")
+        facts = {
+            "sources": prepared.sources,
+            "streams": [stream.folder.name for stream in prepared.streams],
+            "validation": corpus_fingerprint(prepared.validation),
+            "tokenizer": tokenizer_fingerprint(prepared.tokenizer),
+        }
+        (scratch / "facts.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        if entry.exists():
+            shutil.rmtree(entry)
+        os.rename(scratch, entry)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _find(entry: Path, verify: bool) -> _Prepared | None:
+    """What an earlier preparation kept; None where something of it is missing or damaged."""
+    with suppress(OSError, ValueError, KeyError, TypeError, DataError):
+        facts = json.loads((entry / "facts.json").read_text(encoding="utf-8"))
+        validation = [
+            json.loads(line)
+            for line in (entry / "validation.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
+        tokenizer = load_tokenizer(str(entry / "tokenizer"))
+        kept = (corpus_fingerprint(validation), tokenizer_fingerprint(tokenizer))
+        if kept != (facts["validation"], facts["tokenizer"]):
+            return None
+        streams = [find_stream(entry.parent / name, verify) for name in facts["streams"]]
+        whole = [stream for stream in streams if stream is not None]
+        if len(whole) == len(streams):
+            return _Prepared(facts["sources"], whole, validation, tokenizer)
+    return None

@@ -1,8 +1,11 @@
 """Text documents from local files: plain text, JSON lines and Parquet, each checked as it is read.
 
 Text stays byte-exact: no newline is translated and nothing is stripped but a UTF-8 byte order mark.
+A plain text file is read in blocks, so that it may be larger than memory; a row of the other kinds
+is held whole.
 """
 
+import codecs
 import gzip
 import json
 import logging
@@ -15,11 +18,14 @@ from typing import IO, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from textdiff.data.documents import Block
 from textdiff.errors import DataError
 
 SUFFIXES = (".txt", ".txt.gz", ".txt.xz", ".jsonl", ".jsonl.gz", ".jsonl.xz", ".parquet")
 
 _BOM = b"\xef\xbb\xbf"
+_READ_BYTES = 1 << 20
+_LONGEST_LINE_BYTES = 1 << 28  # a line is held three times: as bytes, as JSON and as its text
 _DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 _log = logging.getLogger(__name__)
@@ -43,51 +49,62 @@ def read_texts(paths: Sequence[str], text_column: str = "text") -> list[str]:
     Raises:
         DataError: a path is missing, or holds no usable text; the message names the place.
     """
-    return [text for path in paths for text in read_path(Path(path), text_column)]
+    found = [file for path in paths for file in text_files(Path(path))]
+    texts: list[str] = []
+    parts: list[str] = []
+    for file in found:
+        for text, last in read_file(file, text_column):
+            parts.append(text)
+            if last:
+                texts.append("".join(parts))
+                parts = []
+    return texts
 
 
-def read_path(path: Path, text_column: str) -> Iterator[str]:
-    """Yields the documents of a file, or of all text files below a folder in sorted order.
+def text_files(path: Path) -> list[Path]:
+    """The file of this path, or all text files below a folder in sorted order.
 
     Raises:
-        DataError: see `read_texts`.
+        DataError: there is none.
     """
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; check the path")
     if path.is_dir():
-        yield from _read_folder(path, text_column)
-    elif not is_text_file(path):
+        return _files_below(path)
+    if not is_text_file(path):
         raise DataError(f"{path}: unknown kind of file; textdiff reads {', '.join(SUFFIXES)}")
-    else:
-        yield from read_file(path, text_column)
+    return [path]
 
 
-def read_file(path: Path, text_column: str) -> Iterator[str]:
-    """Yields the documents of one file; an empty string in a row is no document.
+def read_file(path: Path, text_column: str) -> Iterator[Block]:
+    """Yields the blocks of one file's documents; an empty string in a row is no document.
 
     Raises:
         DataError: see `read_texts`.
     """
     name = path.name.lower()
     if name.endswith(".parquet"):
-        texts = _read_parquet(path, text_column)
+        blocks = _rows(_read_parquet(path, text_column))
     elif ".jsonl" in name:
-        texts = _read_jsonl(path, text_column)
+        blocks = _rows(_read_jsonl(path, text_column))
     else:
-        texts = _read_plain(path)
+        blocks = _read_plain(path)
     blank = True
-    for text in texts:
-        blank = blank and not text.strip()
-        if text:
-            yield text
+    for block in blocks:
+        blank = blank and not block.text.strip()
+        yield block
     if blank:
         raise DataError(f"{path}: holds no text (it is empty or only white space)")
 
 
-def _read_folder(folder: Path, text_column: str) -> Iterator[str]:
+def _rows(texts: Iterator[str]) -> Iterator[Block]:
+    return (Block(text, True) for text in texts if text)
+
+
+def _files_below(folder: Path) -> list[Path]:
     relative = [path.relative_to(folder) for path in folder.rglob("*") if is_text_file(path)]
     visible = [path for path in relative if not any(part[0] == "." for part in path.parts)]
-    found = False
+    found = []
     for path in sorted(visible, key=lambda path: path.parts):
         if not (folder / path).is_file():
             continue
@@ -95,10 +112,10 @@ def _read_folder(folder: Path, text_column: str) -> Iterator[str]:
             # One empty file among thousands is an accident of preparation, not of this run.
             _log.warning("%s is empty and was skipped", folder / path)
             continue
-        found = True
-        yield from read_file(folder / path, text_column)
+        found.append(folder / path)
     if not found:
         raise DataError(f"{folder}: no text files in this folder; expected {', '.join(SUFFIXES)}")
+    return found
 
 
 def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
@@ -109,13 +126,37 @@ def _open(path: Path) -> IO[bytes] | gzip.GzipFile:
     return path.open("rb")
 
 
-def _read_plain(path: Path) -> Iterator[str]:
+def _read_plain(path: Path) -> Iterator[Block]:
+    held = ""  # a block behind, to know which one is the last
     try:
         with _open(path) as file:
-            data = file.read()
+            for text in _decoded(file, path):
+                if held:
+                    yield Block(held, False)
+                held = text
     except _DAMAGED as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
-    yield _decode(data, path, start=0)
+    if held:
+        yield Block(held, True)
+
+
+def _decoded(file: IO[bytes] | gzip.GzipFile, path: Path) -> Iterator[str]:
+    """Yields a file's text, never the empty string; `rest` is the beginning of a character."""
+    rest, offset = b"", 0
+    while data := file.read(_READ_BYTES):
+        data = rest + data
+        _refuse_zero(data, path, offset)
+        if offset == 0 and data.startswith(_BOM):
+            data, offset = data[len(_BOM) :], len(_BOM)
+        try:
+            text, used = codecs.utf_8_decode(data, "strict", False)
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path, offset + error.start) from None
+        rest, offset = data[used:], offset + used
+        if text:
+            yield text
+    if rest:
+        raise _not_utf8(path, offset)
 
 
 def _read_jsonl(path: Path, column: str) -> Iterator[str]:
@@ -134,7 +175,7 @@ def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     offset = 0
     try:
         with _open(path) as file:
-            for number, line in enumerate(file, start=1):
+            for number, line in enumerate(_lines(file, path), start=1):
                 text = _decode(line, path, offset)
                 offset += len(line)
                 if text.strip():
@@ -143,21 +184,39 @@ def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DataError(f"{path}: cannot be read ({error})") from None
 
 
+def _lines(file: IO[bytes] | gzip.GzipFile, path: Path) -> Iterator[bytes]:
+    number = 0
+    while line := file.readline(_LONGEST_LINE_BYTES + 1):
+        number += 1
+        if len(line) > _LONGEST_LINE_BYTES:
+            raise DataError(
+                f"{path}, line {number}: longer than {_LONGEST_LINE_BYTES >> 20} MB; give so long "
+                "a text as a .txt file, which is read in blocks"
+            )
+        yield line
+
+
 def _decode(data: bytes, path: Path, start: int) -> str:
     """Decodes UTF-8; `start` is the offset of `data` in the (decompressed) file."""
-    zero = data.find(b"\0")
-    if zero >= 0:
-        raise DataError(
-            f"{path}: not a text file (zero byte at offset {start + zero}); convert it to UTF-8"
-        )
+    _refuse_zero(data, path, start)
     if start == 0 and data.startswith(_BOM):
         data, start = data[len(_BOM) :], len(_BOM)
     try:
         return data.decode()
     except UnicodeDecodeError as error:
+        raise _not_utf8(path, start + error.start) from None
+
+
+def _refuse_zero(data: bytes, path: Path, start: int) -> None:
+    zero = data.find(b"\0")
+    if zero >= 0:
         raise DataError(
-            f"{path}: not valid UTF-8 at byte {start + error.start}; convert the file to UTF-8"
-        ) from None
+            f"{path}: not a text file (zero byte at offset {start + zero}); convert it to UTF-8"
+        )
+
+
+def _not_utf8(path: Path, byte: int) -> DataError:
+    return DataError(f"{path}: not valid UTF-8 at byte {byte}; convert the file to UTF-8")
 
 
 def _json_object(line: str, where: str) -> dict[str, Any]:

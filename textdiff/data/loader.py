@@ -49,12 +49,15 @@ class PackedSequences:
         stream: the tokens.
         sequence_length: L, in tokens.
         seed: a non-negative integer.
+        part: number of the source in a mixture, so that equal lengths have different orders.
 
     Raises:
         DataError: the stream is shorter than one sequence.
     """
 
-    def __init__(self, stream: TokenStream, sequence_length: int, seed: int) -> None:
+    def __init__(
+        self, stream: TokenStream, sequence_length: int, seed: int, part: int | None = None
+    ) -> None:
         if len(stream) < sequence_length:
             raise DataError(
                 f"the training text has {len(stream)} tokens, fewer than one sequence of "
@@ -63,6 +66,7 @@ class PackedSequences:
         self.stream = stream
         self.sequence_length = sequence_length
         self.seed = seed
+        self._part = () if part is None else (part,)
         self._orders: dict[int, NDArray[np.int64]] = {}
 
     def __len__(self) -> int:
@@ -103,20 +107,20 @@ class PackedSequences:
     def _phase(self, epoch: int) -> int:
         if epoch == 0:
             return 0
-        return int(_raw(self.seed, epoch, _PHASE, 1)[0] % np.uint64(self.sequence_length))
+        return int(self._raw(epoch, _PHASE, 1)[0] % np.uint64(self.sequence_length))
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         if epoch not in self._orders:
             while len(self._orders) >= _EPOCHS_KEPT:
                 del self._orders[next(iter(self._orders))]
-            raw = _raw(self.seed, epoch, _ORDER, len(self))
+            raw = self._raw(epoch, _ORDER, len(self))
             self._orders[epoch] = np.argsort(raw, kind="stable")
         return self._orders[epoch]
 
-
-def _raw(seed: int, epoch: int, purpose: int, size: int) -> NDArray[np.uint64]:
-    """Random words: numpy promises bit generators, but not `permutation`, to stay as they are."""
-    words: NDArray[np.uint64] = np.random.Philox(
-        np.random.SeedSequence((seed, epoch, purpose))
-    ).random_raw(size)
-    return words
+    def _raw(self, epoch: int, purpose: int, size: int) -> NDArray[np.uint64]:
+        """Random words: numpy promises bit generators, not `permutation`, to stay as they are."""
+        entropy = (self.seed, epoch, purpose, *self._part)
+        words: NDArray[np.uint64] = np.random.Philox(np.random.SeedSequence(entropy)).random_raw(
+            size
+        )
+        return words

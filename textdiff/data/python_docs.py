@@ -67,13 +67,11 @@ def corpus_fingerprint(texts: Iterable[str]) -> str:
         texts: the documents.
 
     Returns:
-        The hexadecimal SHA-256 of every document's UTF-8 bytes, each preceded by their number.
+        The hexadecimal SHA-256 of the SHA-256 of every document's UTF-8 bytes.
     """
     digest = hashlib.sha256()
     for text in texts:
-        data = text.encode()
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
+        digest.update(hashlib.sha256(text.encode()).digest())
     return digest.hexdigest()
 
 

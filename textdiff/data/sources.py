@@ -1,12 +1,13 @@
-"""From a `Source` of the config to documents: a dataset with the one column `text`.
+"""From a `Source` of the config to documents.
 
-Local files are held in memory as Arrow strings; `save_to_disk` folders and hub datasets stay
-memory-mapped, which is the way to train on a corpus larger than memory.
+Nothing is read before the documents are iterated, and only a block at a time: text files from where
+they lie, `save_to_disk` folders and hub datasets from their memory-mapped tables.
 """
 
 import glob
+import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -21,22 +22,22 @@ from huggingface_hub.errors import (
 )
 
 from textdiff.config import Source
+from textdiff.data.documents import Block, Documents, from_texts
 from textdiff.data.files import (
     SUFFIXES,
     is_text_file,
     missing_column,
     read_file,
-    read_path,
+    text_files,
 )
 from textdiff.data.python_docs import python_docs
 from textdiff.errors import DataError
 
-_CHUNK_CHARACTERS = 16_000_000
 _HUB_TIMEOUT_SECONDS = 10.0
 
 
-def load_documents(source: Source) -> Dataset:
-    """Loads one corpus.
+def load_documents(source: Source) -> Documents:
+    """Finds one corpus.
 
     The first reading that fits wins: `python-docs`; an existing local file, folder or
     `save_to_disk` folder; a glob; a hub dataset.
@@ -46,11 +47,10 @@ def load_documents(source: Source) -> Dataset:
             saved `DatasetDict`.
 
     Returns:
-        A dataset with the one column `text` (string or large_string), one row per document, none
-        of them empty, in the same order on every call.
+        The documents, none of them empty, in the same order on every pass.
 
     Raises:
-        DataError: the source cannot be found or holds something that is no text.
+        DataError: the source cannot be found. What is no usable text is found by reading it.
     """
     name = source.source
     path = Path(name).expanduser()
@@ -59,44 +59,42 @@ def load_documents(source: Source) -> Dataset:
     if path.exists():
         if path.is_dir() and _is_saved(path):
             return _load_saved(path, source)
-        return from_texts(read_path(path, source.text_column))
+        return _from_files(text_files(path), source.text_column)
     if any(character in name for character in "*?["):
-        return from_texts(_read_glob(str(path), source.text_column))
+        return _from_files(_matching(str(path)), source.text_column)
     if _looks_local(name):
         raise DataError(f"{name}: no such file or folder; check the path")
     return _load_hub(source)
 
 
-def from_texts(texts: Iterable[str]) -> Dataset:
-    """Builds an in-memory dataset with the column `text`, a bounded number of strings at a time."""
-    chunks: list[pa.Array] = []
-    pending: list[str] = []
-    size = 0
-    for text in texts:
-        pending.append(text)
-        size += len(text)
-        if size >= _CHUNK_CHARACTERS:
-            chunks.append(pa.array(pending, pa.large_string()))
-            pending, size = [], 0
-    chunks.append(pa.array(pending, pa.large_string()))
-    column = pa.chunked_array(chunks, pa.large_string())
-    return Dataset(datasets.table.InMemoryTable(pa.table({"text": column})))
+def _from_files(paths: list[Path], text_column: str) -> Documents:
+    def read() -> Iterator[Block]:
+        for path in paths:
+            yield from read_file(path, text_column)
+
+    # A Parquet file is not read front to back, so its bytes say little about progress.
+    plain = all(path.name.lower().endswith((".txt", ".jsonl")) for path in paths)
+    size = sum(path.stat().st_size for path in paths) if plain else None
+    return Documents(read, _signature(paths, text_column), size)
 
 
-def iterate_texts(documents: Dataset) -> Iterator[str]:
-    """Yields the column `text` row by row, a few hundred rows in memory at a time."""
-    for batch in documents.iter(batch_size=256):
-        yield from batch["text"]
+def _signature(paths: list[Path], column: str) -> str:
+    """Names, sizes and times: what tells a changed file from an unchanged one without reading."""
+    digest = hashlib.sha256(column.encode())
+    for path in paths:
+        found = path.stat()
+        facts = (str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        digest.update(repr(facts).encode())
+    return digest.hexdigest()
 
 
-def _read_glob(pattern: str, text_column: str) -> Iterator[str]:
+def _matching(pattern: str) -> list[Path]:
     paths = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
     files = [path for path in paths if path.is_file() and is_text_file(path)]
     if not files:
         known = ", ".join(SUFFIXES)
         raise DataError(f"{pattern}: no text file matches this pattern; textdiff reads {known}")
-    for path in files:
-        yield from read_file(path, text_column)
+    return files
 
 
 def _looks_local(name: str) -> bool:
@@ -115,7 +113,7 @@ def _is_saved(path: Path) -> bool:
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
-def _load_saved(path: Path, source: Source) -> Dataset:
+def _load_saved(path: Path, source: Source) -> Documents:
     try:
         saved = datasets.load_from_disk(str(path))
     except Exception as error:  # whatever a damaged folder makes of the readers below
@@ -125,10 +123,12 @@ def _load_saved(path: Path, source: Source) -> Dataset:
             splits = ", ".join(map(str, saved))
             raise DataError(f"{path}: no split {source.split!r}; set split to one of: {splits}")
         saved = saved[source.split]
-    return _text_column(saved, str(path), source.text_column)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    signature = _signature(files, f"{source.split} {source.text_column}")
+    return _from_dataset(saved, str(path), source.text_column, signature)
 
 
-def _load_hub(source: Source) -> Dataset:
+def _load_hub(source: Source) -> Documents:
     label = f"hub dataset {source.source!r}"
     advice = "check the spelling and the network, or give a local file"
     _check_hub(source.source, label, advice)
@@ -137,7 +137,8 @@ def _load_hub(source: Source) -> Dataset:
     except Exception as error:  # the hub client has no common base for what can go wrong
         wanted = f"split {source.split!r}" + (f", name {source.name!r}" if source.name else "")
         raise DataError(f"cannot load {label} ({wanted}: {_brief(error)}); {advice}") from None
-    return _text_column(loaded, label, source.text_column)
+    signature = f"{loaded._fingerprint} {source.text_column}"
+    return _from_dataset(loaded, label, source.text_column, signature)
 
 
 def _check_hub(name: str, label: str, advice: str) -> None:
@@ -164,34 +165,31 @@ def _check_hub(name: str, label: str, advice: str) -> None:
             raise DataError(f"cannot load {label} ({_brief(error)}); {advice}") from None
 
 
-def _text_column(dataset: Dataset, where: str, column: str) -> Dataset:
+def _from_dataset(dataset: Dataset, where: str, column: str, signature: str) -> Documents:
     if column not in dataset.column_names:
         raise missing_column(where, column, dataset.column_names)
-    dataset = dataset.select_columns([column])
-    if column != "text":
-        dataset = dataset.rename_column(column, "text")
-    kind = dataset.features["text"]
+    kind = dataset.features[column]
     if getattr(kind, "dtype", None) not in ("string", "large_string"):
         raise DataError(f"{where}: column {column!r} holds {kind}, not strings")
-    return _without_empty(dataset, where, column)
+    table = dataset.select_columns([column]).with_format("arrow")
+    return Documents(lambda: _rows(table, where, column), signature)
 
 
-def _without_empty(dataset: Dataset, where: str, column: str) -> Dataset:
-    kept: list[int] = []
+def _rows(dataset: Dataset, where: str, column: str) -> Iterator[Block]:
     row = 0
     blank = True
-    for batch in dataset.with_format("arrow").iter(batch_size=1024):
-        values = batch.column("text")
+    for batch in dataset.iter(batch_size=256):
+        values: pa.ChunkedArray = batch.column(column)
         if values.null_count:
             first = row + pc.index(pc.is_null(values), True).as_py()
             raise DataError(f"{where}, row {first + 1}: {column!r} holds nothing, not a string")
-        filled = pc.greater(pc.binary_length(values), 0).to_pylist()
-        kept.extend(row + index for index, full in enumerate(filled) if full)
-        blank = blank and not any(text.strip() for text in values.to_pylist())
-        row += len(filled)
+        for text in values.to_pylist():
+            blank = blank and not text.strip()
+            if text:
+                yield Block(text, True)
+        row += len(values)
     if blank:
         raise DataError(f"{where}: holds no text (it is empty or only white space)")
-    return dataset if len(kept) == row else dataset.select(kept)
 
 
 def _brief(error: Exception) -> str:

@@ -1,26 +1,95 @@
 """The held-out split: whole documents chosen by their content, never by their position."""
 
 import hashlib
-from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from datasets import Dataset
+import numpy as np
+from numpy.typing import NDArray
 
-from textdiff.data.sources import from_texts, iterate_texts
+from textdiff.data.documents import Block, Documents
 from textdiff.errors import DataError
 
 _LEAST, _MOST = 0.8, 1.05  # of the fraction asked for
 
 
 @dataclass(frozen=True)
+class Scan:
+    """What one pass over a corpus finds out about each of its D documents.
+
+    Attributes:
+        digests: the SHA-256 of every document's UTF-8 bytes, S32 [D].
+        characters: int64 [D].
+        utf8: bytes, int64 [D].
+    """
+
+    digests: NDArray[np.bytes_]
+    characters: NDArray[np.int64]
+    utf8: NDArray[np.int64]
+
+    @property
+    def fingerprint(self) -> str:
+        """`corpus_fingerprint` of the documents."""
+        return hashlib.sha256(self.digests.tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
 class Split:
-    """Both sides of a corpus, each a dataset with the column `text` in the corpus's order."""
+    """Both sides of a corpus, in the corpus's order.
 
-    train: Dataset
-    validation: Dataset
+    Attributes:
+        train: the documents to train on.
+        validation: the held-out ones.
+        train_rows: which documents of the corpus have a part in `train`, bool [D].
+        validation_rows: which have a part in `validation`, bool [D].
+    """
+
+    train: Documents
+    validation: Documents
+    train_rows: NDArray[np.bool_]
+    validation_rows: NDArray[np.bool_]
 
 
-def split_documents(documents: Dataset, fraction: float) -> Split:
+def join_scans(scans: Sequence[Scan]) -> Scan:
+    """What a scan of the corpora one after another would find."""
+    digests = np.concatenate([scan.digests for scan in scans])
+    characters = np.concatenate([scan.characters for scan in scans])
+    return Scan(digests, characters, np.concatenate([scan.utf8 for scan in scans]))
+
+
+def scan_documents(
+    documents: Documents, progress: Callable[[int], None] = lambda utf8: None
+) -> Scan:
+    """Reads a corpus once.
+
+    Args:
+        documents: the corpus.
+        progress: told the bytes read since it was told before.
+
+    Raises:
+        DataError: a place in the corpus holds no usable text.
+    """
+    digests = bytearray()
+    characters: list[int] = []
+    utf8: list[int] = []
+    digest, length, size = hashlib.sha256(), 0, 0
+    for text, last in documents.blocks():
+        data = text.encode()
+        digest.update(data)
+        length += len(text)
+        size += len(data)
+        progress(len(data))
+        if last:
+            digests += digest.digest()
+            characters.append(length)
+            utf8.append(size)
+            digest, length, size = hashlib.sha256(), 0, 0
+    return Scan(
+        np.frombuffer(bytes(digests), "S32"), np.array(characters, int), np.array(utf8, int)
+    )
+
+
+def split_documents(documents: Documents, fraction: float) -> Split:
     """Holds out about `fraction` of the characters.
 
     Documents are visited in the order of the SHA-256 of their text and held out while the held-out
@@ -30,57 +99,127 @@ def split_documents(documents: Dataset, fraction: float) -> Split:
     `int(len(document) * (1 - fraction))` characters train and the rest is held out.
 
     Args:
-        documents: a dataset with the column `text`.
+        documents: the corpus.
         fraction: the part to hold out, between 0 and 1 (exclusive).
 
     Returns:
-        Two datasets, neither of them empty.
+        Two corpora, neither of them empty.
 
     Raises:
         DataError: the corpus is too short to be divided.
     """
-    rows: dict[bytes, list[int]] = defaultdict(list)
-    lengths: dict[bytes, int] = {}
-    for row, text in enumerate(iterate_texts(documents)):
-        digest = hashlib.sha256(text.encode()).digest()
-        rows[digest].append(row)
-        lengths[digest] = len(text)
-    sizes = {digest: lengths[digest] * len(rows[digest]) for digest in rows}
-    chosen = _choose(sizes, fraction)
-    if chosen is None:
-        return _cut(documents, fraction)
-    held_out = sorted(row for digest in chosen for row in rows[digest])
-    training = sorted(row for digest in rows.keys() - chosen for row in rows[digest])
-    return Split(documents.select(training), documents.select(held_out))
+    return split_each([documents], [scan_documents(documents)], fraction)[0]
 
 
-def _choose(sizes: dict[bytes, int], fraction: float) -> set[bytes] | None:
-    """Picks the documents to hold out, or None where whole documents do not fit the fraction."""
-    target = fraction * sum(sizes.values())
-    chosen: set[bytes] = set()
+def split_each(
+    corpora: Sequence[Documents],
+    scans: Sequence[Scan],
+    fraction: float,
+    names: Sequence[str] = ("the corpus",),
+) -> list[Split]:
+    """Splits several corpora, each as `split_documents` does.
+
+    A document that one corpus holds out is held out of the others as well.
+
+    Args:
+        corpora: the corpora.
+        scans: what `scan_documents` found in them.
+        fraction: the part to hold out of each.
+        names: what to call them in messages.
+
+    Raises:
+        DataError: one of them is too short to be divided, or the others hold out all of it.
+    """
+    chosen = [_choose(scan, fraction) for scan in scans]
+    everywhere = np.unique(np.concatenate([c for c in chosen if c is not None] or [_NONE]))
+    return [
+        _divide(documents, scan, fraction, None if mine is None else everywhere, name)
+        for documents, scan, mine, name in zip(corpora, scans, chosen, names, strict=True)
+    ]
+
+
+_NONE = np.empty(0, "S32")
+
+
+def _choose(scan: Scan, fraction: float) -> NDArray[np.bytes_] | None:
+    """Digests of the documents to hold out; None where whole ones do not fit the fraction."""
+    digests, first, counts = np.unique(scan.digests, return_index=True, return_counts=True)
+    sizes = (scan.characters[first] * counts).tolist()
+    target = fraction * sum(sizes)
+    chosen: list[int] = []
     held_out = 0
-    for digest in sorted(sizes):
+    for index, size in enumerate(sizes):
         if held_out >= target:
             break
-        if 0 < sizes[digest] <= _MOST * target - held_out:
-            chosen.add(digest)
-            held_out += sizes[digest]
-    return chosen if chosen and held_out >= _LEAST * target and len(chosen) < len(sizes) else None
+        if 0 < size <= _MOST * target - held_out:
+            chosen.append(index)
+            held_out += size
+    fits = chosen and held_out >= _LEAST * target and len(chosen) < len(sizes)
+    return digests[chosen] if fits else None
 
 
-def _cut(documents: Dataset, fraction: float) -> Split:
-    heads: list[str] = []
-    tails: list[str] = []
-    for text in iterate_texts(documents):
-        index = int(len(text) * (1 - fraction))
-        heads.append(text[:index])
-        tails.append(text[index:])
-    training = [text for text in heads if text]
-    held_out = [text for text in tails if text]
-    if not training or not held_out:
-        characters = sum(map(len, heads)) + sum(map(len, tails))
+def _divide(
+    documents: Documents,
+    scan: Scan,
+    fraction: float,
+    held_out: NDArray[np.bytes_] | None,
+    name: str,
+) -> Split:
+    lengths = scan.characters
+    if held_out is None:
+        # In Python's floats, one by one: the cut is where `int(len(text) * (1 - fraction))` is.
+        cuts = np.array([int(n * (1 - fraction)) for n in lengths.tolist()], int)
+    else:
+        cuts = np.where(np.isin(scan.digests, held_out), 0, lengths)
+    if not cuts.any() or not (lengths - cuts).any():
         raise DataError(
-            f"the corpus of {characters} characters is too short to hold out {fraction:g} of it; "
+            f"{name} of {lengths.sum()} characters is too short to hold out {fraction:g} of it; "
             "give more text"
         )
-    return Split(from_texts(training), from_texts(held_out))
+    # Of the content alone: equal texts from elsewhere share their tokens.
+    signature = hashlib.sha256(scan.fingerprint.encode() + cuts.tobytes()).hexdigest()
+
+    def side(which: str, start: NDArray[np.int64], stop: NDArray[np.int64]) -> Documents:
+        return Documents(
+            lambda: _parts(documents.blocks(), scan, start, stop), f"{signature} {which}"
+        )
+
+    zeros = np.zeros_like(cuts)
+    return Split(
+        side("train", zeros, cuts), side("validation", cuts, lengths), cuts > 0, cuts < lengths
+    )
+
+
+def _parts(
+    blocks: Iterator[Block], scan: Scan, start: NDArray[np.int64], stop: NDArray[np.int64]
+) -> Iterator[Block]:
+    """Yields of every document the characters from `start` to `stop`, [D] each.
+
+    Raises:
+        ChangedSource: the documents are not those that were scanned.
+    """
+    row = position = 0
+    digest = hashlib.sha256()
+    for text, last in blocks:
+        if row == len(scan.digests):
+            raise ChangedSource
+        begin, end = int(start[row]), int(stop[row])
+        low, high = max(begin - position, 0), min(end - position, len(text))
+        position += len(text)
+        digest.update(text.encode())
+        if last and digest.digest() != scan.digests[row : row + 1].tobytes():
+            raise ChangedSource
+        if low < high:
+            part = text if high - low == len(text) else text[low:high]
+            yield Block(part, position >= end)
+        if last:
+            row, position, digest = row + 1, 0, hashlib.sha256()
+    if row != len(scan.digests):
+        raise ChangedSource
+
+
+class ChangedSource(DataError):
+    """The text read now is not the text that was read before."""
+
+    def __init__(self) -> None:
+        super().__init__("a source changed while it was read; run the command again")

@@ -1,24 +1,29 @@
 """A tokenised corpus on disk, seen as one long array."""
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-TOKENS_NAME = "tokens.arrow"
 DESCRIPTION_NAME = "description.json"
 
 
 class TokenStream:
     """All tokens of a corpus in order, memory-mapped.
 
-    Pickling keeps the path only, so that data-loader processes map the same file.
+    A cache entry is a folder of Arrow files ("shards") and a description that lists them with their
+    sizes and hashes. Pickling keeps the path only, so that data-loader processes map the same
+    files.
 
     Attributes:
         folder: the cache entry.
         num_documents: documents in the stream.
+        shards: the description of every file.
 
     Args:
         folder: a complete cache entry; use `open` where it may be damaged.
@@ -31,33 +36,59 @@ class TokenStream:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         description = json.loads((folder / DESCRIPTION_NAME).read_text(encoding="utf-8"))
-        path = folder / TOKENS_NAME
-        if path.stat().st_size != description["bytes"]:
-            raise ValueError(f"{path} has not the size it was written with")
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        columns = [chunk for chunk in table.column("tokens").chunks if len(chunk)]
-        self._chunks = [_values(chunk) for chunk in columns]
+        self.shards: list[dict[str, Any]] = description["shards"]
+        columns: list[pa.LargeListArray] = []
+        lasts: list[NDArray[np.bool_]] = []
+        for shard in self.shards:
+            path = folder / shard["name"]
+            if path.stat().st_size != shard["bytes"]:
+                raise ValueError(f"{path} has not the size it was written with")
+            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            for tokens, last in zip(table["tokens"].chunks, table["last"].chunks, strict=True):
+                columns.append(tokens)
+                lasts.append(last.to_numpy(zero_copy_only=False))
+        self._chunks = [_values(chunk) for chunk in columns if len(chunk.values)]
         # First position of every chunk, and the total.
         self._starts = np.cumsum([0, *map(len, self._chunks)], dtype=np.int64)
-        self._ends = _document_ends(columns)
+        self._ends = _document_ends(columns, lasts)
         self.num_documents = len(self._ends)
         found = (self.num_documents, len(self))
         if found != (description["documents"], description["tokens"]):
-            raise ValueError(f"{path} holds other documents than its description says")
+            raise ValueError(f"{folder} holds other documents than its description says")
 
     @classmethod
     def open(cls, folder: Path) -> "TokenStream | None":
-        """Opens a cache entry; None if it is missing, incomplete or damaged."""
+        """Opens a cache entry; None if it is missing, incomplete or visibly damaged.
+
+        Sizes and counts are compared, values are not: `damaged` does that.
+        """
         try:
             return cls(folder)
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
             return None
+
+    def damaged(self, progress: Callable[[int], None] = lambda size: None) -> list[str]:
+        """Reads every file and returns the names of those that are not what was written.
+
+        Args:
+            progress: told the bytes read since it was told before.
+        """
+        return [
+            shard["name"]
+            for shard in self.shards
+            if hash_file(self.folder / shard["name"], progress) != shard["sha256"]
+        ]
 
     def __reduce__(self) -> tuple[type["TokenStream"], tuple[Path]]:
         return TokenStream, (self.folder,)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def document_lengths(self) -> NDArray[np.int64]:
+        """Tokens of every document, its end-of-text token included, int64 [documents]."""
+        return np.diff(self._ends, prepend=0)
 
     def read(self, start: int, stop: int) -> NDArray[np.int32]:
         """Returns the tokens at `start <= position < stop`, int32 [stop - start].
@@ -98,16 +129,31 @@ class TokenStream:
             raise IndexError(f"tokens {start}:{stop} of a stream of {len(self)}")
 
 
+def hash_file(path: Path, progress: Callable[[int], None] = lambda size: None) -> str | None:
+    """The hexadecimal SHA-256 of a file; None where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while data := file.read(1 << 22):
+                digest.update(data)
+                progress(len(data))
+    except OSError:
+        return None
+    return digest.hexdigest()
+
+
 def _values(column: pa.LargeListArray) -> NDArray[np.int32]:
     values: NDArray[np.int32] = column.values.to_numpy(zero_copy_only=True)
     return values
 
 
-def _document_ends(columns: list[pa.LargeListArray]) -> NDArray[np.int64]:
+def _document_ends(
+    columns: list[pa.LargeListArray], lasts: list[NDArray[np.bool_]]
+) -> NDArray[np.int64]:
     """Position after the last token of every document, int64 [documents]."""
     ends, start = [np.empty(0, np.int64)], 0
-    for column in columns:
+    for column, last in zip(columns, lasts, strict=True):
         offsets = column.offsets.to_numpy().astype(np.int64)
-        ends.append(start + offsets[1:])
+        ends.append(start + offsets[1:][last])
         start += int(offsets[-1])
     return np.concatenate(ends)

@@ -26,7 +26,7 @@ from textdiff.errors import DataError
 EOS, PAD, MASK, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|mask|>", "<|unk|>"
 
 _HUB_TIMEOUT_SECONDS = 10.0
-_TRAINING_PIECE_CHARACTERS = 100_000  # the trainer holds hundreds of texts at a time
+TRAINING_PIECE_CHARACTERS = 100_000  # the trainer holds hundreds of texts at a time
 
 
 def train_tokenizer(
@@ -156,7 +156,7 @@ def _bpe(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    pieces = (piece for text in texts for piece in split_long(text, _TRAINING_PIECE_CHARACTERS))
+    pieces = (piece for text in texts for piece in split_long(text, TRAINING_PIECE_CHARACTERS))
     backend.train_from_iterator(pieces, trainer)
     return backend
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from textdiff.config import Config
-from textdiff.data import PackedSequences
+from textdiff.data import Mixture, PackedSequences
 from textdiff.diffusion.blocks import Blocks
 from textdiff.diffusion.family import Family, draw_noise
 from textdiff.diffusion.noise import Noise
@@ -57,7 +57,7 @@ class TrainingBatches(Dataset[Batch | OpenBatch]):
 
     def __init__(
         self,
-        sequences: PackedSequences,
+        sequences: PackedSequences | Mixture,
         family: Family,
         config: Config,
         rank: int = 0,

@@ -1,0 +1,162 @@
+"""`textdiff data prepare | inspect`: a corpus tokenised ahead of training, and looked at."""
+
+import json
+import shlex
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from textdiff.commands.arguments import load_config
+from textdiff.commands.terminal import PreparationView, make_console, quiet_libraries
+
+if TYPE_CHECKING:
+    from textdiff.config import Config
+    from textdiff.data import Corpus
+
+_EXAMPLES = 3
+
+
+def prepare_data(arguments: Sequence[str]) -> int:
+    """`textdiff data prepare CONFIG [--section.key VALUE ...]`."""
+    config, corpus = _prepared(arguments, "textdiff data prepare")
+    train = corpus.record["train"]
+    done = "already prepared, and its files are what was written" if corpus.found else "prepared"
+    print(f"{done}: {_amounts(corpus)}")
+    print(
+        f"{train['tokens']:,} training tokens, {train['sequences_per_epoch']:,} sequences of "
+        f"{config.data.sequence_length} per epoch"
+    )
+    for stream in corpus.streams:
+        size = sum(shard["bytes"] for shard in stream.shards)
+        print(f"{stream.folder}  ({size / 1e6:,.1f} MB)")
+    print(f"Train with it:\n  {shlex.join(['textdiff', 'train', *arguments])}")
+    return 0
+
+
+def inspect_data(arguments: Sequence[str]) -> int:
+    """`textdiff data inspect CONFIG [--json] [--section.key VALUE ...]`."""
+    words = [word for word in arguments if word != "--json"]
+    config, corpus = _prepared(words, "textdiff data inspect", "[--json] ")
+    found = _findings(config, corpus)
+    if len(words) < len(arguments):
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        _show(make_console(), config, found)
+    return 0
+
+
+def _prepared(arguments: Sequence[str], prog: str, extra: str = "") -> "tuple[Config, Corpus]":
+    config = load_config(arguments, prog, extra)
+    quiet_libraries()
+    from textdiff.data import prepare_corpus
+
+    with PreparationView() as progress:
+        corpus = prepare_corpus(config.data, config.tokenizer, config.run.seed, progress=progress)
+    return config, corpus
+
+
+def _amounts(corpus: "Corpus") -> str:
+    sources = corpus.record["sources"]
+    documents = sum(source["documents"] for source in sources)
+    size = sum(source["bytes"] for source in sources)
+    return f"{documents:,} documents, {size:,} bytes"
+
+
+def _findings(config: "Config", corpus: "Corpus") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from textdiff.data.statistics import examples, length_histogram, source_statistics
+
+    train = corpus.record["train"]
+    samples = config.train.steps * config.train.global_batch_size
+    sources = source_statistics(corpus)
+    for source in sources:
+        length = source.get("sequences_per_epoch", train["sequences_per_epoch"])
+        source["passes"] = samples * source.get("share", 1.0) / length
+    return {
+        "sources": sources,
+        "train": train,
+        "validation": corpus.record["validation"],
+        "tokenizer": corpus.record["tokenizer"],
+        "sequence_length": config.data.sequence_length,
+        "steps": config.train.steps,
+        "global_batch_size": config.train.global_batch_size,
+        "document_tokens": asdict(length_histogram(corpus)),
+        "examples": examples(corpus, _EXAMPLES),
+        "cache": [str(stream.folder) for stream in corpus.streams],
+    }
+
+
+def _show(console: Any, config: "Config", found: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    def line(text: str = "") -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=not console.is_terminal)
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("source", overflow="fold")
+    for name in ("documents", "bytes", "tokens", "bytes/token", "share", "passes"):
+        table.add_column(name, justify="right", no_wrap=True)
+    whole = sum(source["train_tokens"] for source in found["sources"])
+    for source in found["sources"]:
+        ratio = source["bytes_per_token"]
+        table.add_row(
+            source["source"],
+            f"{source['documents']:,}",
+            f"{source['bytes']:,}",
+            f"{source['train_tokens']:,}",
+            "-" if ratio is None else f"{ratio:.3f}",
+            f"{source.get('share', source['train_tokens'] / whole):.1%}",
+            f"{source['passes']:.2f}",
+        )
+    console.print(table)
+    train, validation, tokenizer = (found[k] for k in ("train", "validation", "tokenizer"))
+    line()
+    line(
+        f"{train['tokens']:,} training tokens in {train['documents']:,} documents; "
+        f"{train['sequences_per_epoch']:,} sequences of {found['sequence_length']} per epoch."
+    )
+    line(
+        f"{validation['documents']:,} documents of {validation['characters']:,} characters are "
+        "held out."
+    )
+    line(f"The {tokenizer['kind']} tokenizer has {tokenizer['vocabulary']:,} ids.")
+    line(
+        f"Tokens are of the training text; passes are those of {found['steps']:,} steps of "
+        f"{found['global_batch_size']} sequences."
+    )
+    line()
+    lengths = found["document_tokens"]
+    line(
+        f"Training documents by length in tokens (median {lengths['median']:,.0f}, longest "
+        f"{lengths['longest']:,}):"
+    )
+    _show_histogram(console, lengths["edges"], lengths["counts"])
+    line()
+    line("How documents begin, cut into tokens:")
+    for texts in found["examples"]:
+        _show_tokens(console, texts)
+
+
+def _show_histogram(console: Any, edges: list[int], counts: list[int]) -> None:
+    labels = [f"{low:,} - {high - 1:,}" for low, high in pairwise(edges)]
+    wide = max(map(len, labels))
+    digits = len(f"{max(counts):,}")
+    room = max(8, console.width - wide - digits - 8)
+    for label, count in zip(labels, counts, strict=True):
+        eighths = -(-count * room * 8 // max(counts))
+        bar = "█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip()
+        text = f"  {label:>{wide}}  {count:>{digits},}  {bar}"
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _show_tokens(console: Any, texts: list[str]) -> None:
+    from rich.text import Text
+
+    shown = Text("  ")
+    for number, text in enumerate(texts):
+        if number:
+            shown.append("│", style="dim")
+        visible = text.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
+        shown.append(visible, style="bold cyan" if number % 2 else "")
+    console.print(shown, soft_wrap=not console.is_terminal)
