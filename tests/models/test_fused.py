@@ -36,7 +36,7 @@ def assert_agree(found, wanted, tolerance):
         torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance)
 
 
-class TestRotateQKV:
+class TestRotate:
     def angles(self):
         at = torch.arange(LENGTH, dtype=torch.float64)[:, None]
         turns = at * 0.3 ** torch.arange(SIZE // 2)
@@ -54,15 +54,15 @@ class TestRotateQKV:
             both = [torch.complex(*x.chunk(2, -1)) * turn for x in (q, k)]
             return *(torch.cat([x.real, x.imag], -1) for x in both), v
 
-        found = forward_and_gradients(lambda x: fused.rotate_qkv(x, cos, sin), qkv)
+        found = forward_and_gradients(lambda x: fused.rotate(x, cos, sin), qkv)
         assert_agree(found, forward_and_gradients(plain, qkv), 1e-10)
 
     def test_equals_the_path_of_other_devices(self, monkeypatch):
         cos, sin = self.angles()
         (qkv,) = tensors((ROWS, LENGTH, 3, HEADS, SIZE))
-        found = forward_and_gradients(lambda x: fused.rotate_qkv(x, cos, sin), qkv)
+        found = forward_and_gradients(lambda x: fused.rotate(x, cos, sin), qkv)
         monkeypatch.setattr(fused, "applies", lambda x: False)
-        wanted = forward_and_gradients(lambda x: fused.rotate_qkv(x, cos, sin), qkv)
+        wanted = forward_and_gradients(lambda x: fused.rotate(x, cos, sin), qkv)
         assert_agree(found, wanted, 1e-10)
 
 

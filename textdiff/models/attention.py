@@ -1,18 +1,22 @@
 """Attention backends by their transformers names, all reading the same `Layout`.
 
 `prepare` turns a layout into what a backend needs once per forward pass; `attend` runs once per
-layer on queries, keys and values [B, H, L, D]. `eager` is the reference. `sdpa` on a CPU is torch's
-flash kernel, but in half precision with a backward pass of our own, which takes half the time.
+layer on queries, keys and values [B, H, T, D]. `eager` is the reference. `sdpa` on a CPU is torch's
+flash kernel, but in half precision with a backward pass of our own, which takes half the time; two
+streams go chunk by chunk. There may be fewer queries than keys: then they are the first ones.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .block_attention import Chunks, block_attention
 from .fused import applies, half_attention
 from .layout import Layout
 
@@ -21,11 +25,23 @@ BACKENDS = ("eager", "sdpa", "flex_attention", "flash_attention_2")
 
 @dataclass(frozen=True)
 class Attention:
-    """A backend with the mask of one forward pass."""
+    """A backend with the mask of one forward pass.
+
+    Attributes:
+        backend: its name.
+        mask: boolean, [T, T] or [B, 1, T, T], or what the backend makes of a layout; None: dense.
+        causal: whether the backend masks the future by itself.
+        noisy: what the backend makes of the first stream's queries alone, where it must know.
+        chunks: how two streams are cut, where they are attended chunk by chunk.
+        length: L where two streams are attended one after the other.
+    """
 
     backend: str
     mask: Any = None
     causal: bool = False
+    noisy: Any = None
+    chunks: Chunks | None = None
+    length: int | None = None
 
 
 def unavailable(backend: str, device: torch.device, gradients: bool) -> str | None:
@@ -60,8 +76,17 @@ def prepare(
         from torch.nn.attention.flex_attention import create_block_mask
 
         rows = None if layout.document_ids is None else batch
-        mask = create_block_mask(layout.mask_mod(total), rows, None, total, total, device=device)
-        return Attention(backend, mask)
+        rule = layout.mask_mod(total)
+        mask = create_block_mask(rule, rows, None, total, total, device=device)
+        if layout.streams == 1:
+            return Attention(backend, mask)
+        noisy = create_block_mask(rule, rows, None, total // 2, total, device=device)
+        return Attention(backend, mask, noisy=noisy)
+    if backend == "sdpa" and layout.streams == 2:
+        length = total // 2
+        if device.type == "cpu":
+            return Attention(backend, chunks=Chunks.of(layout, length, device))
+        return Attention(backend, layout.mask(total, device), length=length)
     return Attention(backend, layout.mask(total, device))
 
 
@@ -73,20 +98,44 @@ def attend(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def _eager(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     scores = q @ k.transpose(-1, -2) * (1.0 / math.sqrt(q.shape[-1]))
     if attention.mask is not None:
-        scores = scores.masked_fill(~attention.mask, -torch.inf)
+        mask = attention.mask[..., : q.shape[2], :]
+        scores = scores.masked_fill(~mask, -torch.inf)
     return scores.softmax(-1).to(v.dtype) @ v
 
 
 def _sdpa(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    if attention.chunks is not None:
+        return block_attention(q, k, v, attention.chunks)
+    if attention.length is not None:
+        return _stream_by_stream(attention, q, k, v, attention.length)
     if q.dtype in (torch.bfloat16, torch.float16) and q.requires_grad and applies(q):
         return half_attention(q, k, v, attention.mask)
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=attention.mask)
 
 
+def _stream_by_stream(attention: Attention, q: Tensor, k: Tensor, v: Tensor, length: int) -> Tensor:
+    """Two streams in two calls: the clean one never sees the noisy one."""
+    scaled = functional.scaled_dot_product_attention
+    noisy, clean = slice(None, length), slice(length, None)
+    mask = attention.mask
+    out = scaled(q[:, :, noisy], k, v, attn_mask=mask[..., noisy, :])
+    if q.shape[2] == length:
+        return out
+    rest = scaled(q[:, :, clean], k[:, :, clean], v[:, :, clean], attn_mask=mask[..., clean, clean])
+    return torch.cat([out, rest], dim=2)
+
+
 def _flex(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    mask = attention.mask if q.shape[2] == k.shape[2] else attention.noisy
+    return _flex_attention(q.device.type)(q, k, v, block_mask=mask)
+
+
+@cache
+def _flex_attention(device: str) -> Callable[..., Tensor]:
+    """FlexAttention: compiled, or it would hold every score; on a CPU it is a reference alone."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return flex_attention(q, k, v, block_mask=attention.mask)
+    return flex_attention if device == "cpu" else torch.compile(flex_attention, dynamic=False)
 
 
 def _flash(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -65,13 +65,17 @@ class Block(nn.Module):
         attention: Attention,
         condition: Tensor | None,
         index: Tensor | None,
+        wanted: int | None = None,
     ) -> Tensor:
-        """[B, T, H] -> [B, T, H]."""
+        """[B, T, H] -> [B, T, H], or its first `wanted` positions; the others are still seen."""
         if not self.adaln:
-            x = self._add(x, self._attend(self.norm1(x), rotary, attention))
+            mixed = self._attend(self.norm1(x), rotary, attention, wanted)
+            x = self._add(x[:, :wanted], mixed)
             return self._add(x, self.mlp(self.norm2(x)))
         m = Modulation(self.adaLN_modulation(condition), index, 6)
-        h = self._attend(m.modulate(self.norm1(x), 0), rotary, attention)
+        h = self._attend(m.modulate(self.norm1(x), 0), rotary, attention, wanted)
+        if wanted is not None:
+            x, m = x[:, :wanted], m.first(wanted)
         x = self._add(x, m.gate(h, 2))
         h = self.mlp(m.modulate(self.norm2(x), 3))
         return self._add(x, m.gate(h, 5))
@@ -79,13 +83,28 @@ class Block(nn.Module):
     def _add(self, x: Tensor, h: Tensor) -> Tensor:
         return dropout_add(x, h, self.dropout, self.training)
 
-    def _attend(self, x: Tensor, rotary: Rotary, attention: Attention) -> Tensor:
-        qkv = self.attn_qkv(x).unflatten(-1, (3, self.heads, -1))  # [B, T, 3, heads, D]
-        if self.qk_norm:
-            q, k, v = qkv.unbind(2)
-            qkv = torch.stack([self.q_norm(q), self.k_norm(k), v], dim=2)
-        mixed = attend(attention, *rotary(qkv))
+    def _attend(
+        self, x: Tensor, rotary: Rotary, attention: Attention, wanted: int | None
+    ) -> Tensor:
+        q, k, v = rotary(self._project(x[:, :wanted], 3), slice(wanted))
+        if wanted is not None:  # of the others nothing is read but keys and values
+            rest = rotary(self._project(x[:, wanted:], 2), slice(wanted, None))
+            k, v = (torch.cat(pair, dim=2) for pair in zip((k, v), rest, strict=True))
+        mixed = attend(attention, q, k, v)
         return self.attn_out(mixed.transpose(1, 2).flatten(-2))
+
+    def _project(self, x: Tensor, parts: int) -> Tensor:
+        """[B, T, H] -> [B, T, parts, heads, D]: queries, keys and values, or the last two."""
+        if parts == 3:
+            projected = self.attn_qkv(x)
+        else:
+            projected = functional.linear(x, self.attn_qkv.weight[-parts * x.shape[-1] :])
+        projected = projected.unflatten(-1, (parts, self.heads, -1))
+        if not self.qk_norm:
+            return projected
+        *turning, values = projected.unbind(2)
+        norms = (self.q_norm, self.k_norm)[-len(turning) :]
+        return torch.stack([norm(y) for norm, y in zip(norms, turning, strict=True)] + [values], 2)
 
 
 class OutputLayer(nn.Module):
@@ -224,15 +243,17 @@ class TextDiffusionModel(PreTrainedModel):
         rotary = Rotary(at, self.config.head_dim, self.config.rope_theta, dtype)
         attention = prepare(backend, layout, tokens.shape[1], tokens.device, batch)
         condition, index = self._condition(sigma, layout, batch, length, x)
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks, start=1):
+            last = number == len(self.blocks) and layout.streams == 2
+            inputs = (x, rotary, attention, condition, index, length if last else None)
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, rotary, attention, condition, index, use_reentrant=False)
+                x = checkpoint(block, *inputs, use_reentrant=False)
             else:
-                x = block(x, rotary, attention, condition, index)
+                x = block(*inputs)
         if condition is not None:
             condition = condition if index is None else condition[:, index[:length]]
             condition = condition.expand(batch, length, -1)
-        return x if layout.streams == 1 else x[:, :length], condition
+        return x, condition
 
     def _condition(
         self, sigma: Tensor | None, layout: Layout, batch: int, length: int, like: Tensor

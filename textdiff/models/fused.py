@@ -6,7 +6,7 @@ do not apply (other devices, `torch.compile`) the same equations run as plain to
 | function | equation |
 |---|---|
 | `dropout_add` | x + h m / (1 - p), m ~ Bernoulli(1 - p) |
-| `rotate_qkv` | q, k, v from one projection, q and k turned by their positions |
+| `rotate` | q, k, v from one projection, q and k turned by their positions |
 | `half_attention` | softmax(q k^T / sqrt(D) + bias) v in half precision |
 
 Shapes: B rows, T positions, H heads, D channels per head.
@@ -40,21 +40,22 @@ def dropout_add(x: Tensor, h: Tensor, p: float, training: bool) -> Tensor:
     return _DropoutAdd.apply(x, h, p)
 
 
-def rotate_qkv(qkv: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Queries and keys turned in half-split form, and values.
+def rotate(projected: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+    """Queries and keys (or keys alone) turned in half-split form, and values.
 
     Args:
-        qkv: [B, T, 3, H, D] as projected.
-        cos: [T, D / 2] cosines of the positions' angles.
-        sin: [T, D / 2] sines.
+        projected: [B, T, P, H, D]: queries, keys and values, or keys and values.
+        cos: [T, D / 2] cosines of the positions' angles; [B, 1, T, D / 2] where rows differ, which
+            has no backward pass.
+        sin: likewise, sines.
 
     Returns:
-        Three tensors [B, H, T, D].
+        P tensors [B, H, T, D].
     """
-    if applies(qkv):
-        return _RotateQKV.apply(qkv, cos, sin)
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)
-    return _turned(q, cos, sin), _turned(k, cos, sin), v
+    if applies(projected) and cos.ndim == 2:
+        return _Rotate.apply(projected, cos, sin)
+    *turning, values = projected.permute(2, 0, 3, 1, 4)
+    return *(_turned(x, cos, sin) for x in turning), values
 
 
 def half_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -104,18 +105,18 @@ class _DropoutAdd(torch.autograd.Function):
         return grad, grad_h, None
 
 
-class _RotateQKV(torch.autograd.Function):
+class _Rotate(torch.autograd.Function):
     """Saves angles alone; the gradients are turned back straight into one buffer."""
 
     @staticmethod
-    def forward(ctx, qkv, cos, sin):
+    def forward(ctx, projected, cos, sin):
         ctx.save_for_backward(cos, sin)
-        out = torch.empty(*qkv.permute(2, 0, 3, 1, 4).shape, dtype=qkv.dtype)
-        rows = _rows(qkv)
-        for source, target in zip(qkv.split(rows), out.split(rows, dim=1), strict=True):
+        out = torch.empty(*projected.permute(2, 0, 3, 1, 4).shape, dtype=projected.dtype)
+        rows = _rows(projected)
+        for source, target in zip(projected.split(rows), out.split(rows, dim=1), strict=True):
             source = source.permute(2, 0, 3, 1, 4)
-            _turn(source[:2], cos, sin, target[:2])
-            target[2] = source[2]
+            _turn(source[:-1], cos, sin, target[:-1])
+            target[-1] = source[-1]
         return out.unbind()
 
     @staticmethod
@@ -123,13 +124,13 @@ class _RotateQKV(torch.autograd.Function):
     def backward(ctx, *grads):
         cos, sin = ctx.saved_tensors
         batch, heads, length, size = grads[0].shape
-        out = torch.empty(batch, length, 3, heads, size, dtype=grads[0].dtype)
+        out = torch.empty(batch, length, len(grads), heads, size, dtype=grads[0].dtype)
         rows = _rows(out)
         for target, *source in zip(out.split(rows), *(g.split(rows) for g in grads), strict=True):
             target = target.permute(2, 0, 3, 1, 4)
-            _turn(source[0], cos, -sin, target[0])
-            _turn(source[1], cos, -sin, target[1])
-            target[2] = source[2]
+            for part, grad in zip(target[:-1], source[:-1], strict=True):
+                _turn(grad, cos, -sin, part)
+            target[-1] = source[-1]
         return out, None, None
 
 

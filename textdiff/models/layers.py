@@ -1,12 +1,13 @@
 """What the denoiser is built from: embeddings, norms, MLPs, rotary positions, modulation."""
 
 import math
+from copy import copy
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .fused import rotate_qkv
+from .fused import rotate
 
 
 class TokenEmbedding(nn.Module):
@@ -121,18 +122,35 @@ MLPS = {"gelu": gelu_mlp, "swiglu": SwiGLU}
 
 
 class Rotary:
-    """Cosines and sines of one forward pass, applied to queries and keys."""
+    """Cosines and sines of one forward pass, applied to queries and keys.
+
+    Args:
+        positions: [T], or [B, T] where rows differ.
+        head_dim: D.
+        theta: base of the frequencies.
+        dtype: of what is turned.
+    """
 
     def __init__(self, positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype):
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=wide) / head_dim
         angles = positions.to(wide).unsqueeze(-1) * theta**-exponents
+        if positions.ndim == 2:
+            angles = angles.unsqueeze(1)
         self.cos = angles.cos().to(dtype)
         self.sin = angles.sin().to(dtype)
 
-    def __call__(self, qkv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, T, 3, heads, D] -> turned queries and keys, and values, each [B, heads, T, D]."""
-        return rotate_qkv(qkv, self.cos, self.sin)
+    def __call__(self, projected: Tensor, part: slice = slice(None)) -> tuple[Tensor, ...]:
+        """Turns queries and keys (or keys alone); values stay.
+
+        Args:
+            projected: [B, T, P, heads, D].
+            part: which of the positions these are.
+
+        Returns:
+            P tensors [B, heads, T, D].
+        """
+        return rotate(projected, self.cos[..., part, :], self.sin[..., part, :])
 
 
 class Modulation:
@@ -141,6 +159,12 @@ class Modulation:
     def __init__(self, chunks: Tensor, index: Tensor | None, parts: int):
         chunks = chunks if index is None else chunks[:, index]
         self.parts = chunks.chunk(parts, dim=-1)
+
+    def first(self, length: int) -> "Modulation":
+        """The modulations of the first positions alone."""
+        chosen = copy(self)
+        chosen.parts = tuple(part[:, :length] for part in self.parts)
+        return chosen
 
     def modulate(self, x: Tensor, part: int) -> Tensor:
         """x * (1 + scale) + shift, parts `part` and `part + 1`."""
