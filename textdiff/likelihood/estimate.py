@@ -120,6 +120,7 @@ class _Job:
         self.processes = shard[1]
         self.attribute = attribute
         self.learned: list[Tensor | None] | None = None
+        self.allocations: list[Tensor | None] | None = None
         lengths = torch.tensor([len(tokens) for tokens in windows.tokens])
         self.starts = lengths.cumsum(0) - lengths
         self._kept = int(lengths.sum()) if attribute else 0
@@ -129,6 +130,8 @@ class _Job:
         if self.learned is None:
             views = self._views(-1)
             self.learned = [self.estimator.learn(view, self.scorer) for view in views]
+            views = self._views(-2)
+            self.allocations = [self.estimator.allocate(view, self.scorer) for view in views]
         documents = len(self.windows.document_tokens)
         nats = torch.zeros(len(self.estimator.parts), documents, dtype=torch.float64)
         tokens = torch.zeros(self._kept, dtype=torch.float64)
@@ -178,6 +181,7 @@ class _Job:
                 scorable=scored,
                 v=v[at][:, :, : family.blocks(x0.shape[1]).count],
                 learned=self.learned[number] if self.learned else None,
+                allocation=self.allocations[number] if self.allocations else None,
             )
 
 

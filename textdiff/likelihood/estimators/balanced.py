@@ -8,8 +8,9 @@ what the forecast misses:
 
     sum_i mean_k d_i(k)  +  E[ w(k) sum over masked i of (CE_i - d_i(k)) ],  w(k) = 1 / (k p(k)),
 
-which has the same expectation whatever the forecast, because i is masked with probability k / n.
-The pilot's draws are its own and are used for nothing else.
+which has the same expectation whatever the forecast, because i is masked with probability k / n,
+and whatever p(k) > 0. A few more rows of the pilot say how much the forecast misses by k, and p(k)
+follows (`allocation`). The pilot's draws are its own and are used for nothing else.
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,14 @@ from torch import Tensor
 
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.randomness import Stream
+from textdiff.likelihood.estimators.allocation import (
+    PARTS,
+    allocated,
+    densities,
+    drawn,
+    neyman,
+    weights,
+)
 from textdiff.likelihood.estimators.estimator import (
     Estimator,
     Parts,
@@ -76,35 +85,31 @@ class Balanced(Estimator):
             found.append((mean + trust * (cost - mean)) * view.scorable)
         return torch.stack(found, 1)
 
-    def score(self, view: View, scorer: Scorer) -> Parts:
-        assert view.learned is not None
+    def allocate(self, view: View, scorer: Scorer) -> Tensor:
+        """[B, PARTS] factors of the fixed density, by one row of each window in each of its parts.
+
+        Their counts are the middles of the parts.
+        """
         sizes, kind = torch.unique(view.sizes, return_inverse=True)
-        density, knots = densities(sizes), hats(sizes)
-        cumulative = density.cumsum(1)[kind]
-        nats = _forecast(view, (knots.sum(1) / sizes.clamp(min=1)[:, None])[kind])
+        density, knots = densities(sizes)[kind], hats(sizes)[kind]
+        missed = []
+        for part in range(PARTS):
+            v = torch.full(view.sizes.shape, (part + 0.5) / PARTS, dtype=torch.float64)
+            u = view.uniforms(Stream.POSITION, part, PARTS)
+            nats = _missed(view, scorer, density, knots, v, u)
+            missed.append(view.blocks.split(nats, 0.0).sum(-1))
+        return neyman(torch.stack(missed, 1), view.sizes > 0)
+
+    def score(self, view: View, scorer: Scorer) -> Parts:
+        assert view.allocation is not None
+        sizes, kind = torch.unique(view.sizes, return_inverse=True)
+        knots = hats(sizes)[kind]
+        density = allocated(densities(sizes)[kind], view.allocation[:, None])
+        nats = _forecast(view, knots.sum(-2) / view.sizes.clamp(min=1)[..., None])
         for s in range(self.samples):
-            count = _counts(view.v[:, s], cumulative, view.sizes)
-            chance = count * density[kind, count]
-            weight = torch.where(count > 0, 1.0 / chance.clamp(min=1e-300), 0.0)
             u = view.uniforms(Stream.POSITION, s, self.draws)
-            rank = ranks(u, view.blocks, view.scorable)
-            noise = hit_lowest(rank, count, weight, view.blocks, view.scorable, u)
-            known = _forecast(view, knots[kind, count]) * noise.weight * noise.hit
-            nats += (scorer.nats(view.x0, noise, view.real) - known) / self.samples
+            nats += _missed(view, scorer, density, knots, view.v[:, s], u) / self.samples
         return {"diffusion": nats}
-
-
-def densities(sizes: Tensor) -> Tensor:
-    """[N, k + 1] float64 p(k) of blocks of `sizes` [N] tokens: about a row's deviation.
-
-    What a row with k masked tokens adds to the error falls with the share that is masked, and the
-    forecast is at its worst for the smallest counts.
-    """
-    n = sizes.to(torch.float64)[:, None]
-    k = torch.arange(int(sizes.max()) + 1, dtype=torch.float64)
-    spread = ((1.0 - k / (n + 1.0)).clamp(min=0.0) * (1.0 + 4.0 / k.clamp(min=1.0))).sqrt()
-    spread = spread.where((k >= 1.0) & (k <= n), 0.0)
-    return spread / spread.sum(1, keepdim=True).clamp(min=1e-300)
 
 
 def hats(sizes: Tensor) -> Tensor:
@@ -119,10 +124,26 @@ def hats(sizes: Tensor) -> Tensor:
     return weights * ((k >= 1.0) & (k <= n))[..., None]
 
 
-def _counts(v: Tensor, cumulative: Tensor, sizes: Tensor) -> Tensor:
-    """[B, blocks] int64 counts where the distributions [B, blocks, k + 1] pass v."""
-    count = torch.searchsorted(cumulative, v[..., None].contiguous(), right=True).squeeze(-1)
-    return torch.minimum(count.clamp(min=1), sizes)  # rounding may leave the sum below 1
+def _missed(
+    view: View, scorer: Scorer, density: Tensor, knots: Tensor, v: Tensor, u: Tensor
+) -> Tensor:
+    """[B, L] weighted nats of one row per window that the forecast misses.
+
+    Args:
+        view: the windows.
+        scorer: the network.
+        density: [B, blocks, k + 1] p(k).
+        knots: [B, blocks, k + 1, 3] as of `hats`.
+        v: [B, blocks] float64 where in the distribution of k.
+        u: [B, L] order of the positions.
+    """
+    count = drawn(v, density, view.sizes)
+    rank = ranks(u, view.blocks, view.scorable)
+    weight = weights(count, density)
+    noise = hit_lowest(rank, count, weight, view.blocks, view.scorable, u)
+    at = count[..., None, None].expand(*count.shape, 1, len(ARCS))
+    known = _forecast(view, knots.gather(2, at).squeeze(2)) * noise.weight * noise.hit
+    return scorer.nats(view.x0, noise, view.real) - known
 
 
 def _rotated(view: View, rank: Tensor, start: Tensor) -> Tensor:

@@ -70,6 +70,14 @@ class Estimator(ABC):
         """
         return None
 
+    def allocate(self, view: View, scorer: Scorer) -> Tensor | None:
+        """How it deals its rows out to noise levels, by a pilot of its own, [B, ...]; or not.
+
+        Called after `learn`, with what was learned in `view.learned`; replicates find the result in
+        `view.allocation`. Its random numbers are those of replicate -2.
+        """
+        return None
+
     @abstractmethod
     def score(self, view: View, scorer: Scorer) -> Parts:
         """Nats of one replicate; their sum over scorable positions is what is estimated."""

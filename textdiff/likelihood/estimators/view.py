@@ -27,6 +27,7 @@ class View:
         scorable: [B, L] bool, True where the token's nats are wanted; elsewhere it is context.
         v: [B, S, blocks] float64 stratified uniforms.
         learned: what the estimator has learned about these windows, [B, ...].
+        allocation: how it deals its rows out to noise levels, [B, ...].
     """
 
     family: Family
@@ -40,6 +41,7 @@ class View:
     scorable: Tensor
     v: Tensor
     learned: Tensor | None = None
+    allocation: Tensor | None = None
 
     @cached_property
     def blocks(self) -> Blocks:
