@@ -32,6 +32,8 @@ OFFICIAL = {
     "published": (3.325, 0.014),
     "best": (3.325, 0.014),
     "ar": (2.546, 0.035),
+    "bd3lm-4": (3.122, 0.019),
+    "bd3lm-16": (3.249, 0.016),
     "sedd-absorbing": (3.298, 0.014),
 }
 
@@ -59,6 +61,8 @@ ROWS: dict[str, dict[str, str]] = {
     "published": SETTING | {"diffusion.objective.loss-weight": "elbo"},
     "best": {},
     "ar": objective("ar", False, block_size=1),
+    "bd3lm-4": objective("mdlm", False, block_size=4),
+    "bd3lm-16": objective("mdlm", False, block_size=16),
     "sedd-absorbing": objective("sedd", False),
     "d3pm-absorbing": objective("d3pm", False, **IN_STEPS),
     "udlm": objective("udlm", True, process="uniform"),

@@ -46,6 +46,13 @@ class Source(Section):
         description="share of the training tokens, relative to the other sources' weights; null: "
         "each source is read once per epoch",
     )
+    streaming: bool = Field(
+        False, description="read a hub dataset over the network without downloading it first"
+    )
+    skip_documents: int = Field(0, ge=0, description="documents passed over at the beginning")
+    max_documents: int | None = Field(
+        None, ge=1, description="documents taken after those; null: all"
+    )
 
 
 class DataConfig(Section):
@@ -263,12 +270,16 @@ class NoiseConfig(Section):
     draw: Literal["count", "time"] = Field(
         "count", description="draw the number of masked tokens, or a time"
     )
-    range: tuple[float, float] = Field(
-        (0.0, 1.0), description="mask rates that training draws from"
+    range: tuple[float, float] | Literal["search"] = Field(
+        (0.0, 1.0),
+        description="mask rates that training draws from, or `search`: at each evaluation those of "
+        "smallest variance",
     )
 
     @model_validator(mode="after")
     def _ordered(self) -> "NoiseConfig":
+        if self.range == "search":
+            return self
         low, high = self.range
         if not 0.0 <= low < high <= 1.0:
             raise ValueError(f"range {low} {high}: needs 0 <= low < high <= 1")
@@ -284,24 +295,53 @@ class DiffusionConfig(Section):
     schedule: Schedule = LogLinear()
     objective: Objective = Mdlm()
     noise: NoiseConfig = NoiseConfig()
-    block_size: int | None = Field(
-        None, ge=1, description="tokens per block; null: the whole sequence is one block"
+    block_size: int | None | tuple[int | None, ...] = Field(
+        None,
+        description="tokens per block; null: the whole sequence is one block; a list: one of them "
+        "at random in every step, the first being the default of the trained model",
     )
     timesteps: int | None = Field(
         None, ge=1, description="steps of discrete time; null: continuous time"
     )
 
+    @property
+    def block_sizes(self) -> tuple[int | None, ...]:
+        """Every size that training uses; the first is the trained model's default."""
+        return self.block_size if isinstance(self.block_size, tuple) else (self.block_size,)
+
     @model_validator(mode="after")
     def _consistent(self) -> "DiffusionConfig":
         problem = (
-            self._process_problem()
+            self._sizes_problem()
+            or self._process_problem()
             or self._time_problem()
             or self._order_problem()
             or self._learned_problem()
+            or self._search_problem()
         )
         if problem:
             raise ValueError(problem)
         return self
+
+    def _sizes_problem(self) -> str | None:
+        sizes = self.block_sizes
+        if not sizes:
+            return "block_size is an empty list: name at least one size"
+        small = [size for size in sizes if size is not None and size < 1]
+        if small:
+            return f"block_size {small[0]}: a block has at least one token"
+        twice = [size for size in sizes if sizes.count(size) > 1]
+        return f"block_size lists {twice[0]} twice" if twice else None
+
+    def _search_problem(self) -> str | None:
+        if self.noise.range != "search":
+            return None
+        if getattr(self.objective, "loss_weight", "elbo") != "elbo":
+            return (
+                "a range is searched by the variance of the bound's own terms: set "
+                "objective.loss_weight: elbo, or a fixed noise.range"
+            )
+        return None
 
     def _process_problem(self) -> str | None:
         kind = self.objective.kind
@@ -456,11 +496,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":
-        length, block = self.data.sequence_length, self.diffusion.block_size
-        if block is not None and length % block:
-            raise ValueError(
-                f"diffusion.block_size {block} does not divide data.sequence_length {length}"
-            )
+        length = self.data.sequence_length
+        for block in self.diffusion.block_sizes:
+            if block is not None and length % block:
+                raise ValueError(
+                    f"diffusion.block_size {block} does not divide data.sequence_length {length}"
+                )
         kind, process = self.diffusion.objective.kind, self.diffusion.process
         if process != "absorbing" and not self.model.time_conditioning:
             raise ValueError(

@@ -109,8 +109,7 @@ def _base(raw: dict[str, Any], flags: list[str], where: str) -> Config:
         complete = Config.model_validate(whole)
     except ValidationError as error:
         # Unknown flags and values that cannot be read are left to the parser, which shows the flag.
-        kinds = {str(found["type"]) for found in error.errors()}
-        if any(kind != "extra_forbidden" and not kind.endswith(_UNREADABLE) for kind in kinds):
+        if not all(any(map(_unreadable, group)) for group in _by_key(error)):
             raise ConfigError(f"{where}: {_explain(error)}") from None
         return validate(raw, where)
     try:
@@ -156,7 +155,11 @@ def _assign(raw: dict[str, Any], path: list[str], value: Any) -> None:
     node[path[-1]] = value
 
 
-_UNREADABLE = ("_type", "_parsing", "_from_float")
+def _unreadable(item: Mapping[str, Any]) -> bool:
+    kind = str(item["type"])
+    return kind == "extra_forbidden" or kind.endswith(("_type", "_parsing", "_from_float"))
+
+
 _PLAIN = {"True": "true", "False": "false", "None": "null", "none": "null"}
 _WORDS = {"true": "True", "false": "False", "null": "None", "none": "None"}
 
@@ -179,15 +182,38 @@ def _apply_flags(config: Config, flags: list[str], prog: str) -> Config:
     )
 
 
+def _by_key(error: ValidationError) -> list[list[dict[str, Any]]]:
+    """The errors of each key: a value that may be of several types fails once for each of them."""
+    found: dict[tuple[int | str, ...], list[dict[str, Any]]] = {}
+    for item in error.errors(include_url=False):
+        found.setdefault(_key(item["loc"]), []).append(dict(item))
+    return [[item | {"loc": key} for item in items] for key, items in found.items()]
+
+
+def _key(location: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """An error's location without what lies within a value: its items, the types it may be of."""
+    node: Any = Config
+    for depth, name in enumerate(location):
+        if not _variants(node):
+            return location[:depth]
+        node = _step(node, str(name))
+    return location
+
+
 def _explain(error: ValidationError) -> str:
-    return "; ".join(_explain_one(dict(item)) for item in error.errors(include_url=False))
+    return "; ".join(_explain_key(group) for group in _by_key(error))
+
+
+def _explain_key(group: list[dict[str, Any]]) -> str:
+    wants = [item["msg"].removeprefix("Input should be ") for item in group]
+    return _explain_one(group[0] | {"msg": " or ".join([group[0]["msg"], *wants[1:]])})
 
 
 def _explain_one(item: dict[str, Any]) -> str:
     names = [str(part) for part in item["loc"]]
-    section, known = _section_at(names[:-1])
     path = ".".join(_without_tags(names))
     if item["type"] == "extra_forbidden":
+        section, known = _section_at(names[:-1])
         near = difflib.get_close_matches(names[-1], known, n=1)
         hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
         return f"unknown key `{path}` in {section}; {hint}"

@@ -115,12 +115,17 @@ def load_model(folder: Path, dtype: torch.dtype) -> TextDiffusionModel:
     kind = read_json(folder / "config.json").get("model_type")
     if kind != "textdiff":
         raise CheckpointError(f"{folder}/config.json is of a {kind!r} model, not a textdiff export")
-    if not (folder / "model.safetensors").is_file() and not any(folder.glob("*.index.json")):
+    weights = ("model.safetensors", "model.safetensors.index.json")
+    if not any((folder / name).is_file() for name in weights):
         raise CheckpointError(f"{folder}/model.safetensors is missing; export the model again")
     model: TextDiffusionModel
     try:
         model, info = TextDiffusionModel.from_pretrained(
-            folder, dtype=dtype, output_loading_info=True, local_files_only=True
+            folder,
+            dtype=dtype,
+            output_loading_info=True,
+            local_files_only=True,
+            use_safetensors=True,
         )
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]

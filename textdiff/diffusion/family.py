@@ -47,6 +47,10 @@ class Family:
         process = self.process.to(torch.device("cpu"))
         return replace(self, process=process, objective=replace(self.objective, process=process))
 
+    def with_block_size(self, block_size: int | None) -> "Family":
+        """The same family in other blocks."""
+        return replace(self, block_size=block_size)
+
     def blocks(self, length: int) -> Blocks:
         """The blocks of a sequence of `length` tokens."""
         return Blocks.of(length, self.block_size)
@@ -61,6 +65,12 @@ class Family:
         return alpha.where(alpha > 0.0, 1.0 / (self.block_size + 1.0) if self.block_size else 1e-3)
 
 
+def block_sizes(spec: Mapping[str, Any]) -> tuple[int | None, ...]:
+    """Every block size that plain data, as `build_family` takes it, names; the default first."""
+    listed = spec["block_size"]
+    return tuple(listed) if isinstance(listed, list | tuple) else (listed,)
+
+
 def build_family(
     spec: Mapping[str, Any],
     vocabulary: Vocabulary,
@@ -70,9 +80,9 @@ def build_family(
     """Builds a family from plain data.
 
     Args:
-        spec: `process`, `schedule` and `objective` (each with its `kind`), `block_size` and
-            `timesteps`; the layout of a config's `diffusion` section and of `diffusion` in an
-            export's `config.json`.
+        spec: `process`, `schedule` and `objective` (each with its `kind`), `block_size` (of a
+            list the first) and `timesteps`; the layout of a config's `diffusion` section and of
+            `diffusion` in an export's `config.json`.
         vocabulary: which ids are clean tokens.
         device: where the vocabulary's tables live.
         exponents: the module that holds a learned schedule's; None: they stay where they start.
@@ -89,7 +99,7 @@ def build_family(
         process=process,
         schedule=schedule,
         objective=build_objective(process, **spec["objective"]),
-        block_size=spec["block_size"],
+        block_size=block_sizes(spec)[0],
         timesteps=spec.get("timesteps"),
     )
 

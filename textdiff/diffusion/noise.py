@@ -178,6 +178,18 @@ def noise_by_step(
     return Noise(alpha, 1.0 - alpha, u, blocks.spread(weight), u_token, blocks.spread(alpha_s))
 
 
+def counts(n: Tensor, rates: tuple[float, float], dense: bool) -> tuple[Tensor, Tensor]:
+    """Smallest and largest number of hits, float64, that mask rates leave to n positions.
+
+    They are the whole numbers in [rates[0] n, rates[1] n], at least 1 (0 with `dense`); where there
+    is none, the first one above.
+    """
+    # The slack keeps ends such as 0.07 * 100 whole.
+    smallest = torch.ceil(rates[0] * n.to(torch.float64) - 1e-9).clamp(min=0 if dense else 1)
+    largest = torch.floor(rates[1] * n.to(torch.float64) + 1e-9)
+    return smallest, torch.maximum(largest, smallest)
+
+
 def noise_by_count(
     v: Tensor,
     u: Tensor,
@@ -205,8 +217,7 @@ def noise_by_count(
         blocks: how L falls into blocks.
         scorable: [B, L] bool, the positions that may be hit; None: all. A block without any is
             not hit.
-        rates: counts are uniform on the whole numbers in [rates[0] n, rates[1] n], at least 1
-            (0 with `dense`).
+        rates: counts are uniform on those that `counts` leaves.
         u_token: [B, L] uniforms of what hit positions become.
         dense: whether positions that are not hit cost nats too.
         pace: [B, L] pace of each position, not with `dense`; None: 1 everywhere.
@@ -214,9 +225,7 @@ def noise_by_count(
     u = _levels(u, pace, scorable)
     ordered = blocks.split(u, _NEVER).sort(-1).values
     n = (ordered < 1.0).sum(-1)
-    # The slack keeps ends such as 0.07 * 100 whole.
-    smallest = torch.ceil(rates[0] * n.to(torch.float64) - 1e-9).clamp(min=0 if dense else 1)
-    largest = torch.maximum(torch.floor(rates[1] * n.to(torch.float64) + 1e-9), smallest)
+    smallest, largest = counts(n, rates, dense)
     k = (smallest + torch.floor(v * (largest - smallest + 1))).to(torch.int64).clamp(max=n)
     rate = ordered.gather(-1, (k - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
     # The k-th smallest uniform itself is hit too: u < threshold must hold for it.

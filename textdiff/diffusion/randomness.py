@@ -26,6 +26,8 @@ class Stream(IntEnum):
     EPOCH = 6  # order and phase of the data
     PRIOR = 7  # tokens that sampling starts from
     PAIR = 8  # which positions are hit in the second mask of a pair
+    BLOCK_SIZE = 9  # which block size a step trains
+    RANGE = 10  # seeds of the draws that a search of mask rates measures
 
 
 def _wrap(value: int) -> int:

@@ -29,6 +29,7 @@ class Batch:
         noise: the noise at those positions, [N] each.
         sigma: [B, blocks] total noise per block.
         document_ids: [B, L] (-1: padding), or None where attention ignores documents.
+        block_size: tokens per block; None: the whole sequence.
     """
 
     x0: Tensor
@@ -37,6 +38,7 @@ class Batch:
     noise: Noise
     sigma: Tensor
     document_ids: Tensor | None
+    block_size: int | None
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device, copied without waiting."""
@@ -46,9 +48,8 @@ class Batch:
 
         noise = self.noise.map(move)
         ids = None if self.document_ids is None else move(self.document_ids)
-        return Batch(
-            move(self.x0), move(self.xt), move(self.positions), noise, move(self.sigma), ids
-        )
+        x0, xt, positions, sigma = map(move, (self.x0, self.xt, self.positions, self.sigma))
+        return Batch(x0, xt, positions, noise, sigma, ids, self.block_size)
 
 
 def corrupt(family: Family, x0: Tensor, noise: Noise, document_ids: Tensor | None) -> Batch:
@@ -58,7 +59,8 @@ def corrupt(family: Family, x0: Tensor, noise: Noise, document_ids: Tensor | Non
     starts = torch.arange(0, x0.shape[1], family.blocks(x0.shape[1]).size)
     alpha = family.known_alpha(noise.alpha.expand(x0.shape)[:, starts])
     sigma = -torch.log(alpha).float()
-    return Batch(x0, xt, positions, noise.at(positions), sigma, document_ids)
+    at = noise.at(positions)
+    return Batch(x0, xt, positions, at, sigma, document_ids, family.block_size)
 
 
 class PositionTerms:
@@ -66,12 +68,12 @@ class PositionTerms:
 
     Args:
         denoiser: the network; its trunk runs here, its head when called.
-        family: process, schedule, objective and block size.
+        family: process, schedule and objective; the block size is the batch's.
         batch: the corrupted batch.
     """
 
     def __init__(self, denoiser: TextDiffusionModel, family: Family, batch: Batch):
-        tokens, layout = batch.xt, training_layout(family.block_size)
+        tokens, layout = batch.xt, training_layout(batch.block_size)
         if family.objective.shifted:
             tokens = late(batch.x0, family.process.mask_token_id, batch.document_ids)
             layout = CAUSAL
