@@ -1,0 +1,305 @@
+"""What a run on a GPU needs and a CPU cannot show, each against a reference, with its tolerance.
+
+    python scripts/check_gpu.py                 # on a machine with a GPU
+    python scripts/check_gpu.py --device cpu    # the part that a CPU can do
+
+| check | reference | tolerance |
+|---|---|---|
+| every backend and layout, float32, forward and backward | eager, float32 | 1e-4 |
+| the same under bfloat16 autocast | eager, float32 | 3e-2 forward, 6e-2 backward |
+| compiled blocks, float32 | the same blocks, not compiled | 1e-4 |
+| two steps of mdlm-owt-small, bound of the validation text | log of the vocabulary | below 1.3 x |
+| bound of a text on the device, float32 | on the CPU, float64 | 1e-4 |
+| text generated on the device, float64 | on the CPU, float64 | the same tokens |
+
+Differences are norms: |found - reference| / |reference|, over logits outside padding, or over all
+gradients. TF32 is off. A backend that is not installed, or does not offer a layout, is skipped with
+the reason. On a GPU the result goes to `evals/results/check_gpu.json` too. Exit code 0: all that
+ran passed; 1: something did not, or there is no GPU.
+
+It has not been run on a GPU yet: tolerances are what rounding allows, not what was measured there.
+"""
+
+import itertools
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from textdiff import TextDiffusion
+from textdiff.cli import main as textdiff
+from textdiff.models import Layout, TextDiffusionConfig, TextDiffusionModel
+from textdiff.models.attention import BACKENDS, unavailable
+from textdiff.provenance import code_record
+from textdiff.train.precision import native_bf16
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "evals" / "results" / "check_gpu.json"
+FORWARD = {"float32": 1e-4, "bfloat16": 3e-2}
+BACKWARD = {"float32": 1e-4, "bfloat16": 6e-2}
+PARTS = ("forward", "backward")
+# The reference itself, and a kernel for half precision alone.
+PAST = {("eager", "float32"), ("flash_attention_2", "float32")}
+ROWS, LENGTH, BLOCK = 2, 256, 16
+# Two steps of the published model on text that every Python has.
+STEPS = {
+    "data.sources": '[{"source": "python-docs"}]',
+    "tokenizer": '{"kind": "bpe", "vocab_size": 8192}',
+    "train.steps": "2",
+    "train.global-batch-size": "16",
+    "train.micro-batch-size": "8",
+    "train.log-every": "1",
+    "evaluate.max-documents": "4",
+    "data.num-workers": "0",
+    "sample.num-samples": "0",
+    "sample.steps": "16",
+    "sample.max-new-tokens": "32",
+}
+# A CPU has neither the time nor, everywhere, bfloat16.
+ON_CPU = {
+    "model.hidden-size": "32",
+    "model.num-layers": "2",
+    "model.num-heads": "2",
+    "data.sequence-length": "64",
+    "tokenizer": '{"kind": "byte"}',
+    "train.compile": "false",
+    "train.mixed-precision": "fp32",
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the table.
+
+    Attributes:
+        name: what was compared.
+        found: the difference; None where it did not run.
+        limit: the largest difference that passes.
+        note: why it did not run, or what went wrong.
+        skipped: it could not run here, which is no failure.
+    """
+
+    name: str
+    found: float | None
+    limit: float
+    note: str = ""
+    skipped: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Within the limit; NaN is not."""
+        return self.skipped or (self.found is not None and self.found <= self.limit)
+
+
+def difference(found: Tensor, reference: Tensor) -> float:
+    """|found - reference| / |reference|."""
+    found, reference = found.double(), reference.double()
+    return float((found - reference).norm() / reference.norm())
+
+
+class Network:
+    """Two layers with random weights, and one batch, for every backend and layout.
+
+    Args:
+        device: where it runs.
+    """
+
+    def __init__(self, device: torch.device):
+        torch.manual_seed(0)
+        config = TextDiffusionConfig(
+            vocab_size=97,
+            hidden_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=LENGTH,
+            adaln=True,
+            qk_norm=True,
+        )
+        self.model = TextDiffusionModel(config).to(device)
+        self.noisy, self.clean = torch.randint(0, 97, (2, ROWS, LENGTH), device=device)
+        ends = torch.tensor([[70, 200, LENGTH], [130, 190, 230]], device=device)
+        ids = (torch.arange(LENGTH, device=device)[:, None] >= ends[:, None, :]).sum(-1)
+        self.documents = ids.masked_fill(ids == 3, -1)  # the second row ends in padding
+        self.weights = torch.randn(ROWS, LENGTH, 97, device=device)
+
+    def layouts(self) -> dict[str, Layout]:
+        """All that training and likelihood use, with and without documents."""
+        kinds = {
+            "full": Layout(),
+            "causal": Layout("causal"),
+            "block_causal": Layout("block_causal", BLOCK),
+            "block_diffusion": Layout("block_diffusion", BLOCK),
+        }
+        documents = {f"{k}, documents": v.within(self.documents) for k, v in kinds.items()}
+        return {**kinds, **documents}
+
+    def run(self, backend: str, layout: Layout, dtype: str, gradients: bool) -> list[Tensor]:
+        """Logits outside padding and, where wanted, all gradients as one vector.
+
+        Raises:
+            ValueError: the backend does not offer this.
+        """
+        self.model.config._attn_implementation = backend
+        self.model.zero_grad()
+        context = self.clean if layout.streams == 2 else None
+        real = self.documents >= 0
+        if layout.document_ids is None:
+            real = torch.ones_like(real)
+        kind = self.noisy.device.type
+        with (
+            torch.set_grad_enabled(gradients),
+            torch.autocast(kind, torch.bfloat16, enabled=dtype == "bfloat16"),
+        ):
+            logits = self.model(self.noisy, context, layout=layout).logits[real].float()
+        if not gradients:
+            return [logits]
+        (logits * self.weights[real]).sum().backward()
+        found = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return [logits.detach(), torch.cat([grad.flatten().float() for grad in found])]
+
+
+def attention_checks(device: torch.device) -> Iterator[Check]:
+    """Every backend and layout against eager in float32."""
+    network = Network(device)
+    for backend in BACKENDS:
+        if reason := unavailable(backend, device, gradients=True):
+            yield Check(f"{backend}, backward", None, 0.0, reason, True)
+    for name, layout in network.layouts().items():
+        reference = network.run("eager", layout, "float32", gradients=True)
+        for backend, dtype in itertools.product(BACKENDS, FORWARD):
+            if not unavailable(backend, device, gradients=False) and (backend, dtype) not in PAST:
+                yield from compared(network, backend, name, dtype, reference)
+
+
+def compared(
+    network: Network, backend: str, name: str, dtype: str, reference: list[Tensor]
+) -> Iterator[Check]:
+    """One backend and layout against [logits, gradients] of the reference."""
+    trains = not unavailable(backend, network.noisy.device, gradients=True)
+    limits = [FORWARD[dtype], BACKWARD[dtype]]
+    try:
+        found = network.run(backend, network.layouts()[name], dtype, trains)
+    except Exception as error:
+        absent = isinstance(error, ValueError)  # how a backend says that it has no such layout
+        yield Check(f"{backend}, {name}, {dtype}", None, 0.0, first_line(error), absent)
+        return
+    for part, one, other, limit in zip(PARTS, found, reference, limits, strict=False):
+        yield Check(f"{backend}, {name}, {dtype}, {part}", difference(one, other), limit)
+
+
+def compile_checks(device: torch.device) -> Iterator[Check]:
+    """Compiled blocks against themselves, on the layouts that training compiles."""
+    if device.type == "cpu":
+        yield Check("compiled blocks", None, 0.0, "left to the test suite on a CPU", True)
+        return
+    for backend, name in itertools.product(("sdpa", "flex_attention"), ("full", "block_diffusion")):
+        plain, compiled = Network(device), Network(device)
+        for block in compiled.model.blocks:
+            block.compile()
+        layout = plain.layouts()[name]
+        try:
+            found = [n.run(backend, layout, "float32", gradients=True) for n in (compiled, plain)]
+        except Exception as error:
+            yield Check(f"compiled {backend}, {name}", None, 0.0, first_line(error))
+            continue
+        limits = [FORWARD["float32"], BACKWARD["float32"]]
+        for part, one, other, limit in zip(PARTS, *found, limits, strict=True):
+            yield Check(f"compiled {backend}, {name}, {part}", difference(one, other), limit)
+
+
+def model_checks(device: torch.device, folder: Path) -> Iterator[Check]:
+    """Two steps of the published small model, then its bound and its text on both devices."""
+    flags = {**STEPS, **(ON_CPU if device.type == "cpu" else {})}
+    words = [f"--{key}={value}" for key, value in flags.items()]
+    words += [f"--run.dir={folder / 'run'}", f"--data.cache-dir={folder / 'cache'}"]
+    code = textdiff(["train", str(ROOT / "configs" / "mdlm-owt-small.yaml"), *words])
+    if code != 0:
+        yield Check("two steps of mdlm-owt-small", None, 0.0, f"exit code {code}, see above")
+        return
+    lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    bounds = [row["bound_nats"] for row in map(json.loads, lines) if "bound_nats" in row]
+    here, there = (
+        TextDiffusion.from_pretrained(folder / "run", device=where, dtype=dtype)
+        for where, dtype in ((device.type, "float32"), ("cpu", "float64"))
+    )
+    uniform = math.log(here.model.config.vocab_size)
+    yield Check("bound after two steps / log of the vocabulary", bounds[-1] / uniform, 1.3)
+    text = ["Return a new list containing all items of the iterable in ascending order."]
+    values = [model.score(text)[0].mean for model in (here, there)]
+    yield Check("bound of a text, device : CPU", abs(values[0] / values[1] - 1.0), 1e-4)
+    exact = TextDiffusion.from_pretrained(folder / "run", device=device.type, dtype="float64")
+    texts = [model.generate("", num_samples=4, seed=0).texts for model in (exact, there)]
+    changed = sum(one != other for one, other in zip(*texts, strict=True))
+    yield Check("texts that differ, device : CPU, float64", float(changed), 0.0)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def show(checks: list[Check], device: torch.device) -> None:
+    """Prints the table."""
+    table = Table("check", "difference", "limit", "", title=f"{device} · torch {torch.__version__}")
+    for check in checks:
+        verdict = "skipped" if check.skipped else "ok" if check.passed else "FAILED"
+        found = "" if check.found is None else f"{check.found:.2e}"
+        limit = "" if check.skipped else f"{check.limit:g}"
+        table.add_row(check.name, found, limit, ": ".join(filter(None, (verdict, check.note))))
+    Console().print(table)
+
+
+def record(checks: list[Check], device: torch.device) -> dict:
+    """The result with what it depends on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": name,
+        "native_bf16": native_bf16(device),
+        "code": code_record(),
+        "passed": all(check.passed for check in checks),
+        "checks": [{**asdict(check), "passed": check.passed} for check in checks],
+    }
+
+
+def check_gpu(device: str = "cuda", output: Path | None = None) -> int:
+    """Checks a GPU (or the CPU part of the same checks).
+
+    Args:
+        device: cuda, or cpu.
+        output: JSON file for the result; on a GPU the default is evals/results/check_gpu.json.
+    """
+    if device != "cpu" and not torch.cuda.is_available():
+        message = "there is no GPU here (torch sees no CUDA device); --device cpu runs a part"
+        print(f"check_gpu: {message}", file=sys.stderr)
+        return 1
+    torch.set_float32_matmul_precision("highest")
+    where = torch.device(device)
+    parts: list[Callable[[], Iterator[Check]]] = [
+        lambda: attention_checks(where),
+        lambda: compile_checks(where),
+    ]
+    checks = [check for part in parts for check in part()]
+    with tempfile.TemporaryDirectory() as folder:
+        checks += model_checks(where, Path(folder))
+    show(checks, where)
+    output = output or (RESULT if where.type == "cuda" else None)
+    if output is not None:
+        output.write_text(json.dumps(record(checks, where), indent=1) + "\n")
+    failed = [check.name for check in checks if not check.passed]
+    print(f"{len(checks)} checks, {len(failed)} failed" + "".join(f"\n  {n}" for n in failed))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(check_gpu))
