@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from textdiff.likelihood import Difference, Estimates
+from textdiff.likelihood.estimators import ESTIMATORS
 from textdiff.likelihood.published import find_protocol
 from textdiff.view import describe_bound
 
@@ -26,6 +27,8 @@ def bound_lines(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str
     else:
         low, high = bound.perplexity_interval()
         yield f"95 % interval of the perplexity (Monte-Carlo error): {low:.3f} to {high:.3f}"
+        if caveat := ESTIMATORS[bound.estimator].caveat:
+            yield f"about this interval: {caveat}"
         wanted = record["precision"]
         if wanted is not None and high > bound.perplexity * (1.0 + wanted) * (1.0 + 1e-9):
             yield f"the precision of {wanted:.3g} was not reached: no more replicates are drawn"

@@ -30,11 +30,13 @@ class Estimator(ABC):
         name: its name in the registry.
         exact: whether it has no Monte-Carlo error, so that one replicate is enough.
         attributes: whether its nats belong to single tokens.
+        caveat: what makes its stated error too small; empty if it is right.
     """
 
     name: ClassVar[str]
     exact: ClassVar[bool] = False
     attributes: ClassVar[bool] = True
+    caveat: ClassVar[str] = ""
 
     @property
     def draws(self) -> int:

@@ -43,6 +43,10 @@ class Time(Estimator):
     complete: bool = True
 
     name: ClassVar[str] = "time"
+    caveat: ClassVar[str] = (
+        "rare times near 0 weigh much, and replicates that miss them state too small an error: "
+        "for texts of a few tokens, 95 % intervals hold the truth 88 to 90 % of the time"
+    )
 
     @property
     def parts(self) -> tuple[str, ...]:
