@@ -52,13 +52,13 @@ def test_scripts_are_shell(root):
 
 
 def test_what_scripts_name_exists(root):
-    """Configs, accelerate files and flags of textdiff in the scripts and their comments."""
-    for path in scripts(root):
+    """Files and flags of textdiff in the scripts, their comments and their documentation."""
+    for path in [*scripts(root), root / "docs" / "training.md"]:
         text = path.read_text()
-        for name in re.findall(r"configs/[\w/-]+\.yaml", text):
+        for name in re.findall(r"\b(?:configs|scripts)/[\w/-]+\.\w+", text):
             assert (root / name).is_file(), name
-        flags = [(k, v) for k, v in re.findall(r"(--(?:train|data|run)\.\S+) (\w+)", text)]
-        words = [word for pair in flags for word in pair if word != "VALUE"]
+        flags = re.findall(r"(--(?:train|data|run)\.\S+) (\w+)", text)
+        words = [word for pair in flags for word in pair]
         load(root / "configs" / "mdlm-owt-small.yaml", words)
 
 
