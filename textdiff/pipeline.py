@@ -21,6 +21,7 @@ from textdiff.diffusion.family import Family
 from textdiff.errors import ConfigError
 from textdiff.generation import Generation, SampleDefaults, feed, make_job, prompt_rows
 from textdiff.likelihood import Bound, Difference, Estimates, Windows, compare, estimate
+from textdiff.likelihood.endings import end_token
 from textdiff.likelihood.published import find_protocol, published_windows
 from textdiff.likelihood.texts import Span, pieces_of, windows_of
 from textdiff.loading import (
@@ -178,6 +179,7 @@ class TextDiffusion:
         prompts: Sequence[str] | None = None,
         spans: Sequence[Sequence[Span]] | None = None,
         stride: int | None = None,
+        end_of_text: bool = False,
         protocol: str | None = None,
     ) -> Windows:
         """What is scored of documents: whole ones unless told otherwise.
@@ -188,6 +190,8 @@ class TextDiffusion:
             spans: (start, end) characters of each document that are scored, the rest being given.
             stride: tokens from one window to the next where documents are longer than the context;
                 the overlap is context. None: the context, no overlap.
+            end_of_text: whether -log p of every document's end is a term of its own: the token
+                that ends it is scored and not counted.
             protocol: a published protocol's chunks instead (`likelihood.published.PROTOCOLS`).
 
         Raises:
@@ -197,9 +201,14 @@ class TextDiffusion:
         clean = self.family.process.vocabulary.clean.cpu()
         if protocol is None:
             pieces = pieces_of(texts, prompts, spans)
-            return windows_of(self.tokenizer, pieces, self._context, clean, stride)
-        if prompts is not None or spans is not None or stride is not None:
-            raise ConfigError(f"protocol {protocol} fixes its chunks: no prompts, spans or stride")
+            if end_of_text and spans is not None:
+                raise ConfigError("spans are scored given how their text ends: no end_of_text")
+            end = end_token(self.tokenizer, clean) if end_of_text else None
+            return windows_of(self.tokenizer, pieces, self._context, clean, stride, end)
+        if prompts is not None or spans is not None or stride is not None or end_of_text:
+            raise ConfigError(
+                f"protocol {protocol} fixes its chunks: no prompts, spans, stride or end_of_text"
+            )
         ids = encode_documents(self.tokenizer, texts)
         chosen = find_protocol(protocol)
         return published_windows(chosen, self.tokenizer, ids, texts, self._context, clean)
@@ -211,6 +220,7 @@ class TextDiffusion:
         prompts: Sequence[str] | None = None,
         spans: Sequence[Sequence[Span]] | None = None,
         stride: int | None = None,
+        end_of_text: bool = False,
         protocol: str | None = None,
         seed: int = 0,
         **options: Any,
@@ -219,9 +229,10 @@ class TextDiffusion:
 
         Args:
             texts: the documents.
-            prompts: see `windows`, as for `spans`, `stride` and `protocol`.
+            prompts: see `windows`, as for `spans`, `stride`, `end_of_text` and `protocol`.
             spans: see `windows`.
             stride: see `windows`.
+            end_of_text: see `windows`.
             protocol: without an `estimator` it brings its own.
             seed: seed of the noise; two models of one seed see the same.
             **options: those of `likelihood.estimate`: `estimator`, `replicates`, `precision`, ...
@@ -231,7 +242,12 @@ class TextDiffusion:
             DataError: see `windows`.
         """
         windows = self.windows(
-            texts, prompts=prompts, spans=spans, stride=stride, protocol=protocol
+            texts,
+            prompts=prompts,
+            spans=spans,
+            stride=stride,
+            end_of_text=end_of_text,
+            protocol=protocol,
         )
         if protocol is None:
             return estimate(self.model, self.family, windows, seed=seed, **options)

@@ -142,7 +142,10 @@ def perplexity(
     )
     if task.per_document:
         _write_documents(Path(task.per_document), held, estimates, task.per_token)
-    _show(estimates, record, json_output)
+    if json_output:
+        print(json.dumps(record, indent=2))
+    else:
+        _show(held, estimates, record)
     return 0
 
 
@@ -173,13 +176,12 @@ def _how_to_go_on(state: Path | None) -> str:
     return f"finished replicates are kept in {state}; go on with\n  {again}"
 
 
-def _show(estimates: "Estimates", record: dict[str, Any], json_output: bool) -> None:
-    if json_output:
-        print(json.dumps(record, indent=2))
-        return
-    from textdiff.commands.report import bound_lines
+def _show(held: "TextDiffusion", estimates: "Estimates", record: dict[str, Any]) -> None:
+    from textdiff.commands.report import bound_lines, exact_hint
 
     for line in bound_lines(estimates, record):
+        print(line)
+    for line in exact_hint(held, estimates, record["provenance"]["processes"]):
         print(line)
 
 

@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from textdiff.errors import ConfigError
 from textdiff.likelihood import Difference, Estimates
-from textdiff.likelihood.estimators import ESTIMATORS
+from textdiff.likelihood.estimators import ESTIMATORS, build_estimator, default_estimator
 from textdiff.likelihood.published import find_protocol
+from textdiff.pipeline import TextDiffusion
 from textdiff.view import describe_bound
 
 STRIDE_HINT = "give --stride to let windows overlap"
@@ -41,6 +43,11 @@ def bound_lines(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str
         f"weights: {record['provenance']['weights']}"
     )
     yield from _windows(estimates, record)
+    if record["end_of_text"]:
+        yield (
+            f"the ends of {bound.documents} documents are scored and not counted among the tokens; "
+            "what follows them in their blocks stays masked"
+        )
     yield from _verdict(estimates, record)
 
 
@@ -83,6 +90,30 @@ def _verdict(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str]:
     yield (
         f"published figures take {times} per chunk and give no error; a single draw here has a "
         f"standard error of {one:.4f} nats/token"
+    )
+
+
+def exact_hint(held: TextDiffusion, estimates: Estimates, processes: int) -> Iterator[str]:
+    """Says so where enumeration takes no more network rows than the estimate has taken.
+
+    Args:
+        held: the model.
+        estimates: what was found.
+        processes: how many shared the work.
+    """
+    size = held.family.block_size
+    if size is None or estimates.exact or estimates.estimator != default_estimator(held.family):
+        return
+    rows, windows = 2**size - 1, estimates.windows
+    if rows * len(windows.tokens) > estimates.rows * processes:
+        return
+    try:
+        build_estimator("exact").check(held.model, held.family, windows)
+    except ConfigError:
+        return
+    yield (
+        f"blocks of {size}: --estimator exact has no Monte-Carlo error, at {rows} network row(s) "
+        f"per window instead of {estimates.rows * processes / len(windows.tokens):.0f}"
     )
 
 

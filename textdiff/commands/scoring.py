@@ -43,6 +43,10 @@ class Scoring:
     overlap is context and not scored twice. By default windows do not overlap and do not see each
     other."""
 
+    end_of_text: bool = False
+    """Score where every document ends, as a term of its own: its end-of-text token, which is not
+    counted among the tokens."""
+
     seed: int = 0
     """Seed of the noise."""
 
@@ -76,6 +80,7 @@ class Scoring:
             "replicates": self.replicates,
             "precision": None if self.precision is None else fraction(self.precision),
             "stride": self.stride,
+            "end_of_text": self.end_of_text,
             "seed": self.seed,
             "batch_tokens": self.batch_tokens,
             **self.estimator_options(),

@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from typing import Any
 
+from textdiff.evaluate.record import after_the_end
 from textdiff.likelihood import Estimates
+from textdiff.likelihood.estimate import END
+from textdiff.likelihood.estimates import standard_error
 from textdiff.pipeline import TextDiffusion
 
 
@@ -19,8 +22,10 @@ def document_records(
             must have kept them (`attribute=True`).
 
     Yields:
-        `document` (from 1), `tokens`, `bytes`, and unless the document has no token to score
-        `nats`, `stderr_nats`, `perplexity`, `bits_per_byte` and `is_bound`.
+        `document` (from 1), `tokens`, `bytes`, and unless nothing is scored `nats`, `stderr_nats`,
+        `is_bound`, what follows its end (`after_the_end`) and, where ends are scored, what that
+        costs of the nats (`end_of_text_nats`); documents with tokens have `perplexity` and
+        `bits_per_byte` besides.
     """
     windows = estimates.windows
     tokens = _tokens(model, estimates) if per_token else {}
@@ -30,16 +35,22 @@ def document_records(
             "tokens": count,
             "bytes": int(windows.document_bytes[index]),
         }
+        if count or windows.ends is not None:
+            line |= _figures(estimates, index) | {"after_the_end": after_the_end(model, estimates)}
         if count:
             bound = estimates.document(index)
-            line |= {
-                "nats": bound.mean * count,
-                "stderr_nats": bound.stderr * count,
-                "perplexity": bound.perplexity,
-                "bits_per_byte": bound.bits_per_byte,
-                "is_bound": bound.is_bound,
-            }
+            line |= {"perplexity": bound.perplexity, "bits_per_byte": bound.bits_per_byte}
         yield line | tokens.get(index, {})
+
+
+def _figures(estimates: Estimates, index: int) -> dict[str, Any]:
+    """What all tokens of a document cost together."""
+    nats = estimates.nats[:, index]
+    stderr = 0.0 if estimates.exact else standard_error(nats, estimates.pilot)
+    found = {"nats": float(nats.mean()), "stderr_nats": stderr, "is_bound": not estimates.note}
+    if END in estimates.parts:
+        found["end_of_text_nats"] = float(estimates.parts[END][:, index].mean())
+    return found
 
 
 def _tokens(model: TextDiffusion, estimates: Estimates) -> dict[int, dict[str, list[Any]]]:

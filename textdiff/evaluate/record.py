@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from textdiff.likelihood import Estimates
+from textdiff.likelihood.endings import stays_masked
 from textdiff.likelihood.estimators import build_estimator
 from textdiff.likelihood.published import PROTOCOLS
 from textdiff.pipeline import TextDiffusion
@@ -49,7 +50,10 @@ def evaluation_record(
         "seed": seed,
         "dtype": str(next(model.model.parameters()).dtype).removeprefix("torch."),
         "context": int(model.model.config.max_position_embeddings),
+        "block_size": model.family.block_size,
         "stride": stride,
+        "end_of_text": estimates.windows.ends is not None,
+        "after_the_end": after_the_end(model, estimates),
         "windows": len(estimates.windows.tokens),
         "text_sha256": estimates.windows.text_digest or None,
         "windows_sha256": estimates.windows.digest,
@@ -64,6 +68,11 @@ def evaluation_record(
             "command": list(command),
         },
     }
+
+
+def after_the_end(model: TextDiffusion, estimates: Estimates) -> str:
+    """What follows a document in its last block: it is `masked` and unscored, or `nothing`."""
+    return "masked" if stays_masked(estimates.windows, model.family) else "nothing"
 
 
 def _device(device: torch.device) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from textdiff.diffusion.family import Family
 from textdiff.errors import CheckpointError, ConfigError
 from textdiff.likelihood.bound import student_t_quantile
+from textdiff.likelihood.endings import with_rest
 from textdiff.likelihood.estimates import Estimates
 from textdiff.likelihood.estimators import Estimator, build_estimator, default_estimator
 from textdiff.likelihood.estimators.estimator import Parts
@@ -28,6 +29,9 @@ from textdiff.models import TextDiffusionModel
 
 MIN_REPLICATES = 8
 MAX_REPLICATES = 4096
+
+END = "end_of_text"
+"""The part of a bound that documents' ends cost."""
 
 
 def estimate(
@@ -73,6 +77,7 @@ def estimate(
     """
     name = estimator or default_estimator(family)
     chosen = build_estimator(name, **options)
+    windows = with_rest(windows, family, int(denoiser.config.max_position_embeddings))
     chosen.check(denoiser, family, windows)
     _refuse_unseen_context(windows, family)
     if attribute and not chosen.attributes:
@@ -87,7 +92,7 @@ def estimate(
         saved.add(*job.split(reduce(share)))
     parts = torch.stack(saved.shares).unbind(1)
     return Estimates(
-        dict(zip(chosen.parts, parts, strict=True)),
+        dict(zip(job.parts, parts, strict=True)),
         windows,
         estimator=name,
         exact=chosen.exact,
@@ -115,6 +120,9 @@ class _Job:
         self.scorer = Scorer(denoiser, family, batch_tokens)
         self.windows = windows
         self.estimator = estimator
+        self.parts = estimator.parts
+        if windows.ends is not None and estimator.attributes:
+            self.parts = (*self.parts, END)
         self.seed = seed
         self.batches = _batches(windows, batch_tokens, shard)
         self.processes = shard[1]
@@ -133,20 +141,30 @@ class _Job:
             views = self._views(-2)
             self.allocations = [self.estimator.allocate(view, self.scorer) for view in views]
         documents = len(self.windows.document_tokens)
-        nats = torch.zeros(len(self.estimator.parts), documents, dtype=torch.float64)
+        nats = torch.zeros(len(self.parts), documents, dtype=torch.float64)
         tokens = torch.zeros(self._kept, dtype=torch.float64)
         done = 0
         for view in self._views(index):
             parts = self.estimator.score(view, self.scorer)
             _refuse_infinite(parts, view)
-            for row, name in zip(nats, self.estimator.parts, strict=True):
-                row.index_add_(0, view.document, parts[name].sum(1))
             if self.attribute:
                 at = self.starts[view.window][:, None] + torch.arange(view.x0.shape[1])
-                tokens[at[view.real]] = torch.stack(list(parts.values())).sum(0)[view.real]
+                every = torch.stack(list(parts.values())).sum(0)
+                tokens[at[view.scorable]] = every[view.scorable]
+            if END in self.parts:
+                parts = self._with_end(parts, view)
+            for row, name in zip(nats, self.parts, strict=True):
+                row.index_add_(0, view.document, parts[name].sum(1))
             done += len(view.window)
             progress(done * self.processes)
         return torch.cat([nats.flatten(), tokens])
+
+    def _with_end(self, parts: Parts, view: View) -> Parts:
+        """The parts, with what end-of-text tokens cost in a part of its own."""
+        assert self.windows.ends is not None
+        is_end = torch.arange(view.x0.shape[1]) == self.windows.ends[view.window][:, None]
+        text = {name: nats.masked_fill(is_end, 0.0) for name, nats in parts.items()}
+        return text | {END: sum(parts.values(), torch.zeros(())) * is_end}
 
     def split(self, share: Tensor) -> tuple[Tensor, Tensor]:
         """[P, D] nats and [T or 0] nats per token of a flat share."""
@@ -160,6 +178,7 @@ class _Job:
             "model": model_digest(self.scorer.denoiser, self.scorer.host),
             "text": self.windows.digest,
             "estimator": f"{self.estimator!r}, tokens {self.attribute}",
+            "rest of the last block": str(self.windows.rest is not None),
             "seed": str(self.seed),
         }
 
@@ -231,7 +250,7 @@ def _counting_on(
 
 def _batches(windows: Windows, batch_tokens: int, shard: tuple[int, int]) -> list[list[int]]:
     """Windows of like length together, about `batch_tokens` tokens each."""
-    lengths = [len(tokens) for tokens in windows.tokens]
+    lengths = windows.lengths.tolist()
     order = sorted(range(len(lengths)), key=lambda w: (-lengths[w], w))[shard[0] :: shard[1]]
     batches: list[list[int]] = []
     start = 0

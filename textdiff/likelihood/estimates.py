@@ -49,22 +49,20 @@ class Estimates:
         return len(self.nats)
 
     def bound(self) -> Bound:
-        """The bound over all documents."""
+        """The bound over all documents, empty ones with what their ends cost.
+
+        Raises:
+            DataError: all of them are empty.
+        """
         return self._of(slice(None))
 
     def document(self, index: int) -> Bound:
         """The bound of one document.
 
         Raises:
-            DataError: the document has no token to score.
+            DataError: the document has no token to share it among.
         """
-        part = slice(index, index + 1)
-        if not bool(self.windows.document_tokens[part].any()):
-            raise DataError(
-                f"document {index + 1} has no token to score, so it has no bound; give a text with "
-                "at least one character"
-            )
-        return self._of(part)
+        return self._of(slice(index, index + 1))
 
     def token_nats(self) -> list[Tensor]:
         """Nats of every token, [length] float64 per window, averaged over replicates.
@@ -82,6 +80,8 @@ class Estimates:
     def _of(self, part: slice) -> Bound:
         tokens = self.windows.document_tokens[part]
         total = int(tokens.sum())
+        if not total:
+            raise DataError(self._nothing(part))
         terms = {"diffusion": 0.0, "reconstruction": 0.0, "prior": 0.0} | {
             name: float((nats[:, part].sum(1) / total).mean()) for name, nats in self.parts.items()
         }
@@ -100,6 +100,17 @@ class Estimates:
             note=self.note,
             pilot=self.pilot,
         )
+
+    def _nothing(self, part: slice) -> str:
+        """What is said of documents without a token, which have no nats per token."""
+        which = "the text has" if part.start is None else f"document {part.start + 1} has"
+        if self.windows.ends is None:
+            return (
+                f"{which} no token to score, so it has no bound; give a text with at least one "
+                "character"
+            )
+        nats = float(self.nats[:, part].sum(1).mean())
+        return f"{which} no token to share its bound among; ending costs {nats:.4f} nats"
 
 
 def standard_error(values: Tensor, pilot: int | None = None) -> float:

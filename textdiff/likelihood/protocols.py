@@ -1,16 +1,17 @@
 """How a text becomes scored windows.
 
 Documents are scored one by one: each is cut into windows of the model's length, and every token
-that is to be scored is scored exactly once. No special token is inserted. By default windows follow
-each other and the last one is shorter: a window sees nothing of the one before it, so the bound is
-of the text under "windows are independent". With a stride they overlap: what an earlier window has
-scored is context in a later one, visible and never noisy. Text that is given rather than scored (a
-prompt, what surrounds a gap) is context in the same way.
+that is to be scored is scored exactly once. No special token is inserted, except that on request
+every document is followed by its end-of-text token, scored but not counted. By default windows
+follow each other and the last one is shorter: a window sees nothing of the one before it, so the
+bound is of the text under "windows are independent". With a stride they overlap: what an earlier
+window has scored is context in a later one, visible and never noisy. Text that is given rather than
+scored (a prompt, what surrounds a gap) is context in the same way.
 """
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -36,6 +37,9 @@ class Windows:
         document_bytes: [D] UTF-8 bytes of what is scored of each document.
         scored: one bool array per window, False at context; None: everything is scored.
         text_digest: hash of the scored texts; empty if unknown.
+        ends: [W] int64, the place of the document's end-of-text token in each window, -1 where it
+            is in another; None: ends are not scored.
+        rest: [W] int64, positions that follow a window's tokens, masked and unscored; None: none.
     """
 
     tokens: list[Tokens]
@@ -45,32 +49,47 @@ class Windows:
     document_bytes: Tensor
     scored: list[Scored] | None = None
     text_digest: str = ""
+    ends: Tensor | None = None
+    rest: Tensor | None = None
+
+    @cached_property
+    def lengths(self) -> Tensor:
+        """[W] int64, positions of each window."""
+        lengths = torch.tensor([len(tokens) for tokens in self.tokens])
+        return lengths if self.rest is None else lengths + self.rest
+
+    def followed(self, rest: Tensor) -> "Windows":
+        """The same windows, each followed by `rest` [W] masked and unscored positions."""
+        return replace(self, rest=rest)
 
     def batch(self, which: Sequence[int], pad: int) -> tuple[Tensor, Tensor, Tensor]:
         """Some windows side by side.
 
         Args:
             which: indices of the windows.
-            pad: id that fills the shorter ones.
+            pad: id that fills the shorter ones: the mask.
 
         Returns:
             [B, longest] tokens, which of them are real (bool) and which of those are scored (bool).
         """
-        longest = max(len(self.tokens[w]) for w in which)
+        longest = max(int(self.lengths[w]) for w in which)
         x0 = torch.full((len(which), longest), pad)
         real = torch.zeros(len(which), longest, dtype=torch.bool)
+        scored = torch.zeros(len(which), longest, dtype=torch.bool)
         for row, w in enumerate(which):
             x0[row, : len(self.tokens[w])] = torch.from_numpy(self.tokens[w])
-            real[row, : len(self.tokens[w])] = True
-        scored = real.clone()
-        if self.scored is not None:
-            for row, w in enumerate(which):
-                scored[row, : len(self.scored[w])] = torch.from_numpy(self.scored[w])
+            real[row, : int(self.lengths[w])] = True
+            scored[row, : len(self.tokens[w])] = (
+                True if self.scored is None else torch.from_numpy(self.scored[w])
+            )
         return x0, real, scored
 
     @cached_property
     def digest(self) -> str:
-        """Hash of the windows: two of the same pose the same problem."""
+        """Hash of the windows: two of the same pose the same problem to any two models.
+
+        What follows a text in its block is a matter of the model, and left out.
+        """
         state = hashlib.sha256()
         for w, tokens in enumerate(self.tokens):
             state.update(f"{int(self.document[w])} {int(self.index[w])} {len(tokens)}".encode())
@@ -87,6 +106,7 @@ def cut_windows(
     *,
     stride: int | None = None,
     scored: Sequence[Scored] | None = None,
+    end: int | None = None,
 ) -> Windows:
     """Cuts encoded documents into windows.
 
@@ -98,6 +118,8 @@ def cut_windows(
         stride: tokens from one window to the next, at most `length`; the overlap is context. None:
             `length`, no overlap.
         scored: [tokens] bool of each document, False at what is given; None: all is scored.
+        end: the end-of-text token, which is scored after every document and not counted; None: ends
+            are not scored.
 
     Raises:
         ConfigError: a stride out of range.
@@ -109,8 +131,11 @@ def cut_windows(
     tokens: list[Tokens] = []
     masks: list[Scored] = []
     where: list[tuple[int, int]] = []
-    for d, (ids, mask) in enumerate(zip(documents, wanted, strict=True)):
-        _refuse_foreign(d, ids, clean.numpy())
+    ends: list[int] = []
+    tail = [] if end is None else [end]
+    for d, (text, scores) in enumerate(zip(documents, wanted, strict=True)):
+        _refuse_foreign(d, text, clean.numpy())
+        ids, mask = np.append(text, tail), np.append(scores, [True] * len(tail))
         spans = _spans(len(ids), length, stride or length)
         for index, (start, fresh, stop) in enumerate(spans):
             mine = mask[start:stop].astype(bool)
@@ -119,6 +144,7 @@ def cut_windows(
                 tokens.append(ids[start:stop].astype(np.int64))
                 masks.append(mine)
                 where.append((d, index))
+                ends.append(stop - start - 1 if stop == len(ids) else -1)
     if not tokens:
         raise DataError("the text has no token to score; give a text with at least one character")
     at = torch.tensor(where)
@@ -130,6 +156,7 @@ def cut_windows(
         torch.tensor([len(text.encode()) for text in texts]),
         None if all(mask.all() for mask in masks) else masks,
         hashlib.sha256("\0".join(texts).encode()).hexdigest(),
+        None if end is None else torch.tensor(ends),
     )
 
 

@@ -84,6 +84,7 @@ def windows_of(
     length: int,
     clean: Tensor,
     stride: int | None = None,
+    end: int | None = None,
 ) -> Windows:
     """Encodes documents in pieces and cuts them into windows.
 
@@ -93,6 +94,7 @@ def windows_of(
         length: the model's sequence length in tokens.
         clean: [V] bool, ids that the model can predict.
         stride: see `cut_windows`.
+        end: see `cut_windows`.
 
     Raises:
         ConfigError: a stride out of range.
@@ -108,11 +110,12 @@ def windows_of(
         marks = [np.full(len(x), scored) for x, (_, scored) in zip(mine, pieces, strict=True)]
         masks.append(np.concatenate(marks))
     for number, (tokens, mask) in enumerate(zip(ids, masks, strict=True), start=1):
-        if stride is None and len(tokens) > length and not mask.all():
+        count = len(tokens) + (end is not None)
+        if stride is None and count > length and not mask.all():
+            given = "what is given" if end is None else "what is given and its end"
             raise DataError(
-                f"document {number} has {len(tokens)} tokens with what is given, more than the "
-                f"model's context of {length}: later windows would not see it; shorten it, or give "
-                "a stride"
+                f"document {number} has {count} tokens with {given}, more than the model's context "
+                f"of {length}: later windows would not see it; shorten it, or give a stride"
             )
     texts = ["".join(text for text, scored in pieces if scored) for pieces in documents]
-    return cut_windows(ids, texts, length, clean, stride=stride, scored=masks)
+    return cut_windows(ids, texts, length, clean, stride=stride, scored=masks, end=end)

@@ -1,9 +1,15 @@
-"""The bound itself, by enumeration of every set of masked positions."""
+"""The bound itself, by enumeration of every set of masked positions.
+
+All blocks of a window are enumerated at once: given the clean blocks before them they are
+independent problems, which a single row of the two-stream layout poses together. The rows of a
+window are 2 ** b - 1, where b is the tokens of a block, however long the window is.
+"""
 
 import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 from textdiff.diffusion.family import Family
@@ -22,7 +28,7 @@ from textdiff.likelihood.scorer import Scorer
 from textdiff.models import TextDiffusionModel
 
 LARGEST = 14
-"""Most tokens of a block that are enumerated: 2 ** 14 rows per window."""
+"""Most tokens of a block that are enumerated: 16,383 rows per window."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,13 @@ class Exact(Estimator):
     def check(self, denoiser: TextDiffusionModel, family: Family, windows: Windows) -> None:
         require_continuous(self.name, family)
         require_time_free(self.name, denoiser, family)
-        longest = max(len(tokens) for tokens in windows.tokens)
-        size = family.blocks(longest).size
+        size = most_scored(windows, family)
         if size > LARGEST:
+            where = "window" if family.block_size is None else f"block of {family.block_size}"
             raise ConfigError(
-                f"estimator exact enumerates 2 ** {size} sets of masked tokens per window, and "
-                f"more than 2 ** {LARGEST} take too long; score shorter texts or use any_order"
+                f"estimator exact enumerates 2 ** {size} sets of masked tokens per {where}, each a "
+                f"network row per window, and takes at most 2 ** {LARGEST}; use masked_count or "
+                "balanced, or a model in smaller blocks"
             )
 
     def score(self, view: View, scorer: Scorer) -> Parts:
@@ -71,3 +78,14 @@ class Exact(Estimator):
             found = scorer.nats(x0, Noise(half, half, u, weight), real)
             nats += torch.unflatten(found, 0, (-1, each)).sum(1)
         return {"diffusion": nats}
+
+
+def most_scored(windows: Windows, family: Family) -> int:
+    """The most tokens of any block that are scored."""
+    if windows.scored is None:
+        return family.blocks(max(len(tokens) for tokens in windows.tokens)).size
+    size = family.block_size
+    return max(
+        int(np.add.reduceat(scored, np.arange(0, len(scored), size or len(scored))).max())
+        for scored in windows.scored
+    )
