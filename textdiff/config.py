@@ -473,7 +473,17 @@ class EvaluateConfig(Section):
 class SampleConfig(Section):
     """Text drawn during training, and the defaults that the export carries."""
 
-    rule: Literal["ancestral", "first_hitting"] = Field("ancestral", description="decoding rule")
+    rule: Literal[
+        "ancestral",
+        "first_hitting",
+        "euler",
+        "tweedie",
+        "confidence",
+        "threshold",
+        "entropy_bound",
+        "remask",
+        "predictor_corrector",
+    ] = Field("ancestral", description="decoding rule")
     steps: int = Field(64, ge=1, description="denoising steps per block")
     max_new_tokens: int = Field(128, ge=1, description="tokens to generate")
     temperature: float = Field(1.0, ge=0.0, description="0 takes the most likely token")

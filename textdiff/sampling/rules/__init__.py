@@ -7,13 +7,30 @@ from typing import Any
 from textdiff.diffusion.family import Family
 from textdiff.errors import ConfigError, closest
 from textdiff.sampling.rules.ancestral import Ancestral
+from textdiff.sampling.rules.confidence import Confidence
+from textdiff.sampling.rules.entropy_bound import EntropyBound
+from textdiff.sampling.rules.euler import Euler
 from textdiff.sampling.rules.first_hitting import FirstHitting
+from textdiff.sampling.rules.predictor_corrector import PredictorCorrector
+from textdiff.sampling.rules.remask import Remask
 from textdiff.sampling.rules.rule import Denoise, Rule, Step, Uniforms
+from textdiff.sampling.rules.threshold import Threshold
+from textdiff.sampling.rules.tweedie import Tweedie
 
 ancestral = Ancestral()
 first_hitting = FirstHitting()
 
-RULES: dict[str, Rule] = {"ancestral": ancestral, "first_hitting": first_hitting}
+RULES: dict[str, Rule] = {
+    "ancestral": ancestral,
+    "first_hitting": first_hitting,
+    "euler": Euler(),
+    "tweedie": Tweedie(),
+    "confidence": Confidence(),
+    "threshold": Threshold(),
+    "entropy_bound": EntropyBound(),
+    "remask": Remask(),
+    "predictor_corrector": PredictorCorrector(),
+}
 """Every rule with its knobs at their defaults."""
 
 

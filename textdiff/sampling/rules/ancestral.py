@@ -19,15 +19,27 @@ from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.randomness import Stream
 from textdiff.diffusion.schedule import NoiseSchedule
 from textdiff.sampling.controls import Controls
-from textdiff.sampling.draws import draw_tokens, inverse_cdf
+from textdiff.sampling.draws import draw_tokens
+from textdiff.sampling.rules.knobs import check_switch
+from textdiff.sampling.rules.redrawing import ancestral_law, greedy, redraw
 from textdiff.sampling.rules.rule import Denoise, Rule, Step, Uniforms
 
 
 @dataclass(frozen=True)
 class Ancestral(Rule):
-    """Fills the open positions in at most `steps` network calls per row."""
+    """Fills the open positions in at most `steps` network calls per row.
+
+    Attributes:
+        greedy_tail: take the likeliest tokens at the last step (arXiv:2506.10892): less
+            noise in the text, and less entropy.
+    """
+
+    greedy_tail: bool = False
 
     processes: ClassVar[tuple[str, ...]] = ("absorbing", "absorbing by token", "uniform", "hybrid")
+
+    def __post_init__(self) -> None:
+        check_switch("greedy_tail", self.greedy_tail)
 
     def __call__(
         self,
@@ -41,73 +53,52 @@ class Ancestral(Rule):
         uniforms: Uniforms,
         controls: Controls,
     ) -> Iterator[Step]:
-        times = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
-        walk = _resample if process.draws_tokens or process.by_token else _reveal
-        yield from walk(denoise, process, schedule, canvas, times, frozen, uniforms, controls)
-
-
-def _resample(
-    denoise: Denoise,
-    process: ForwardProcess,
-    schedule: NoiseSchedule,
-    canvas: Tensor,
-    times: Tensor,
-    frozen: Tensor,
-    uniforms: Uniforms,
-    controls: Controls,
-) -> Iterator[Step]:
-    """Draws every open position that may change from its posterior at every step."""
-    rows = len(canvas)
-    alphas = schedule.alpha(times)
-    alphas[-1] = 1.0  # the last step leaves no noise, whatever the schedule has at t = 0
-    for index in range(len(times) - 1):
-        still = ~frozen
-        if not process.draws_tokens:  # what is revealed stays
-            still = still & (canvas == process.mask_token_id).cpu()
-        positions = still.flatten().nonzero().squeeze(1)
-        if not len(positions):
+        if not process.draws_tokens and not process.by_token:
+            times = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
+            tail = greedy(controls) if self.greedy_tail else controls
+            yield from _reveal(denoise, schedule, canvas, times, frozen, uniforms, controls, tail)
             return
-        here = positions.to(canvas.device)
-        t = times[index].expand(rows)
-        prediction = denoise(canvas, t, positions)
-        alpha_t, alpha_s = alphas[index : index + 2].to(canvas.device)
-        before = canvas.flatten()[here]
-        weights = process.posterior(
-            controls.log_probabilities(prediction.log_x0),
-            before,
-            alpha_s.expand(len(here)),
-            alpha_t.expand(len(here)),
-            prediction.mixture,
+        yield from redraw(
+            denoise,
+            process,
+            schedule,
+            canvas,
+            steps=steps,
+            frozen=frozen,
+            uniforms=uniforms,
+            controls=controls,
+            law=ancestral_law(process),
+            greedy_tail=self.greedy_tail,
         )
-        u = uniforms(Stream.TOKEN, index).flatten()[positions].to(canvas.device)
-        tokens = inverse_cdf(weights, u)
-        canvas = canvas.flatten().index_copy(0, here, tokens).view_as(canvas)
-        yield Step(index, t, canvas, positions[(tokens != before).cpu()], index + 1)
 
 
 def _reveal(
     denoise: Denoise,
-    process: ForwardProcess,
     schedule: NoiseSchedule,
     canvas: Tensor,
     times: Tensor,
     frozen: Tensor,
     uniforms: Uniforms,
     controls: Controls,
+    tail: Controls,
 ) -> Iterator[Step]:
-    """Reveals every open position once."""
+    """Reveals every open position once, by `tail` those of the last step."""
     steps = len(times) - 1
     when = reveal_steps(schedule.alpha(times), uniforms(Stream.POSITION, 0)).masked_fill(
         frozen, steps
     )
     event, first = _events(when, steps)
     u = uniforms(Stream.TOKEN, 0).flatten()
+    late = (when == steps - 1).flatten()
     for index in range(first.shape[1]):
         positions = (event == index).flatten().nonzero().squeeze(1)
         t = times[first[:, index].clamp(max=steps)]
         here = positions.to(canvas.device)
-        prediction = denoise(canvas, t, positions)
-        tokens = draw_tokens(prediction.log_x0, u[positions].to(canvas.device), controls)
+        log_x0, v = denoise(canvas, t, positions).log_x0, u[positions].to(canvas.device)
+        tokens = draw_tokens(log_x0, v, controls)
+        if tail != controls:
+            last = late[positions].to(canvas.device)
+            tokens = torch.where(last, draw_tokens(log_x0, v, tail), tokens)
         canvas = canvas.flatten().index_copy(0, here, tokens).view_as(canvas)
         yield Step(index, t, canvas, positions, index + 1)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from textdiff.diffusion.family import Family
@@ -23,12 +24,13 @@ class Step:
         index: network calls of this kind so far, counted from 0 over the whole generation.
         t: [R] time of each row before the step.
         canvas: [R, L] tokens after the step; a new tensor each time.
-        changed: [N] flat positions that changed.
+        changed: [N] flat host positions that changed.
         calls: network calls so far.
         draft: [R, L] canvas with every open position filled by its most likely token, if asked for.
         confidence: [N] probability of each new token, if asked for.
-        entropy: [N] entropy in nats at the changed positions, if asked for.
-        remasked: [N] flat positions that were masked again, for rules that do so.
+        entropy: [N] entropy in nats at the changed positions, if asked for or known anyway.
+        remasked: [M] flat host positions that were masked again, for rules that do so.
+        final: [R] tokens of each row that were final before this step; the block loop knows.
     """
 
     index: int
@@ -40,6 +42,23 @@ class Step:
     confidence: Tensor | None = None
     entropy: Tensor | None = None
     remasked: Tensor | None = None
+    final: Tensor | None = None
+
+    @property
+    def dependence(self) -> Tensor | None:
+        """[R] nats that revealing the changed positions at once may cost; needs `entropy`.
+
+        The sum of their entropies less the largest bounds their total correlation, so that the sum
+        over steps, on average over texts, bounds the divergence from revealing them one by one if
+        the network's conditionals are those of one joint law (arXiv:2505.24857).
+        """
+        if self.entropy is None:
+            return None
+        rows, width = self.canvas.shape
+        row, nats = self.changed // width, self.entropy.double()
+        zero = torch.zeros(rows, dtype=torch.float64)
+        largest = zero.scatter_reduce(0, row, nats, "amax")
+        return zero.index_add(0, row, nats) - largest
 
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Prediction]

@@ -1,0 +1,151 @@
+"""Predictor and corrector for noise that draws tokens: mistakes are noised and drawn again.
+
+Ancestral steps never look back: a token that survives is believed. Here the law of x_s is
+
+    kappa q(x_s | x_t) + (1 - kappa) q(x_s | x_0), x_0 ~ p(x_0 | x_t),
+
+(the Psi-posterior, arXiv:2602.21185), whose second part noises the clean prediction afresh. Both
+have the right marginals, and it costs no further calls. kappa = 1 - redraws / T, so that positions
+are noised afresh `redraws` times on average at any number of steps T, and the walk is exact in the
+limit of many steps.
+
+Finished texts can then be corrected at their least likely tokens (self-correction,
+arXiv:2503.04482): each further call draws all positions at a low temperature and a little noise,
+and commits the most probable token that differs, until the share of positions that hold the
+network's own likeliest token has stopped rising.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from textdiff.diffusion.objectives import Prediction
+from textdiff.diffusion.process import ForwardProcess
+from textdiff.diffusion.randomness import Stream
+from textdiff.diffusion.schedule import NoiseSchedule
+from textdiff.sampling.controls import Controls
+from textdiff.sampling.draws import draw_tokens
+from textdiff.sampling.rules.knobs import check_count, check_number, check_switch
+from textdiff.sampling.rules.redrawing import Interval, Law, redraw
+from textdiff.sampling.rules.rule import Denoise, Rule, Step, Uniforms
+
+
+@dataclass(frozen=True)
+class PredictorCorrector(Rule):
+    """Fills the open positions in `steps` network calls, and corrects them in some more.
+
+    Attributes:
+        redraws: how often a position is noised afresh on the way, on average; 0 is `ancestral`.
+        corrections: most calls of self-correction; 0: none.
+        correction_temperature: of its draws.
+        correction_time: the time that the network is told.
+        patience: calls without a higher share of likeliest tokens after which a row is left alone.
+        greedy_tail: take the likeliest tokens at the last step.
+    """
+
+    redraws: float = 1.0
+    corrections: int = 0
+    correction_temperature: float = 0.1
+    correction_time: float = 0.01
+    patience: int = 32
+    greedy_tail: bool = False
+
+    processes: ClassVar[tuple[str, ...]] = ("uniform", "hybrid")
+    otherwise: ClassVar[str] = "corrects tokens that noise has drawn"
+
+    def __post_init__(self) -> None:
+        check_number("redraws", self.redraws, 0.0)
+        check_count("corrections", self.corrections)
+        check_number("correction_temperature", self.correction_temperature, 0.0)
+        check_number("correction_time", self.correction_time, 0.0, 1.0)
+        check_count("patience", self.patience, 1)
+        check_switch("greedy_tail", self.greedy_tail)
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        process: ForwardProcess,
+        schedule: NoiseSchedule,
+        canvas: Tensor,
+        *,
+        steps: int,
+        frozen: Tensor,
+        uniforms: Uniforms,
+        controls: Controls,
+    ) -> Iterator[Step]:
+        for step in redraw(
+            denoise,
+            process,
+            schedule,
+            canvas,
+            steps=steps,
+            frozen=frozen,
+            uniforms=uniforms,
+            controls=controls,
+            law=self._law(process),
+            greedy_tail=self.greedy_tail,
+        ):
+            canvas = step.canvas
+            yield step
+        yield from self._correct(denoise, canvas, steps, frozen, uniforms, controls)
+
+    def _law(self, process: ForwardProcess) -> Law:
+        def law(
+            prediction: Prediction, before: Tensor, interval: Interval, controls: Controls
+        ) -> Tensor:
+            log_x0, mixture = controls.log_probabilities(prediction.log_x0), prediction.mixture
+            alpha_s = interval.alpha_s.to(before.device).expand(len(before))
+            alpha_t = interval.alpha_t.to(before.device).expand(len(before))
+            kept = process.posterior(log_x0, before, alpha_s, alpha_t, mixture)
+            clean = process.posterior(log_x0, before, torch.ones_like(alpha_s), alpha_t, mixture)
+            share = min(1.0, self.redraws / interval.steps)
+            return (1.0 - share) * kept + share * process.marginal(clean, alpha_s)
+
+        return law
+
+    def _correct(
+        self,
+        denoise: Denoise,
+        canvas: Tensor,
+        steps: int,
+        frozen: Tensor,
+        uniforms: Uniforms,
+        controls: Controls,
+    ) -> Iterator[Step]:
+        """Commits one token per row and call."""
+        rows, width = frozen.shape
+        t = torch.full((rows,), self.correction_time, dtype=torch.float64)
+        cold = replace(controls, temperature=self.correction_temperature)
+        best, stale = torch.full((rows,), -1, dtype=torch.int64), torch.zeros(rows).long()
+        size = (~frozen).sum(1)
+        live = size > 0
+        for index in range(steps, steps + self.corrections):
+            asked = ~frozen & live[:, None]
+            positions = asked.flatten().nonzero().squeeze(1)
+            if not len(positions):
+                return
+            here = positions.to(canvas.device)
+            log_x0 = denoise(canvas, t, positions).log_x0
+            before = canvas.flatten()[here]
+            u = uniforms(Stream.TOKEN, index).flatten()[positions].to(canvas.device)
+            tokens = draw_tokens(log_x0, u, cold)
+            agree = torch.zeros_like(asked)
+            agree[asked] = (log_x0.argmax(-1) == before).cpu()
+            agreed = agree.sum(1)
+            live = live & (agreed < size)
+            gain = log_x0.gather(-1, tokens[:, None]).squeeze(-1).double()
+            gains = torch.full((rows, width), -torch.inf, dtype=torch.float64)
+            gains[asked] = gain.masked_fill(tokens == before, -torch.inf).cpu()
+            most, column = gains.max(1)
+            moves = live & (most > -torch.inf)
+            changed = (torch.arange(rows) * width + column)[moves]
+            drawn = canvas.flatten().index_copy(0, here, tokens)
+            to = changed.to(canvas.device)
+            canvas = canvas.flatten().index_copy(0, to, drawn[to]).view_as(canvas)
+            stale = torch.where(agreed > best, 0, stale + 1)
+            best = torch.maximum(agreed, best)
+            live = live & (stale < self.patience)
+            yield Step(index, t, canvas, changed, index + 1)

@@ -1,0 +1,124 @@
+"""What the rules share that draw every open position anew at every step.
+
+Under noise that draws tokens no position is ever finished before the last step. Letters: N open
+positions, V vocabulary, T steps; s is the end of a step, t its beginning, alpha_s > alpha_t.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from textdiff.diffusion.objectives import Prediction
+from textdiff.diffusion.process import ForwardProcess
+from textdiff.diffusion.randomness import Stream
+from textdiff.diffusion.schedule import NoiseSchedule
+from textdiff.sampling.controls import Controls
+from textdiff.sampling.draws import inverse_cdf
+from textdiff.sampling.rules.rule import Denoise, Step, Uniforms
+
+
+@dataclass(frozen=True)
+class Interval:
+    """One step of the grid.
+
+    Attributes:
+        index: 0 for the first.
+        steps: T.
+        t: time at its beginning, float64 scalar like the others.
+        alpha_t: survival probability at its beginning.
+        alpha_s: at its end; exactly 1 at the end of the last step, whatever the schedule has there.
+    """
+
+    index: int
+    steps: int
+    t: Tensor
+    alpha_t: Tensor
+    alpha_s: Tensor
+
+    @property
+    def last(self) -> bool:
+        """Whether no noise is left at its end."""
+        return self.index + 1 == self.steps
+
+
+Law = Callable[[Prediction, Tensor, Interval, Controls], Tensor]
+"""law(prediction, tokens [N], interval, controls) -> [N, V] float64 weights of the next tokens."""
+
+
+def grid(schedule: NoiseSchedule, steps: int) -> list[Interval]:
+    """Even steps from t = 1 down to t = 0."""
+    times = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
+    alphas = schedule.alpha(times)
+    alphas[-1] = 1.0
+    return [Interval(i, steps, times[i], alphas[i], alphas[i + 1]) for i in range(steps)]
+
+
+def redraw(
+    denoise: Denoise,
+    process: ForwardProcess,
+    schedule: NoiseSchedule,
+    canvas: Tensor,
+    *,
+    steps: int,
+    frozen: Tensor,
+    uniforms: Uniforms,
+    controls: Controls,
+    law: Law,
+    greedy_tail: bool = False,
+) -> Iterator[Step]:
+    """Draws what is open from `law`, in `steps` calls; masks only where revealed tokens stay.
+
+    Args:
+        denoise: network.
+        process: forward process.
+        schedule: noise schedule.
+        canvas: [R, L] tokens.
+        steps: T.
+        frozen: [R, L] bool on the host.
+        uniforms: source of randomness.
+        controls: temperature and truncation.
+        law: distribution of the next tokens.
+        greedy_tail: take the likeliest clean tokens at the last step.
+    """
+    for interval in grid(schedule, steps):
+        still = ~frozen
+        if not process.draws_tokens:  # what is revealed stays
+            still = still & (canvas == process.mask_token_id).cpu()
+        positions = still.flatten().nonzero().squeeze(1)
+        if not len(positions):
+            return
+        here = positions.to(canvas.device)
+        t = interval.t.expand(len(canvas))
+        prediction = denoise(canvas, t, positions)
+        before = canvas.flatten()[here]
+        chosen = greedy(controls) if greedy_tail and interval.last else controls
+        weights = law(prediction, before, interval, chosen)
+        u = uniforms(Stream.TOKEN, interval.index).flatten()[positions].to(canvas.device)
+        tokens = inverse_cdf(weights, u)
+        canvas = canvas.flatten().index_copy(0, here, tokens).view_as(canvas)
+        changed = positions[(tokens != before).cpu()]
+        yield Step(interval.index, t, canvas, changed, interval.index + 1)
+
+
+def ancestral_law(process: ForwardProcess) -> Law:
+    """q(x_s | x_t) of the predicted clean tokens."""
+
+    def law(
+        prediction: Prediction, before: Tensor, interval: Interval, controls: Controls
+    ) -> Tensor:
+        return process.posterior(
+            controls.log_probabilities(prediction.log_x0),
+            before,
+            interval.alpha_s.to(before.device).expand(len(before)),
+            interval.alpha_t.to(before.device).expand(len(before)),
+            prediction.mixture,
+        )
+
+    return law
+
+
+def greedy(controls: Controls) -> Controls:
+    """The same controls, but the most likely token is taken."""
+    return replace(controls, temperature=0.0)

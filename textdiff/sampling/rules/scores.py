@@ -1,0 +1,121 @@
+"""What the rules share that walk along scores, the ratios q(y) / q(x_t).
+
+Where nothing of the text survives (alpha = 0) scores say nothing about time: they are all 0 under
+absorbing noise and all 1 under uniform noise. From there the first step is drawn from the posterior
+of the clean tokens that the score implies; the last is Tweedie's to no noise, the mask left out
+(the denoising step of App. C.2, arXiv:2310.16834). Letters: N open positions, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from textdiff.diffusion.objectives import Prediction
+from textdiff.diffusion.process import ForwardProcess
+from textdiff.diffusion.randomness import Stream
+from textdiff.diffusion.schedule import NoiseSchedule
+from textdiff.sampling.controls import Controls
+from textdiff.sampling.draws import draw_tokens
+from textdiff.sampling.rules.redrawing import Interval, Law, ancestral_law, greedy, grid, redraw
+from textdiff.sampling.rules.rule import Denoise, Step, Uniforms
+
+Rise = Callable[[NoiseSchedule, Interval], Tensor]
+"""rise(schedule, interval) -> scalar; times a mask's summed scores, its chance to be revealed."""
+
+Move = Callable[[Tensor, Tensor, Interval], Tensor]
+"""move(log_score [N, V], tokens [N], interval) -> [N, V] weights, of which negative ones are 0."""
+
+
+def follow_scores(
+    denoise: Denoise,
+    process: ForwardProcess,
+    schedule: NoiseSchedule,
+    canvas: Tensor,
+    *,
+    steps: int,
+    frozen: Tensor,
+    uniforms: Uniforms,
+    controls: Controls,
+    rise: Rise,
+    move: Move,
+    greedy_tail: bool,
+) -> Iterator[Step]:
+    """Fills the open positions in at most `steps` calls, by what a score rule says of one step."""
+    if process.draws_tokens:
+        law = _law(process, move)
+        yield from redraw(
+            denoise,
+            process,
+            schedule,
+            canvas,
+            steps=steps,
+            frozen=frozen,
+            uniforms=uniforms,
+            controls=controls,
+            law=law,
+            greedy_tail=greedy_tail,
+        )
+        return
+    masked = ~frozen
+    u = uniforms(Stream.TOKEN, 0).flatten()
+    for interval in grid(schedule, steps):
+        positions = masked.flatten().nonzero().squeeze(1)
+        if not len(positions):
+            return
+        t = interval.t.expand(len(canvas))
+        prediction = denoise(canvas, t, positions)
+        chance = _reveal_chance(schedule, interval, prediction, rise)
+        hit = uniforms(Stream.POSITION, interval.index).flatten()[positions] < chance.cpu()
+        revealed = positions[hit]
+        here = revealed.to(canvas.device)
+        log_x0 = prediction.log_x0[hit.to(canvas.device)]
+        chosen = greedy(controls) if greedy_tail and interval.last else controls
+        tokens = draw_tokens(log_x0, u[revealed].to(canvas.device), chosen)
+        canvas = canvas.flatten().index_copy(0, here, tokens).view_as(canvas)
+        masked = masked.flatten().index_fill(0, revealed, False).view_as(masked)
+        yield Step(interval.index, t, canvas, revealed, interval.index + 1)
+
+
+def _reveal_chance(
+    schedule: NoiseSchedule, interval: Interval, prediction: Prediction, rise: Rise
+) -> Tensor:
+    """[N] chance of each mask to be revealed: decided before, and apart from, what it becomes."""
+    score = prediction.log_score
+    assert score is not None
+    if interval.last:
+        return torch.ones(len(score), dtype=torch.float64)
+    if interval.alpha_t == 0.0:
+        return interval.alpha_s.expand(len(score))
+    return rise(schedule, interval) * score.logsumexp(-1).double().cpu().exp()
+
+
+def _law(process: ForwardProcess, move: Move) -> Law:
+    posterior = ancestral_law(process)
+
+    def law(
+        prediction: Prediction, before: Tensor, interval: Interval, controls: Controls
+    ) -> Tensor:
+        if interval.alpha_t == 0.0:
+            return posterior(prediction, before, interval, controls)
+        log_score = prediction.log_score
+        assert log_score is not None
+        if controls != Controls():
+            alpha = interval.alpha_t.to(before.device).expand(len(before))
+            log_x0 = controls.log_probabilities(prediction.log_x0)
+            log_score = process.log_score(log_x0, before, alpha)
+        return move(log_score, before, interval).clamp(min=0.0)
+
+    return law
+
+
+def tweedie_move(process: ForwardProcess) -> Move:
+    """The exact law of x_s under the score (Thm. 4.2, arXiv:2310.16834)."""
+
+    def move(log_score: Tensor, before: Tensor, interval: Interval) -> Tensor:
+        alpha_s = interval.alpha_s.to(before.device).expand(len(before))
+        alpha_t = interval.alpha_t.to(before.device).expand(len(before))
+        back = process.staggered_score(log_score, alpha_s, alpha_t)
+        return back * process.likelihood(before, alpha_s, alpha_t)
+
+    return move

@@ -1,0 +1,131 @@
+"""What the rules share that let the network say which masked positions come next.
+
+Every call predicts all masked positions of the rows that have any; each row's are put in order by
+what the network says there, and the first few are revealed. The order is read from the raw
+distributions and the tokens are drawn afterwards, at the chosen positions alone, so with one token
+per call the law is the network's chain of conditionals, in whatever order. (Published code draws
+first and orders by the drawn token's probability, which prefers likely tokens; at temperature 0
+that is the same.) Letters: R rows, S positions of the canvas, N masked positions, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from textdiff.diffusion.process import ForwardProcess
+from textdiff.diffusion.randomness import Stream
+from textdiff.diffusion.schedule import NoiseSchedule
+from textdiff.sampling.controls import Controls
+from textdiff.sampling.draws import draw_tokens
+from textdiff.sampling.rules.rule import Denoise, Step, Uniforms
+
+Score = Callable[[Tensor], Tensor]
+"""score(log_x0 [N, V]) -> [N]; what is highest comes first."""
+
+Count = Callable[[Tensor, Tensor, int], Tensor]
+"""count(scores [R, S] in order, -inf where none, masks left [R], calls left) -> [R] to reveal."""
+
+
+def unmask(
+    denoise: Denoise,
+    process: ForwardProcess,
+    schedule: NoiseSchedule,
+    canvas: Tensor,
+    *,
+    steps: int,
+    frozen: Tensor,
+    uniforms: Uniforms,
+    controls: Controls,
+    score: Score,
+    count: Count,
+    spread: float = 0.0,
+) -> Iterator[Step]:
+    """Reveals every open position once, in at most `steps` calls.
+
+    Args:
+        denoise: network.
+        process: absorbing process.
+        schedule: noise schedule.
+        canvas: [R, S] tokens.
+        steps: most calls of a row; the last one reveals what is left.
+        frozen: [R, S] bool on the host.
+        uniforms: source of randomness.
+        controls: temperature and truncation.
+        score: what orders the positions.
+        count: how many of them are revealed; fewer than one are one.
+        spread: temperature of the order; 0 takes it as it is, else positions are drawn in
+            proportion to exp(score / spread).
+    """
+    masked, size = ~frozen, (~frozen).sum(1)
+    u = uniforms(Stream.TOKEN, 0).flatten()
+    for index in range(steps):
+        positions = masked.flatten().nonzero().squeeze(1)
+        if not len(positions):
+            return
+        left = masked.sum(1)
+        t = time_left(schedule, left, size)
+        prediction = denoise(canvas, t, positions)
+        scores = torch.full(masked.shape, -torch.inf, dtype=torch.float64)
+        scores[masked] = score(prediction.log_x0).double().cpu()
+        keys = scores
+        if spread:  # the largest of these are draws without replacement by exp(score / spread)
+            keys = scores / spread - torch.log(-torch.log(uniforms(Stream.POSITION, index)))
+        order = keys.argsort(dim=1, descending=True, stable=True)
+        ranked = scores.gather(1, order)
+        number = count(ranked, left, steps - index).clamp(min=1) if index + 1 < steps else left
+        first = torch.arange(masked.shape[1]) < number.minimum(left)[:, None]
+        now = torch.zeros_like(masked).scatter(1, order, first)
+        picked = now[masked]
+        revealed = positions[picked]
+        here = revealed.to(canvas.device)
+        log_x0 = prediction.log_x0[picked.to(canvas.device)]
+        tokens = draw_tokens(log_x0, u[revealed].to(canvas.device), controls)
+        canvas = canvas.flatten().index_copy(0, here, tokens).view_as(canvas)
+        masked = masked & ~now
+        known = -scores[now] if score is low_entropy else None
+        yield Step(index, t, canvas, revealed, index + 1, entropy=known)
+
+
+def even_share(left: Tensor, calls: int) -> Tensor:
+    """[R] masks to reveal now, of `left` in `calls`, the first calls taking what is left over."""
+    return -(-left // calls)
+
+
+def time_left(schedule: NoiseSchedule, left: Tensor, size: Tensor) -> Tensor:
+    """[R] time at which `left` of `size` tokens are masked, for networks that are told.
+
+    The mean noise level under which exactly k of n positions are hit is k / (n + 1), as in training
+    by count.
+    """
+    return schedule.t_of_alpha(1.0 - left.double() / (size + 1.0)).clamp(0.0, 1.0)
+
+
+def most_likely(log_x0: Tensor) -> Tensor:
+    """[N] largest log-probability."""
+    return log_x0.amax(-1)
+
+
+def margin(log_x0: Tensor) -> Tensor:
+    """[N] log of how much likelier the first token is than the second."""
+    first, second = log_x0.topk(2).values.double().exp().unbind(-1)
+    return (first - second).clamp(min=torch.finfo(torch.float64).tiny).log()
+
+
+def entropy(log_x0: Tensor) -> Tensor:
+    """[N] entropy in nats."""
+    nats: Tensor = torch.special.entr(log_x0.exp()).sum(-1, dtype=torch.float64)
+    return nats
+
+
+def low_entropy(log_x0: Tensor) -> Tensor:
+    """[N] minus the entropy."""
+    return -entropy(log_x0)
+
+
+ORDERS: dict[str, Score] = {
+    "probability": most_likely,
+    "margin": margin,
+    "entropy": low_entropy,
+}
+"""What a row's masked positions can be ordered by; all take the raw distributions."""
