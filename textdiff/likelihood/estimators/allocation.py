@@ -4,8 +4,8 @@ An estimate's error is least when counts are drawn in proportion to the deviatio
 that count adds (Neyman, 1934). The fixed density is that deviation as trained networks commonly
 have it. A pilot of one row in each of its `PARTS` equal parts then measures it for one window under
 one network: where the rows miss the forecast by more than elsewhere, more are drawn. A row says
-little, so a window of one block follows its pilot part of the way, and one of many blocks, each of
-which is a measurement of its own, nearly all of it.
+little, so a window of one block follows its pilot a small part of the way, and one of many blocks,
+each of which is a measurement of its own, nearly all of it.
 
 No allocation biases: every count keeps a positive chance, and rows are weighted by its inverse. The
 pilot's rows are used for nothing else, so the allocation is independent of the rows drawn by it.
@@ -17,7 +17,7 @@ from torch import Tensor
 PARTS = 4
 """Parts of equal chance under the fixed density; the pilot draws one row in each."""
 
-BELIEF = 4.0
+BELIEF = 8.0
 """How many measured blocks the fixed density counts for."""
 
 NEGLIGIBLE = 1e-3
