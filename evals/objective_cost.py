@@ -3,26 +3,28 @@
     python evals/objective_cost.py [--sizes tiny small] [--repeats 5]
 
 Vocabulary 8192, fp32, one thread, process-CPU time. The objectives take turns within one process,
-so that whatever else the machine does disturbs all of them alike. The network is the one that noise
-other than masks needs (adaptive layer norm that sees the noise level), for masked diffusion too; a
-second masked row has it plain. Memory is the peak of a fresh process above what it held before its
-first step (so activations, gradients and optimizer state count too), in tensors of [B, L, V]
-float32.
+so that whatever else the machine does disturbs all of them alike, and every step is set against the
+masked one of its turn. The network is the one that noise other than masks needs (adaptive layer
+norm that sees the noise level), for masked diffusion too; a second masked row has it plain.
+
+Memory is the most that is alive at once in tensors whose last axis is the vocabulary (chunks of
+logits, what is computed of them, their gradients), in tensors of [B, L, V] float32.
 """
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 from speed import MASKED, SIZES, build_step, cpu_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 SEES_NOISE = {"adaln": True, "time_conditioning": True}
 UNIFORM = {**MASKED, "process": "uniform"}
@@ -42,53 +44,68 @@ ROWS: dict[str, tuple[dict, dict[str, bool]]] = {
         SEES_NOISE,
     ),
 }
-WARMUP_STEPS = 2
 
 
 def size_of(name: str):
     return replace(SIZES[name], vocabulary=8192)
 
 
-def times(name: str, repeats: int, seed: int) -> dict[str, list[float]]:
-    """CPU-seconds of each objective's steps, interleaved."""
-    torch.set_num_threads(1)
+def measure(name: str, repeats: int, seed: int) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """CPU-seconds of each objective's steps, interleaved, and [B, L, V] tensors of its first one.
+
+    That first step is no part of the times.
+    """
+    size = size_of(name)
     steps = {
-        row: build_step(size_of(name), "fp32", seed, diffusion, **network)
+        row: build_step(size, "fp32", seed, diffusion, **network)
         for row, (diffusion, network) in ROWS.items()
     }
-    found: dict[str, list[float]] = {row: [] for row in steps}
-    for number in range(WARMUP_STEPS + repeats):
+    seconds: dict[str, list[float]] = {row: [] for row in steps}
+    tensors = {}
+    for row, step in steps.items():
+        with LogitMemory(size.vocabulary + 1) as memory:
+            step(0)
+        tensors[row] = memory.most / (4 * size.tokens * (size.vocabulary + 1))
+    for number in range(1, repeats + 1):
         for row, step in steps.items():
             start = time.process_time()
             step(number)
-            if number >= WARMUP_STEPS:
-                found[row].append(time.process_time() - start)
-    return found
+            seconds[row].append(time.process_time() - start)
+    return seconds, tensors
 
 
-def peak(name: str, row: str, seed: int) -> float:
-    """Peak memory of a step in [B, L, V] float32 tensors, in this process."""
-    torch.set_num_threads(1)
-    size = size_of(name)
-    diffusion, network = ROWS[row]
-    step = build_step(size, "fp32", seed, diffusion, **network)
-    before = resident("VmRSS")
-    for number in range(WARMUP_STEPS):
-        step(number)
-    return (resident("VmHWM") - before) / (4 * size.tokens * (size.vocabulary + 1))
+class LogitMemory(TorchDispatchMode):
+    """Bytes of the tensors alive at once whose last axis is the vocabulary.
+
+    Attributes:
+        most: the peak.
+    """
+
+    def __init__(self, vocabulary: int):
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.most = 0
+        self._alive: dict[int, int] = {}  # bytes by address of the storage
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if tensor(x)}
+        result = func(*args, **(kwargs or {}))
+        for x in tree_leaves(result):
+            if tensor(x) and x.ndim > 1 and x.shape[-1] == self.vocabulary:
+                self._count(x.untyped_storage(), given)
+        return result
+
+    def _count(self, storage: torch.UntypedStorage, given: set[int]) -> None:
+        address = storage.data_ptr()
+        if address in self._alive or address in given:  # a view, or changed in place
+            return
+        self._alive[address] = storage.nbytes()
+        weakref.finalize(storage, self._alive.pop, address, None)
+        self.most = max(self.most, sum(self._alive.values()))
 
 
-def resident(field: str) -> int:
-    """Bytes that Linux counts for this process; its ru_maxrss would include the parent's."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
-
-
-def peak_in_fresh_process(name: str, row: str, seed: int) -> float:
-    command = [sys.executable, __file__, "--peak", json.dumps([name, row, seed])]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    return float(done.stdout.splitlines()[-1])
+def tensor(x: object) -> bool:
+    return isinstance(x, torch.Tensor)
 
 
 def main() -> None:
@@ -99,28 +116,25 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, default=Path(__file__).parent / "results/objective_cost.json"
     )
-    parser.add_argument("--peak", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.peak:
-        print(peak(*json.loads(arguments.peak)))
-        return
+    torch.set_num_threads(1)
     rows = []
     for name in arguments.sizes:
-        found = times(name, arguments.repeats, arguments.seed)
-        reference = statistics.median(found["mdlm"])
+        found, tensors = measure(name, arguments.repeats, arguments.seed)
         for row, seconds in found.items():
+            ratios = [mine / masked for mine, masked in zip(seconds, found["mdlm"], strict=True)]
             record = {
                 "size": name,
                 "objective": row,
                 "step_cpu_seconds": statistics.median(seconds),
-                "times_mdlm": statistics.median(seconds) / reference,
-                "peak_logit_tensors": peak_in_fresh_process(name, row, arguments.seed),
+                "times_mdlm": statistics.median(ratios),
+                "live_logit_tensors": tensors[row],
                 "step_cpu_seconds_all": seconds,
             }
             rows.append(record)
             print(
                 f"{name:6}{row:22}{record['step_cpu_seconds']:8.2f} s"
-                f"{record['times_mdlm']:8.2f} x mdlm{record['peak_logit_tensors']:8.2f} [B, L, V]",
+                f"{record['times_mdlm']:8.2f} x mdlm{record['live_logit_tensors']:8.2f} [B, L, V]",
                 flush=True,
             )
     result = {
