@@ -1,8 +1,8 @@
 """How many rows go to which number of masked tokens: a fixed density, corrected by a pilot.
 
 An estimate's error is least when counts are drawn in proportion to the deviation of what a row with
-that count adds (Neyman, 1934). The fixed density is that deviation as trained networks commonly
-have it. A pilot of one row in each of its `PARTS` equal parts then measures it for one window under
+that count adds (Neyman, 1934). The fixed density is roughly that deviation as it was measured on a
+trained character model. A pilot of one row in each of its `PARTS` equal parts then measures it for one window under
 one network: where the rows miss the forecast by more than elsewhere, more are drawn. A row says
 little, so a window of one block follows its pilot a small part of the way, and one of many blocks,
 each of which is a measurement of its own, nearly all of it.
