@@ -33,7 +33,7 @@ from textdiff.errors import ConfigError
 from textdiff.likelihood import PositionTerms, corrupt, cut_windows, estimate
 from textdiff.models import FULL
 from textdiff.models.layers import TokenExponents
-from textdiff.sampling.generate import Denoiser
+from textdiff.sampling.denoiser import Denoiser
 from textdiff.train.batches import OpenBatch
 from textdiff.train.loss import DenoisingLoss, LearnedNoiseLoss, log_mask
 
@@ -384,7 +384,7 @@ def open_batch(family: Family, x: Tensor, rows: int, seed: int) -> OpenBatch:
     v = uniforms(seed, Stream.JITTER, row=row, block=torch.arange(blocks.count))
     streams = (Stream.POSITION, Stream.PAIR)
     u = torch.stack([uniforms(seed, s, row=row, position=position) for s in streams])
-    return OpenBatch(x.expand(rows, -1), v, u, None)
+    return OpenBatch(x.expand(rows, -1), v, u, None, family.block_size)
 
 
 STEEP = {0: 1.5, 2: 2.0, 3: 3.1}

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from textdiff.diffusion.randomness import Stream
 from textdiff.sampling import Controls, Job, generate
-from textdiff.sampling.generate import Denoiser
+from textdiff.sampling.denoiser import Denoiser
 from textdiff.sampling.rules import ancestral
 from textdiff.sampling.rules.ancestral import reveal_steps
 

@@ -6,6 +6,7 @@ checkpoint.
 
 from transformers import AutoConfig, AutoModelForMaskedLM
 
+from .cache import CacheView
 from .configuration import TextDiffusionConfig
 from .denoiser import TextDiffusionModel
 from .layout import CAUSAL, FULL, Layout, late, sampling_layout, training_layout
@@ -18,6 +19,7 @@ TextDiffusionModel.register_for_auto_class("AutoModelForMaskedLM")
 __all__ = [
     "CAUSAL",
     "FULL",
+    "CacheView",
     "Layout",
     "TextDiffusionConfig",
     "TextDiffusionModel",

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .block_attention import Chunks, block_attention
+from .cache import CacheView
 from .fused import applies, half_attention
 from .layout import Layout
 
@@ -34,6 +35,8 @@ class Attention:
         noisy: what the backend makes of the first stream's queries alone, where it must know.
         chunks: how two streams are cut, where they are attended chunk by chunk.
         length: L where two streams are attended one after the other.
+        cache: where keys and values of earlier tokens are.
+        layer: index of the layer, by which the cache finds its own.
     """
 
     backend: str
@@ -42,6 +45,8 @@ class Attention:
     noisy: Any = None
     chunks: Chunks | None = None
     length: int | None = None
+    cache: CacheView | None = None
+    layer: int = 0
 
 
 def unavailable(backend: str, device: torch.device, gradients: bool) -> str | None:
@@ -61,9 +66,16 @@ def unavailable(backend: str, device: torch.device, gradients: bool) -> str | No
 
 
 def prepare(
-    backend: str, layout: Layout, total: int, device: torch.device, batch: int
+    backend: str,
+    layout: Layout,
+    total: int,
+    device: torch.device,
+    batch: int,
+    cache: CacheView | None = None,
 ) -> Attention:
     """Builds the mask of one forward pass over `total` positions (both streams counted)."""
+    if cache is not None:  # few queries and a mask of their own: what every device has will do
+        return Attention("eager" if backend == "eager" else "sdpa", cache.mask, cache=cache)
     if backend == "flash_attention_2":
         if layout.document_ids is not None or layout.kind not in ("full", "causal"):
             raise ValueError(
@@ -92,6 +104,8 @@ def prepare(
 
 def attend(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(D)) v under the prepared mask, [B, H, L, D]."""
+    if attention.cache is not None:
+        k, v = attention.cache.exchange(attention.layer, k, v)
     return _BACKENDS[attention.backend](attention, q, k, v)
 
 

@@ -9,6 +9,7 @@
 Shapes: B rows, L positions, T = L or 2L inputs, H hidden, N selected positions, V vocabulary.
 """
 
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -20,6 +21,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import MaskedLMOutput
 
 from .attention import Attention, attend, prepare, unavailable
+from .cache import CacheView, KVCache
 from .configuration import TextDiffusionConfig
 from .fused import dropout_add
 from .layers import (
@@ -188,6 +190,7 @@ class TextDiffusionModel(PreTrainedModel):
         layout: Layout = FULL,
         positions: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        cache: CacheView | None = None,
     ) -> MaskedLMOutput:
         """Raw logits.
 
@@ -198,6 +201,8 @@ class TextDiffusionModel(PreTrainedModel):
             layout: who sees whom.
             positions: [N] flat indices into B * L at which logits are wanted; None: everywhere.
             attention_mask: [B, L], 0 at padding; a shorthand for a layout with document ids.
+            cache: where the tokens before these are found, and these are left; its view fixes
+                their positions and takes the layout's place.
 
         Returns:
             `.logits`: [N, V], or [B, L, V] when `positions` is None.
@@ -207,7 +212,7 @@ class TextDiffusionModel(PreTrainedModel):
         """
         if attention_mask is not None and not bool(attention_mask.all()):
             layout = layout.within(attention_mask.to(torch.int64) - 1)
-        x, condition = self.hidden(input_ids, context_ids, sigma, layout)
+        x, condition = self.hidden(input_ids, context_ids, sigma, layout, cache)
         if positions is not None:
             x = x.flatten(0, 1)[positions]
             condition = None if condition is None else condition.flatten(0, 1)[positions]
@@ -219,6 +224,7 @@ class TextDiffusionModel(PreTrainedModel):
         context_ids: Tensor | None = None,
         sigma: Tensor | None = None,
         layout: Layout = FULL,
+        cache: CacheView | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Hidden states of the noisy stream, for the head to read where it is needed.
 
@@ -234,18 +240,16 @@ class TextDiffusionModel(PreTrainedModel):
         batch, length = input_ids.shape
         tokens = input_ids if context_ids is None else torch.cat([input_ids, context_ids], dim=1)
         at = torch.arange(length, device=tokens.device).repeat(layout.streams)
+        if cache is not None:
+            at = cache.positions.to(tokens.device)
         x = self.vocab_embed(tokens)
-        dtype = (
-            torch.get_autocast_dtype(x.device.type)
-            if torch.is_autocast_enabled(x.device.type)
-            else x.dtype
-        )
-        rotary = Rotary(at, self.config.head_dim, self.config.rope_theta, dtype)
-        attention = prepare(backend, layout, tokens.shape[1], tokens.device, batch)
+        rotary = Rotary(at, self.config.head_dim, self.config.rope_theta, self._compute_dtype())
+        attention = prepare(backend, layout, tokens.shape[1], tokens.device, batch, cache)
         condition, index = self._condition(sigma, layout, batch, length, x)
-        for number, block in enumerate(self.blocks, start=1):
-            last = number == len(self.blocks) and layout.streams == 2
-            inputs = (x, rotary, attention, condition, index, length if last else None)
+        for number, block in enumerate(self.blocks):
+            last = number + 1 == len(self.blocks) and layout.streams == 2
+            at_layer = attention if cache is None else replace(attention, layer=number)
+            inputs = (x, rotary, at_layer, condition, index, length if last else None)
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(block, *inputs, use_reentrant=False)
             else:
@@ -254,6 +258,26 @@ class TextDiffusionModel(PreTrainedModel):
             condition = condition if index is None else condition[:, index[:length]]
             condition = condition.expand(batch, length, -1)
         return x, condition
+
+    def new_cache(self, slots: int, capacity: int) -> KVCache:
+        """An empty cache for `slots` rows of up to `capacity` tokens (a ring, if they are more)."""
+        config = self.config
+        return KVCache(
+            config.num_hidden_layers,
+            config.num_attention_heads,
+            config.head_dim,
+            slots,
+            capacity,
+            self._compute_dtype(),
+            self.device,
+        )
+
+    def _compute_dtype(self) -> torch.dtype:
+        """Of queries, keys and values: that of autocast, or of the weights."""
+        kind = self.device.type
+        if torch.is_autocast_enabled(kind):
+            return torch.get_autocast_dtype(kind)
+        return self.vocab_embed.embedding.dtype
 
     def _condition(
         self, sigma: Tensor | None, layout: Layout, batch: int, length: int, like: Tensor

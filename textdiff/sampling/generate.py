@@ -1,97 +1,26 @@
-"""The block loop: prompts become canvases, and a decoding rule fills them block by block.
+"""The block loop: prompts become canvases, and a decoding rule fills them segment by segment.
 
-A full-sequence model has one block. Rows of different length share a batch; what a row becomes does
-not depend on the batch: its uniforms are keyed by its index in the job, and padding is invisible.
+Rows are active in slots, together but each at a segment of its own; a row that is done leaves at
+the end of its segment and a waiting one takes its slot. What a row becomes does not depend on its
+company: its uniforms are keyed by its index in the job, and it sees nothing of the others.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from textdiff.diffusion.family import Family
-from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.errors import ConfigError
-from textdiff.models import CAUSAL, Layout, TextDiffusionModel, late, sampling_layout
+from textdiff.models import TextDiffusionModel
 from textdiff.sampling.controls import Controls
-from textdiff.sampling.rules import RULES, Step, Uniforms
-
-
-@dataclass(frozen=True)
-class Job:
-    """Rows to generate.
-
-    Attributes:
-        prompts: token ids of each row's prompt (may be empty).
-        new_tokens: tokens to generate for each row.
-        first_row: index of the first row in a larger job; seeds depend on it, batches do not.
-        seed: seed of the job.
-    """
-
-    prompts: Sequence[Sequence[int]]
-    new_tokens: Sequence[int]
-    first_row: int = 0
-    seed: int = 0
-
-    @property
-    def lengths(self) -> Tensor:
-        """[R] tokens of each finished row."""
-        return torch.tensor(
-            [len(p) + n for p, n in zip(self.prompts, self.new_tokens, strict=True)]
-        )
-
-
-class Denoiser:
-    """A network and its objective as a rule sees them: a canvas in, predictions out.
-
-    Args:
-        model: the network.
-        family: process, schedule, objective and block size.
-        lengths: [R] tokens of each row; what lies beyond is padding.
-    """
-
-    def __init__(self, model: TextDiffusionModel, family: Family, lengths: Tensor):
-        self.model = model
-        self.family = family
-        self.lengths = lengths
-        self.shifted = family.objective.shifted
-        self.layout: Layout = CAUSAL if self.shifted else sampling_layout(family.block_size)
-        self.block = 0
-
-    def __call__(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
-        """Predicts [N] flat host positions of canvas [R, L] at times t [R]."""
-        width = canvas.shape[1]
-        device = canvas.device
-        rows, where = torch.unique(positions // width, return_inverse=True)
-        end = min(self.family.blocks(width).span(self.block).stop, int(self.lengths[rows].max()))
-        at = (where * end + positions % width).to(device)
-        xs = canvas[rows.to(device), :end] if len(rows) < len(canvas) else canvas[:, :end]
-        alpha = self.family.known_alpha(self.family.schedule.alpha(t[rows]))
-        logits = self.model(
-            late(xs, self.family.process.mask_token_id) if self.shifted else xs,
-            sigma=self._sigma(alpha, end).to(device),
-            layout=self.layout.within(self._documents(self.lengths[rows], end, device)),
-            positions=at,
-        ).logits
-        return self.family.objective.predict(logits, xs.flatten()[at], alpha[where].to(device))
-
-    def _sigma(self, alpha: Tensor, end: int) -> Tensor:
-        """[r, 1], or [r, blocks] with zero noise in the finished ones."""
-        sigma = -torch.log(alpha).float().unsqueeze(1)
-        if self.family.block_size is None:
-            return sigma
-        levels = torch.zeros(len(alpha), self.family.blocks(end).count)
-        levels[:, self.block] = sigma.squeeze(1)
-        return levels
-
-    @staticmethod
-    def _documents(lengths: Tensor, end: int, device: torch.device) -> Tensor | None:
-        if int(lengths.min()) >= end:
-            return None
-        real = torch.arange(end) < lengths[:, None]
-        return (real.to(torch.int64) - 1).to(device)
+from textdiff.sampling.denoiser import CachedDenoiser, Denoiser, Predictor
+from textdiff.sampling.job import Job, Segments
+from textdiff.sampling.rules import Step, Uniforms, build_rule
 
 
 @torch.no_grad()
@@ -103,77 +32,242 @@ def generate(
     rule: str,
     steps: int,
     controls: Controls,
-) -> Iterator[Step]:
-    """Generates rows, yielding the canvas after every network call.
+    knobs: Mapping[str, Any] | None = None,
+    slots: int | None = None,
+    cache: bool = False,
+    window: int | None = None,
+    stride: int | None = None,
+) -> Generator[Step, None, Tensor]:
+    """Generates rows, yielding the canvas of the whole job after every network call of a rule.
 
     Args:
         model: the network, in evaluation mode.
         family: process, schedule, objective and block size.
         job: prompts, lengths and seed.
         rule: name of a decoding rule.
-        steps: denoising steps per block.
+        steps: denoising steps per segment.
         controls: temperature and truncation.
+        knobs: the rule's own settings.
+        slots: rows that are active together; None: all.
+        cache: whether to keep keys and values of finished blocks, which changes nothing but speed.
+        window: for models in blocks, tokens before a block that it sees, a multiple of the block
+            size; None: all, beyond what the model was trained on too. With a cache a window is an
+            approximation: what is seen has itself seen what no longer is.
+        stride: for full-sequence models, tokens per segment once a row is longer than the context;
+            None: half the context.
+
+    Yields:
+        Steps whose canvas [R, W] and positions are those of the whole job, what is not begun being
+        noise; `t` is 0 for rows that are not active, `final` counts the tokens of each row that
+        were final before the step's segments.
+
+    Returns:
+        [R] tokens of each row.
 
     Raises:
-        ConfigError: unknown rule, no step, or a row longer than the model's context.
+        ConfigError: unknown rule or knob, a number out of range, or a cache that would not be
+            exact.
     """
-    if rule not in RULES:
-        raise ConfigError(f"unknown decoding rule {rule!r}; one of {', '.join(RULES)}")
+    chosen = build_rule(rule, family, knobs)
     if steps < 1:
         raise ConfigError(f"{steps} denoising steps: give at least 1")
-    canvas, open_positions = _canvas(model, family, job)
-    denoise = Denoiser(model, family, job.lengths)
-    blocks = family.blocks(canvas.shape[1])
-    inside = blocks.index()
-    calls = 0
-    for block in range(blocks.count):
-        here = open_positions & (inside == block)
-        if not bool(here.any()):
-            continue
-        denoise.block = block
-        done = calls
-        for step in RULES[rule](
+    lengths = job.lengths
+    segments = Segments.of(family.block_size, model.config.max_position_embeddings, stride)
+    room = segments.room(lengths)
+    rows = Rows.of(job, slots)
+    denoise = _predictor(model, family, rows.slots, room, cache, window)
+    text = _prior(model, family, job, room)
+    # What lies behind the end of a row is noise that stays where noise is a mask; tokens are drawn
+    # there like everywhere, and not looked at.
+    ends = lengths if not family.process.draws_tokens else torch.full_like(lengths, room)
+    index = 0
+    while rows.active or rows.waiting:
+        new = rows.admit()
+        if new:
+            denoise.admit(text[_on(text, new)], rows.final[new])
+        active = torch.tensor(rows.active)
+        starts, widths = segments.next(rows.final[active], lengths[active])
+        columns = starts[:, None] + torch.arange(int(widths.max()))  # [A, S], in the text
+        stops = torch.minimum(starts + widths, ends[active])[:, None]
+        here = (columns >= rows.final[active, None]) & (columns < stops)
+        place = active[:, None] * room + columns.clamp(max=room - 1)  # [A, S], in the flat text
+        denoise.enter(text[_on(text, active)], starts, widths)
+        for step in chosen(
             denoise,
             family.process,
             family.schedule,
-            canvas,
+            text.flatten()[_on(text, place)],
             steps=steps,
             frozen=~here,
-            uniforms=_uniforms(job, block, canvas.shape[1]),
+            uniforms=_uniforms(
+                job, active, segments.ordinals(starts, rows.passed[active]), columns
+            ),
             controls=controls,
         ):
-            canvas, calls = step.canvas, done + step.calls
-            yield replace(step, index=done + step.index, calls=calls)
+            text = _put(text, place[here], step.canvas, here)
+            inside = replace(step, index=index, calls=denoise.calls, final=rows.final.clone())
+            yield _whole(inside, text, active, place, here, int(lengths.max()))
+            index += 1
+        rows.advance(torch.minimum(starts + widths, lengths[active]))
+        gone = rows.ended(text)
+        if gone:
+            denoise.keep(rows.leave(gone))
+    return rows.final
 
 
-def _uniforms(job: Job, block: int, width: int) -> Uniforms:
-    """The numbers of one block, keyed by what each is for."""
+@dataclass
+class Rows:
+    """Who is waiting, who is active, and how far everyone is.
+
+    Attributes:
+        job: what is to be generated.
+        slots: rows that are active together, at most.
+        waiting: rows that have not begun, in order.
+        active: the row in each slot.
+        final: [R] tokens of each row that will not change.
+        passed: [R] segments that each row has finished.
+    """
+
+    job: Job
+    slots: int
+    waiting: deque[int]
+    active: list[int]
+    final: Tensor
+    passed: Tensor
+
+    @classmethod
+    def of(cls, job: Job, slots: int | None) -> "Rows":
+        """Everyone waiting."""
+        count = len(job.prompts)
+        final = torch.tensor([len(prompt) for prompt in job.prompts], dtype=torch.int64)
+        room = count if slots is None else max(1, min(slots, count))
+        return cls(job, room, deque(range(count)), [], final, torch.zeros_like(final))
+
+    def admit(self) -> list[int]:
+        """Gives free slots to waiting rows, and says to which."""
+        new = [
+            self.waiting.popleft()
+            for _ in range(min(len(self.waiting), self.slots - len(self.active)))
+        ]
+        self.active += new
+        return new
+
+    def advance(self, ends: Tensor) -> None:
+        """The active rows have finished their segments, up to `ends`."""
+        self.final[self.active] = ends
+        self.passed[self.active] += 1
+
+    def ended(self, text: Tensor) -> list[int]:
+        """Slots whose rows are done: as long as wanted, or with an end in their new tokens."""
+        done = (self.final[self.active] >= self.job.lengths[self.active]).tolist()
+        if self.job.ended is not None:
+            tokens = text[_on(text, self.active)].tolist()  # one synchronisation per segment
+            for slot, row in enumerate(self.active):
+                new = tokens[slot][len(self.job.prompts[row]) : int(self.final[row])]
+                done[slot] = done[slot] or self.job.ended(new)
+        return [slot for slot, is_done in enumerate(done) if is_done]
+
+    def leave(self, slots: list[int]) -> list[int]:
+        """Frees slots; the last rows move into the gaps.
+
+        Returns:
+            Which slot each row that stays was in.
+        """
+        staying = [slot for slot in range(len(self.active)) if slot not in set(slots)]
+        order = list(range(len(staying)))
+        moving = [slot for slot in staying if slot >= len(staying)]
+        for gap in sorted(set(order) & set(slots)):
+            order[gap] = moving.pop()
+        self.active = [self.active[slot] for slot in order]
+        return order
+
+
+def _predictor(
+    model: TextDiffusionModel,
+    family: Family,
+    slots: int,
+    room: int,
+    cache: bool,
+    window: int | None,
+) -> Predictor:
+    """What runs the network."""
+    size = family.block_size
+    if window is not None and (size is None or window < size or window % size):
+        raise ConfigError(
+            f"window {window}: "
+            + (
+                "a full-sequence model always sees its whole context; give a stride instead"
+                if size is None
+                else f"give a multiple of the block size, {size}"
+            )
+        )
+    if not cache:
+        return Denoiser(model, family, window=window)
+    if size is None:
+        raise ConfigError(
+            "a cache of a full-sequence model would be an approximation: every token sees all "
+            "others, so what a finished one computes changes with each new token; generate without "
+            "a cache, or train in blocks (diffusion.block_size)"
+        )
+    return CachedDenoiser(model, family, slots, room, window)
+
+
+def _prior(model: TextDiffusionModel, family: Family, job: Job, room: int) -> Tensor:
+    """[R, W] prompts, followed by noise."""
     rows = (torch.arange(len(job.prompts)) + job.first_row)[:, None]
-    positions = torch.arange(width)
+    u = uniforms(job.seed, Stream.PRIOR, row=rows, position=torch.arange(room))
+    text = family.host.process.prior((len(job.prompts), room), u)
+    for row, prompt in enumerate(job.prompts):
+        text[row, : len(prompt)] = torch.tensor(prompt, dtype=torch.int64)
+    return text.to(model.device)
+
+
+def _uniforms(job: Job, active: Tensor, ordinals: Tensor, columns: Tensor) -> Uniforms:
+    """The numbers of one segment, keyed by what each is for."""
+    rows = (active + job.first_row)[:, None]
 
     def draw(stream: Stream, step: int) -> Tensor:
-        return uniforms(job.seed, stream, row=rows, block=block, step=step, position=positions)
+        return uniforms(
+            job.seed, stream, row=rows, block=ordinals[:, None], step=step, position=columns
+        )
 
     return draw
 
 
-def _canvas(model: TextDiffusionModel, family: Family, job: Job) -> tuple[Tensor, Tensor]:
-    """[R, L] prompts followed by the prior, and which positions are open (on the host)."""
-    lengths = job.lengths
-    context = model.config.max_position_embeddings
-    if int(lengths.max()) > context:
-        row = int(lengths.argmax())
-        raise ConfigError(
-            f"prompt of {len(job.prompts[row])} tokens and {job.new_tokens[row]} new tokens do "
-            f"not fit the model's context of {context} tokens; shorten the prompt or ask for fewer "
-            "tokens"
-        )
-    width = int(lengths.max())
-    rows = (torch.arange(len(lengths)) + job.first_row)[:, None]
-    u = uniforms(job.seed, Stream.PRIOR, row=rows, position=torch.arange(width))
-    canvas = family.host.process.prior((len(lengths), width), u)
-    for row, prompt in enumerate(job.prompts):
-        canvas[row, : len(prompt)] = torch.tensor(prompt, dtype=torch.int64)
-    at = torch.arange(width)
-    starts = torch.tensor([len(prompt) for prompt in job.prompts])[:, None]
-    return canvas.to(model.device), (at >= starts) & (at < lengths[:, None])
+def _on(like: Tensor, index: Tensor | Sequence[int]) -> Tensor:
+    """An index where the tensor that it is for lies."""
+    return torch.as_tensor(index, dtype=torch.int64).to(like.device)
+
+
+def _put(text: Tensor, place: Tensor, canvas: Tensor, here: Tensor) -> Tensor:
+    """The text with the open positions of a canvas at their places; a new tensor."""
+    inside = canvas[here.to(canvas.device)]
+    return text.flatten().index_copy(0, _on(text, place), inside).view_as(text)
+
+
+def _whole(
+    step: Step, text: Tensor, active: Tensor, place: Tensor, here: Tensor, width: int
+) -> Step:
+    """A step of some segments as one of the whole job, rows cut to `width`."""
+    rows, room = text.shape
+    at = place.flatten()
+
+    def outside(positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Flat positions in [R, width], and which of those given they are."""
+        row, column = at[positions] // room, at[positions] % room
+        inside = column < width
+        return (row * width + column)[inside], inside
+
+    changed, kept = outside(step.changed)
+    t = torch.zeros(rows, dtype=step.t.dtype).index_copy(0, active, step.t)
+    draft = None if step.draft is None else _put(text, place[here], step.draft, here)
+    return replace(
+        step,
+        t=t,
+        canvas=text[:, :width],
+        changed=changed,
+        draft=None if draft is None else draft[:, :width],
+        confidence=None if step.confidence is None else step.confidence[kept],
+        entropy=None if step.entropy is None else step.entropy[kept],
+        remasked=None if step.remasked is None else outside(step.remasked)[0],
+    )

@@ -1,0 +1,170 @@
+"""Keys and values of finished tokens, so that generating a block runs the network on it alone.
+
+One tensor for the whole generation, [layers, 2, slots, heads, capacity, D], keys after rotation.
+A slot is one row of text; slots hold different numbers of tokens. Every call writes the keys and
+values of all its tokens at their places and reads back what may be seen; those of noisy tokens are
+written over until their block is finished, so that nothing has to be kept apart.
+
+It is exact where what a finished token computes depends on nothing later: in causal and block
+causal layouts, the noise level of finished blocks being zero. With a window the cache is a ring,
+and a token may have read others that have since been dropped: what comes out then differs from a
+network run on the window alone.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .layout import Layout
+
+
+class KVCache:
+    """Room for the keys and values of some rows.
+
+    Args:
+        layers: layers of the network.
+        heads: attention heads.
+        head_dim: channels per head.
+        slots: rows that are generated together.
+        capacity: tokens per slot.
+        dtype: of keys and values, that of the network's computation.
+        device: where they lie.
+    """
+
+    def __init__(
+        self,
+        layers: int,
+        heads: int,
+        head_dim: int,
+        slots: int,
+        capacity: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ):
+        # Zeros: what is masked out is multiplied by a probability of 0, which NaN would survive.
+        self.store = torch.zeros(
+            layers, 2, slots, heads, capacity, head_dim, dtype=dtype, device=device
+        )
+
+    @property
+    def capacity(self) -> int:
+        """Tokens per slot."""
+        return self.store.shape[4]
+
+    def copy(self, source: int, targets: list[int]) -> None:
+        """Slots `targets` become what slot `source` is."""
+        self.store[:, :, targets] = self.store[:, :, source].unsqueeze(2)
+
+    def view(
+        self, layout: Layout, starts: Tensor, length: int, slots: Tensor | None, window: int | None
+    ) -> "CacheView":
+        """What one call on some slots writes and reads.
+
+        Args:
+            layout: causal or block causal, over all tokens of a row.
+            starts: [R] host position of the first token of each row.
+            length: T tokens of each row in this call.
+            slots: [R] host slots of the rows; None: the first R.
+            window: tokens before a block that it sees; None: all.
+
+        Raises:
+            ValueError: a layout whose finished tokens depend on later ones.
+        """
+        if layout.kind not in ("causal", "block_causal"):
+            raise ValueError(
+                f"a cache needs a causal or block_causal layout: under {layout.kind} finished "
+                "tokens depend on later ones"
+            )
+        device = self.store.device
+        end = int(starts.max()) + length
+        width = min(end, self.capacity)
+        at = starts[:, None] + torch.arange(length)  # [R, T]
+        same = bool((starts == starts[0]).all())
+        size = layout.block_size if layout.kind == "block_causal" else 1
+        assert size is not None
+        if same and end <= self.capacity and window is None:
+            place: Tensor | slice = slice(int(starts[0]), end)
+            held = torch.arange(width)[None]
+            mask = None if length == size else _visible(held, at[:1], size, None)
+        else:
+            place = (at % self.capacity).to(device)
+            mask = _visible(_held(starts + length, self.capacity, width), at, size, window)
+        return CacheView(
+            self.store,
+            at[0] if same else at,
+            place,
+            None if slots is None else slots.to(device),
+            width,
+            None if mask is None else mask.to(device),
+        )
+
+
+def _held(ends: Tensor, capacity: int, width: int) -> Tensor:
+    """[R, width] the position whose keys each place of a ring holds; negative where none are.
+
+    Args:
+        ends: [R] position after the last that was written.
+        capacity: places of the ring.
+        width: how many of them are read.
+    """
+    last = ends[:, None] - 1
+    return last - (last - torch.arange(width)) % capacity
+
+
+def _visible(held: Tensor, at: Tensor, size: int, window: int | None) -> Tensor:
+    """[R, 1, T, width] bool, which places the tokens see: own block and earlier, within the window.
+
+    Args:
+        held: [R, width] positions of the places.
+        at: [R, T] positions of the tokens.
+        size: tokens per block.
+        window: tokens before a block that it sees; None: all.
+    """
+    block = at // size
+    held = held[:, None, :]
+    seen = (held >= 0) & (held // size <= block[:, :, None])
+    if window is not None:
+        seen &= held >= (block * size - window)[:, :, None]
+    return seen.unsqueeze(1)
+
+
+@dataclass(frozen=True)
+class CacheView:
+    """One call's share of a cache.
+
+    Attributes:
+        store: all keys and values.
+        positions: [T] or [R, T] positions of the tokens.
+        place: where they are written: a slice of places, or [R, T].
+        slots: [R] slots of the rows; None: the first R.
+        width: places that are read.
+        mask: [R or 1, 1, T, width] bool; None: all of them are seen.
+    """
+
+    store: Tensor
+    positions: Tensor
+    place: Tensor | slice
+    slots: Tensor | None
+    width: int
+    mask: Tensor | None
+
+    def exchange(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Writes keys and values [R, heads, T, D] of a layer, and reads [R, heads, width, D]."""
+        store = self.store[layer]
+        rows = len(k)
+        if isinstance(self.place, slice) and self.slots is None:
+            store[0, :rows, :, self.place] = k
+            store[1, :rows, :, self.place] = v
+        else:
+            slots = self.slots
+            if slots is None:
+                slots = torch.arange(rows, device=k.device)
+            place = self.place
+            if isinstance(place, slice):
+                place = torch.arange(place.start, place.stop, device=k.device).expand(rows, -1)
+            # Indices apart from each other put their dimensions first: [R, T, 2, heads, D].
+            both = torch.stack([k, v]).permute(1, 3, 0, 2, 4)
+            store[:, slots[:, None], :, place] = both
+        chosen = store[:, :rows] if self.slots is None else store[:, self.slots]
+        return chosen[0, :, :, : self.width], chosen[1, :, :, : self.width]

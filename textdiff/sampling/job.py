@@ -1,0 +1,112 @@
+"""What is to be generated, and how rows fall into segments that are finished one after another.
+
+| model | a row's next segment | what it sees before |
+|---|---|---|
+| in blocks | the block of its first unfinished token | all finished blocks, or a window of them |
+| full sequence | all of the row that the context holds, at first | that itself |
+| full sequence, longer rows | a stride more | the end of what is finished, as context allows |
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from textdiff.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Job:
+    """Rows to generate.
+
+    Attributes:
+        prompts: token ids of each row's prompt (may be empty).
+        new_tokens: tokens to generate for each row, at most.
+        first_row: index of the first row in a larger job; seeds depend on it, batches do not.
+        seed: seed of the job.
+        ended: told the new tokens of a row after every segment; whether they end the text. None:
+            rows end at `new_tokens` alone.
+    """
+
+    prompts: Sequence[Sequence[int]]
+    new_tokens: Sequence[int]
+    first_row: int = 0
+    seed: int = 0
+    ended: Callable[[Sequence[int]], bool] | None = None
+
+    @property
+    def lengths(self) -> Tensor:
+        """[R] tokens of each finished row, if nothing ends it earlier."""
+        return torch.tensor(
+            [len(p) + n for p, n in zip(self.prompts, self.new_tokens, strict=True)]
+        )
+
+
+@dataclass(frozen=True)
+class Segments:
+    """How rows fall into segments.
+
+    Attributes:
+        block_size: tokens per block; None: a full-sequence model.
+        context: tokens that a full-sequence model sees at once.
+        stride: tokens that one of its further segments adds.
+    """
+
+    block_size: int | None
+    context: int
+    stride: int
+
+    @classmethod
+    def of(cls, block_size: int | None, context: int, stride: int | None) -> "Segments":
+        """The segments of a model.
+
+        Args:
+            block_size: tokens per block; None: a full-sequence model.
+            context: tokens that it was trained on.
+            stride: tokens per further segment of a full-sequence model; None: half the context.
+
+        Raises:
+            ConfigError: a stride that is out of range, or that has no meaning.
+        """
+        if stride is None:
+            return cls(block_size, context, max(1, context // 2))
+        if block_size is not None:
+            raise ConfigError(
+                f"stride {stride}: a model in blocks finishes {block_size} tokens at a time; "
+                "stride is for full-sequence models"
+            )
+        if not 1 <= stride <= context:
+            raise ConfigError(f"stride {stride} must be in 1..{context}, the model's context")
+        return cls(block_size, context, stride)
+
+    def room(self, lengths: Tensor) -> int:
+        """Tokens that the longest row takes, the end of its last block included."""
+        size = self.block_size or 1
+        return -(-int(lengths.max()) // size) * size
+
+    def next(self, finished: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The segments that follow.
+
+        Args:
+            finished: [R] tokens of each row that are final.
+            lengths: [R] tokens of each row in the end.
+
+        Returns:
+            [R] first position of each segment's canvas, and [R] its width.
+        """
+        if self.block_size is not None:
+            start = finished // self.block_size * self.block_size
+            return start, torch.full_like(start, self.block_size)
+        fits = lengths <= self.context
+        start = (finished - (self.context - self.stride)).clamp(min=0).masked_fill(fits, 0)
+        return start, torch.minimum(lengths - start, torch.tensor(self.context))
+
+    def ordinals(self, starts: Tensor, passed: Tensor) -> Tensor:
+        """[R] numbers of segments within their rows, which do not depend on prompts in blocks.
+
+        Args:
+            starts: [R] first positions of the segments.
+            passed: [R] segments before them.
+        """
+        return passed if self.block_size is None else starts // self.block_size
