@@ -20,7 +20,7 @@ from textdiff.commands.generate import generate
 from textdiff.commands.perplexity import perplexity
 from textdiff.commands.tokenizer import train_tokenizer
 from textdiff.commands.train import train
-from textdiff.errors import ConfigError, TextDiffError
+from textdiff.errors import ConfigError, LostProcessError, TextDiffError
 
 USAGE = """\
 usage: textdiff VERB ...
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TextDiffError as error:
         if debug:
             raise
-        _say(f"textdiff: error: {error}")
+        _say(f"textdiff: error: {error}", everywhere=isinstance(error, LostProcessError))
         return error.exit_code
     except OSError as error:
         if debug:
@@ -91,9 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return stop.code if isinstance(stop.code, int) else 2
 
 
-def _say(message: str) -> None:
-    """One line on standard error, from the first of several processes alone."""
-    if os.environ.get("RANK", "0") == "0":
+def _say(message: str, everywhere: bool = False) -> None:
+    """One line on standard error, from the first of several processes alone unless told."""
+    if everywhere or os.environ.get("RANK", "0") == "0":
         print(message, file=sys.stderr)
 
 

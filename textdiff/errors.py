@@ -27,6 +27,10 @@ class CheckpointError(TextDiffError):
     """An export directory or a training checkpoint cannot be used."""
 
 
+class LostProcessError(TextDiffError):
+    """Another process of the run is gone; each that is left says so, whoever is the first."""
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown name: what it may have been meant to be, or a list."""
     names = sorted(known)

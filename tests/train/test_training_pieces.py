@@ -115,14 +115,14 @@ def test_no_average_is_the_weights_themselves():
 
 def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    metrics = MetricsFile(path, 0)
+    metrics = MetricsFile(path, 0, -1)
     for step in range(1, 7):
         metrics.write({"step": step, "loss": 0.1 + step})
     with path.open("a") as file:
         file.write('{"step": 7, "lo')  # killed while writing
-    MetricsFile(path, 4)
+    MetricsFile(path, 4, -1)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3, 4]
-    MetricsFile(path, 0)
+    MetricsFile(path, 0, -1)
     assert path.read_text() == ""
 
 
@@ -189,7 +189,7 @@ def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
         "save",
         lambda *a: (_ for _ in ()).throw(OSError(28, "No space left on device")),
     )
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(CheckpointError, match=r"No space.*step-000001"):
         save(tmp_path, 2)
     assert [p.name for p in checkpoints(tmp_path)] == ["step-000001"]
     assert damage(checkpoints(tmp_path)[0]) is None
@@ -203,7 +203,7 @@ def test_optimizer_files_hold_no_code(tmp_path):
     import hashlib
 
     content = (path / "optimizer.pt").read_bytes()
-    manifest["optimizer.pt"] = {
+    manifest["files"]["optimizer.pt"] = {
         "bytes": len(content),
         "sha256": hashlib.sha256(content).hexdigest(),
     }

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,24 +19,30 @@ def train(arguments: Sequence[str]) -> int:
     arguments, resume = take_option(list(arguments), "--resume", "auto")
     config = load_config(arguments, "textdiff train", "[--resume auto|never|PATH] ")
     quiet_libraries()
-    from textdiff.data import prepare_corpus
+    from textdiff.data import Corpus, prepare_corpus
+    from textdiff.train.processes import losing_none, on_main
     from textdiff.train.trainer import Trainer, make_accelerator
     from textdiff.view import training_view
 
     accelerator = make_accelerator(config)
     console = make_console()
     view = training_view(console)
-    if resume == "never" and accelerator.is_main_process:
-        _set_aside(Path(config.run.dir), view.message)
-    accelerator.wait_for_everyone()
-    with accelerator.main_process_first():
-        corpus = prepare_corpus(config.data, config.tokenizer, config.run.seed)
-    trainer = Trainer(config, corpus, accelerator, view, resume)
-    try:
-        signal = trainer.run()
-    finally:
+    with ExitStack() as stack:
+        stack.enter_context(losing_none(accelerator))
+        on_main(accelerator, lambda: _take(Path(config.run.dir), resume, view.message, stack))
+        prepared: list[Corpus] = []
+
+        def prepare() -> None:
+            prepared.append(prepare_corpus(config.data, config.tokenizer, config.run.seed))
+
+        on_main(accelerator, prepare)  # the others find its cache
+        if not prepared:
+            prepare()
+        corpus = prepared[0]
+        trainer = Trainer(config, corpus, accelerator, view, resume)
         if hasattr(view, "close"):  # a live view has to give the terminal back
-            view.close()
+            stack.callback(view.close)
+        signal = trainer.run()
     if not accelerator.is_main_process:
         return 128 + signal if signal else 0
     if signal:
@@ -47,15 +54,25 @@ def train(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _set_aside(directory: Path, tell: Callable[[str], None]) -> None:
-    """Moves an earlier run out of the way instead of deleting it."""
+def _take(directory: Path, resume: str, tell: Callable[[str], None], stack: ExitStack) -> None:
+    """Makes the directory this run's, until the stack unwinds; `never` begins with an empty one."""
+    from textdiff.train.lock import RunLock
+
+    stack.enter_context(RunLock(directory))
+    if resume == "never" and _set_aside(directory, tell):
+        stack.enter_context(RunLock(directory))
+
+
+def _set_aside(directory: Path, tell: Callable[[str], None]) -> bool:
+    """Moves an earlier run out of the way instead of deleting it; whether there was one."""
     if not (directory / "checkpoints").exists() and not (directory / "metrics.jsonl").exists():
-        return
+        return False
     number = 1
     while (aside := directory.with_name(f"{directory.name}.old-{number}")).exists():
         number += 1
     directory.rename(aside)
     tell(f"moved the earlier run to {aside}")
+    return True
 
 
 def _show_result(console: Any, config: "Config", trainer: Any) -> None:

@@ -5,7 +5,8 @@ slots. Noise levels are stratified over all slots (and blocks) of a step and dea
 every row's is marginally uniform.
 """
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Generator
 from dataclasses import dataclass
 
 import torch
@@ -83,7 +84,10 @@ class TrainingBatches(Dataset[Batch | OpenBatch]):
 
     def __getitem__(self, index: int) -> Batch | OpenBatch:
         step, micro_step = divmod(index, self.accumulation)
-        slots = self.slots(micro_step)
+        return self.batch(step, self.slots(micro_step))
+
+    def batch(self, step: int, slots: Tensor) -> Batch | OpenBatch:
+        """The rows of some slots of a step's global batch."""
         samples = step * self.config.train.global_batch_size + slots
         rows = self.sequences.rows(samples.tolist())
         x0 = torch.from_numpy(rows.tokens)
@@ -118,15 +122,32 @@ class TrainingBatches(Dataset[Batch | OpenBatch]):
         positions = torch.arange(blocks.length)
         return uniforms(self.config.run.seed, stream, row=samples[:, None], position=positions)
 
-    def loader(self, first_step: int, steps: int) -> Iterator[Batch | OpenBatch]:
-        """Micro-batches from `first_step` up to `steps`, prepared by the configured workers."""
+    def loader(self, first_step: int, steps: int) -> Generator[Batch | OpenBatch]:
+        """Micro-batches from `first_step` up to `steps`, prepared by the configured workers.
+
+        The workers end when the generator is closed.
+        """
         numbers = range(first_step * self.accumulation, steps * self.accumulation)
-        return iter(
+        batches = iter(
             DataLoader(
                 self,
                 batch_size=None,
                 sampler=numbers,
                 num_workers=self.config.data.num_workers,
+                worker_init_fn=_outlast_signals,
                 pin_memory=torch.cuda.is_available(),
             )
         )
+        try:
+            yield from batches
+        finally:
+            del batches
+
+
+def _outlast_signals(worker: int) -> None:
+    """Leaves Ctrl-C and SIGTERM to the training process, also where a whole group receives them.
+
+    It still needs batches to reach the step at which all processes stop; workers end with it.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

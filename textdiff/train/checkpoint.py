@@ -1,15 +1,14 @@
 """Training checkpoints: tensors and JSON in `checkpoints/step-NNNNNN/`, written beside and renamed.
 
 A manifest holds the size and SHA-256 of every file; it is written last, so a folder without a
-fitting one was never finished or is damaged. Nothing is unpickled: tensors load with
-`weights_only`.
+fitting one was never finished or is damaged. It also holds the format, which is read before
+anything else: what a newer version wrote is refused, not taken for damage. Nothing is unpickled:
+tensors load with `weights_only`.
 """
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,9 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+import textdiff
 from textdiff.errors import CheckpointError
+from textdiff.train.files import discard, whole_folder
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -42,24 +43,23 @@ class Checkpoint:
     state: dict[str, Any]
 
     def save(self, root: Path, keep: int) -> Path:
-        """Writes `root/step-NNNNNN` and deletes all but the newest `keep` checkpoints."""
+        """Writes `root/step-NNNNNN` and deletes all but the newest `keep` checkpoints.
+
+        Raises:
+            CheckpointError: it cannot be written; the earlier ones are as they were.
+        """
         target = root / f"step-{self.state['step']:06d}"
-        scratch = root / f".writing-{target.name}-{os.getpid()}"
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        save_file({k: v.contiguous() for k, v in self.model.items()}, scratch / "model.safetensors")
-        save_file({k: v.contiguous() for k, v in self.ema.items()}, scratch / "ema.safetensors")
-        torch.save(list(self.optimizers), scratch / "optimizer.pt")
-        state = self.state | {"format": FORMAT}
-        (scratch / "trainer.json").write_text(json.dumps(state, indent=2) + "\n")
-        (scratch / "manifest.json").write_text(json.dumps(_manifest(scratch), indent=2) + "\n")
-        for path in scratch.iterdir():
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        shutil.rmtree(target, ignore_errors=True)
-        scratch.rename(target)
+        earlier = checkpoints(root)
+        rescue = f"the newest checkpoint is {earlier[-1]}" if earlier else "there is no checkpoint"
+        with whole_folder(target, rescue) as folder:
+            for name, tensors in (("model", self.model), ("ema", self.ema)):
+                contiguous = {k: v.contiguous() for k, v in tensors.items()}
+                save_file(contiguous, folder / f"{name}.safetensors")
+            torch.save(list(self.optimizers), folder / "optimizer.pt")
+            (folder / "trainer.json").write_text(json.dumps(self.state, indent=2) + "\n")
+            (folder / "manifest.json").write_text(json.dumps(_manifest(folder), indent=2) + "\n")
         for old in checkpoints(root)[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
+            discard(old)
         return target
 
     @classmethod
@@ -67,17 +67,21 @@ class Checkpoint:
         """Reads a checkpoint whose manifest fits.
 
         Raises:
-            CheckpointError: it is missing, damaged, or from a newer version.
+            CheckpointError: it is missing, damaged, or from another version.
         """
         problem = damage(path)
         if problem:
             raise CheckpointError(f"checkpoint {path} cannot be used: {problem}")
+        return cls.read(path)
+
+    @classmethod
+    def read(cls, path: Path) -> "Checkpoint":
+        """Reads a checkpoint that was found undamaged.
+
+        Raises:
+            CheckpointError: textdiff did not write it.
+        """
         state = json.loads((path / "trainer.json").read_text())
-        if state["format"] > FORMAT:
-            raise CheckpointError(
-                f"checkpoint {path} has format {state['format']}, this textdiff reads up to "
-                f"{FORMAT}; update textdiff"
-            )
         try:
             optimizers = torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu")
         except UnpicklingError:
@@ -94,23 +98,64 @@ def checkpoints(root: Path) -> list[Path]:
     return sorted(root.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
 
 
+def newest_usable(root: Path, tell: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint that is not damaged; None where there is no checkpoint at all.
+
+    Args:
+        root: the folder of the run's checkpoints.
+        tell: told of the damaged ones that were passed over.
+
+    Raises:
+        CheckpointError: all are damaged, or another version wrote the newest good one.
+    """
+    found = checkpoints(root)[::-1]
+    for path in found:
+        problem = damage(path)
+        if problem is None:
+            return path
+        tell(f"checkpoint {path} is damaged ({problem}); trying the one before")
+    if found:
+        raise CheckpointError(f"no checkpoint in {root} is usable; start over with --resume never")
+    return None
+
+
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None."""
+    """What is wrong with a checkpoint, or None.
+
+    Raises:
+        CheckpointError: nothing is, but another version of textdiff wrote it.
+    """
     try:
         manifest = json.loads((path / "manifest.json").read_text())
+        _check_format(path, manifest.get("format", 1), manifest.get("textdiff", "?"))
+        expected = {name: (int(f["bytes"]), f["sha256"]) for name, f in manifest["files"].items()}
     except FileNotFoundError:
         return "it does not exist or has no manifest.json"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest.json is unreadable ({error})"
-    for name, expected in manifest.items():
+    for name, (size, digest) in expected.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != expected["bytes"]:
-            return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
-        if _sha256(file) != expected["sha256"]:
+        if file.stat().st_size != size:
+            return f"{name} has {file.stat().st_size} bytes instead of {size}"
+        if _sha256(file) != digest:
             return f"{name} has changed since it was written"
     return None
+
+
+def _check_format(path: Path, found: int, version: str) -> None:
+    if found > FORMAT:
+        raise CheckpointError(
+            f"checkpoint {path} was written by textdiff {version} in format {found}, this textdiff "
+            f"{textdiff.__version__} reads format {FORMAT}; update textdiff"
+        )
+    if found < FORMAT:
+        raise CheckpointError(
+            f"checkpoint {path} was written by an earlier textdiff in format {found}, this "
+            f"textdiff {textdiff.__version__} reads format {FORMAT}; continue it with that "
+            "version, or start over with --resume never"
+        )
 
 
 def optimizer_states(optimizers: Sequence[Optimizer]) -> list[dict[str, Any]]:
@@ -118,11 +163,12 @@ def optimizer_states(optimizers: Sequence[Optimizer]) -> list[dict[str, Any]]:
     return [optimizer.state_dict() for optimizer in optimizers]
 
 
-def _manifest(folder: Path) -> dict[str, dict[str, Any]]:
-    return {
+def _manifest(folder: Path) -> dict[str, Any]:
+    files = {
         path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
         for path in sorted(folder.iterdir())
     }
+    return {"format": FORMAT, "textdiff": textdiff.__version__, "files": files}
 
 
 def _sha256(path: Path) -> str:

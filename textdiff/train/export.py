@@ -1,8 +1,6 @@
 """The export directory: everything inference reads, nothing else."""
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ from textdiff.generation import SampleDefaults
 from textdiff.likelihood import Bound
 from textdiff.pipeline import TextDiffusion
 from textdiff.provenance import TRAINING_FILE, code_record
+from textdiff.train.files import whole_folder
 
 
 def sample_defaults(config: Config) -> SampleDefaults:
@@ -31,21 +30,16 @@ def sample_defaults(config: Config) -> SampleDefaults:
 def write_export(
     target: Path, model: TextDiffusion, config: Config, state: dict[str, Any], bound: Bound | None
 ) -> None:
-    """Writes the export beside its place and swaps it in: a reader never sees half of one."""
-    scratch = target.with_name(f".writing-{target.name}-{os.getpid()}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    model.save_pretrained(scratch)
-    (scratch / "README.md").write_text(model_card(config, state, bound), encoding="utf-8")
-    record = json.dumps(_training_record(config, state), indent=2, ensure_ascii=False)
-    (scratch / TRAINING_FILE).write_text(record + "\n", encoding="utf-8")
-    if target.exists():
-        old = target.with_name(f".old-{target.name}-{os.getpid()}")
-        shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
-        scratch.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        scratch.rename(target)
+    """Writes the export beside its place and swaps it in: a reader never sees half of one.
+
+    Raises:
+        CheckpointError: it cannot be written; the earlier export is as it was.
+    """
+    with whole_folder(target, "training can continue from its last checkpoint") as folder:
+        model.save_pretrained(folder)
+        (folder / "README.md").write_text(model_card(config, state, bound), encoding="utf-8")
+        record = json.dumps(_training_record(config, state), indent=2, ensure_ascii=False)
+        (folder / TRAINING_FILE).write_text(record + "\n", encoding="utf-8")
 
 
 def _training_record(config: Config, state: dict[str, Any]) -> dict[str, Any]:

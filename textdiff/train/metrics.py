@@ -11,12 +11,21 @@ class MetricsFile:
     Args:
         path: the file.
         step: the step the run continues from (0: a fresh file).
+        bound_step: the step of the newest validation bound that it continues with; one that was
+            written after the checkpoint will be computed and written again.
     """
 
-    def __init__(self, path: Path, step: int):
+    def __init__(self, path: Path, step: int, bound_step: int):
         self.path = path
-        kept = [line for line in self._lines() if json.loads(line)["step"] <= step and step > 0]
-        path.write_text("".join(kept), encoding="utf-8")
+        kept = []
+        for line in self._lines() if step > 0 else []:
+            values = json.loads(line)
+            if values["step"] <= (bound_step if "bound_nats" in values else step):
+                kept.append(line)
+        # Renamed into place: a kill between emptying and filling would lose what is kept.
+        scratch = path.with_name(f".{path.name}")
+        scratch.write_text("".join(kept), encoding="utf-8")
+        scratch.replace(path)
 
     def write(self, values: dict[str, Any]) -> None:
         """Adds a line."""

@@ -7,6 +7,7 @@ from typing import Any
 import accelerate
 import torch
 from accelerate import Accelerator
+from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from textdiff.config import Config
@@ -19,7 +20,8 @@ from textdiff.models.attention import unavailable
 from textdiff.pipeline import TextDiffusion
 from textdiff.provenance import code_record
 
-# Sections and keys that define what is trained: a resumed run must not differ in them.
+# Sections that define what is trained, and their keys that do not: a resumed run may differ only in
+# those, in `evaluate`, in `sample` and in `run.dir`.
 FIXED = ("data", "tokenizer", "model", "diffusion", "train")
 MAY_CHANGE = {
     "data": {"num_proc", "num_workers", "cache_dir"},
@@ -95,26 +97,71 @@ def build_model(
     return model, family_of(model.config, device, model.exponents)
 
 
-def check_resume(config: Config, before: dict[str, Any], directory: Path) -> None:
-    """Compares a checkpoint's config with the current one.
+def check_resume(
+    config: Config, corpus: dict[str, Any], state: dict[str, Any], directory: Path
+) -> None:
+    """Compares a checkpoint's config and corpus with the current ones.
+
+    Args:
+        config: the current config.
+        corpus: the record of the current corpus.
+        state: what the checkpoint holds.
+        directory: the run's.
 
     Raises:
-        CheckpointError: naming the first key that must not change.
+        CheckpointError: naming everything that must not change and did.
     """
-    now = config.model_dump(mode="json")
-    pairs = [(("run", "seed"), before["run"]["seed"], now["run"]["seed"])]
+    changed = _config_changes(
+        _validated(state["config"], directory), config.model_dump(mode="json")
+    )
+    if changed:
+        raise CheckpointError(
+            f"{directory} holds a run with {'; '.join(changed)}; restore it, choose another "
+            "run.dir, or start over with --resume never"
+        )
+    changed = _record_changes(state["corpus"], corpus)
+    if changed:
+        raise CheckpointError(
+            f"the corpus is not what the run in {directory} was trained on: {'; '.join(changed)}; "
+            "restore the texts, choose another run.dir, or start over with --resume never"
+        )
+
+
+def _validated(before: dict[str, Any], directory: Path) -> dict[str, Any]:
+    """An earlier config with the keys that have been added since, at their defaults."""
+    try:
+        return Config.model_validate(before).model_dump(mode="json")
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CheckpointError(
+            f"the run in {directory} has a config that this textdiff does not know "
+            f"({'.'.join(map(str, first['loc']))}: {first['msg']}); continue it with the version "
+            "that wrote it, or start over with --resume never"
+        ) from None
+
+
+def _config_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The keys that must not change and did, with the old value and the new one."""
+    pairs = {"run.seed": (before["run"]["seed"], now["run"]["seed"])}
     for section in FIXED:
-        keys = (set(before[section]) | set(now[section])) - MAY_CHANGE.get(section, set())
-        pairs += [
-            ((section, key), before[section].get(key), now[section].get(key))
-            for key in sorted(keys)
-        ]
-    for path, old, new in pairs:
-        if old != new:
-            raise CheckpointError(
-                f"{directory} holds a run with {'.'.join(path)} = {old!r}, the config says "
-                f"{new!r}; restore it, choose another run.dir, or start over with --resume never"
-            )
+        for key in sorted(set(now[section]) - MAY_CHANGE.get(section, set())):
+            pairs[f"{section}.{key}"] = (before[section].get(key), now[section][key])
+    return [
+        f"{key} = {old!r} where the config says {new!r}"
+        for key, (old, new) in pairs.items()
+        if old != new
+    ]
+
+
+def _record_changes(before: Any, now: Any, path: str = "") -> list[str]:
+    """Where two records differ, among the entries that both have."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        both = [key for key in before if key in now]
+        return [c for key in both for c in _record_changes(before[key], now[key], f"{path}.{key}")]
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        pairs = enumerate(zip(before, now, strict=True))
+        return [c for i, pair in pairs for c in _record_changes(*pair, f"{path}.{i}")]
+    return [] if before == now else [f"{path.removeprefix('.')} was {before!r}, is {now!r}"]
 
 
 def environment(accelerator: Accelerator, corpus: dict[str, Any]) -> dict[str, Any]:

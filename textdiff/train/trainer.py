@@ -8,15 +8,15 @@ interrupted and resumed is the run that was not.
 import json
 import math
 import time
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager, closing
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import ProjectConfiguration, gather_object
 from torch import Tensor
 
 from textdiff.config import Config
@@ -28,13 +28,22 @@ from textdiff.likelihood import Bound, Windows, cut_windows, estimate
 from textdiff.loading import DTYPES, cpu_only, family_of
 from textdiff.pipeline import TextDiffusion
 from textdiff.train.batches import TrainingBatches
-from textdiff.train.checkpoint import Checkpoint, checkpoints, damage, optimizer_states
+from textdiff.train.checkpoint import (
+    Checkpoint,
+    checkpoints,
+    damage,
+    newest_usable,
+    optimizer_states,
+)
+from textdiff.train.divergence import DivergenceGuard, as_record, carrying, describe, examine
 from textdiff.train.ema import EMA
 from textdiff.train.export import sample_defaults, write_export
+from textdiff.train.files import sweep
 from textdiff.train.loss import training_loss
 from textdiff.train.metrics import MetricsFile
 from textdiff.train.optim import build_optimizers, lr_multiplier, set_learning_rate
 from textdiff.train.precision import resolve_precision
+from textdiff.train.processes import TIMEOUT, Vote, on_main
 from textdiff.train.reporter import Reporter, StepReport
 from textdiff.train.setup import build_model, check_resume, environment
 from textdiff.train.sharding import (
@@ -57,15 +66,14 @@ class Progress:
     Attributes:
         step: optimizer steps done.
         tokens: training tokens seen.
-        loss_sum: training loss since the last log line, summed over steps.
-        loss_steps: steps in `loss_sum`.
+        losses: training loss of each step since the last log line. A sum would depend, in its last
+            bit, on where an interruption cut it.
         bound_step: step of the newest validation bound; -1: none yet.
     """
 
     step: int = 0
     tokens: int = 0
-    loss_sum: float = 0.0
-    loss_steps: int = 0
+    losses: list[float] = field(default_factory=list)
     bound_step: int = -1
 
 
@@ -102,15 +110,6 @@ class Trainer:
         self.batches = TrainingBatches(
             corpus.train, family.host, config, accelerator.process_index, accelerator.num_processes
         )
-        if (
-            self.batches.accumulation * config.train.micro_batch_size * (accelerator.num_processes)
-            != config.train.global_batch_size
-        ):
-            raise ConfigError(
-                f"train.global_batch_size {config.train.global_batch_size} is no multiple of "
-                f"micro_batch_size {config.train.micro_batch_size} x {accelerator.num_processes} "
-                "processes"
-            )
         self.trained = model
         self.parameters = sum(p.numel() for p in model.parameters())
         optimizers = build_optimizers(model, config.train)
@@ -121,6 +120,8 @@ class Trainer:
         self.module, *self.optimizers = accelerator.prepare(
             training_loss(model, family), *optimizers
         )
+        self.guard = DivergenceGuard(self.optimizers, accelerator.device)
+        self.vote = Vote()
         self.ema = EMA(model, config.train.ema_decay)
         if is_sharded(model):
             model = hollow(model)
@@ -141,21 +142,26 @@ class Trainer:
         """
         config, progress = self.config.train, self.progress
         self._start()
-        with StopRequest() as stop:
-            batches = self.batches.loader(progress.step, config.steps)
+        with (
+            StopRequest() as stop,
+            closing(self.batches.loader(progress.step, config.steps)) as batches,
+        ):
+            if self._owes_bound():
+                self._evaluate()
             clock, tokens_before = time.perf_counter(), progress.tokens
-            loss = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
+            losses: list[Tensor] = []
             while progress.step < config.steps:
-                norm, rate = self._step(batches, loss)
+                norm, rate = self._step(batches, losses)
                 self.reporter.stepped(progress.step)
                 if self._due(config.log_every):
                     speed = (progress.tokens - tokens_before) / (time.perf_counter() - clock)
-                    self._log(loss, norm, rate, speed)
-                signalled = self._signalled(stop)
+                    self._log(losses, norm, rate, speed)
+                signalled = self.vote.largest(stop.signal)
                 if self._due(self.config.evaluate.every) and not signalled:
+                    self._absorb(losses)
                     self._evaluate()
                 if self._due(config.checkpoint_every) or signalled:
-                    self._absorb(loss)
+                    self._absorb(losses)
                     self._save()
                 if signalled:
                     return signalled
@@ -167,13 +173,20 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return self.progress.step % every == 0 or self.progress.step == self.config.train.steps
 
-    def _step(self, batches: Any, loss: Tensor) -> tuple[Tensor, float]:
-        """One optimizer step; adds its loss in nats per token to `loss`."""
+    def _owes_bound(self) -> bool:
+        """Whether the run continues where a signal came before a bound that was due."""
+        step = self.progress.step
+        missed = self._due(self.config.evaluate.every) and self.progress.bound_step != step
+        return missed and 0 < step < self.config.train.steps
+
+    def _step(self, batches: Any, losses: list[Tensor]) -> tuple[Tensor, float]:
+        """One optimizer step; adds its loss in nats per token to `losses`."""
         step, seed = self.progress.step, self.config.run.seed
         rate = lr_multiplier(step, self.config.train)
         set_learning_rate(self.optimizers, rate)
         self.module.train()
-        norm = torch.zeros(())
+        norm, allowed = torch.zeros(()), True
+        loss = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         for micro_step in range(self.batches.accumulation):
             batch = next(batches).to(self.accelerator.device)
             if self.config.model.dropout:
@@ -183,16 +196,18 @@ class Trainer:
                 with self.accelerator.autocast():  # which FSDP2 leaves to the caller
                     total, _ = self.module(batch)
                 mean = total / batch.x0.numel()
-                self.accelerator.backward(mean)
+                self.accelerator.backward(carrying(mean))
                 loss += mean.detach() / self.batches.accumulation
                 if self.accelerator.sync_gradients:
                     norm = self._clip()
+                    allowed = self.guard.allows(norm, step)
                 for optimizer in self.optimizers:
-                    optimizer.step()
+                    if allowed:
+                        optimizer.step()
                     optimizer.zero_grad()
+        losses.append(loss)
         self.ema.update(self.trained)
         self.progress.step += 1
-        self.progress.loss_steps += 1
         self.progress.tokens += self.config.train.global_batch_size * self.batch_length
         return norm, rate * self.config.train.learning_rate
 
@@ -208,31 +223,55 @@ class Trainer:
 
     # --- logging, evaluation, samples ---
 
-    def _absorb(self, loss: Tensor) -> None:
-        """Moves the loss accumulated on the device into the counters."""
-        self.progress.loss_sum += float(self.accelerator.reduce(loss, "mean"))
-        loss.zero_()
-        if not math.isfinite(self.progress.loss_sum):
-            last = checkpoints(self.directory / "checkpoints")
-            raise TextDiffError(
-                f"the loss became {self.progress.loss_sum} by step {self.progress.step}; lower "
-                "train.learning_rate or train.grad_clip. Last checkpoint: "
-                f"{last[-1] if last else 'none'}"
-            )
+    def _absorb(self, losses: list[Tensor]) -> None:
+        """Moves losses from the device into the counters: where the host waits for the device.
 
-    def _log(self, loss: Tensor, norm: Tensor, rate: float, speed: float) -> None:
+        Raises:
+            TextDiffError: a step since the last time was not finite.
+        """
+        steps = len(losses)
+        values = torch.stack([*losses, self.guard.step]).view(1, -1)
+        # Gathered, then averaged here: in which order a reduction adds may depend on its length.
+        found = self.accelerator.gather(values).mean(0).tolist()
+        losses.clear()
+        if found[-1] >= 0:
+            raise self._diverged(int(found[-1]))
+        self.progress.losses += found[:steps]
+
+    def _diverged(self, step: int) -> TextDiffError:
+        """What to say about the first step that was not finite; the details go to a file."""
+        accelerator, norm = self.accelerator, float(self.guard.norm)
+        module = accelerator.unwrap_model(self.module)
+        findings = examine(
+            module, self.batches, step, accelerator.device, self.corpus.tokenizer.decode
+        )
+        findings = sorted(gather_object(findings), key=lambda finding: finding.slot)
+        path = self.directory / "divergence.json"
+        if accelerator.is_main_process:
+            record = as_record(step + 1, norm, findings)
+            path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+        last = checkpoints(self.directory / "checkpoints")
+        return TextDiffError(
+            f"step {step + 1} is not finite (gradient norm {norm:.4g}): {describe(findings)}; "
+            f"nothing of it was kept, all its samples are in {path}; last checkpoint: "
+            f"{last[-1] if last else 'none'}; start a new run.dir with a lower train.learning_rate "
+            "or train.grad_clip (train.init_from takes the weights of this export), or look at "
+            "those samples"
+        )
+
+    def _log(self, losses: list[Tensor], norm: Tensor, rate: float, speed: float) -> None:
         progress = self.progress
-        self._absorb(loss)
+        self._absorb(losses)
         report = StepReport(
             step=progress.step,
             steps=self.config.train.steps,
-            loss=progress.loss_sum / progress.loss_steps,
+            loss=math.fsum(progress.losses) / len(progress.losses),
             learning_rate=rate,
             grad_norm=float(norm),
             tokens=progress.tokens,
             tokens_per_second=speed,
         )
-        progress.loss_sum, progress.loss_steps = 0.0, 0
+        progress.losses = []
         values = {k: v for k, v in vars(report).items() if k not in ("step", "steps")}
         self._record(values)
         self.reporter.logged(report)
@@ -317,7 +356,9 @@ class Trainer:
             (self.directory / "env.json").write_text(json.dumps(facts, indent=2) + "\n")
             with (self.directory / "validation.jsonl").open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps({"text": text}) + "\n" for text in self.scored)
-            self.metrics = MetricsFile(self.directory / "metrics.jsonl", progress.step)
+            self.metrics = MetricsFile(
+                self.directory / "metrics.jsonl", progress.step, progress.bound_step
+            )
         self.accelerator.init_trackers("tensorboard")
         self.accelerator.wait_for_everyone()
         self.reporter.started(
@@ -334,13 +375,6 @@ class Trainer:
                 "corpus": self.corpus.record,
             }
         )
-
-    def _signalled(self, stop: StopRequest) -> int:
-        """The signal that any process received, so that all stop at the same step."""
-        if self.accelerator.num_processes == 1:
-            return stop.signal
-        flag = torch.tensor([stop.signal], device=self.accelerator.device)
-        return int(self.accelerator.gather(flag).max())
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -362,14 +396,14 @@ class Trainer:
             gather(optimizer_states(self.optimizers), keep=main),
             self._state(),
         )
-        if main:
-            checkpoint.save(self.directory / "checkpoints", self.config.train.keep_checkpoints)
+        root, keep = self.directory / "checkpoints", self.config.train.keep_checkpoints
+        on_main(self.accelerator, lambda: checkpoint.save(root, keep))
+        export = self.directory / "export"
         with self._averaged():
-            if main:
-                write_export(
-                    self.directory / "export", self.exported, self.config, self._state(), self.bound
-                )
-        self.accelerator.wait_for_everyone()
+            on_main(
+                self.accelerator,
+                lambda: write_export(export, self.exported, self.config, self._state(), self.bound),
+            )
 
     def _averaged(self) -> AbstractContextManager[None]:
         """While entered, `exported` holds the averaged weights, whole; all processes enter."""
@@ -387,30 +421,30 @@ class Trainer:
 
     def _resume(self, resume: str) -> str | None:
         """Loads the newest usable checkpoint; returns where it came from."""
+        path = on_main(self.accelerator, lambda: self._usable(resume))
+        if path is None:
+            return None
+        self._restore(Checkpoint.read(path))
+        return str(path)
+
+    def _usable(self, resume: str) -> Path | None:
+        """The checkpoint to continue from, checked file by file."""
+        root = self.directory / "checkpoints"
+        for folder in (self.directory, root):
+            for name in sweep(folder):
+                self.reporter.message(f"put {folder / name} in order, which a kill left half done")
         if resume == "never":
             return None
-        candidates = checkpoints(self.directory / "checkpoints")[::-1]
-        if resume != "auto":
-            candidates = [Path(resume)]
-        for path in candidates:
-            problem = damage(path)
-            if problem is None:
-                self._restore(Checkpoint.load(path))
-                return str(path)
-            if resume != "auto":
-                raise CheckpointError(f"checkpoint {path} cannot be used: {problem}")
-            self.reporter.message(
-                f"checkpoint {path} is damaged ({problem}); trying the one before"
-            )
-        if candidates:
-            raise CheckpointError(
-                f"no checkpoint in {self.directory / 'checkpoints'} is usable; start over with "
-                "--resume never"
-            )
-        return None
+        if resume == "auto":
+            return newest_usable(root, self.reporter.message)
+        path = Path(resume)
+        problem = damage(path)
+        if problem is not None:
+            raise CheckpointError(f"checkpoint {path} cannot be used: {problem}")
+        return path
 
     def _restore(self, checkpoint: Checkpoint) -> None:
-        check_resume(self.config, checkpoint.state["config"], self.directory)
+        check_resume(self.config, self.corpus.record, checkpoint.state, self.directory)
         load_tensors(dict(self.trained.named_parameters()), checkpoint.model)
         self.ema.load_state_dict(checkpoint.ema, checkpoint.state["ema_updates"])
         for optimizer, state in zip(self.optimizers, checkpoint.optimizers, strict=True):
@@ -421,20 +455,29 @@ class Trainer:
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """An Accelerator for the config's precision, accumulation and tracker."""
-    probe = PartialState(cpu=cpu_only())
+    """An Accelerator for the config's precision, accumulation and tracker.
+
+    Raises:
+        ConfigError: the processes do not divide the global batch.
+    """
+    probe = PartialState(cpu=cpu_only(), timeout=TIMEOUT)
     # Accelerate keeps one state per Python process; a second run may want another precision.
     AcceleratorState._reset_state()
     GradientState._reset_state()
-    accumulation = config.train.global_batch_size // (
-        config.train.micro_batch_size * probe.num_processes
-    )
+    rows, size = config.train.global_batch_size, config.train.micro_batch_size
+    accumulation, left = divmod(rows, size * probe.num_processes)
+    if left or not accumulation:
+        raise ConfigError(
+            f"train.global_batch_size {rows} cannot be split over {probe.num_processes} processes "
+            f"with train.micro_batch_size {size}: it has to be a multiple of {probe.num_processes} "
+            f"x {size} = {size * probe.num_processes}"
+        )
     precision = resolve_precision(config.train.mixed_precision, probe.device)
     directory = str(config.run.dir)
     return Accelerator(
         cpu=cpu_only(),
         mixed_precision="bf16" if precision == "bf16" else "no",
-        gradient_accumulation_steps=max(1, accumulation),
+        gradient_accumulation_steps=accumulation,
         log_with="tensorboard",
         project_config=ProjectConfiguration(directory, logging_dir=directory),
     )

@@ -1,0 +1,434 @@
+"""What a run survives: other runs, full disks, damaged files, broken samples, kills in between."""
+
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from textdiff.cli import main
+from textdiff.config import Config
+from textdiff.errors import CheckpointError
+from textdiff.train.batches import TrainingBatches
+from textdiff.train.checkpoint import checkpoints, damage
+from textdiff.train.divergence import DivergenceGuard
+from textdiff.train.files import sweep, whole_folder
+from textdiff.train.lock import RunLock
+from textdiff.train.loss import DenoisingLoss
+from textdiff.train.setup import check_resume
+from textdiff.train.signals import StopRequest
+from textdiff.train.trainer import Trainer
+
+CONFIG = """
+data: {{sources: [{{source: {folder}/corpus.txt}}], sequence_length: 32,
+       cache_dir: {folder}/cache}}
+tokenizer: {{kind: byte}}
+model: {{hidden_size: 32, num_layers: 2, num_heads: 2}}
+train: {{steps: 12, global_batch_size: 4, micro_batch_size: 2, warmup_steps: 2, log_every: 4,
+         checkpoint_every: 4, mixed_precision: fp32}}
+evaluate: {{every: 6}}
+sample: {{num_samples: 0}}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("interruptions")
+    (folder / "corpus.txt").write_text("".join(f"Line {i} of {i * i}.\n" for i in range(300)))
+    (folder / "c.yaml").write_text(CONFIG.format(folder=folder))
+    return folder
+
+
+def train(folder: Path, run: Path, *flags: str) -> int:
+    return main(["train", str(folder / "c.yaml"), f"--run.dir={run}", *flags])
+
+
+@pytest.fixture(scope="module")
+def whole(folder) -> Path:
+    """A run that nothing disturbed."""
+    assert train(folder, folder / "whole") == 0
+    return folder / "whole"
+
+
+@pytest.fixture
+def half(folder, whole, tmp_path) -> Path:
+    """A copy of that run, as it was at step 8."""
+    run = tmp_path / "half"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "checkpoints" / "step-000012")
+    return run
+
+
+def outcome(run: Path) -> tuple[list[dict], bytes]:
+    """The fields that must agree bit for bit, and the weights."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("tokens_per_second", None)
+    return lines, (run / "export" / "model.safetensors").read_bytes()
+
+
+def said(capsys) -> str:
+    """The one line on standard error."""
+    shown = capsys.readouterr().err
+    assert len(shown.strip().splitlines()) == 1, shown
+    return shown
+
+
+# --- interruptions at awkward places -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", [1, 6, 7, 12])
+def test_a_signal_at_any_step_changes_no_bit(folder, whole, tmp_path, monkeypatch, at):
+    """Off the log interval, where a bound is due, and at the very last step."""
+    step = Trainer._step
+    stops = []
+    enter = StopRequest.__enter__
+
+    def remember(stop):
+        stops.append(stop)
+        return enter(stop)
+
+    def interrupted(trainer, *arguments):
+        result = step(trainer, *arguments)
+        if trainer.progress.step == at:
+            stops[-1].signal = signal.SIGTERM
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "__enter__", remember)
+        patch.setattr(Trainer, "_step", interrupted)
+        assert train(folder, tmp_path / "run") == 143
+    assert [p.name for p in checkpoints(tmp_path / "run" / "checkpoints")][-1] == f"step-{at:06d}"
+    assert train(folder, tmp_path / "run") == 0
+    assert outcome(tmp_path / "run") == outcome(whole)
+
+
+def test_metrics_survive_a_kill_before_they_are_rewritten(folder, whole, half, monkeypatch):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        assert train(folder, half) == 130
+    assert train(folder, half) == 0
+    assert outcome(half) == outcome(whole)
+
+
+def test_what_kills_leave_is_put_in_order(folder, whole, half, capsys):
+    root = half / "checkpoints"
+    (root / ".partial-step-000012").mkdir()
+    (root / ".partial-step-000012" / "model.safetensors").write_bytes(b"half")
+    (root / "step-000008").rename(root / ".old-step-000008")  # between the two renames
+    (half / "export").rename(half / ".old-export")
+    assert train(folder, half) == 0
+    assert "step 8 of 12" in capsys.readouterr().out
+    assert [path.name for path in half.rglob(".*-*")] == []
+    assert outcome(half) == outcome(whole)
+
+
+@pytest.mark.parametrize("death", range(1, 8))
+def test_a_folder_is_whole_whenever_its_writer_dies(tmp_path, monkeypatch, death):
+    """Death before the n-th call that changes a name or deletes; then the next start."""
+    target = tmp_path / "step-000001"
+    with whole_folder(target, "") as folder:
+        (folder / "x").write_text("old")
+    calls = []
+
+    def dying(function):
+        def call(*arguments, **options):
+            calls.append(function)
+            if len(calls) == death:
+                raise KeyboardInterrupt  # no clean-up follows it, as after SIGKILL
+            return function(*arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", dying(Path.rename))
+        patch.setattr(Path, "mkdir", dying(Path.mkdir))
+        patch.setattr(shutil, "rmtree", dying(shutil.rmtree))
+        patch.setattr(os, "fsync", dying(os.fsync))
+        try:
+            with whole_folder(target, "") as folder:
+                (folder / "x").write_text("new")
+        except KeyboardInterrupt:
+            pass
+    sweep(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
+    assert (target / "x").read_text() in ("old", "new")
+
+
+# --- two runs in one directory -------------------------------------------------------------------
+
+
+def hold(directory: Path, ready, child: bool) -> None:
+    with RunLock(directory):
+        if child and os.fork() == 0:
+            time.sleep(30)  # as a data-loader worker that outlives its run
+            os._exit(0)
+        ready.set()
+        time.sleep(30)
+
+
+def test_second_run_is_refused_and_a_dead_one_is_not_in_the_way(folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    first = context.Process(target=hold, args=(run, ready, True))
+    first.start()
+    assert ready.wait(20)
+    assert train(folder, run) == 1
+    shown = said(capsys)
+    assert f"process {first.pid} on {socket.gethostname()} since 20" in shown
+    assert "another run.dir" in shown
+    assert not (run / "config.yaml").exists()
+    first.kill()
+    first.join()
+    with RunLock(run):
+        pass
+
+
+def test_a_lock_that_cannot_say_whose_it_is(tmp_path):
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    first = context.Process(target=hold, args=(tmp_path, ready, False))
+    first.start()
+    assert ready.wait(20)
+    (tmp_path / ".lock").write_text("")
+    with pytest.raises(CheckpointError, match="not in the lock file"), RunLock(tmp_path):
+        pass
+    first.kill()
+    first.join()
+
+
+def test_starting_over_keeps_the_directory_locked(folder, half, monkeypatch):
+    held = []
+
+    def look(trainer):
+        context = multiprocessing.get_context("fork")
+        other = context.Process(target=lambda: RunLock(half).__enter__())
+        other.start()
+        other.join()
+        held.append(other.exitcode)
+        return 0
+
+    monkeypatch.setattr(Trainer, "run", look)
+    monkeypatch.setattr("textdiff.commands.train._show_result", lambda *arguments: None)
+    assert train(folder, half, "--resume=never") == 0
+    assert held == [1]
+    assert half.with_name("half.old-1").exists()
+
+
+# --- places that cannot be written ---------------------------------------------------------------
+
+
+def limited(kilobytes: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024, kilobytes * 1024))
+
+
+def test_a_file_that_cannot_grow_ends_the_run_with_a_sentence(folder, half):
+    """The limit of the file size stands for a full disk: every write may fail halfway."""
+    before = {p: p.read_bytes() for p in (half / "checkpoints").rglob("*") if p.is_file()}
+    export = (half / "export" / "model.safetensors").read_bytes()
+    words = [sys.executable, "-m", "textdiff", "train", str(folder / "c.yaml")]
+    done = subprocess.run(
+        [*words, f"--run.dir={half}"],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: limited(60),
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "cannot write" in done.stderr
+    assert "step-000012" in done.stderr
+    assert "step-000008" in done.stderr  # what is left
+    assert {p: p.read_bytes() for p in (half / "checkpoints").rglob("*") if p.is_file()} == before
+    assert (half / "export" / "model.safetensors").read_bytes() == export
+    assert [path.name for path in half.rglob(".*-*")] == []
+
+
+@pytest.mark.parametrize("function", ["save_file", "torch.save"])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), PermissionError(13, "no")]
+)
+def test_each_writer_may_fail(folder, whole, half, monkeypatch, capsys, function, error):
+    def fail(*arguments, **options):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"textdiff.train.checkpoint.{function}", fail)
+        assert train(folder, half) == 1
+    shown = said(capsys)
+    assert error.strerror in shown
+    assert "the newest checkpoint is" in shown
+    assert damage(half / "checkpoints" / "step-000008") is None
+    assert train(folder, half) == 0
+    assert outcome(half) == outcome(whole)
+
+
+def test_a_directory_that_cannot_be_made(folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert train(folder, tmp_path / "file" / "run") == 1
+    assert "cannot write in run.dir" in said(capsys)
+
+
+# --- what may change on resumption ---------------------------------------------------------------
+
+STATE = {"config": Config().model_dump(mode="json"), "corpus": {"train": {"tokens": 10}}}
+CHANGES = {
+    "logging": "--train.log-every=2",
+    "evaluation": "--evaluate.replicates=9",
+    "checkpoints": "--train.checkpoint-every=3",
+    "samples": "--sample.steps=5",
+    "horizon": "--train.steps=15",
+    "schedule": "--train.lr-schedule=constant",
+    "split": "--train.micro-batch-size=4",
+    "workers": "--data.num-workers=1",
+}
+
+
+@pytest.mark.parametrize("flag", CHANGES.values(), ids=CHANGES.keys())
+def test_what_does_not_define_the_run_may_change(folder, half, capsys, flag):
+    assert train(folder, half, flag) == 0
+    assert "step 8 of 1" in capsys.readouterr().out
+
+
+def test_what_defines_the_run_may_not_and_all_of_it_is_named(folder, half, capsys):
+    flags = ("--model.num-layers=3", "--data.validation=0.1", "--train.learning-rate=0.5")
+    assert train(folder, half, *flags) == 1
+    shown = said(capsys)
+    for part in ("model.num_layers = 2", "data.validation = 0.05", "train.learning_rate = 0.001"):
+        assert part in shown
+    assert "--resume never" in shown
+
+
+def test_a_corpus_with_other_text_is_refused(folder, half, tmp_path, capsys):
+    text = (folder / "corpus.txt").read_text()
+    (folder / "corpus.txt").write_text(text.replace("Line", "Lime"))
+    try:
+        assert train(folder, half) == 1
+    finally:
+        (folder / "corpus.txt").write_text(text)
+    shown = said(capsys)
+    assert "corpus is not what" in shown
+    assert "sources.0.sha256" in shown
+
+
+def test_configs_from_before_a_key_existed_and_after_it_went():
+    config = Config()
+    older = json.loads(json.dumps(STATE))
+    del older["config"]["train"]["grad_clip"]
+    check_resume(config, STATE["corpus"], older, Path("runs/x"))
+    older["config"]["train"]["grad_clop"] = 1.0
+    with pytest.raises(CheckpointError, match=r"train\.grad_clop"):
+        check_resume(config, STATE["corpus"], older, Path("runs/x"))
+
+
+def test_a_newer_checkpoint_is_refused_and_not_passed_over(folder, half, capsys):
+    path = half / "checkpoints" / "step-000008" / "manifest.json"
+    newer = {"format": 99, "textdiff": "9.0", "pieces": []}
+    path.write_text(json.dumps(newer))
+    assert train(folder, half) == 1
+    shown = said(capsys)
+    assert "textdiff 9.0 in format 99" in shown
+    assert "update textdiff" in shown
+
+
+# --- steps that are not finite -------------------------------------------------------------------
+
+
+def poisoned(sample: int, batches: TrainingBatches, value: float):
+    """A forward pass that breaks on one sample of the corpus."""
+    forward = DenoisingLoss.forward
+    row = torch.from_numpy(batches.sequences.rows([sample]).tokens)[0]
+
+    def broken(module, batch):
+        loss, nelbo = forward(module, batch)
+        return (loss + value if (batch.x0 == row).all(1).any() else loss), nelbo
+
+    return broken
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_sample_that_breaks_training_is_named(
+    folder, tmp_path, monkeypatch, capsys, value, optimizer
+):
+    run, made = tmp_path / "run", []
+    start = Trainer._start
+
+    def started(trainer):
+        made.append(trainer)
+        sample = 4 * 4 + 3  # slot 3 of the fifth step
+        patch.setattr(DenoisingLoss, "forward", poisoned(sample, trainer.batches, value))
+        start(trainer)
+
+    flags = ("--train.log-every=7", f"--train.optimizer={optimizer}", "--evaluate.every=100")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_start", started)
+        assert train(folder, run, *flags) == 1
+    shown = said(capsys)
+    for part in (
+        "step 5 is not finite",
+        "sample 19, mask rate 0.",
+        "first parameter",
+        "step-000004",
+    ):
+        assert part in shown
+    record = json.loads((run / "divergence.json").read_text())
+    assert [found["sample"] for found in record["samples"]] == [16, 17, 18, 19]
+    assert [found["loss"] in ("nan", "inf") for found in record["samples"]] == [False] * 3 + [True]
+    assert all(found["text"] for found in record["samples"])
+    # Steps 5 to 7 left no trace: the weights are those of the checkpoint at step 4.
+    from safetensors.torch import load_file
+
+    kept = load_file(run / "checkpoints" / "step-000004" / "model.safetensors")
+    for name, parameter in made[0].trained.named_parameters():
+        assert torch.equal(parameter, kept[name]), name
+    # Without the poison the run goes on as if it had never been there.
+    assert train(folder, run, *flags) == 0
+    assert train(folder, tmp_path / "clean", *flags) == 0
+    assert outcome(run) == outcome(tmp_path / "clean")
+
+
+def test_a_guarded_optimizer_steps_as_an_unguarded_one():
+    torch.manual_seed(0)
+    models = [nn.Linear(4, 3) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [torch.optim.AdamW(model.parameters(), fused=True) for model in models]
+    guard = DivergenceGuard(optimizers[:1], torch.device("cpu"))
+    for step in range(6):
+        for model in models:
+            x = torch.randn(5, 4, generator=torch.Generator().manual_seed(step))
+            model(x).square().sum().backward()
+        assert guard.allows(nn.utils.clip_grad_norm_(models[0].parameters(), 1e9), step)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert torch.equal(models[0].weight, models[1].weight)
+    kept = models[0].weight.clone()
+    for step in (6, 7):  # the second is fine, but comes after one that is not
+        models[0].weight.grad = torch.full((3, 4), float("nan") if step == 6 else 1.0)
+        guard.allows(models[0].weight.grad.norm(), step)
+        optimizers[0].step()
+    assert torch.equal(models[0].weight, kept)
+    assert int(guard.step) == 6
+
+
+def test_the_second_signal_aborts():
+    with StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == signal.SIGTERM
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,0 +1,157 @@
+"""Several processes agree, stop together and notice a death; killed runs go on bit for bit."""
+
+import importlib.util
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from textdiff.errors import DataError, LostProcessError
+
+pytestmark = pytest.mark.dist
+AT_MOST_SECONDS = 20.0  # for a survivor to end; far below the timeout of half an hour
+
+
+@pytest.fixture(scope="module")
+def kill_loop():
+    """`scripts/kill_loop.py` as a module."""
+    path = Path(__file__).resolve().parents[2] / "scripts" / "kill_loop.py"
+    spec = importlib.util.spec_from_file_location("kill_loop", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["kill_loop"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def words(kill_loop, tmp_path) -> list[str]:
+    """Two epochs, dropout, accumulation, two data-loader workers."""
+    return [
+        str(kill_loop.tiny_config(tmp_path)),
+        f"--data.cache-dir={tmp_path / 'cache'}",
+        "--train.steps=48",
+        "--train.global-batch-size=16",
+        "--train.micro-batch-size=4",
+        "--evaluate.every=20",
+    ]
+
+
+def wait_for_step(run, step: int) -> None:
+    """Returns when a step has been logged, half an interval before the next line."""
+    while f"step {step}/" not in run.output() and f"step  {step}/" not in run.output():
+        assert not run.ended(), run.output()
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_one_process_with_workers(kill_loop, words, tmp_path):
+    """SIGTERM for a whole group, as a terminal or a cluster sends it, then SIGKILL."""
+    kill_loop.Run(words, tmp_path / "alone", 1).finish()
+    run = kill_loop.Run(words, tmp_path / "killed", 1)
+    wait_for_step(run, 9)
+    for process in (run.ranks[0].pid, *children(run.ranks[0].pid)):
+        os.kill(process, signal.SIGTERM)
+    assert run.ranks[0].wait(60) == 143
+    assert "everything saved" in run.output()
+    assert "Traceback" not in run.output()
+    run = kill_loop.Run(words, tmp_path / "killed", 1)
+    wait_for_step(run, 33)
+    run.kill([0])
+    kill_loop.Run(words, tmp_path / "killed", 1).finish()
+    assert kill_loop.outcome(tmp_path / "killed") == kill_loop.outcome(tmp_path / "alone")
+
+
+def children(process: int) -> list[int]:
+    listing = Path(f"/proc/{process}/task/{process}/children")
+    return [int(word) for word in listing.read_text().split()]
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_outlive_a_death(kill_loop, words, tmp_path):
+    kill_loop.Run(words, tmp_path / "alone", 2).finish()
+    run = kill_loop.Run(words, tmp_path / "killed", 2)
+    wait_for_step(run, 9)
+    run.ranks[1].send_signal(signal.SIGTERM)
+    assert [rank.wait(60) for rank in run.ranks] == [143, 143]
+    assert run.output().count("everything saved") == 1
+    run = kill_loop.Run(words, tmp_path / "killed", 2)
+    wait_for_step(run, 33)
+    start = time.monotonic()
+    run.kill([0])  # the one that speaks for all
+    assert time.monotonic() - start < AT_MOST_SECONDS
+    assert run.ranks[1].returncode == 1
+    assert "process 1 of 2 stops: another process ended unexpectedly" in run.output()
+    assert "Traceback" not in run.output()
+    kill_loop.Run(words, tmp_path / "killed", 2).finish()
+    assert kill_loop.outcome(tmp_path / "killed") == kill_loop.outcome(tmp_path / "alone")
+
+
+def test_processes_that_do_not_divide_the_batch(kill_loop, words, tmp_path):
+    run = kill_loop.Run([*words, "--train.micro-batch-size=16"], tmp_path / "run", 2)
+    assert [rank.wait(60) for rank in run.ranks] == [2, 2]
+    sentences = [line for line in run.output().splitlines() if "textdiff: error" in line]
+    assert len(sentences) == 1
+    assert "train.global_batch_size 16 cannot be split over 2 processes" in sentences[0]
+    assert "a multiple of 2 x 16 = 32" in sentences[0]
+
+
+# --- what processes do together ------------------------------------------------------------------
+
+
+def member(rank: int, port: int, end: str, results) -> None:
+    """One of two processes; the second one ends in some way halfway through."""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    os.environ.update(address, RANK=str(rank), LOCAL_RANK=str(rank))
+    from accelerate import PartialState
+
+    import textdiff.train.processes as processes
+
+    processes.TIMEOUT = timedelta(seconds=3)
+    state = PartialState(cpu=True, timeout=processes.TIMEOUT)
+
+    def refuse() -> None:
+        raise DataError("no such corpus")
+
+    said = [processes.on_main(state, lambda: f"from {rank}"), processes.Vote().largest(7 + rank)]
+    try:
+        processes.on_main(state, refuse)
+    except DataError as error:
+        said.append(str(error))
+    results.put((rank, said))
+    results.close()
+    results.join_thread()
+    if rank == 1:
+        os.kill(os.getpid(), getattr(signal, end))
+    try:
+        with processes.losing_none(state):
+            processes.Vote().largest(1)
+    except LostProcessError as error:
+        results.put((rank, str(error)))
+
+
+@pytest.mark.parametrize(
+    ("end", "what"), [("SIGKILL", "ended unexpectedly"), ("SIGSTOP", "did not answer in time")]
+)
+def test_agreement_and_loss(end, what):
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    pair = [context.Process(target=member, args=(r, port, end, results)) for r in (0, 1)]
+    for process in pair:
+        process.start()
+    heard = dict(results.get(timeout=60) for _ in pair)
+    assert heard[0] == heard[1] == ["from 0", 8, "no such corpus"]
+    rank, sentence = results.get(timeout=AT_MOST_SECONDS)
+    assert rank == 0
+    assert f"process 0 of 2 stops: another process {what}" in sentence
+    for process in pair:
+        process.kill()
+        process.join()

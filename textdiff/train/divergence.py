@@ -1,0 +1,189 @@
+"""Steps whose loss or gradient is not finite: kept out of the weights, found again, and explained.
+
+Nobody waits for the device at every step. A flag on the device stays up from the first such step
+on, and fused optimizers read it there and leave weights and moments alone, as they do under torch's
+`GradScaler`. The loop reads the flag when it logs, validates or saves. The weights are then what
+they were before that step, and its samples, pure functions of the seed, can be tried one by one.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+
+from textdiff.likelihood import Batch
+from textdiff.train.batches import OpenBatch, TrainingBatches
+from textdiff.train.sharding import whole
+
+
+class DivergenceGuard:
+    """Notes the first step whose gradient is not finite and keeps optimizers from taking it.
+
+    Optimizers that cannot read a flag on the device (Muon, sharded parameters) are held back by
+    the host, which waits for the norm at every step then.
+
+    Args:
+        optimizers: those of the run, as they come from `Accelerator.prepare` or plain.
+        device: of the weights.
+
+    Attributes:
+        step: the first such step, counted from 0, or -1; float64 on the device.
+        norm: the gradient norm of that step.
+    """
+
+    def __init__(self, optimizers: Sequence[Optimizer], device: torch.device):
+        self.step = torch.full((), -1.0, dtype=torch.float64, device=device)
+        self.norm = torch.zeros((), device=device)
+        self._flag = torch.zeros((), device=device)
+        self._waits = False
+        for optimizer in optimizers:
+            inner: Any = getattr(optimizer, "optimizer", optimizer)
+            if _reads_a_flag(inner):
+                inner.found_inf = self._flag
+            else:
+                self._waits = True
+
+    def allows(self, norm: Tensor, step: int) -> bool:
+        """Notes the gradient norm of a step; whether the host may let the optimizers step."""
+        bad = ~torch.isfinite(norm)
+        first = bad & (self.step < 0)
+        self.step.copy_(torch.where(first, float(step), self.step))
+        self.norm.copy_(torch.where(first, norm, self.norm))
+        self._flag.copy_(torch.maximum(self._flag, bad.float()))
+        return not (self._waits and bool(self._flag))
+
+
+def _reads_a_flag(optimizer: Optimizer) -> bool:
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    fused = all(group.get("fused") for group in optimizer.param_groups)
+    return fused and not any(isinstance(p, DTensor) for p in parameters)
+
+
+def carrying(loss: Tensor) -> Tensor:
+    """The loss itself; where it is not finite, neither is its gradient, on any process.
+
+    Zero times infinity is not a number, which the exchange of gradients spreads.
+    """
+    return loss * (1.0 + 0.0 * loss.detach())
+
+
+@dataclass(frozen=True)
+class SampleFinding:
+    """One sample of a step, tried alone.
+
+    Attributes:
+        sample: index of the sample in the endless stream of training sequences.
+        slot: its row in the global batch.
+        mask_rate: share of its tokens that noise hit; None where the noise is learned.
+        loss: nats per token.
+        grad_norm: of its loss alone.
+        parameter: the first parameter whose gradient is not finite.
+        text: the beginning of the sample.
+    """
+
+    sample: int
+    slot: int
+    mask_rate: float | None
+    loss: float
+    grad_norm: float
+    parameter: str | None
+    text: str
+
+    @property
+    def finite(self) -> bool:
+        """Whether this sample alone is fine."""
+        return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
+
+
+def examine(
+    module: nn.Module,
+    batches: TrainingBatches,
+    step: int,
+    device: torch.device,
+    decode: Callable[[list[int]], str],
+) -> list[SampleFinding]:
+    """Tries this process's samples of a step one by one, with the weights as they are.
+
+    Args:
+        module: what was trained, outside of any wrapper that exchanges gradients.
+        batches: the run's.
+        step: counted from 0.
+        device: of the weights.
+        decode: ids to text.
+    """
+    findings = []
+    size = batches.config.train.global_batch_size
+    for micro_step in range(batches.accumulation):
+        for slot in batches.slots(micro_step):
+            batch = batches.batch(step, slot[None])
+            loss, _ = module(batch.to(device))
+            loss = loss / batch.x0.numel()
+            module.zero_grad()
+            torch.autograd.backward(carrying(loss))
+            norm, parameter = _gradient(module)
+            findings.append(
+                SampleFinding(
+                    sample=step * size + int(slot),
+                    slot=int(slot),
+                    mask_rate=_mask_rate(batch),
+                    loss=float(loss.detach()),
+                    grad_norm=norm,
+                    parameter=parameter,
+                    text=decode(batch.x0[0].tolist())[:200],
+                )
+            )
+    module.zero_grad()
+    return findings
+
+
+def _mask_rate(batch: Batch | OpenBatch) -> float | None:
+    if isinstance(batch, OpenBatch):
+        return None
+    return float((batch.xt != batch.x0).double().mean())
+
+
+def _gradient(module: nn.Module) -> tuple[float, str | None]:
+    """The gradient's norm, and the first parameter whose gradient is not finite."""
+    norms = {
+        name.removeprefix("denoiser."): float(whole(p.grad).norm())
+        for name, p in module.named_parameters()
+        if p.grad is not None
+    }
+    broken = [name for name, norm in norms.items() if not math.isfinite(norm)]
+    return math.sqrt(sum(norm * norm for norm in norms.values())), next(iter(broken), None)
+
+
+def describe(findings: Sequence[SampleFinding]) -> str:
+    """What a step's samples show, as part of a sentence."""
+    broken = [finding for finding in findings if not finding.finite]
+    if not broken:
+        worst = max(findings, key=lambda finding: finding.grad_norm)
+        return (
+            f"no sample alone shows it; the largest gradient, norm {worst.grad_norm:.3g}, is that "
+            f"of sample {worst.sample}"
+        )
+    first = broken[0]
+    rate = "" if first.mask_rate is None else f", mask rate {first.mask_rate:.2f}"
+    others = [str(finding.sample) for finding in broken[1:6]]
+    more = f" (as in {len(broken) - 1} more: {', '.join(others)}" if others else ""
+    more += ", …)" if len(broken) > 6 else ")" if others else ""
+    return (
+        f"sample {first.sample}{rate} has loss {first.loss:.4g}, and {first.parameter} is the "
+        f"first parameter without a finite gradient{more}"
+    )
+
+
+def as_record(step: int, norm: float, findings: Sequence[SampleFinding]) -> dict[str, Any]:
+    """The whole diagnosis as plain JSON values; `step` counts from 1, as everywhere in a run."""
+    return {
+        "step": step,
+        "grad_norm": repr(norm),
+        "samples": [
+            {**vars(f), "loss": repr(f.loss), "grad_norm": repr(f.grad_norm)} for f in findings
+        ],
+    }

@@ -1,0 +1,86 @@
+"""Folders that appear whole or not at all, whenever the process is killed.
+
+A folder is written as `.partial-NAME` and renamed; one that it replaces waits as `.old-NAME` until
+then. `sweep` puts in order what a kill left in between.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from textdiff.errors import CheckpointError
+
+PARTIAL, OLD = ".partial-", ".old-"
+
+
+@contextmanager
+def whole_folder(target: Path, rescue: str) -> Iterator[Path]:
+    """Yields an empty folder to write in; on leaving, it takes the place of `target`.
+
+    Args:
+        target: the folder's final place.
+        rescue: what is left when writing fails, the end of that sentence.
+
+    Raises:
+        CheckpointError: the disk is full, not writable, …; `target` is what it was.
+    """
+    scratch = target.with_name(PARTIAL + target.name)
+    try:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        yield scratch
+        for path in (*scratch.iterdir(), scratch):
+            _flush(path)
+        old = target.with_name(OLD + target.name)
+        if target.exists():
+            target.rename(old)
+        scratch.rename(target)
+        _flush(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        # Safetensors and torch.save report a failed write in their own ways.
+        shutil.rmtree(scratch, ignore_errors=True)
+        if isinstance(error, RuntimeError) and "write" not in str(error):
+            raise
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise CheckpointError(f"cannot write {target}: {reason}; {rescue}") from error
+
+
+def discard(folder: Path) -> None:
+    """Deletes a folder; a kill leaves it whole or out of sight."""
+    doomed = folder.with_name(PARTIAL + folder.name)
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def sweep(root: Path) -> list[str]:
+    """Removes what a killed process left half done in a folder; returns the names.
+
+    A folder that was moved aside for a successor that never came is put back.
+    """
+    swept = []
+    for path in sorted(root.glob(f"{OLD}*")):
+        place = path.with_name(path.name.removeprefix(OLD))
+        if place.exists():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.rename(place)
+        swept.append(path.name)
+    for path in sorted(root.glob(f"{PARTIAL}*")):
+        shutil.rmtree(path, ignore_errors=True)
+        swept.append(path.name)
+    return swept
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file's content, or a folder's entries, are on the disk."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
