@@ -2,10 +2,10 @@
 
 An estimate's error is least when counts are drawn in proportion to the deviation of what a row with
 that count adds (Neyman, 1934). The fixed density is roughly that deviation as it was measured on a
-trained character model. A pilot of one row in each of its `PARTS` equal parts then measures it for one window under
-one network: where the rows miss the forecast by more than elsewhere, more are drawn. A row says
-little, so a window of one block follows its pilot a small part of the way, and one of many blocks,
-each of which is a measurement of its own, nearly all of it.
+trained character model. A pilot of one row in each of its `PARTS` equal parts then measures it for
+one window under one network: where the rows miss the forecast by more than elsewhere, more are
+drawn. A row says little, so a window of one block follows its pilot a small part of the way, and
+one of many blocks, each of which is a measurement of its own, nearly all of it.
 
 No allocation biases: every count keeps a positive chance, and rows are weighted by its inverse. The
 pilot's rows are used for nothing else, so the allocation is independent of the rows drawn by it.
