@@ -1,5 +1,6 @@
 import json
 import platform
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from textdiff.config import (
     PretrainedTokenizer,
     Source,
 )
-from textdiff.data import corpus_fingerprint, encode_documents, prepare_corpus
+from textdiff.data import corpus_fingerprint, encode_documents, files, prepare_corpus
 from textdiff.errors import DataError
 
 
@@ -100,3 +101,115 @@ def test_pretrained_tokenizer(tmp_path: Path, shared_data: Path, story: str):
     corpus = prepare_corpus(config(tmp_path, path), section, seed=0)
     assert corpus.record["tokenizer"]["vocabulary"] == 50259
     assert corpus.train.rows([0]).tokens.max() <= 50256
+
+
+# --- what is kept --------------------------------------------------------------------------------
+
+
+def forbid_reading(monkeypatch) -> None:
+    monkeypatch.setattr(files, "read_file", lambda *a: pytest.fail("read the text again"))
+    monkeypatch.setattr("textdiff.data.sources.read_file", files.read_file)
+
+
+def jsonl(folder: Path, corpus: list[str]) -> Path:
+    path = folder / "a.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in corpus))
+    return path
+
+
+@pytest.mark.parametrize("section", [BpeTokenizer(vocab_size=300), CharTokenizer()])
+def test_second_preparation_reads_no_text(tmp_path, corpus, monkeypatch, section):
+    data = config(tmp_path, jsonl(tmp_path, corpus), validation=0.2, sequence_length=32)
+    first = prepare_corpus(data, section, seed=4)
+    assert not first.found
+    forbid_reading(monkeypatch)
+    second = prepare_corpus(data, section, seed=4)
+    assert second.found
+    assert second.record == first.record
+    assert second.validation == first.validation
+    assert np.array_equal(second.train.rows([7]).tokens, first.train.rows([7]).tokens)
+    longer = data.model_copy(update={"sequence_length": 64})
+    assert prepare_corpus(longer, section, seed=4).found
+
+
+def test_changed_source_or_setting_is_prepared_anew(tmp_path, corpus):
+    path = jsonl(tmp_path, corpus)
+    data = config(tmp_path, path, validation=0.2, sequence_length=32)
+    before = prepare_corpus(data, ByteTokenizer(), seed=0)
+    assert not prepare_corpus(data, CharTokenizer(), seed=0).found
+    other = data.model_copy(update={"validation": 0.3})
+    assert not prepare_corpus(other, ByteTokenizer(), seed=0).found
+    jsonl(tmp_path, [*corpus[:-1], corpus[-1][:-1] + "!"])
+    after = prepare_corpus(data, ByteTokenizer(), seed=0)
+    assert not after.found
+    assert after.record["sources"][0]["sha256"] != before.record["sources"][0]["sha256"]
+
+
+@pytest.mark.parametrize("name", ["facts.json", "validation.jsonl", "tokenizer/tokenizer.json"])
+def test_damaged_preparation_is_made_again(tmp_path, corpus, name):
+    data = config(tmp_path, jsonl(tmp_path, corpus), validation=0.2, sequence_length=32)
+    before = prepare_corpus(data, CharTokenizer(), seed=0)
+    (entry,) = (tmp_path / "cache" / "textdiff").glob("prepared-*")
+    path = entry / name
+    path.write_text(path.read_text().replace("Chapter", "chapter").replace('"a"', '"ä"')[:-9])
+    after = prepare_corpus(data, CharTokenizer(), seed=0)
+    assert not after.found
+    assert after.record == before.record
+    assert after.validation == before.validation
+    assert prepare_corpus(data, CharTokenizer(), seed=0).found
+
+
+def test_damaged_tokens_are_found_unless_told_not_to_look(tmp_path, corpus):
+    data = config(tmp_path, jsonl(tmp_path, corpus), validation=0.2, sequence_length=32)
+    corpus_before = prepare_corpus(data, ByteTokenizer(), seed=0)
+    path = corpus_before.streams[0].folder / "tokens-00000.arrow"
+    good = path.read_bytes()
+    path.write_bytes(good.replace(b"\x61\0\0\0", b"\x62\0\0\0", 1))
+    assert path.read_bytes() != good
+    assert prepare_corpus(data, ByteTokenizer(), seed=0, verify=False).found
+    assert not prepare_corpus(data, ByteTokenizer(), seed=0).found
+    assert path.read_bytes() == good
+
+
+def test_missing_source_is_named_although_its_tokens_exist(tmp_path, corpus):
+    path = jsonl(tmp_path, corpus)
+    data = config(tmp_path, path, validation=0.2, sequence_length=32)
+    held = prepare_corpus(data, ByteTokenizer(), seed=0)
+    path.unlink()
+    assert held.train.rows([10**6]).tokens.shape == (1, 32)  # what runs needs no source
+    with pytest.raises(DataError, match=r"a\.jsonl: no such file or folder"):
+        prepare_corpus(data, ByteTokenizer(), seed=0)
+
+
+def test_vanished_cache_does_not_stop_who_reads_it(tmp_path, corpus):
+    data = config(tmp_path, jsonl(tmp_path, corpus), validation=0.2, sequence_length=32)
+    held = prepare_corpus(data, ByteTokenizer(), seed=0)
+    before = held.train.rows(range(50)).tokens
+    shutil.rmtree(tmp_path / "cache")
+    assert np.array_equal(held.train.rows(range(50)).tokens, before)
+
+
+def test_progress_ends_at_the_whole(tmp_path, corpus):
+    told: dict[str, tuple[int, int | None]] = {}
+    data = config(tmp_path, jsonl(tmp_path, corpus), validation=0.2, sequence_length=32)
+    prepare_corpus(
+        data,
+        BpeTokenizer(vocab_size=300),
+        seed=0,
+        progress=lambda stage, done, total: told.__setitem__(stage, (done, total)),
+    )
+    names = [name.split(" (")[0] for name in told]
+    assert names == ["reading", "training the tokenizer", "tokenising"]
+    assert [done == total for done, total in list(told.values())[1:]] == [True, True]
+
+
+def test_split_is_cut_at_the_same_character_in_blocks(tmp_path, story, monkeypatch):
+    text = story.replace("lamp", "läm\U0001f9ffp") * 40
+    path = write(tmp_path / "a.txt", text)
+    monkeypatch.setattr(files, "_READ_BYTES", 97)
+    corpus = prepare_corpus(config(tmp_path, path, validation=0.1), CharTokenizer(), seed=1)
+    cut = int(0.9 * len(text))
+    assert corpus.validation == [text[cut:]]
+    (stream,) = corpus.streams
+    assert corpus.tokenizer.decode(stream.read(0, len(stream) - 1)) == text[:cut]
+    assert stream.num_documents == 1

@@ -9,7 +9,8 @@ import pytest
 
 from textdiff.config import ByteTokenizer
 from textdiff.data import TokenStream, encode_documents, packing, tokenize, train_tokenizer
-from textdiff.data.documents import from_texts
+from textdiff.data.documents import Block, Documents, from_texts
+from textdiff.data.split import split_documents
 from textdiff.errors import DataError
 
 
@@ -143,6 +144,115 @@ def test_damaged_cache_is_rebuilt(tokenizers, corpus, tmp_path, damage):
     stream = build(corpus, tokenizers["bpe"], tmp_path)
     assert np.array_equal(stream.read(0, len(stream)), expected(tokenizers["bpe"], corpus)[0])
     assert os.listdir(tmp_path / "textdiff") == [folder.name]
+
+
+def flip_a_bit(folder: Path, name: str = "tokens-00000.arrow") -> None:
+    path = folder / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(bytes(data))
+
+
+def test_flipped_bit_is_found_by_hash_named_and_mended(tokenizers, corpus, tmp_path, caplog):
+    stream = build(corpus, tokenizers["bpe"], tmp_path)
+    assert stream.damaged() == []
+    flip_a_bit(stream.folder)
+    assert TokenStream(stream.folder).damaged() == ["tokens-00000.arrow"]
+    mended = build(corpus, tokenizers["bpe"], tmp_path)
+    assert "tokens-00000.arrow is damaged and is encoded again" in caplog.text
+    assert mended.damaged() == []
+    assert np.array_equal(mended.read(0, len(mended)), expected(tokenizers["bpe"], corpus)[0])
+
+
+@pytest.fixture
+def small_shards(monkeypatch, small_tasks):
+    """Two tasks, about six documents, per shard."""
+    monkeypatch.setattr(packing, "_SHARD_CHARACTERS", 3000)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_only_the_damaged_shard_is_encoded_again(
+    tokenizers, corpus, tmp_path, small_shards, monkeypatch
+):
+    folder = build(corpus, tokenizers["bpe"], tmp_path).folder
+    before = contents(folder)
+    assert len(before) > 5
+    flip_a_bit(folder, "tokens-00002.arrow")
+    encoded: list[int] = []
+    original = packing._encode_task
+    monkeypatch.setattr(
+        packing, "_encode_task", lambda e, task: encoded.append(task.shard) or original(e, task)
+    )
+    build(corpus, tokenizers["bpe"], tmp_path)
+    assert set(encoded) == {2}
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("survived", [1, 4])
+def test_interrupted_build_goes_on_to_the_same_bytes(
+    tokenizers, corpus, tmp_path, small_shards, monkeypatch, survived
+):
+    whole = contents(build(corpus, tokenizers["bpe"], tmp_path / "whole").folder)
+    original, encoded = packing._encode_task, []
+
+    def encode(encoder, task):
+        if task.shard > survived and len(encoded) < 1000:
+            raise KeyboardInterrupt
+        encoded.append(task.shard)
+        return original(encoder, task)
+
+    monkeypatch.setattr(packing, "_encode_task", encode)
+    with pytest.raises(KeyboardInterrupt):
+        build(corpus, tokenizers["bpe"], tmp_path / "broken")
+    (partial,) = (tmp_path / "broken" / "textdiff").iterdir()
+    kept = {name for name in contents(partial) if name.endswith(".arrow")}
+    # The shard at hand when the interruption came is not whole, and is not kept.
+    assert kept == {f"tokens-{n:05d}.arrow" for n in range(survived)}
+    (partial / "tokens-00099.unfinished").write_bytes(b"what a SIGKILL leaves")
+    encoded.clear()
+    encoded.extend([-1] * 1000)
+    stream = build(corpus, tokenizers["bpe"], tmp_path / "broken")
+    assert min(encoded[1000:]) == survived
+    assert contents(stream.folder) == whole
+
+
+def test_text_that_changed_since_the_split_is_refused_and_nothing_of_it_kept(
+    tokenizers, corpus, tmp_path, small_shards
+):
+    texts = list(corpus)
+    changing = Documents(lambda: (Block(text, True) for text in texts), "changing")
+    split = split_documents(changing, 0.1)
+    texts[-1] = texts[-1].upper()
+    with pytest.raises(DataError, match="a source changed while it was read"):
+        tokenize(split.train, tokenizers["bpe"], num_proc=1, cache_dir=str(tmp_path))
+    assert os.listdir(tmp_path / "textdiff") == []
+
+
+def test_abandoned_leftovers_are_removed(tokenizers, corpus, tmp_path):
+    old, new = (tmp_path / "textdiff" / f".partial-{name}" for name in ("old", "new"))
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
+    build(corpus, tokenizers["bpe"], tmp_path)
+    assert not old.exists()
+    assert new.exists()
+
+
+def test_document_longer_than_a_task_is_one_document(tokenizers, tmp_path, small_shards):
+    texts = ["short\n", "line of a long text\n" * 1000, "x" * 9000, "end"]
+    packing_limit = 700  # pieces are as long as `Documents.pieces` makes them
+    documents = from_texts(texts)
+    documents.pieces = lambda: Documents.pieces(documents, packing_limit)
+    tokenizer = tokenizers["byte"]
+    stream = tokenize(documents, tokenizer, num_proc=1, cache_dir=str(tmp_path))
+    assert stream.num_documents == 4
+    assert len(stream.shards) > 3
+    tokens, numbers = expected(tokenizer, texts)
+    assert np.array_equal(stream.read(0, len(stream)), tokens)
+    assert np.array_equal(stream.documents(0, len(stream)), numbers)
 
 
 def test_failed_build_leaves_nothing(tokenizers, corpus, tmp_path, monkeypatch):

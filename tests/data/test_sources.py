@@ -16,7 +16,7 @@ from textdiff.data.sources import load_documents
 from textdiff.errors import DataError
 
 
-def load(path: object, **keys: str) -> list[str]:
+def load(path: object, **keys: object) -> list[str]:
     return list(iterate_texts(load_documents(Source(source=str(path), **keys))))
 
 
@@ -109,6 +109,28 @@ def test_read_texts_reads_paths_in_the_order_given(tmp_path: Path):
     assert read_texts([str(first), str(second)]) == ["1", "2", "3"]
     with pytest.raises(DataError, match="no such file or folder"):
         read_texts([str(tmp_path / "nope.txt")])
+
+
+def test_large_text_is_read_in_blocks(monkeypatch, tmp_path: Path):
+    monkeypatch.setattr(files, "_READ_BYTES", 5)
+    text = "\ufeff".join(["é世\U0001f9ff", "x" * 23, "\r\n"]) * 7
+    documents = load_documents(Source(source=str(write(tmp_path / "a.txt", text))))
+    blocks = list(documents.blocks())
+    assert "".join(block.text for block in blocks) == text
+    assert [block.last for block in blocks] == [False] * (len(blocks) - 1) + [True]
+    assert max(len(block.text) for block in blocks) <= 5
+    for end in (b"\xf0\x9f", b"ab\xff", b"abc\0"):
+        path = write(tmp_path / "bad.txt", b"0123456789ab" + end)
+        at = 14 if end[-1:] in (b"\xff",) else 12 if end[0] == 0xF0 else 15
+        with pytest.raises(DataError, match=f"(byte|offset) {at}"):
+            load(path)
+
+
+def test_overlong_json_line_is_refused(monkeypatch, tmp_path: Path):
+    monkeypatch.setattr(files, "_LONGEST_LINE_BYTES", 1 << 20)
+    path = write(tmp_path / "a.jsonl", rows("x", "y" * (1 << 20)))
+    with pytest.raises(DataError, match=r"line 2: longer than 1 MB; give so long a text as a .txt"):
+        load(path)
 
 
 # --- what is refused -----------------------------------------------------------------------------
@@ -223,6 +245,55 @@ def test_offline_but_cached(monkeypatch, tmp_path: Path):
     hub(monkeypatch, tmp_path, OSError("no network"), Dataset.from_dict({"text": ["x"]}))
     (tmp_path / "owner___name").mkdir()
     assert load("owner/name") == ["x"]
+
+
+def streamed(monkeypatch, tmp_path: Path, lines: str) -> list[dict]:
+    """A hub whose dataset is a local file, streamed; returns the options it was asked with."""
+    path = write(tmp_path / "remote.jsonl", lines)
+    asked: list[dict] = []
+    real = datasets.load_dataset
+
+    def load_dataset(name: str, config: str | None, **options: object) -> object:
+        asked.append(options)
+        return real("json", data_files=str(path), split="train", streaming=options["streaming"])
+
+    info = type("Info", (), {"sha": "0123abcd"})()
+    monkeypatch.setattr(sources.HfApi, "dataset_info", lambda *a, **k: info)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return asked
+
+
+def test_streamed_hub_dataset(monkeypatch, tmp_path: Path):
+    asked = streamed(monkeypatch, tmp_path, rows("one", "", "two", "three", key="body"))
+    keys = {"text_column": "body", "streaming": True}
+    assert load("owner/name", **keys) == ["one", "two", "three"]
+    # Pinned to a commit, so that all passes and all runs read the same.
+    assert asked[0]["revision"] == "0123abcd"
+    assert load("owner/name", **keys, skip_documents=1, max_documents=1) == ["two"]
+    source = Source(source="owner/name", **keys)
+    documents = load_documents(source)
+    assert list(iterate_texts(documents)) == list(iterate_texts(documents))
+    other = load_documents(source.model_copy(update={"skip_documents": 1}))
+    assert documents.signature != other.signature
+    with pytest.raises(DataError, match="no column 'text'; set text_column to one of: body"):
+        load("owner/name", streaming=True)
+
+
+def test_streamed_text_is_checked(monkeypatch, tmp_path: Path):
+    streamed(monkeypatch, tmp_path, rows("x", None))
+    with pytest.raises(DataError, match="'owner/name', row 2: 'text' holds NoneType"):
+        load("owner/name", streaming=True)
+
+
+def test_broken_stream_says_so(monkeypatch, tmp_path: Path):
+    def broken():
+        yield {"text": "x"}
+        raise ConnectionError("reset by peer")
+
+    stream = datasets.IterableDataset.from_generator(broken)
+    hub(monkeypatch, tmp_path, None, stream)
+    with pytest.raises(DataError, match=r"the stream broke off \(.*reset by peer.*\); run the"):
+        load("owner/name", streaming=True)
 
 
 def test_unknown_split_or_configuration(monkeypatch, tmp_path: Path):

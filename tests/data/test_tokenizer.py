@@ -15,7 +15,7 @@ from textdiff.data import (
     train_tokenizer,
     vocabulary_size,
 )
-from textdiff.data.encode import split_long
+from textdiff.data.encode import Encoder, serialize, split_long
 from textdiff.errors import DataError
 
 KINDS = ["bpe", "char", "byte"]
@@ -226,3 +226,15 @@ def test_missing_tokenizers(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("textdiff.data.tokenizer.HfApi.model_info", offline)
     with pytest.raises(DataError, match=r"cannot load the tokenizer 'own/er' \(no network\)"):
         prepare_tokenizer(PretrainedTokenizer(path="own/er"), [])
+
+
+def test_byte_table_is_what_the_tokenizer_does(tokenizers):
+    encoder = Encoder(serialize(tokenizers["byte"]))
+    assert encoder._bytes is not None
+    text = "".join(map(chr, [*range(1, 0x900), 0x4E16, 0x1F9FF])) + "<|mask|> <|endoftext|>"
+    fast = encoder([text, "", text[:7]])
+    encoder._bytes = None
+    for a, b in zip(fast, encoder([text, "", text[:7]]), strict=True):
+        assert a.dtype == b.dtype
+        assert np.array_equal(a, b)
+    assert all(Encoder(serialize(tokenizers[kind]))._bytes is None for kind in ("bpe", "char"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from textdiff.commands.arguments import load_config, take_option
 from textdiff.commands.generate import watch_rows
-from textdiff.commands.terminal import make_console, quiet_libraries
+from textdiff.commands.terminal import PreparationView, make_console, quiet_libraries
 
 if TYPE_CHECKING:
     from textdiff.config import Config
@@ -33,7 +33,16 @@ def train(arguments: Sequence[str]) -> int:
         prepared: list[Corpus] = []
 
         def prepare() -> None:
-            prepared.append(prepare_corpus(config.data, config.tokenizer, config.run.seed))
+            first = accelerator.is_main_process
+            with PreparationView(first and console.is_terminal) as progress:
+                corpus = prepare_corpus(
+                    config.data,
+                    config.tokenizer,
+                    config.run.seed,
+                    verify=first,  # once is enough: all processes map the same files
+                    progress=progress,
+                )
+            prepared.append(corpus)
 
         on_main(accelerator, prepare)  # the others find its cache
         if not prepared:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from textdiff.data.encode import PIECE_CHARACTERS
 from textdiff.data.python_docs import corpus_fingerprint
+from textdiff.errors import DataError
 
 
 class Block(NamedTuple):
@@ -76,6 +77,23 @@ def join(parts: Sequence[Documents]) -> Documents:
         signature,
         sum(sizes) if len(sizes) == len(parts) else None,
     )
+
+
+def section(documents: Documents, skip: int, limit: int | None) -> Documents:
+    """The documents from number `skip` on, at most `limit` of them."""
+
+    def read() -> Iterator[Block]:
+        number = 0
+        for block in documents.blocks():
+            if number >= skip:
+                yield block
+            number += block.last
+            if limit is not None and number >= skip + limit:
+                return
+        if number <= skip:
+            raise DataError(f"skip_documents {skip} leaves nothing of {number} documents")
+
+    return Documents(read, f"{documents.signature} {skip} {limit}")
 
 
 def iterate_texts(documents: Documents) -> Iterator[str]:

@@ -22,9 +22,10 @@ from huggingface_hub.errors import (
 )
 
 from textdiff.config import Source
-from textdiff.data.documents import Block, Documents, from_texts
+from textdiff.data.documents import Block, Documents, from_texts, section
 from textdiff.data.files import (
     SUFFIXES,
+    checked_text,
     is_text_file,
     missing_column,
     read_file,
@@ -43,8 +44,8 @@ def load_documents(source: Source) -> Documents:
     `save_to_disk` folder; a glob; a hub dataset.
 
     Args:
-        source: where the text is; `name` and `split` matter to hub datasets, `split` also to a
-            saved `DatasetDict`.
+        source: where the text is and which part of it is wanted; `name` and `split` matter to hub
+            datasets, `split` also to a saved `DatasetDict`.
 
     Returns:
         The documents, none of them empty, in the same order on every pass.
@@ -52,6 +53,13 @@ def load_documents(source: Source) -> Documents:
     Raises:
         DataError: the source cannot be found. What is no usable text is found by reading it.
     """
+    documents = _find(source)
+    if source.skip_documents or source.max_documents is not None:
+        return section(documents, source.skip_documents, source.max_documents)
+    return documents
+
+
+def _find(source: Source) -> Documents:
     name = source.source
     path = Path(name).expanduser()
     if name == "python-docs":
@@ -131,26 +139,55 @@ def _load_saved(path: Path, source: Source) -> Documents:
 def _load_hub(source: Source) -> Documents:
     label = f"hub dataset {source.source!r}"
     advice = "check the spelling and the network, or give a local file"
-    _check_hub(source.source, label, advice)
+    revision = _check_hub(source.source, label, advice)
+    options = {"streaming": True, "revision": revision} if source.streaming else {}
     try:
-        loaded = datasets.load_dataset(source.source, source.name, split=source.split)
+        loaded = datasets.load_dataset(source.source, source.name, split=source.split, **options)
     except Exception as error:  # the hub client has no common base for what can go wrong
         wanted = f"split {source.split!r}" + (f", name {source.name!r}" if source.name else "")
         raise DataError(f"cannot load {label} ({wanted}: {_brief(error)}); {advice}") from None
+    if source.streaming:
+        # The commit stands for the content; a stream has no other fingerprint.
+        facts = (source.source, source.name, source.split, source.text_column, revision)
+        return Documents(lambda: _streamed(loaded, label, source.text_column), repr(facts))
     signature = f"{loaded._fingerprint} {source.text_column}"
     return _from_dataset(loaded, label, source.text_column, signature)
 
 
-def _check_hub(name: str, label: str, advice: str) -> None:
+def _streamed(rows: datasets.IterableDataset, where: str, column: str) -> Iterator[Block]:
+    """Reads a hub dataset over the network, in its order, without keeping it."""
+    blank = True
+    try:
+        for number, row in enumerate(rows, start=1):
+            if column not in row:
+                raise missing_column(where, column, row)
+            text = checked_text(row[column], f"{where}, row {number}", column)
+            blank = blank and not text.strip()
+            if text:
+                yield Block(text, True)
+    except DataError:
+        raise
+    except Exception as error:  # the transport's errors change with the installed HTTP client
+        raise DataError(
+            f"{where}: the stream broke off ({_brief(error)}); run the command again"
+        ) from None
+    if blank:
+        raise DataError(f"{where}: holds no text (it is empty or only white space)")
+
+
+def _check_hub(name: str, label: str, advice: str) -> str | None:
     """Asks the hub once whether the dataset exists: `load_dataset` would retry for half a minute.
 
     Without a network, a dataset that is in the local cache may still be loaded.
+
+    Returns:
+        The dataset's commit; None without a network.
     """
     # A bare "text" or "json" means "whatever lies in the working directory" to load_dataset.
     if name in datasets.packaged_modules._PACKAGED_DATASETS_MODULES:
         raise DataError(f"{name!r} is a file format, no dataset; give a path such as data/*.jsonl")
     try:
-        HfApi().dataset_info(name, timeout=_HUB_TIMEOUT_SECONDS)
+        return getattr(HfApi().dataset_info(name, timeout=_HUB_TIMEOUT_SECONDS), "sha", None)
     except GatedRepoError:
         raise DataError(f"{label} asks for an accepted licence and a login first") from None
     except RepositoryNotFoundError:
@@ -163,6 +200,7 @@ def _check_hub(name: str, label: str, advice: str) -> None:
         cached = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
         if not cached.exists():
             raise DataError(f"cannot load {label} ({_brief(error)}); {advice}") from None
+    return None
 
 
 def _from_dataset(dataset: Dataset, where: str, column: str, signature: str) -> Documents:

@@ -67,13 +67,14 @@ def examples(corpus: Corpus, number: int) -> list[list[str]]:
 def token_texts(tokenizer: PreTrainedTokenizerFast, ids: list[int]) -> list[str]:
     """What every token adds to the decoded text; joined they are that text.
 
-    Tokens that end inside a character add nothing: the one that completes it adds it whole.
+    Tokens that end inside a character add nothing: the one that completes it adds it whole, and
+    what the last token leaves incomplete is left out.
     """
     texts: list[str] = []
     before = ""
     for stop in range(1, len(ids) + 1):
         after = str(tokenizer.decode(ids[:stop], clean_up_tokenization_spaces=False))
-        whole = after.rstrip("\ufffd") if stop < len(ids) else after
+        whole = after.rstrip("\ufffd")
         texts.append(whole[len(before) :])
         before = whole if len(whole) > len(before) else before
     return texts

@@ -20,7 +20,7 @@ from textdiff.config import (
     CharTokenizer,
     PretrainedTokenizer,
 )
-from textdiff.data.encode import serialize, split_long
+from textdiff.data.encode import byte_characters, serialize, split_long
 from textdiff.errors import DataError
 
 EOS, PAD, MASK, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|mask|>", "<|unk|>"
@@ -174,22 +174,11 @@ def _char(texts: Iterable[str]) -> Tokenizer:
 
 
 def _byte() -> Tokenizer:
-    vocab = {character: byte for byte, character in enumerate(_byte_characters())}
+    vocab = {character: byte for byte, character in enumerate(byte_characters())}
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     backend.decoder = decoders.ByteLevel()
     return backend
-
-
-def _byte_characters() -> list[str]:
-    """The printable stand-ins of `pre_tokenizers.ByteLevel`, indexed by byte.
-
-    Printable Latin-1 characters stand for themselves, the other bytes take the code points from
-    256 on in order.
-    """
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(b if b in printable else 256 + others.index(b)) for b in range(256)]
 
 
 def _from_folder(folder: Path) -> object:
