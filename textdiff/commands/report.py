@@ -45,8 +45,8 @@ def bound_lines(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str
     yield from _windows(estimates, record)
     if record["end_of_text"]:
         yield (
-            f"the ends of {bound.documents} documents are scored and not counted among the tokens; "
-            "what follows them in their blocks stays masked"
+            "the end of every document is scored and not counted among the tokens; "
+            "what follows it in its block stays masked"
         )
     yield from _verdict(estimates, record)
 
