@@ -17,7 +17,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from textdiff.data import encode_documents
-from textdiff.diffusion.family import Family
+from textdiff.diffusion.family import Family, block_sizes
 from textdiff.errors import ConfigError
 from textdiff.generation import Generation, SampleDefaults, feed, make_job, prompt_rows
 from textdiff.likelihood import Bound, Difference, Estimates, Windows, compare, estimate
@@ -76,6 +76,36 @@ class TextDiffusion:
         defaults = SampleDefaults.read(folder / "generation_config.json")
         family = family_of(model.config, where, model.exponents)
         return cls(model, tokenizer, family, defaults, folder)
+
+    @property
+    def block_sizes(self) -> tuple[int | None, ...]:
+        """The block sizes that it was trained in, the default first; None: the whole sequence."""
+        return block_sizes(self.model.config.diffusion or {"block_size": self.family.block_size})
+
+    def with_block_size(self, block_size: int | None, trained: bool = True) -> "TextDiffusion":
+        """The same network, generating and scoring in blocks of another size.
+
+        Args:
+            block_size: tokens per block; None: the whole sequence is one block.
+            trained: whether to refuse a size that the network was not trained in: its bound would
+                be one, but a loose one, and its text poor.
+
+        Raises:
+            ConfigError: a size that was not trained, or that no network could use.
+        """
+        known = " or ".join(str(size or "full") for size in self.block_sizes)
+        if block_size is not None and not 1 <= block_size <= self._context:
+            raise ConfigError(
+                f"block size {block_size}: give 1 to {self._context}, the context of the model"
+            )
+        fixed = self.family.objective.shifted  # left to right it could not read blocks
+        if block_size not in self.block_sizes and (trained or fixed):
+            raise ConfigError(
+                f"the model was trained in blocks of {known}, not {block_size or 'full'}: in "
+                "others its text is poor and its bound loose; choose one that it was trained in"
+                + ("" if fixed else ", or insist in Python: with_block_size(..., trained=False)")
+            )
+        return replace(self, family=self.family.with_block_size(block_size))
 
     def save_pretrained(self, path: str | Path) -> None:
         """Writes weights, tokenizer and sampling defaults in the export layout."""

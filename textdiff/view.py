@@ -26,6 +26,7 @@ from rich.text import Text
 from textdiff.likelihood import Bound
 from textdiff.pipeline import TextDiffusion
 from textdiff.sampling import Step
+from textdiff.train.ranges import RangeChoice
 from textdiff.train.reporter import Reporter, StepReport
 
 OPEN = "░░░"
@@ -40,6 +41,11 @@ def describe_bound(bound: Bound) -> str:
         f"{bound.bits_per_byte:.4f} ± {bits:.4f} "
         f"bits/byte, {bound.mean:.4f} ± {bound.stderr:.4f} nats/token"
     )
+
+
+def in_blocks(block_size: int | None) -> str:
+    """A block size in words."""
+    return "over the whole sequence" if block_size is None else f"in blocks of {block_size}"
 
 
 class PlainView(Reporter):
@@ -73,6 +79,16 @@ class PlainView(Reporter):
     def evaluated(self, step: int, bound: Bound) -> None:
         self.bits_per_byte = bound.bits_per_byte
         self.message(f"step {step} validation: {describe_bound(bound)}")
+
+    def also_evaluated(self, step: int, block_size: int | None, bound: Bound) -> None:
+        self.message(f"step {step} validation {in_blocks(block_size)}: {describe_bound(bound)}")
+
+    def range_found(self, step: int, block_size: int | None, choice: RangeChoice) -> None:
+        low, high = choice.range
+        self.message(
+            f"step {step} mask rates {in_blocks(block_size)}: {low:g} to {high:g}, where the loss "
+            f"has variance {choice.variance:.3g} instead of {choice.unclipped:.3g}"
+        )
 
     def sampled(self, step: int, texts: list[str]) -> None:
         for text in texts[:1]:

@@ -14,11 +14,13 @@ from textdiff.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from textdiff.config import Config
+    from textdiff.pipeline import TextDiffusion
 
 Dtype = Literal["float32", "float64", "bfloat16"]
 ModelArgument = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 TextArgument = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT...")]
 JsonFlag = Annotated[bool, tyro.conf.arg(name="json")]
+BlockSize = int | Literal["full"] | None
 
 
 def load_config(arguments: Sequence[str], prog: str, extra: str = "") -> "Config":
@@ -45,14 +47,19 @@ def load_config(arguments: Sequence[str], prog: str, extra: str = "") -> "Config
     return load(arguments[0], arguments[1:], prog=f"{prog} {arguments[0]} {extra}".strip())
 
 
-def take_option(words: list[str], name: str, default: str) -> tuple[list[str], str]:
+def take_option(
+    words: list[str],
+    name: str,
+    default: str,
+    values: str = "auto, never or the path of a checkpoint",
+) -> tuple[list[str], str]:
     """Takes `name VALUE` or `name=VALUE` out of a command line; returns the rest and the value."""
     for index, word in enumerate(words):
         if word.startswith(f"{name}="):
             return words[:index] + words[index + 1 :], word.split("=", 1)[1]
         if word == name:
             if index + 1 == len(words):
-                raise ConfigError(f"{name} needs a value: auto, never or the path of a checkpoint")
+                raise ConfigError(f"{name} needs a value: {values}")
             return words[:index] + words[index + 2 :], words[index + 1]
     return words, default
 
@@ -94,6 +101,23 @@ def fraction(words: str) -> float:
     if not 0.0 < value < 1.0:
         raise ConfigError(f"--precision {words}: give a share such as 0.5% or 0.005")
     return value
+
+
+def held_model(
+    name: str, device: str | None, dtype: Dtype, block_size: BlockSize
+) -> "TextDiffusion":
+    """The model that a command line names, in the block size that it names.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+        ConfigError: there is no such device, or the model was not trained in such blocks.
+    """
+    from textdiff.pipeline import TextDiffusion
+
+    held = TextDiffusion.from_pretrained(name, checked_device(device), dtype)
+    if block_size is None:
+        return held
+    return held.with_block_size(None if block_size == "full" else block_size)
 
 
 def checked_device(name: str | None) -> str | None:

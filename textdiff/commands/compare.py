@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from textdiff.commands.arguments import JsonFlag, TextArgument, checked_device
+from textdiff.commands.arguments import JsonFlag, TextArgument, held_model
 from textdiff.commands.processes import find_processes
 from textdiff.commands.scoring import Reading, ReadingFlags, Scoring, ScoringFlags
 from textdiff.commands.terminal import ProgressBar, quiet_libraries
@@ -76,11 +76,10 @@ def _score(
 ) -> "tuple[Estimates, dict[str, Any]]":
     """One model's estimates, and what they depend on."""
     from textdiff.evaluate import evaluation_record
-    from textdiff.pipeline import TextDiffusion
 
     processes = find_processes()
-    device = checked_device(scoring.device) or processes.device
-    held = TextDiffusion.from_pretrained(name, device, scoring.dtype)
+    device = scoring.device or processes.device
+    held = held_model(name, device, scoring.dtype, scoring.block_size)
     with ProgressBar(f"scoring by {name}", processes.first) as progress:
         estimates = held.estimate(
             texts,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from textdiff.commands.arguments import Dtype, JsonFlag, ModelArgument, checked_device
+from textdiff.commands.arguments import BlockSize, Dtype, JsonFlag, ModelArgument, held_model
 from textdiff.commands.terminal import make_console, quiet_libraries
 from textdiff.errors import ConfigError
 
@@ -26,6 +26,7 @@ def generate(
     seed: int = 0,
     num_samples: int = 1,
     batch_size: int = 16,
+    block_size: BlockSize = None,
     watch: bool = False,
     device: str | None = None,
     dtype: Dtype = "float32",
@@ -45,6 +46,8 @@ def generate(
         seed: seed; the same seed gives the same text.
         num_samples: texts to generate.
         batch_size: texts generated together (they do not depend on it).
+        block_size: tokens per block, of those that the model was trained in, or full; the default
+            is the first of them.
         watch: animate the denoising in the terminal.
         device: torch device; the default is CUDA if there is one, else the CPU.
         dtype: dtype of the network.
@@ -53,9 +56,7 @@ def generate(
     if watch and json_output:
         raise ConfigError("--watch and --json exclude each other")
     quiet_libraries()
-    from textdiff.pipeline import TextDiffusion
-
-    held = TextDiffusion.from_pretrained(model, checked_device(device), dtype)
+    held = held_model(model, device, dtype, block_size)
     options: dict[str, Any] = {
         "max_new_tokens": max_new_tokens,
         "steps": steps,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from textdiff.commands.arguments import JsonFlag, ModelArgument, TextArgument, checked_device
+from textdiff.commands.arguments import JsonFlag, ModelArgument, TextArgument, held_model
 from textdiff.commands.processes import Processes, find_processes
 from textdiff.commands.scoring import Reading, ReadingFlags, ScoringFlags, state_path
 from textdiff.commands.terminal import ProgressBar, quiet_libraries
@@ -120,11 +120,10 @@ def perplexity(
     quiet_libraries()
     scored = task.read(text, reading)
     from textdiff.evaluate import evaluation_record
-    from textdiff.pipeline import TextDiffusion
 
     processes = find_processes()
-    device = checked_device(scoring.device) or processes.device
-    held = TextDiffusion.from_pretrained(model, device, scoring.dtype)
+    device = scoring.device or processes.device
+    held = held_model(model, device, scoring.dtype, scoring.block_size)
     options |= {"attribute": task.per_token, "state": state}
     estimates = _estimate(held, scored | options, processes, state)
     if not processes.first:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from textdiff.commands.arguments import Dtype, fraction, read_given
+from textdiff.commands.arguments import BlockSize, Dtype, fraction, read_given
 from textdiff.errors import ConfigError
 
 
@@ -46,6 +46,10 @@ class Scoring:
     end_of_text: bool = False
     """Score where every document ends, as a term of its own: its end-of-text token, which is not
     counted among the tokens."""
+
+    block_size: BlockSize = None
+    """Tokens per block, of those that the model was trained in, or full; the default is the first
+    of them."""
 
     seed: int = 0
     """Seed of the noise."""

@@ -6,7 +6,7 @@ every row's is marginally uniform.
 """
 
 import signal
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -31,22 +31,32 @@ class OpenBatch:
         v: [B, blocks] uniforms that place the times.
         u: [2, B, L] uniforms of the positions, for two masks of the same times.
         document_ids: [B, L], or None where attention ignores documents.
+        block_size: tokens per block; None: the whole sequence.
     """
 
     x0: Tensor
     v: Tensor
     u: Tensor
     document_ids: Tensor | None
+    block_size: int | None
 
     def to(self, device: torch.device) -> "OpenBatch":
         """The batch on a device, copied without waiting."""
         x0, v, u = (x.to(device, non_blocking=True) for x in (self.x0, self.v, self.u))
         ids = self.document_ids
-        return OpenBatch(x0, v, u, None if ids is None else ids.to(device, non_blocking=True))
+        ids = None if ids is None else ids.to(device, non_blocking=True)
+        return OpenBatch(x0, v, u, ids, self.block_size)
+
+
+Range = tuple[float, float]
+FULL_RANGE: Range = (0.0, 1.0)
 
 
 class TrainingBatches(Dataset[Batch | OpenBatch]):
     """Micro-batches of one process, by number: step * accumulation + micro-step.
+
+    Attributes:
+        ranges: mask rates in force, by block size.
 
     Args:
         sequences: the packed corpus.
@@ -69,6 +79,9 @@ class TrainingBatches(Dataset[Batch | OpenBatch]):
         self.config = config
         self.rank = rank
         self.processes = processes
+        fixed = config.diffusion.noise.range
+        start = FULL_RANGE if fixed == "search" else fixed
+        self.ranges: dict[int | None, Range] = dict.fromkeys(config.diffusion.block_sizes, start)
 
     @property
     def accumulation(self) -> int:
@@ -88,47 +101,88 @@ class TrainingBatches(Dataset[Batch | OpenBatch]):
 
     def batch(self, step: int, slots: Tensor) -> Batch | OpenBatch:
         """The rows of some slots of a step's global batch."""
-        samples = step * self.config.train.global_batch_size + slots
+        family = self.family.with_block_size(self.block_size(step))
+        global_batch = self.config.train.global_batch_size
+        samples = step * global_batch + slots
+        x0, ids = self.rows(samples)
+        blocks = family.blocks(x0.shape[1])
+        v = self.levels(step, global_batch, blocks)[slots]
+        if family.learned is not None:
+            pair = [self._uniforms(s, samples) for s in (Stream.POSITION, Stream.PAIR)]
+            return OpenBatch(x0, v, torch.stack(pair), ids, family.block_size)
+        noise = self.noise(family, samples, v, rates=self.ranges[family.block_size])
+        return corrupt(family, x0, noise, ids)
+
+    def block_size(self, step: int) -> int | None:
+        """The block size of a step, each of those listed equally often."""
+        sizes = self.config.diffusion.block_sizes
+        u = float(uniforms(self.config.run.seed, Stream.BLOCK_SIZE, step=step))
+        return sizes[int(u * len(sizes))]
+
+    def rows(self, samples: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[B, L] clean tokens of some samples and, where attention minds them, their documents."""
         rows = self.sequences.rows(samples.tolist())
-        x0 = torch.from_numpy(rows.tokens)
         ids = torch.from_numpy(rows.documents) if self.config.data.document_mask else None
-        blocks = self.family.blocks(x0.shape[1])
-        v = self._levels(step, slots, blocks)
-        if self.family.learned is not None:
-            pair = [self._uniforms(s, samples, blocks) for s in (Stream.POSITION, Stream.PAIR)]
-            return OpenBatch(x0, v, torch.stack(pair), ids)
-        return corrupt(self.family, x0, self._noise(v, samples, blocks), ids)
+        return torch.from_numpy(rows.tokens), ids
 
-    def _noise(self, v: Tensor, samples: Tensor, blocks: Blocks) -> Noise:
-        settings = self.config.diffusion.noise
-        u = self._uniforms(Stream.POSITION, samples, blocks)
-        u_token = None
-        if self.family.process.draws_tokens:
-            u_token = self._uniforms(Stream.TOKEN, samples, blocks)
-        return draw_noise(self.family, settings.draw, v, u, blocks, None, settings.range, u_token)
-
-    def _levels(self, step: int, slots: Tensor, blocks: Blocks) -> Tensor:
-        """[B, blocks] uniforms of the noise levels, stratified over the global batch."""
-        seed = self.config.run.seed
-        entries = torch.arange(self.config.train.global_batch_size * blocks.count)
+    def levels(self, step: int, rows: int, blocks: Blocks, seed: int | None = None) -> Tensor:
+        """[rows, blocks] uniforms of the noise levels, stratified over all of them."""
+        seed = self.config.run.seed if seed is None else seed
+        entries = torch.arange(rows * blocks.count)
         strata = stratified(
             uniforms(seed, Stream.STRATA, step=step, position=entries),
             uniforms(seed, Stream.JITTER, step=step, position=entries),
         )
-        return strata.view(-1, blocks.count)[slots]
+        return strata.view(rows, blocks.count)
 
-    def _uniforms(self, stream: Stream, samples: Tensor, blocks: Blocks) -> Tensor:
+    def noise(
+        self,
+        family: Family,
+        samples: Tensor,
+        v: Tensor,
+        seed: int | None = None,
+        rates: Range = FULL_RANGE,
+    ) -> Noise:
+        """The noise of some samples.
+
+        Args:
+            family: process, schedule, objective and block size, on the host.
+            samples: [B] global indices of the rows.
+            v: [B, blocks] uniforms of the noise levels.
+            seed: of which positions are hit; None: the run's.
+            rates: smallest and largest mask rate.
+        """
+        u = self._uniforms(Stream.POSITION, samples, seed)
+        draws_tokens = family.process.draws_tokens
+        u_token = self._uniforms(Stream.TOKEN, samples, seed) if draws_tokens else None
+        blocks, draw = family.blocks(u.shape[1]), self.config.diffusion.noise.draw
+        return draw_noise(family, draw, v, u, blocks, None, rates, u_token)
+
+    def _uniforms(self, stream: Stream, samples: Tensor, seed: int | None = None) -> Tensor:
         """[B, L] uniforms of the samples' positions."""
-        positions = torch.arange(blocks.length)
-        return uniforms(self.config.run.seed, stream, row=samples[:, None], position=positions)
+        seed = self.config.run.seed if seed is None else seed
+        positions = torch.arange(self.config.data.sequence_length)
+        return uniforms(seed, stream, row=samples[:, None], position=positions)
 
     def loader(self, first_step: int, steps: int) -> Generator[Batch | OpenBatch]:
         """Micro-batches from `first_step` up to `steps`, prepared by the configured workers.
 
-        The workers end when the generator is closed.
+        Those prepared ahead are made again when `ranges` changes. The workers end when the
+        generator is closed.
         """
-        numbers = range(first_step * self.accumulation, steps * self.accumulation)
-        batches = iter(
+        number, stop = first_step * self.accumulation, steps * self.accumulation
+        while number < stop:
+            made_under = dict(self.ranges)
+            batches = self._prepared(range(number, stop))
+            try:
+                while number < stop and self.ranges == made_under:
+                    number += 1
+                    yield next(batches)
+            finally:
+                del batches
+
+    def _prepared(self, numbers: range) -> Iterator[Batch | OpenBatch]:
+        return iter(
             DataLoader(
                 self,
                 batch_size=None,
@@ -138,10 +192,6 @@ class TrainingBatches(Dataset[Batch | OpenBatch]):
                 pin_memory=torch.cuda.is_available(),
             )
         )
-        try:
-            yield from batches
-        finally:
-            del batches
 
 
 def _outlast_signals(worker: int) -> None:

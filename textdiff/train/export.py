@@ -74,7 +74,8 @@ def model_card(config: Config, state: dict[str, Any], bound: Bound | None) -> st
             f"`{bound.estimator}`, {bound.replicates} replicates, {weights} weights."
         )
     sources = ", ".join(source.source for source in config.data.sources)
-    blocks = family.block_size or f"{config.data.sequence_length} (the whole sequence)"
+    whole = f"{config.data.sequence_length} (the whole sequence)"
+    blocks = " or ".join(str(size or whole) for size in family.block_sizes)
     return f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}
 ---

@@ -45,6 +45,7 @@ class _ChunkedSum(torch.autograd.Function):
             for whole, grad in zip(input_grads, found, strict=False):
                 whole[part] = grad
             torch._foreach_add_(grads, list(found[count:]))
+            del found, losses, nelbo, loss  # before the next chunk allocates its own
         ctx.save_for_backward(*input_grads, *grads)
         ctx.mark_non_differentiable(nelbos)
         return total, nelbos
@@ -76,7 +77,7 @@ class DenoisingLoss(nn.Module):
 
     Args:
         denoiser: the network.
-        family: process, schedule, objective and block size.
+        family: process, schedule and objective; the block size is the batch's.
     """
 
     def __init__(self, denoiser: TextDiffusionModel, family: Family):
@@ -122,13 +123,14 @@ class LearnedNoiseLoss(nn.Module):
             The training loss, whose gradient is the estimate and whose value is the bound's, and
             the detached negative ELBO sample.
         """
-        blocks = self.family.blocks(batch.x0.shape[1])
+        family = self.family.with_block_size(batch.block_size)
+        blocks = family.blocks(batch.x0.shape[1])
         with torch.no_grad():
             x0, v = batch.x0.repeat(2, 1), batch.v.repeat(2, 1)
-            noise = draw_noise(self.family, "time", v, batch.u.flatten(0, 1), blocks, x0=x0)
+            noise = draw_noise(family, "time", v, batch.u.flatten(0, 1), blocks, x0=x0)
             ids = batch.document_ids
-            masked = corrupt(self.family, x0, noise, None if ids is None else ids.repeat(2, 1))
-        terms = PositionTerms(self.denoiser, self.family, masked)
+            masked = corrupt(family, x0, noise, None if ids is None else ids.repeat(2, 1))
+        terms = PositionTerms(self.denoiser, family, masked)
         loss, nelbo = _chunked(terms, *self.schedule.parameters())
         nats = nelbo.new_zeros(x0.numel()).index_add(0, masked.positions, nelbo).view(x0.shape)
         f_1, f_2 = blocks.split(nats, 0.0).sum(-1).chunk(2)  # [B, blocks] each

@@ -1,8 +1,47 @@
 """`metrics.jsonl`: one JSON object per logged step and per evaluation, floats in full."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from textdiff.likelihood import Bound
+from textdiff.train.ranges import RangeChoice
+
+
+def evaluation_values(
+    bounds: Mapping[int | None, Bound], choices: Mapping[int | None, RangeChoice]
+) -> dict[str, Any]:
+    """An evaluation's line: plain names for the first block size, `bound_nats_4` for another.
+
+    Args:
+        bounds: of every block size that is trained, the default one first.
+        choices: mask rates that were searched, if any.
+    """
+    default = next(iter(bounds))
+    values: dict[str, Any] = {}
+    for size, bound in bounds.items():
+        found = {
+            "bound_nats": bound.mean,
+            "bound_stderr": bound.stderr,
+            "bound_text_stderr": bound.text_stderr,
+            "bits_per_byte": bound.bits_per_byte,
+            "perplexity_bound": bound.perplexity,
+            "bound_tokens": bound.tokens,
+            "bound_estimator": bound.estimator,
+            "bound_replicates": bound.replicates,
+        }
+        if size in choices:
+            choice = choices[size]
+            found |= {
+                "noise_low": choice.range[0],
+                "noise_high": choice.range[1],
+                "loss_variance": choice.variance,
+                "loss_variance_unclipped": choice.unclipped,
+            }
+        ending = "" if size == default else f"_{size or 'full'}"
+        values |= {name + ending: value for name, value in found.items()}
+    return values
 
 
 class MetricsFile:

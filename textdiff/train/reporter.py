@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from textdiff.likelihood import Bound
+from textdiff.train.ranges import RangeChoice
 
 
 @dataclass(frozen=True)
@@ -13,7 +14,8 @@ class StepReport:
     Attributes:
         step: optimizer steps done.
         steps: optimizer steps in all.
-        loss: training loss since the last report, nats per token.
+        loss: training loss since the last report, nats per token: with the weights, over the mask
+            rates and in the block sizes of training, so in general no bound.
         learning_rate: of AdamW.
         grad_norm: gradient norm of the last step before clipping.
         tokens: training tokens seen.
@@ -49,6 +51,12 @@ class Reporter:
 
     def evaluated(self, step: int, bound: Bound) -> None:
         """A validation bound is there."""
+
+    def also_evaluated(self, step: int, block_size: int | None, bound: Bound) -> None:
+        """The bound in another of the block sizes that are trained is there, before `evaluated`."""
+
+    def range_found(self, step: int, block_size: int | None, choice: RangeChoice) -> None:
+        """Mask rates for training in a block size were chosen, before `evaluated`."""
 
     def sampled(self, step: int, texts: list[str]) -> None:
         """Samples were drawn."""

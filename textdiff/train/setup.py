@@ -43,10 +43,28 @@ MAY_CHANGE = {
 
 def model_config(config: Config, tokenizer: PreTrainedTokenizerFast) -> TextDiffusionConfig:
     """The denoiser's configuration for a config and a tokenizer."""
-    network = config.model
     excluded = set(excluded_ids(tokenizer)) - {tokenizer.mask_token_id}
+    return architecture(
+        config,
+        vocabulary_size(tokenizer),
+        mask_token_id=tokenizer.mask_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        excluded_token_ids=sorted(excluded),
+    )
+
+
+def architecture(config: Config, vocabulary: int, **special_ids: Any) -> TextDiffusionConfig:
+    """The denoiser's configuration for a vocabulary of a known size.
+
+    Args:
+        config: the run's config.
+        vocabulary: rows of embedding and head.
+        **special_ids: the tokenizer's special ids, by their names in the configuration.
+    """
+    network = config.model
     built = TextDiffusionConfig(
-        vocab_size=vocabulary_size(tokenizer),
+        vocab_size=vocabulary,
         hidden_size=network.hidden_size,
         num_hidden_layers=network.num_layers,
         num_attention_heads=network.num_heads,
@@ -57,13 +75,10 @@ def model_config(config: Config, tokenizer: PreTrainedTokenizerFast) -> TextDiff
         dropout=network.dropout,
         adaln=network.adaln,
         time_conditioning=network.time_conditioning,
-        mask_token_id=tokenizer.mask_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        excluded_token_ids=sorted(excluded),
         diffusion=config.diffusion.model_dump(
             mode="json", include={"process", "schedule", "objective", "block_size", "timesteps"}
         ),
+        **special_ids,
     )
     # Not a constructor argument: transformers would check the package before we can say why not.
     built._attn_implementation = network.attn_implementation
@@ -84,17 +99,52 @@ def build_model(
     model = TextDiffusionModel(model_config(config, tokenizer))
     if config.train.init_from:
         source = TextDiffusion.from_pretrained(config.train.init_from, device="cpu")
-        try:
-            model.load_state_dict(source.model.state_dict())
-        except RuntimeError as error:
-            raise ConfigError(
-                f"train.init_from {config.train.init_from} does not fit the model section: "
-                f"{str(error).splitlines()[-1].strip()}"
-            ) from None
+        reason = _misfit(source, model, tokenizer)
+        if reason:
+            raise ConfigError(f"train.init_from {config.train.init_from} does not fit {reason}")
+        model.load_state_dict(source.model.state_dict())
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     model.to(device)
     return model, family_of(model.config, device, model.exponents)
+
+
+# What a network computes with its weights; the rest of its configuration may differ.
+ARCHITECTURE = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "mlp",
+    "norm",
+    "qk_norm",
+    "adaln",
+    "time_conditioning",
+    "conditioning_size",
+    "rope_theta",
+)
+
+
+def _misfit(
+    source: TextDiffusion, model: TextDiffusionModel, tokenizer: PreTrainedTokenizerFast
+) -> str | None:
+    """Why a model's weights cannot be another's, as the end of a sentence; None: they can."""
+    for name in ARCHITECTURE:
+        old, new = getattr(source.model.config, name), getattr(model.config, name)
+        if old != new:
+            return f"the model section: its {name} is {old}, not {new}"
+    if (source.model.exponents is None) != (model.exponents is None):
+        return "diffusion.schedule: one of the two is learned, with weights that the other lacks"
+    old_ids, new_ids = (
+        t.convert_ids_to_tokens(range(len(t))) for t in (source.tokenizer, tokenizer)
+    )
+    if old_ids != new_ids:
+        differ = sum(a != b for a, b in zip(old_ids, new_ids, strict=False))
+        return (
+            f"the tokenizer: {differ} ids stand for other tokens ({len(old_ids)} ids there, "
+            f"{len(new_ids)} here); take its own, tokenizer: {{kind: pretrained, path: "
+            f"{source.folder}}}"
+        )
+    return None
 
 
 def check_resume(

@@ -40,10 +40,11 @@ from textdiff.train.ema import EMA
 from textdiff.train.export import sample_defaults, write_export
 from textdiff.train.files import sweep
 from textdiff.train.loss import training_loss
-from textdiff.train.metrics import MetricsFile
+from textdiff.train.metrics import MetricsFile, evaluation_values
 from textdiff.train.optim import build_optimizers, lr_multiplier, set_learning_rate
 from textdiff.train.precision import resolve_precision
 from textdiff.train.processes import TIMEOUT, Vote, on_main
+from textdiff.train.ranges import RangeChoice, search_range
 from textdiff.train.reporter import Reporter, StepReport
 from textdiff.train.setup import build_model, check_resume, environment
 from textdiff.train.sharding import (
@@ -292,43 +293,62 @@ class Trainer:
         )
 
     def _evaluate(self) -> None:
-        """The validation bound of the averaged weights, under common random numbers."""
-        accelerator, model = self.accelerator, self.exported.model
+        """The validation bound of the averaged weights in every block size that is trained.
+
+        Where mask rates are searched, training goes on with those found.
+        """
+        step, sizes = self.progress.step, self.config.diffusion.block_sizes
         with (
             self._averaged(),
             torch.autocast(
-                accelerator.device.type,
+                self.accelerator.device.type,
                 DTYPES["bfloat16"],
                 enabled=self.config.evaluate.dtype == "bfloat16",
             ),
         ):
-            estimates = estimate(
-                model,
-                self.exported.family,
-                self.windows,
-                seed=self.config.run.seed,
-                replicates=self.config.evaluate.replicates,
-                shard=(accelerator.process_index, accelerator.num_processes),
-                reduce=lambda nats: accelerator.reduce(nats.to(accelerator.device), "sum").cpu(),
-                progress=self.reporter.evaluating,
-            )
-            self.bound = bound = estimates.bound()
-            self.progress.bound_step = self.progress.step
-            if accelerator.is_main_process and self.config.sample.num_samples:
+            bounds = {size: self._bound(size) for size in sizes}
+            searched = sizes if self.config.diffusion.noise.range == "search" else ()
+            choices = {size: self._search(size) for size in searched}
+            if self.accelerator.is_main_process and self.config.sample.num_samples:
                 self._sample()
-        self._record(
-            {
-                "bound_nats": bound.mean,
-                "bound_stderr": bound.stderr,
-                "bound_text_stderr": bound.text_stderr,
-                "bits_per_byte": bound.bits_per_byte,
-                "perplexity_bound": bound.perplexity,
-                "bound_tokens": bound.tokens,
-                "bound_estimator": bound.estimator,
-                "bound_replicates": bound.replicates,
-            }
+        self.bound, self.progress.bound_step = bounds[sizes[0]], step
+        self.batches.ranges |= {size: choice.range for size, choice in choices.items()}
+        self._record(evaluation_values(bounds, choices))
+        for size, choice in choices.items():
+            self.reporter.range_found(step, size, choice)
+        for size in sizes[1:]:
+            self.reporter.also_evaluated(step, size, bounds[size])
+        self.reporter.evaluated(step, self.bound)
+
+    def _bound(self, block_size: int | None) -> Bound:
+        """The validation bound, under common random numbers."""
+        return estimate(
+            self.exported.model,
+            self.exported.family.with_block_size(block_size),
+            self.windows,
+            seed=self.config.run.seed,
+            replicates=self.config.evaluate.replicates,
+            shard=self._shard,
+            reduce=self._sum,
+            progress=self.reporter.evaluating,
+        ).bound()
+
+    def _search(self, block_size: int | None) -> RangeChoice:
+        """The mask rates of smallest variance."""
+        family = self.exported.family.with_block_size(block_size)
+        step = self.progress.step
+        return search_range(
+            self.exported.model, family, self.batches, step, shard=self._shard, reduce=self._sum
         )
-        self.reporter.evaluated(self.progress.step, bound)
+
+    @property
+    def _shard(self) -> tuple[int, int]:
+        return self.accelerator.process_index, self.accelerator.num_processes
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """Values on the host, added over processes."""
+        moved = values.to(self.accelerator.device)
+        return torch.as_tensor(self.accelerator.reduce(moved, "sum")).cpu()
 
     def _sample(self) -> None:
         """Draws samples from the averaged weights into `samples/` and the trackers."""
@@ -381,6 +401,7 @@ class Trainer:
             **vars(self.progress),
             "ema_updates": self.ema.updates,
             "bound": None if self.bound is None else asdict(self.bound),
+            "noise_ranges": list(self.batches.ranges.items()),
             "parameters": self.parameters,
             "vocabulary": self.exported.model.config.vocab_size,
             "corpus": self.corpus.record,
@@ -452,6 +473,9 @@ class Trainer:
         self.progress = Progress(**{k: checkpoint.state[k] for k in vars(self.progress)})
         if checkpoint.state["bound"] is not None:
             self.bound = Bound(**checkpoint.state["bound"])
+        self.batches.ranges = {
+            size: tuple(rates) for size, rates in checkpoint.state["noise_ranges"]
+        }
 
 
 def make_accelerator(config: Config) -> Accelerator:
