@@ -32,7 +32,8 @@ def overrides(name: str, folder: Path) -> list[str]:
         flags.append(f"--data.sources.0.source={corpus}")
     if name.endswith("owt-small"):
         flags += ["--tokenizer", '{"kind": "byte"}', "--train.compile=false"]
-    if name in ("quickstart", "text-files-bpe"):
+        flags.append("--train.init-from=null")
+    if name == "quickstart" or name.endswith("text-files-bpe"):
         flags.append("--tokenizer.vocab-size=300")
     return [*flags, *SMALL]
 
@@ -44,11 +45,25 @@ def test_every_config_is_covered(root):
         "text-files-bpe",
         "mdlm-owt-small",
         "sedd-owt-small",
+        "bd3lm-char",
+        "bd3lm-text-files-bpe",
+        "bd3lm-owt-small",
+        "sedd-block-owt-small",
     }
 
 
 @pytest.mark.parametrize(
-    "name", ["shakespeare-char", "text-files-bpe", "mdlm-owt-small", "sedd-owt-small"]
+    "name",
+    [
+        "shakespeare-char",
+        "text-files-bpe",
+        "mdlm-owt-small",
+        "sedd-owt-small",
+        "bd3lm-char",
+        "bd3lm-text-files-bpe",
+        "bd3lm-owt-small",
+        "sedd-block-owt-small",
+    ],
 )
 def test_two_steps(root, tmp_path, name, capsys):
     path = str(root / "configs" / f"{name}.yaml")
@@ -60,6 +75,9 @@ def test_two_steps(root, tmp_path, name, capsys):
     config = json.loads((tmp_path / name / "export" / "config.json").read_text())
     assert last["bound_nats"] < 1.3 * math.log(config["vocab_size"])
     assert config["adaln"] == name.endswith("owt-small")
+    in_blocks = name.startswith("bd3lm") or "block" in name
+    assert (config["diffusion"]["block_size"] is not None) == in_blocks
+    assert ("noise_low" in last) == in_blocks
 
 
 def test_gpt2_tokenizer_makes_the_published_vocabulary(root, tmp_path, data_folder, capsys):
