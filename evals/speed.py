@@ -78,7 +78,12 @@ MASKED = {
 
 
 def build_step(
-    size: Size, precision: str, seed: int, diffusion: dict = MASKED, **network: bool
+    size: Size,
+    precision: str,
+    seed: int,
+    diffusion: dict = MASKED,
+    loss: Callable[..., torch.nn.Module] = DenoisingLoss,
+    **network: bool,
 ) -> Callable[[int], None]:
     """A training step by number, on random tokens; `network` switches options of the denoiser."""
     torch.manual_seed(seed)
@@ -95,7 +100,7 @@ def build_step(
         **network,
     )
     family = build_family(diffusion, Vocabulary.of(mask + 1, mask))
-    module = DenoisingLoss(TextDiffusionModel(config), family).train()
+    module = loss(TextDiffusionModel(config), family).train()
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True)
     x0 = torch.randint(0, mask, (size.rows, size.length))
     rows, positions, blocks = (

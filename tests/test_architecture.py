@@ -33,6 +33,7 @@ FLOORS = {
     "pipeline": 5,
     "train": 6,
     "evaluate": 6,
+    "planning": 7,
     "view": 7,
     "commands": 8,
     "cli": 9,

@@ -16,6 +16,8 @@ from textdiff import __version__
 from textdiff.commands.compare import compare
 from textdiff.commands.config import show_config
 from textdiff.commands.data import inspect_data, prepare_data
+from textdiff.commands.doctor import doctor
+from textdiff.commands.estimate import estimate
 from textdiff.commands.generate import generate
 from textdiff.commands.perplexity import perplexity
 from textdiff.commands.tokenizer import train_tokenizer
@@ -35,6 +37,8 @@ discrete text-diffusion language models
   data inspect CONFIG                   what the corpus holds, and how it is cut into tokens
   tokenizer train OUTPUT TEXT...        train a tokenizer on text files
   config show FILE [--section.key VALUE]    print the resolved config
+  estimate CONFIG [--memory 80GB]       memory and time of a run, before it
+  doctor                                what this machine can run; paste it into bug reports
 
 Every verb explains itself with --help. --debug shows tracebacks, --version the version.
 """
@@ -60,6 +64,8 @@ VERBS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("data", "inspect"): inspect_data,
     ("tokenizer", "train"): _typed(train_tokenizer, "textdiff tokenizer train"),
     ("config", "show"): show_config,
+    ("estimate",): estimate,
+    ("doctor",): _typed(doctor, "textdiff doctor"),
 }
 
 
