@@ -5,9 +5,10 @@
 `published` is the setting that the official codes were measured in (hidden 192, 4 layers, 4 heads,
 L = 128, 1000 steps of 16 rows, dropout 0.1, AdamW 1e-3, linear warm-up, then constant, EMA 0.9999).
 Rows named after an objective train it in that setting; where the network must see the noise level,
-it has adaptive layer norms on top. `best` is `configs/shakespeare-char.yaml`: the same network size
-and number of tokens with our defaults. Bounds are of the whole validation text (the last tenth),
-averaged weights, by the default estimator of each family.
+it has adaptive layer norms on top. `-clipped` rows search their mask rates at steps 250, 500, 750.
+`best` is `configs/shakespeare-char.yaml`: the same network size and number of tokens with our
+defaults. Bounds are of the whole validation text (the last tenth), averaged weights, by the default
+estimator of each family.
 """
 
 import argparse
@@ -34,6 +35,8 @@ OFFICIAL = {
     "ar": (2.546, 0.035),
     "bd3lm-4": (3.122, 0.019),
     "bd3lm-16": (3.249, 0.016),
+    "bd3lm-4-clipped": (3.122, 0.019),
+    "bd3lm-16-clipped": (3.249, 0.016),
     "sedd-absorbing": (3.298, 0.014),
 }
 
@@ -48,12 +51,15 @@ SETTING = {
     "train.ema-decay": "0.9999",
 }
 SEES_NOISE = {"model.adaln": "true", "model.time-conditioning": "true"}
+SEARCHED = {"noise": {"range": "search"}}
 
 
 def objective(kind: str, sees_noise: bool, **diffusion: object) -> dict[str, str]:
     """The published setting with another diffusion section."""
     section = {"objective": {"kind": kind}, **diffusion}
-    return SETTING | {"diffusion": json.dumps(section)} | (SEES_NOISE if sees_noise else {})
+    often = {"evaluate.every": "250"} if diffusion.get("noise") == SEARCHED["noise"] else {}
+    shown = SEES_NOISE if sees_noise else {}
+    return SETTING | {"diffusion": json.dumps(section)} | shown | often
 
 
 IN_STEPS = {"timesteps": 1000, "noise": {"draw": "time"}}
@@ -63,6 +69,8 @@ ROWS: dict[str, dict[str, str]] = {
     "ar": objective("ar", False, block_size=1),
     "bd3lm-4": objective("mdlm", False, block_size=4),
     "bd3lm-16": objective("mdlm", False, block_size=16),
+    "bd3lm-4-clipped": objective("mdlm", False, block_size=4, **SEARCHED),
+    "bd3lm-16-clipped": objective("mdlm", False, block_size=16, **SEARCHED),
     "sedd-absorbing": objective("sedd", False),
     "d3pm-absorbing": objective("d3pm", False, **IN_STEPS),
     "udlm": objective("udlm", True, process="uniform"),
@@ -73,7 +81,8 @@ ROWS: dict[str, dict[str, str]] = {
 
 
 def command(row: str, seed: int, corpus: Path, run: Path) -> list[str]:
-    flags = ROWS[row] | {
+    flags = {"evaluate.every": "100000"} | ROWS[row]
+    flags |= {
         "data.sources.0.source": str(corpus),
         "data.cache-dir": str(run.parent / "cache"),
         "run.dir": str(run),
@@ -81,21 +90,26 @@ def command(row: str, seed: int, corpus: Path, run: Path) -> list[str]:
         "train.mixed-precision": "fp32",
         "train.log-every": "100",
         "train.checkpoint-every": "100000",
-        "evaluate.every": "100000",
         "sample.num-samples": "0",
     }
     words = [sys.executable, "-m", "textdiff", "train", str(ROOT / "configs/shakespeare-char.yaml")]
     return words + [f"--{key}={value}" for key, value in flags.items()]
 
 
-def measure(row: str, seed: int, corpus: Path) -> dict:
+def measure(row: str, seed: int, corpus: Path, keep: Path | None) -> dict:
     """Trains once; returns the final bound in bits per character."""
     with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
+        run = (keep or Path(folder)) / f"{row}_s{seed}" / "run"
         words = command(row, seed, corpus, run)
         one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run(words, check=True, stdout=sys.stderr, env=one_thread)
-        lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+        return result(row, seed, corpus, run)
+
+
+def result(row: str, seed: int, corpus: Path, run: Path) -> dict:
+    """What a finished run found."""
+    words = command(row, seed, corpus, run)
+    lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
     bound = [line for line in lines if "bound_nats" in line][-1]
     steps = [line for line in lines if "loss" in line]
     shown = shlex.join(words[1:]).replace(str(run.parent), "TMP").replace(str(ROOT) + "/", "")
@@ -136,6 +150,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--keep", type=Path, help="folder that the runs are kept in")
     parser.add_argument("--output", type=Path, default=ROOT / "evals/results/learning.json")
     arguments = parser.parse_args()
     folder = os.environ.get("TEXTDIFF_DATA")
@@ -145,9 +160,9 @@ def main() -> None:
     lock = threading.Lock()
 
     def run(row: str, seed: int) -> None:
-        result = measure(row, seed, corpus)
+        found = measure(row, seed, corpus, arguments.keep)
         with lock:
-            save(arguments.output, result)
+            save(arguments.output, found)
 
     runs = [(row, seed) for seed in arguments.seeds for row in arguments.rows]
     with ThreadPoolExecutor(arguments.jobs) as pool:
