@@ -218,3 +218,35 @@ def test_export_reloads_as_a_plain_tokenizer(held, tmp_path):
     held.save_pretrained(tmp_path)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer.encode("héllo", add_special_tokens=False) == list("héllo".encode())
+
+
+# --- where documents end -------------------------------------------------------------------------
+
+
+def test_texts_are_scored_with_their_ends(held):
+    texts = ["ab", "", "abcdefg"]
+    found = held.estimate(texts, end_of_text=True, estimator="chain_rule")
+    assert found.windows.document_tokens.tolist() == [2, 0, 7]
+    assert found.windows.tokens[1].tolist() == [held.tokenizer.eos_token_id]
+    one, seven = (held.score([text], end_of_text=True)[0] for text in (texts[0], texts[2]))
+    assert one.terms["end_of_text"] > 0.0
+    assert (seven.tokens, seven.bytes) == (7, 7)
+    with pytest.raises(DataError, match="document 2 has no token to share its bound among"):
+        held.score(texts, end_of_text=True)
+    total = held.estimate(texts, end_of_text=True, estimator="chain_rule").bound()
+    assert total.mean * 9 == pytest.approx(float(found.nats.sum()))
+
+
+def test_ends_that_have_no_probability_are_refused(held):
+    with pytest.raises(ConfigError, match="spans"):
+        held.estimate(["abc"], spans=[[(0, 1)]], end_of_text=True)
+    with pytest.raises(ConfigError, match="fixes its chunks"):
+        held.estimate(["abc"], protocol="bd3lm", end_of_text=True)
+    endless = train_tokenizer(ByteTokenizer(), [])
+    endless.eos_token = None
+    other = TextDiffusion(held.model, endless, held.family, held.defaults)
+    with pytest.raises(ConfigError, match="no end-of-text token"):
+        other.estimate(["abc"], end_of_text=True)
+    endless.eos_token = "<|pad|>"
+    with pytest.raises(ConfigError, match=r"cannot predict <\|pad\|>"):
+        other.estimate(["abc"], end_of_text=True)

@@ -16,7 +16,7 @@ from textdiff.train.setup import model_config
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz .\n"
 
 
-def build(kind: str, seed: int) -> TextDiffusion:
+def build(kind: str, seed: int, block_size: int | None = None) -> TextDiffusion:
     """A float32 model of 24 tokens of context with noise for weights."""
     torch.manual_seed(seed)
     config = Config.model_validate(
@@ -24,6 +24,7 @@ def build(kind: str, seed: int) -> TextDiffusion:
             "data": {"sequence_length": 24},
             "tokenizer": {"kind": kind},
             "model": {"hidden_size": 16, "num_layers": 2, "num_heads": 2},
+            "diffusion": {"block_size": block_size},
         }
     )
     section = ByteTokenizer() if kind == "byte" else CharTokenizer()
@@ -38,10 +39,11 @@ def build(kind: str, seed: int) -> TextDiffusion:
 
 @pytest.fixture(scope="session")
 def exports(tmp_path_factory) -> Path:
-    """A folder with the exports `a` and `b` (bytes) and `c` (characters)."""
+    """A folder with the exports `a` and `b` (bytes), `c` (characters) and `d` (blocks of 4)."""
     folder = tmp_path_factory.mktemp("exports")
     for name, kind, seed in (("a", "byte", 0), ("b", "byte", 1), ("c", "char", 0)):
         build(kind, seed).save_pretrained(folder / name)
+    build("byte", 2, block_size=4).save_pretrained(folder / "d")
     return folder
 
 

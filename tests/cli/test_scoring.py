@@ -75,6 +75,48 @@ def test_output_for_people(exports, prose, capsys):
         assert part in shown
 
 
+@pytest.mark.parametrize("name", ["a", "d"])
+def test_ends_are_a_term_of_their_own_and_no_token(exports, prose, name, tmp_path, capsys):
+    lines = tmp_path / "lines.jsonl"
+    words = ("perplexity", exports / name, prose / "rows.jsonl")
+    alone, ended = (
+        run(capsys, *words, *more) for more in ((), ("--end-of-text", "--per-document", lines))
+    )
+    assert alone["tokens"] == ended["tokens"] == 5 * len(" words of row 0.")
+    assert (alone["end_of_text"], ended["end_of_text"]) == (False, True)
+    assert alone["after_the_end"] == {"a": "nothing", "d": "masked"}[name]
+    assert ended["after_the_end"] == "masked"
+    assert sum(ended["terms"].values()) == pytest.approx(ended["mean"])
+    rows = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert {row["after_the_end"] for row in rows} == {"masked"}
+    for key, total in (
+        ("end_of_text_nats", ended["terms"]["end_of_text"]),
+        ("nats", ended["mean"]),
+    ):
+        assert sum(row[key] for row in rows) == pytest.approx(total * ended["tokens"])
+    assert ended["terms"]["end_of_text"] * ended["tokens"] > 5 * 2.0
+
+
+def test_enumeration_lies_within_the_interval_and_is_offered(exports, prose, capsys):
+    words = ("perplexity", exports / "d", prose / "rows.jsonl", "--end-of-text")
+    low, high = run(capsys, *words, "--replicates", "32")["interval_95"]
+    exact = run(capsys, *words, "--estimator", "exact")
+    assert low < exact["mean"] < high
+    assert (exact["stderr"], exact["replicates"]) == (0.0, 1)
+    assert main([str(word) for word in words]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "blocks of 4: --estimator exact has no Monte-Carlo error, at 15 network row(s)" in shown
+    assert "end of every document is scored" in shown
+
+
+def test_two_models_are_compared_with_their_ends(exports, prose, capsys):
+    words = ("compare", exports / "a", exports / "d", prose / "rows.jsonl")
+    found = run(capsys, *words, "--end-of-text")
+    means = [record["mean"] for record in found["models"]]
+    assert all("end_of_text" in record["terms"] for record in found["models"])
+    assert found["difference"]["mean"] == pytest.approx(means[0] - means[1])
+
+
 def test_result_does_not_depend_on_how_it_was_asked_for(exports, prose, capsys):
     words = ("perplexity", exports / "a", prose / "text.txt")
     found = run(capsys, *words, "--batch-tokens", "48")
@@ -277,6 +319,7 @@ def test_bfloat16_agrees_with_float32(exports, prose, capsys):
         (["--protocol", "mdln"], 2, "did you mean 'mdlm'"),
         (["--protocol", "sedd", "--stride", "4"], 2, "fixes its chunks"),
         (["--detokenizer", "wikitxt"], 2, "did you mean 'wikitext'"),
+        (["--protocol", "sedd", "--end-of-text"], 2, "fixes its chunks"),
         (["--stride", "25"], 2, "1 to 24"),
         (["--per-token"], 2, "--per-document"),
         (["--per-document", "nowhere/lines.jsonl"], 2, "a folder that exists"),
