@@ -41,6 +41,16 @@ def held(request) -> TextDiffusion:
     return build(request.param)
 
 
+@pytest.fixture(scope="module")
+def full() -> TextDiffusion:
+    return build()
+
+
+@pytest.fixture(scope="module")
+def blocks() -> TextDiffusion:
+    return build(4)
+
+
 class Recorder:
     """A streamer that remembers what it was given."""
 
@@ -57,14 +67,14 @@ class Recorder:
         self.ended = True
 
 
-def test_streamer_gets_drafts_then_the_text_once(held):
+def test_streamer_gets_drafts_then_the_text_once(full):
     streamer = Recorder()
-    done = held.generate("ab", streamer=streamer, max_new_tokens=10)
+    done = full.generate("ab", streamer=streamer, max_new_tokens=10)
     assert streamer.puts == [list(b"ab"), done.sequences[0][2:]]
     assert len(streamer.drafts) == done.calls
     assert streamer.drafts[-1] == done.sequences[0][2:]
     assert streamer.ended
-    mask = held.model.config.mask_token_id
+    mask = full.model.config.mask_token_id
     open_positions = [draft.count(mask) for draft in streamer.drafts]
     assert open_positions == sorted(open_positions, reverse=True)
     assert open_positions[-1] == 0
@@ -106,13 +116,51 @@ def test_samples_do_not_depend_on_the_batch(held):
     assert together.sequences == apart.sequences
 
 
-def test_default_length_shrinks_to_the_context_and_an_explicit_one_does_not(held):
+def test_default_length_shrinks_to_the_context_and_an_explicit_one_does_not(full):
     prompt = "x" * 20
-    assert len(held.generate(prompt).sequences[0]) == 24
-    with pytest.raises(ConfigError, match="context of 24"):
-        held.generate(prompt, max_new_tokens=5)
-    with pytest.raises(ConfigError, match="shorten the prompt"):
-        held.generate("x" * 24)
+    assert len(full.generate(prompt).sequences[0]) == 24
+    assert len(full.generate(prompt, max_new_tokens=50).sequences[0]) == 70
+    with pytest.raises(ConfigError, match="shorten the prompt, or give a stride"):
+        full.generate("x" * 24)
+    assert len(full.generate("x" * 30, stride=8, max_new_tokens=9).sequences[0]) == 39
+
+
+def test_blocks_write_beyond_the_context_and_see_long_prompts(blocks):
+    done = blocks.generate(["x" * 30, "ab"], max_new_tokens=41)
+    end = blocks.tokenizer.eos_token_id
+    for ids, start in zip(done.sequences, (30, 2), strict=True):
+        assert len(ids) == start + 41 or end in ids[-4:]
+    plain = blocks.generate(["x" * 30, "ab"], max_new_tokens=41, cache=False)
+    assert plain.sequences == done.sequences
+
+
+def test_a_stop_string_ends_a_text_before_it(blocks):
+    """Every string that the unstopped text has can stop it, wherever blocks cut it."""
+    whole = blocks.generate("ab", max_new_tokens=60, seed=3)
+    text = whole.completions[0]
+    for start in range(0, len(text) - 3, 7):
+        stop = text[start : start + 3]
+        done = blocks.generate("ab", max_new_tokens=60, seed=3, stop=["\0never", stop])
+        assert done.completions[0] == text[: text.index(stop)]
+        assert done.texts[0] == "ab" + done.completions[0]
+        assert done.calls <= whole.calls
+
+
+def test_a_stop_string_that_never_comes_changes_nothing(blocks):
+    plain, stopped = (
+        blocks.generate("ab", max_new_tokens=20, num_samples=3, stop=stop)
+        for stop in ((), "surely not in there")
+    )
+    assert plain == stopped
+
+
+def test_a_streamer_gets_each_block_when_it_is_done(blocks):
+    streamer = Recorder()
+    done = blocks.generate("ab", streamer=streamer, max_new_tokens=13)
+    assert [len(put) for put in streamer.puts] == [2, 2, 4, 4, 3]
+    assert sum(streamer.puts, []) == done.sequences[0]  # noqa: RUF017
+    assert max(len(draft) for draft in streamer.drafts) <= 4
+    assert streamer.ended
 
 
 def test_forbidden_ids_are_never_generated(held):

@@ -1,6 +1,6 @@
 """What a generation is asked for, and what comes out of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from textdiff.data import encode_documents
 from textdiff.errors import ConfigError, DataError
 from textdiff.loading import read_json
-from textdiff.sampling import Job
+from textdiff.sampling import Job, Step
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class SampleDefaults:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
+    window: int | None = None
+    stride: int | None = None
 
     @classmethod
     def read(cls, path: Path) -> "SampleDefaults":
@@ -56,8 +58,8 @@ class Generation:
         texts: prompt and completion of each row, special tokens removed.
         completions: what follows the prompt, up to the end-of-text token.
         sequences: token ids of each row, prompt included.
-        calls: network calls (of a whole batch each).
-        tokens_per_forward: new tokens per row and network call.
+        calls: network calls (of all active rows each).
+        tokens_per_forward: tokens written per row and network call.
     """
 
     texts: list[str] = field(default_factory=list)
@@ -98,42 +100,88 @@ def prompt_rows(
     return rows
 
 
+@dataclass(frozen=True)
+class Reach:
+    """What a network sees at once.
+
+    Attributes:
+        context: tokens it was trained on.
+        in_blocks: whether it writes in blocks, and sees all before them.
+    """
+
+    context: int
+    in_blocks: bool
+
+
 def make_job(
     rows: list[list[int]],
     settings: SampleDefaults,
-    context: int,
+    model: Reach,
     first: int,
     seed: int,
     explicit: bool,
+    ended: Callable[[Sequence[int], int], bool] | None = None,
 ) -> Job:
     """The job of some rows.
 
     Args:
         rows: token ids of each prompt.
-        settings: `max_new_tokens` matters here.
-        context: tokens that the network sees at once.
+        settings: `max_new_tokens` and `stride` matter here.
+        model: what the network sees at once.
         first: index of the first row in the whole job.
         seed: seed of the whole job.
         explicit: whether the length was asked for; one by default shrinks to what the context
-            leaves, an explicit one is kept and checked.
+            leaves, if that is anything.
+        ended: see `Job`.
 
     Raises:
-        ConfigError: nothing to generate, or no room for it.
+        ConfigError: nothing to generate, or a prompt that would not be seen.
     """
     if settings.max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens {settings.max_new_tokens}: give at least 1")
-    room = [settings.max_new_tokens if explicit else context - len(row) for row in rows]
-    if min(room) < 1:
-        longest = max(len(row) for row in rows)
+    longest = max(len(row) for row in rows)
+    if not model.in_blocks and settings.stride is None and longest >= model.context:
         raise ConfigError(
-            f"a prompt of {longest} tokens fills the model's context of {context} tokens and "
-            "leaves none to generate; shorten the prompt"
+            f"a prompt of {longest} tokens fills the model's context of {model.context} tokens and "
+            "leaves none to generate; shorten the prompt, or give a stride: the text then goes on "
+            "from the end of the prompt, the beginning of which is not seen"
         )
-    return Job(rows, [min(settings.max_new_tokens, n) for n in room], first, seed)
+    room = [settings.max_new_tokens if explicit else model.context - len(row) for row in rows]
+    new = [min(settings.max_new_tokens, n) if n > 0 else settings.max_new_tokens for n in room]
+    return Job(rows, new, first, seed, ended)
 
 
-def feed(streamer: Any, prompt: Sequence[int], sequence: Sequence[int]) -> None:
-    """Prompt, then the whole text once: a full canvas has no finished part before that."""
-    streamer.put(torch.tensor(prompt, dtype=torch.int64))
-    streamer.put(torch.tensor(sequence[len(prompt) :]))
-    streamer.end()
+class Feed:
+    """Hands one row to a transformers streamer: prompt, drafts, and what has become final.
+
+    Args:
+        streamer: with `put` and `end`, and `put_draft` if it shows drafts.
+        prompt: tokens of the prompt.
+        block_size: tokens of a draft; None: all that is open.
+    """
+
+    def __init__(self, streamer: Any, prompt: Sequence[int], block_size: int | None):
+        self.streamer = streamer
+        self.block_size = block_size
+        self.sent = len(prompt)
+        streamer.put(torch.tensor(prompt, dtype=torch.int64))
+
+    def step(self, step: Step) -> None:
+        """Shows a step."""
+        row = step.canvas[0].cpu()
+        assert step.final is not None
+        self._finish(row, int(step.final[0]))
+        if hasattr(self.streamer, "put_draft"):
+            size = self.block_size
+            end = len(row) if size is None else (self.sent // size + 1) * size
+            self.streamer.put_draft(row[self.sent : end])
+
+    def end(self, sequence: Sequence[int]) -> None:
+        """Puts what is left of the row."""
+        self._finish(torch.tensor(sequence, dtype=torch.int64), len(sequence))
+        self.streamer.end()
+
+    def _finish(self, row: Tensor, final: int) -> None:
+        if final > self.sent:
+            self.streamer.put(row[self.sent : final])
+            self.sent = final

@@ -8,18 +8,26 @@ print(td.score(["Return a new list."])[0].perplexity)
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from textdiff.data import encode_documents
 from textdiff.diffusion.family import Family, block_sizes
 from textdiff.errors import ConfigError
-from textdiff.generation import Generation, SampleDefaults, feed, make_job, prompt_rows
+from textdiff.generation import (
+    Feed,
+    Generation,
+    Reach,
+    SampleDefaults,
+    make_job,
+    prompt_rows,
+)
 from textdiff.likelihood import Bound, Difference, Estimates, Windows, compare, estimate
 from textdiff.likelihood.endings import end_token
 from textdiff.likelihood.published import find_protocol, published_windows
@@ -125,6 +133,8 @@ class TextDiffusion:
         *,
         num_samples: int = 1,
         batch_size: int = 16,
+        stop: str | Sequence[str] = (),
+        cache: bool | None = None,
         streamer: Any = None,
         on_step: Callable[[Step], None] = lambda step: None,
         seed: int = 0,
@@ -136,13 +146,16 @@ class TextDiffusion:
             prompts: one or several beginnings; the empty one generates from nothing.
             num_samples: rows per prompt.
             batch_size: rows per network call; texts do not depend on it.
+            stop: strings that end a text, which is cut before them; so does the end-of-text token.
+            cache: whether to keep keys and values of finished blocks, which changes nothing but
+                speed; None: for models in blocks, which alone can.
             streamer: a transformers streamer (`TextDiffusionStreamer`); takes a single row.
-            on_step: called with every `Step` of every batch.
+            on_step: called with every `Step`, whose canvas is that of up to 16 batches of rows.
             seed: seed of the job.
             **options: fields of `SampleDefaults` to change, `steps` for `max_denoising_steps`.
 
         Raises:
-            ConfigError: an option out of range, or a row that does not fit the context.
+            ConfigError: an option out of range, or a prompt that would not be seen.
             DataError: a prompt with characters the tokenizer does not know.
         """
         rows = self._rows(prompts, num_samples)
@@ -150,28 +163,38 @@ class TextDiffusion:
             raise ConfigError(f"a streamer takes one row, not {len(rows)}; generate one at a time")
         settings = self.defaults.changed(options)
         explicit = options.get("max_new_tokens") is not None
-        done = Generation()
-        changed = 0
-        for first in range(0, len(rows), max(1, batch_size)):
-            batch = rows[first : first + max(1, batch_size)]
-            job = make_job(batch, settings, self._context, first, seed, explicit)
+        stops = [stop] if isinstance(stop, str) else list(stop)
+        feed = streamer and Feed(streamer, rows[0], self.family.block_size)
+        done, changed, row_calls = Generation(), 0, 0
+        slots = max(1, batch_size)
+        for first in range(0, len(rows), 16 * slots):
+            batch = rows[first : first + 16 * slots]
+            job = make_job(batch, settings, self._reach, first, seed, explicit, self._ended(stops))
+            walk = self._run(job, settings, cache, slots)
             canvas, calls = None, 0
-            for step in self._run(job, settings):
-                canvas, calls, changed = step.canvas, step.calls, changed + len(step.changed)
+            while True:
+                try:
+                    step = next(walk)
+                except StopIteration as end:
+                    lengths = end.value.tolist()
+                    break
+                canvas, calls = step.canvas, step.calls
+                changed += len(step.changed)
+                row_calls += len(torch.unique(step.changed // canvas.shape[1]))
                 on_step(step)
-                if streamer is not None and hasattr(streamer, "put_draft"):
-                    streamer.put_draft(canvas[0, len(job.prompts[0]) :].cpu())
-            done = self._finish(done, job, canvas, calls)
-        if streamer is not None:
-            feed(streamer, rows[0], done.sequences[0])
-        per_call = changed / max(1, len(rows)) / max(1, done.calls)
-        return replace(done, tokens_per_forward=per_call)
+                if feed:
+                    feed.step(step)
+            done = self._finish(done, job, canvas, lengths, calls, stops)
+        if feed:
+            feed.end(done.sequences[0])
+        return replace(done, tokens_per_forward=changed / max(1, row_calls))
 
     def stream(
         self,
         prompts: str | Sequence[str] = "",
         *,
         num_samples: int = 1,
+        cache: bool | None = None,
         seed: int = 0,
         **options: Any,
     ) -> Iterator[Step]:
@@ -182,7 +205,8 @@ class TextDiffusion:
         settings = self.defaults.changed(options)
         rows = self._rows(prompts, num_samples)
         explicit = options.get("max_new_tokens") is not None
-        yield from self._run(make_job(rows, settings, self._context, 0, seed, explicit), settings)
+        job = make_job(rows, settings, self._reach, 0, seed, explicit, self._ended([]))
+        yield from self._run(job, settings, cache, len(rows))
 
     def finished(self, rows: Sequence[Sequence[int]], prompts: Sequence[int]) -> list[str]:
         """Whole rows as text, each up to the end-of-text token that follows its prompt.
@@ -318,7 +342,27 @@ class TextDiffusion:
         clean = self.family.process.vocabulary.clean.cpu()
         return prompt_rows(self.tokenizer, prompts, num_samples, clean)
 
-    def _run(self, job: Job, settings: SampleDefaults) -> Iterator[Step]:
+    @property
+    def _reach(self) -> Reach:
+        """What the network sees at once."""
+        return Reach(self._context, self.family.block_size is not None)
+
+    def _ended(self, stops: Sequence[str]) -> Callable[[Sequence[int], int], bool]:
+        """Whether new tokens, so many of them fresh, end a text."""
+        # A token is a byte at least: earlier ones cannot belong to a stop string that is new.
+        reach = max((len(stop.encode()) for stop in stops), default=0)
+
+        def ended(new: Sequence[int], fresh: int) -> bool:
+            if self.tokenizer.eos_token_id in new[len(new) - fresh :]:
+                return True
+            late = self.decode(new[max(0, len(new) - fresh - reach) :]) if stops else ""
+            return any(stop in late for stop in stops)
+
+        return ended
+
+    def _run(
+        self, job: Job, settings: SampleDefaults, cache: bool | None, slots: int
+    ) -> Generator[Step, None, Tensor]:
         controls = Controls(settings.temperature, settings.top_k, settings.top_p)
         return generate(
             self.model,
@@ -327,16 +371,32 @@ class TextDiffusion:
             rule=settings.rule,
             steps=settings.max_denoising_steps,
             controls=controls,
+            slots=slots,
+            cache=self.family.block_size is not None if cache is None else cache,
+            window=settings.window,
+            stride=settings.stride,
         )
 
-    def _finish(self, done: Generation, job: Job, canvas: Any, calls: int) -> Generation:
-        lengths = job.lengths.tolist()
+    def _finish(
+        self,
+        done: Generation,
+        job: Job,
+        canvas: Any,
+        lengths: Sequence[int],
+        calls: int,
+        stops: Sequence[str],
+    ) -> Generation:
         rows = [ids[:length] for ids, length in zip(canvas.tolist(), lengths, strict=True)]
-        starts = [len(prompt) for prompt in job.prompts]
-        ends = [ids[start:] for ids, start in zip(rows, starts, strict=True)]
+        texts, completions = [], []
+        for ids, prompt in zip(rows, job.prompts, strict=True):
+            start = len(prompt)
+            whole, new = self.finished([ids, ids[start:]], [start, 0])
+            cut = min((new.find(stop) for stop in stops if stop in new), default=len(new))
+            texts.append(whole[: len(whole) - (len(new) - cut)])
+            completions.append(new[:cut])
         return Generation(
-            done.texts + self.finished(rows, starts),
-            done.completions + self.finished(ends, [0] * len(ends)),
+            done.texts + texts,
+            done.completions + completions,
             done.sequences + rows,
             done.calls + calls,
         )

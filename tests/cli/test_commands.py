@@ -232,7 +232,9 @@ def test_wrong_usage(words, code, said, capsys):
     [
         (["--steps", "0"], "at least 1"),
         (["--max-new-tokens", "0"], "at least 1"),
-        (["--max-new-tokens", "33"], "context of 32"),
+        (["--window", "8"], "full-sequence"),
+        (["--stride", "33"], "1..32"),
+        (["--cache", "on"], "approximation"),
         (["--num-samples", "0"], "at least 1"),
         (["--temperature", "-1"], "0 or more"),
         (["--top-p", "0"], "more than 0"),

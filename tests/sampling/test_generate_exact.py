@@ -7,7 +7,6 @@ import torch
 from tiny_models import CLEAN, EXCLUDED, MASK, tiny_family, tiny_model
 
 from textdiff.diffusion.randomness import Stream, uniforms
-from textdiff.errors import ConfigError
 from textdiff.sampling import Controls, Job, generate
 from textdiff.sampling.denoiser import Denoiser
 from textdiff.sampling.rules import ancestral

@@ -1,7 +1,7 @@
 """`textdiff generate`: text, printed or watched while it is denoised."""
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -27,6 +27,10 @@ def generate(
     num_samples: int = 1,
     batch_size: int = 16,
     block_size: BlockSize = None,
+    stop: tuple[str, ...] = (),
+    cache: Literal["auto", "on", "off"] = "auto",
+    window: int | None = None,
+    stride: int | None = None,
     watch: bool = False,
     device: str | None = None,
     dtype: Dtype = "float32",
@@ -48,6 +52,12 @@ def generate(
         batch_size: texts generated together (they do not depend on it).
         block_size: tokens per block, of those that the model was trained in, or full; the default
             is the first of them.
+        stop: strings that end a text; it is cut before them.
+        cache: keep keys and values of finished blocks; auto: where that is exact, in blocks.
+        window: for models in blocks, tokens before a block that it sees, a multiple of the block
+            size; the default is all. With a cache it is approximate.
+        stride: for full-sequence models, tokens added at a time beyond the context; the default is
+            half the context.
         watch: animate the denoising in the terminal.
         device: torch device; the default is CUDA if there is one, else the CPU.
         dtype: dtype of the network.
@@ -64,13 +74,23 @@ def generate(
         "top_p": top_p,
         "top_k": top_k,
         "rule": rule,
+        "window": window,
+        "stride": stride,
     }
+    cached = {"auto": None, "on": True, "off": False}[cache]
     console = make_console()
     if watch and console.is_terminal:
-        return watch_rows(console, held, prompt, num_samples, seed, options)
+        return watch_rows(console, held, prompt, num_samples, seed, {**options, "cache": cached})
     done = held.generate(
-        prompt, num_samples=num_samples, seed=seed, batch_size=batch_size, **options
+        prompt,
+        num_samples=num_samples,
+        seed=seed,
+        batch_size=batch_size,
+        stop=stop,
+        cache=cached,
+        **options,
     )
+    _say_beyond(held, max(map(len, done.sequences)), options)
     if json_output:
         samples = [
             {"text": text, "completion": completion, "tokens": ids}
@@ -95,6 +115,27 @@ def generate(
     else:
         print("\n\n---\n\n".join(done.texts))
     return 0
+
+
+def _say_beyond(model: "TextDiffusion", length: int, options: dict[str, Any]) -> None:
+    """Says how a text came to be longer than what the network was trained on."""
+    import sys
+
+    context = model.model.config.max_position_embeddings
+    if length <= context:
+        return
+    window, stride = options["window"], options["stride"]
+    if model.family.block_size is None:
+        stride = stride or max(1, context // 2)
+        how = f"written {stride} tokens at a time, each time from the last {context - stride}"
+    elif window is None:
+        how = (
+            "every block saw all before it, which is exact but farther than in training; "
+            f"--window {context // model.family.block_size * model.family.block_size} limits it"
+        )
+    else:
+        how = f"blocks saw {window} tokens before them (with a cache, approximately)"
+    print(f"note: {length} tokens, the model's context is {context}: {how}", file=sys.stderr)
 
 
 def watch_rows(

@@ -108,8 +108,7 @@ def generate(
             inside = replace(step, index=index, calls=denoise.calls, final=rows.final.clone())
             yield _whole(inside, text, active, place, here, int(lengths.max()))
             index += 1
-        rows.advance(torch.minimum(starts + widths, lengths[active]))
-        gone = rows.ended(text)
+        gone = rows.advance(torch.minimum(starts + widths, lengths[active]), text)
         if gone:
             denoise.keep(rows.leave(gone))
     return rows.final
@@ -152,19 +151,21 @@ class Rows:
         self.active += new
         return new
 
-    def advance(self, ends: Tensor) -> None:
-        """The active rows have finished their segments, up to `ends`."""
+    def advance(self, ends: Tensor, text: Tensor) -> list[int]:
+        """The active rows have finished their segments, up to `ends`.
+
+        Returns:
+            Slots whose rows are done: as long as wanted, or with an end in their new tokens.
+        """
+        fresh = ends - self.final[self.active]
         self.final[self.active] = ends
         self.passed[self.active] += 1
-
-    def ended(self, text: Tensor) -> list[int]:
-        """Slots whose rows are done: as long as wanted, or with an end in their new tokens."""
-        done = (self.final[self.active] >= self.job.lengths[self.active]).tolist()
+        done = (ends >= self.job.lengths[self.active]).tolist()
         if self.job.ended is not None:
             tokens = text[_on(text, self.active)].tolist()  # one synchronisation per segment
-            for slot, row in enumerate(self.active):
-                new = tokens[slot][len(self.job.prompts[row]) : int(self.final[row])]
-                done[slot] = done[slot] or self.job.ended(new)
+            for slot, (row, end) in enumerate(zip(self.active, ends.tolist(), strict=True)):
+                new = tokens[slot][len(self.job.prompts[row]) : end]
+                done[slot] = done[slot] or self.job.ended(new, int(fresh[slot]))
         return [slot for slot, is_done in enumerate(done) if is_done]
 
     def leave(self, slots: list[int]) -> list[int]:

@@ -25,15 +25,15 @@ class Job:
         new_tokens: tokens to generate for each row, at most.
         first_row: index of the first row in a larger job; seeds depend on it, batches do not.
         seed: seed of the job.
-        ended: told the new tokens of a row after every segment; whether they end the text. None:
-            rows end at `new_tokens` alone.
+        ended: told the new tokens of a row after every segment, and how many of them are of this
+            segment; whether they end the text. None: rows end at `new_tokens` alone.
     """
 
     prompts: Sequence[Sequence[int]]
     new_tokens: Sequence[int]
     first_row: int = 0
     seed: int = 0
-    ended: Callable[[Sequence[int]], bool] | None = None
+    ended: Callable[[Sequence[int], int], bool] | None = None
 
     @property
     def lengths(self) -> Tensor:
