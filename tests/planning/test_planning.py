@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from textdiff.config import Config
-from textdiff.models import TextDiffusionModel
+from textdiff.models import TextDiffusionModel, training_layout
 from textdiff.planning import largest_micro_batch, peak_memory, plan, training_flops
 from textdiff.planning.memory import (
     activations,
@@ -89,11 +89,13 @@ def saved_bytes(made: Config, half: bool) -> int:
         return tensor
 
     ids = torch.zeros(4, 64, dtype=torch.int64)
+    size = made.diffusion.block_size
+    context, levels = (None, 1) if size is None else (ids, 64 // size)
     with (
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=half),
     ):
-        model.hidden(ids, sigma=torch.ones(4, 1))
+        model.hidden(ids, context, torch.ones(4, levels), training_layout(size))
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
@@ -108,12 +110,25 @@ def test_activations_are_the_tensors_that_autograd_saves(network, half):
     assert tokens(found) * block_activations(found) == pytest.approx(real_bytes, rel=0.02)
 
 
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("network", ["dropout", "levels"])
+def test_activations_of_two_streams_are_what_autograd_saves(network, half):
+    """From the second to the last but one block: the last one leaves the clean stream out."""
+    made = [
+        config({**NETWORKS[network], "num_layers": n}, diffusion={"block_size": 16}) for n in (2, 4)
+    ]
+    found = plan(made[0], VOCABULARY, half)
+    casts = found.counts.matrices if half else 0  # of two layers, halved
+    real_bytes = (saved_bytes(made[1], half) - saved_bytes(made[0], half)) / 2 - casts
+    assert tokens(found) * block_activations(found) == pytest.approx(real_bytes, rel=0.02)
+
+
 def test_two_streams_double_activations_and_recomputing_keeps_inputs_alone():
     made = config()
     whole = plan(made, VOCABULARY, half=True)
     blocks = plan(config(diffusion={"block_size": 16}), VOCABULARY, half=True)
     again = plan(config({"gradient_checkpointing": True}), VOCABULARY, half=True)
-    assert activations(blocks) == 2 * activations(whole)
+    assert activations(blocks) == 2 * activations(whole)  # bfloat16 keeps no log-sum-exp
     assert activations(again) == 2 * 4 * 64 * 64 * 4  # layers x tokens x hidden x float32
     left_to_right = {"objective": {"kind": "ar"}, "block_size": 1}
     assert plan(config(diffusion=left_to_right), VOCABULARY, half=True).streams == 1

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from textdiff.commands.arguments import load_config, take_option
 from textdiff.commands.terminal import make_console, quiet_libraries
-from textdiff.errors import ConfigError
+from textdiff.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from textdiff.config import Config
@@ -118,7 +118,10 @@ def _vocabulary(config: "Config", given: str) -> tuple[int, str]:
         return CHARACTERS, "assumed: characters are counted in training; --vocabulary says better"
     from textdiff.data import prepare_tokenizer, vocabulary_size
 
-    return vocabulary_size(prepare_tokenizer(section, ())), "of the tokenizer"
+    try:
+        return vocabulary_size(prepare_tokenizer(section, ())), "of the tokenizer"
+    except DataError as error:
+        raise DataError(f"{error}; or say how many ids it has: --vocabulary 50258") from None
 
 
 def _check_split(config: "Config", devices: int) -> None:

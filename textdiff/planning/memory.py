@@ -181,7 +181,8 @@ def attention_bytes(plan: Plan) -> int:
     if model.attn_implementation == "eager":  # probabilities of all pairs
         length = plan.config.data.sequence_length * plan.streams
         kept += e * model.num_heads * length
-    elif not plan.half or not plan.chunked:  # the flash kernels' log-sum-exp
+    elif plan.streams == 1 and not (plan.half and plan.chunked):
+        # The flash kernels keep a log-sum-exp; our own ones make scores again.
         kept += FLOAT * model.num_heads
         kept += e * model.hidden_size if plan.chunked else 0  # and another layout of the mixture
     if model.qk_norm:  # the projection (float32 copies in half precision), and normalised twice
