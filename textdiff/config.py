@@ -59,7 +59,7 @@ class DataConfig(Section):
     """The corpus and how it is cut into training sequences."""
 
     sources: tuple[Source, ...] = Field(
-        (Source(source="python-docs"),), min_length=1, description="corpora, read one after another"
+        (Source(source="python-docs"),), description="corpora, read one after another"
     )
     validation: float = Field(
         0.05, gt=0.0, lt=0.5, description="fraction of the text that is held out (whole documents)"
@@ -72,6 +72,8 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _weighted(self) -> "DataConfig":
+        if not self.sources:
+            raise ValueError("sources is empty: name at least one corpus")
         bare = [i for i, source in enumerate(self.sources) if source.weight is None]
         if bare and len(bare) < len(self.sources):
             raise ValueError(

@@ -57,7 +57,7 @@ def test_prepare_says_where_and_how_much_and_that_it_is_there(folder, capsys):
     description = json.loads((Path(place) / "description.json").read_text())
     assert description["tokens"] == tokens
     for stage in ("reading", "training the tokenizer", "tokenising"):
-        assert re.search(rf"^{stage} .*done$", first.err, re.M)
+        assert re.search(rf"^{stage}: .*done$", first.err, re.M)
     assert "\x1b" not in first.err
     assert main(words("prepare", folder)) == 0
     second = capsys.readouterr()

@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
 
@@ -15,7 +17,16 @@ from textdiff.config import (
     PretrainedTokenizer,
     Source,
 )
-from textdiff.data import corpus_fingerprint, encode_documents, files, prepare_corpus
+from textdiff.data import (
+    corpus_fingerprint,
+    encode_documents,
+    files,
+    load_documents,
+    prepare_corpus,
+    split_documents,
+    tokenize,
+    train_tokenizer,
+)
 from textdiff.errors import DataError
 
 
@@ -213,3 +224,18 @@ def test_split_is_cut_at_the_same_character_in_blocks(tmp_path, story, monkeypat
     (stream,) = corpus.streams
     assert corpus.tokenizer.decode(stream.read(0, len(stream) - 1)) == text[:cut]
     assert stream.num_documents == 1
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet"])
+def test_source_that_disappears_between_passes_is_named(tmp_path, corpus, name):
+    path = tmp_path / name
+    if name.endswith("parquet"):
+        pq.write_table(pa.table({"text": corpus}), path)
+    else:
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in corpus))
+    documents = load_documents(Source(source=str(path)))
+    split = split_documents(documents, 0.1)
+    path.unlink()
+    tokenizer = train_tokenizer(ByteTokenizer(), [])
+    with pytest.raises(DataError, match=rf"{path}: .*No such file"):
+        tokenize(split.train, tokenizer, num_proc=1, cache_dir=str(tmp_path / "cache"))

@@ -227,3 +227,11 @@ def test_short_source_of_a_mixture_is_named(tmp_path: Path):
     (tmp_path / "b.jsonl").write_text('{"text": "x"}\n')
     with pytest.raises(DataError, match=r"b\.jsonl of 1 characters is too short"):
         prepare_corpus(data, ByteTokenizer(), seed=0)
+
+
+def test_a_bad_weight_is_one_complaint_and_no_source_is_another():
+    with pytest.raises(ConfigError) as caught:
+        validate({"data": {"sources": [{"source": "x", "weight": 0}]}})
+    assert ";" not in str(caught.value)
+    with pytest.raises(ConfigError, match="sources is empty: name at least one corpus"):
+        validate({"data": {"sources": []}})

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from textdiff.data import Corpus
 
 _EXAMPLES = 3
+_VISIBLE = str.maketrans({" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"})
 
 
 def prepare_data(arguments: Sequence[str]) -> int:
@@ -157,6 +158,6 @@ def _show_tokens(console: Any, texts: list[str]) -> None:
     for number, text in enumerate(texts):
         if number:
             shown.append("│", style="dim")
-        visible = text.replace("\n", "⏎").replace("\t", "⇥").replace("\r", "␍")
-        shown.append(visible, style="bold cyan" if number % 2 else "")
+        # Visible spaces: the terminal would drop those at which it wraps.
+        shown.append(text.translate(_VISIBLE), style="bold cyan" if number % 2 else "")
     console.print(shown, soft_wrap=not console.is_terminal)

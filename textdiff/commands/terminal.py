@@ -100,8 +100,12 @@ class PreparationView:
             self._say(f"{stage}: {self.amount}")
 
     def _finish(self) -> None:
-        if self.stage and self.plain:
+        if not self.stage:
+            return
+        if self.plain:
             self._say(f"{self.stage}: {self.amount}, done")
+        self.bar.update(self.task, total=1, completed=1)
+        self.bar.stop_task(self.task)
 
     def _say(self, line: str) -> None:
         print(line, file=sys.stderr, flush=True)

@@ -157,16 +157,16 @@ def _prepare(
     progress: Progress,
 ) -> _Prepared:
     size = join(corpora).size
-    reading = _Stage("reading (bytes)", size, progress)
+    reading = _Stage("reading", size, progress)
     scans = [scan_documents(documents, reading) for documents in corpora]
     splits, owners = _splits(data, corpora, scans)
     train = join([split.train for split in splits])
     characters = sum(int(scan.characters.sum()) for scan in scans)
     validation = [text for split in splits for text in iterate_texts(split.validation)]
     characters -= sum(map(len, validation))
-    learning = _Stage("training the tokenizer (characters)", characters, progress)
+    learning = _Stage("training the tokenizer", characters, progress)
     tokenizer = prepare_tokenizer(section, learning.texts(train))
-    encoding = _Stage("tokenising (characters)", characters, progress)
+    encoding = _Stage("tokenising", characters, progress)
     streams = [
         tokenize(
             split.train,
