@@ -179,11 +179,11 @@ def main() -> None:
 
 def save(output: Path, result: dict) -> None:
     """Adds a run to the results, in place of an earlier one of the same row and seed."""
-    before = json.loads(output.read_text())["runs"] if output.exists() else []
+    before = json.loads(output.read_text()) if output.exists() else {"runs": []}
     key = (result["row"], result["seed"])
-    runs = [r for r in before if (r["row"], r["seed"]) != key] + [result]
+    runs = [r for r in before["runs"] if (r["row"], r["seed"]) != key] + [result]
     runs.sort(key=lambda r: (list(ROWS).index(r["row"]), r["seed"]))
-    record = {
+    record = before | {
         "what": "validation bound on tinyshakespeare, characters, 2.05 M training characters",
         "official": OFFICIAL,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
