@@ -127,6 +127,20 @@ def test_tweedie_reveals_when_ancestral_sampling_does():
     assert (shares[0] - shares[1]).abs().max() < 4 * 0.5 / (4 * rows) ** 0.5 * 2
 
 
+@pytest.mark.parametrize("name", ["euler", "tweedie"])
+def test_the_last_step_reveals_what_is_left_greedily_if_so_asked(name):
+    """Scores next to nothing: all is left for it but what the first step reveals."""
+    _, table = truth()
+    chosen = score_family("absorbing")
+    denoise = score_reader(table, chosen.schedule, 1e-9)
+    rule = build_rule(name, chosen, {"greedy_tail": True})
+    walk = run(rule, denoise, torch.full((50, 4), MASK), keyed(50, 4), 3, chosen)
+    hidden = walk[-2].canvas
+    assert (hidden == MASK).sum() > 50
+    best = table.log_p[code(hidden)].argmax(-1)
+    assert torch.equal(walk[-1].canvas, torch.where(hidden == MASK, best, hidden))
+
+
 def test_a_score_without_sum_still_leaves_no_mask():
     _, table = truth()
     chosen = score_family("absorbing")

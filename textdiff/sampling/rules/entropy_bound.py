@@ -62,6 +62,6 @@ class EntropyBound(Rule):
         )
 
     def _safe(self, ranked: Tensor, left: Tensor, calls: int) -> Tensor:
-        nats = -ranked  # rising: the last is the largest; infinite where there is no mask
-        before = nats.cumsum(1) - nats
+        nats = -ranked  # infinite where there is no mask
+        before = nats.cumsum(1) - nats.cummax(1).values
         return torch.maximum((before <= self.entropy_bound).sum(1), even_share(left, calls))

@@ -31,6 +31,7 @@ from textdiff.sampling.draws import draw_tokens
 from textdiff.sampling.rules.knobs import check_count, check_number, check_switch
 from textdiff.sampling.rules.redrawing import Interval, Law, redraw
 from textdiff.sampling.rules.rule import Denoise, Rule, Step, Uniforms
+from textdiff.sampling.rules.unmasking import steady
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class PredictorCorrector(Rule):
             gain = log_x0.gather(-1, tokens[:, None]).squeeze(-1).double()
             gains = torch.full((rows, width), -torch.inf, dtype=torch.float64)
             gains[asked] = gain.masked_fill(tokens == before, -torch.inf).cpu()
-            most, column = gains.max(1)
+            most, column = steady(gains, log_x0.dtype).max(1)
             moves = live & (most > -torch.inf)
             changed = (torch.arange(rows) * width + column)[moves]
             drawn = canvas.flatten().index_copy(0, here, tokens)

@@ -27,8 +27,9 @@ class Step:
         changed: [N] flat host positions that changed.
         calls: network calls so far.
         draft: [R, L] canvas with every open position filled by its most likely token, if asked for.
-        confidence: [N] probability of each new token, if asked for.
-        entropy: [N] entropy in nats at the changed positions, if asked for or known anyway.
+        confidence: [N] raw probability of each new token, if asked for; NaN for masks.
+        entropy: [N] entropy in nats at the changed positions, if asked for or known anyway; NaN
+            where a token was masked again.
         remasked: [M] flat host positions that were masked again, for rules that do so.
         final: [R] tokens of each row that were final before this step; the block loop knows.
     """
@@ -55,7 +56,7 @@ class Step:
         if self.entropy is None:
             return None
         rows, width = self.canvas.shape
-        row, nats = self.changed // width, self.entropy.double()
+        row, nats = self.changed // width, self.entropy.double().nan_to_num(0.0)
         zero = torch.zeros(rows, dtype=torch.float64)
         largest = zero.scatter_reduce(0, row, nats, "amax")
         return zero.index_add(0, row, nats) - largest

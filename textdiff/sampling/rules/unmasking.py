@@ -8,6 +8,7 @@ first and orders by the drawn token's probability, which prefers likely tokens; 
 that is the same.) Letters: R rows, S positions of the canvas, N masked positions, V vocabulary.
 """
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -68,7 +69,7 @@ def unmask(
         prediction = denoise(canvas, t, positions)
         scores = torch.full(masked.shape, -torch.inf, dtype=torch.float64)
         scores[masked] = score(prediction.log_x0).double().cpu()
-        keys = scores
+        keys = steady(scores, prediction.log_x0.dtype)
         if spread:  # the largest of these are draws without replacement by exp(score / spread)
             keys = scores / spread - torch.log(-torch.log(uniforms(Stream.POSITION, index)))
         order = keys.argsort(dim=1, descending=True, stable=True)
@@ -85,6 +86,17 @@ def unmask(
         masked = masked & ~now
         known = -scores[now] if score is low_entropy else None
         yield Step(index, t, canvas, revealed, index + 1, entropy=known)
+
+
+def steady(scores: Tensor, dtype: torch.dtype) -> Tensor:
+    """Scores rounded so far that what is equal but for rounding in `dtype` is equal, and in a
+    stable sort goes from left to right.
+
+    Equal scores are no accident: where nothing is revealed yet, relative positions tell no masked
+    token from another. Kernels round them differently from batch to batch.
+    """
+    quantum = math.sqrt(torch.finfo(dtype).eps)
+    return (scores / quantum).round()
 
 
 def even_share(left: Tensor, calls: int) -> Tensor:

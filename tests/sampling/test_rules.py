@@ -1,0 +1,386 @@
+"""What every decoding rule owes its users, on networks in float64; and their names and knobs."""
+
+from dataclasses import fields
+
+import pytest
+import torch
+from tiny_models import CLEAN, EXCLUDED, MASK, ROWS, tiny_model
+from torch import Tensor
+
+from textdiff.config import SampleConfig
+from textdiff.diffusion.family import Family, build_family
+from textdiff.diffusion.objectives import Prediction
+from textdiff.diffusion.process import Vocabulary
+from textdiff.diffusion.randomness import Stream, uniforms
+from textdiff.errors import ConfigError
+from textdiff.sampling import Controls
+from textdiff.sampling.rules import RULES, build_rule, refuse
+from textdiff.sampling.watch import Watch
+
+FAMILIES = {
+    "mdlm": ("absorbing", {"kind": "mdlm"}),
+    "sedd": ("absorbing", {"kind": "sedd"}),
+    "d3pm": ("absorbing", {"kind": "d3pm"}),
+    "learned": ("absorbing", {"kind": "mdlm"}),
+    "udlm": ("uniform", {"kind": "udlm"}),
+    "sedd-uniform": ("uniform", {"kind": "sedd"}),
+    "d3pm-uniform": ("uniform", {"kind": "d3pm"}),
+    "gidd": ("hybrid", {"kind": "gidd"}),
+}
+ORDERED = {"confidence", "threshold", "entropy_bound"}
+FITS = {
+    "mdlm": {"ancestral", "first_hitting", "remask", *ORDERED},
+    "sedd": {"ancestral", "first_hitting", "remask", "euler", "tweedie", *ORDERED},
+    "d3pm": {"ancestral", "first_hitting", "remask", *ORDERED},
+    "learned": {"ancestral"},
+    "udlm": {"ancestral", "predictor_corrector"},
+    "sedd-uniform": {"ancestral", "predictor_corrector", "euler", "tweedie"},
+    "d3pm-uniform": {"ancestral", "predictor_corrector"},
+    "gidd": {"ancestral", "predictor_corrector"},
+}
+KNOBS = {  # beside the defaults
+    "ancestral": [{"greedy_tail": True}],
+    "euler": [{"greedy_tail": True}],
+    "confidence": [
+        {"order": "margin", "pace": "noise"},
+        {"order": "entropy", "order_temperature": 0.7},
+    ],
+    "threshold": [{"threshold": 0.4}, {"factor": 1.5}],
+    "entropy_bound": [{"entropy_bound": 2.0}],
+    "remask": [
+        {"remasking": "rescale", "eta": 0.5},
+        {"remasking": "conf"},
+        {"remasking": "loop", "eta": 0.1},
+        {"eta": 0.3},
+    ],
+    "predictor_corrector": [{"redraws": 3.0, "corrections": 4, "patience": 2}],
+}
+WALKS = [
+    (case, name, knobs)
+    for case, names in FITS.items()
+    for name in sorted(names)
+    for knobs in [{}, *KNOBS.get(name, [])]
+]
+EVERY = pytest.mark.parametrize(
+    ("case", "name", "knobs"), WALKS, ids=[f"{c}-{n}-{i}" for i, (c, n, _) in enumerate(WALKS)]
+)
+STEPS, WIDTH = 7, 9
+
+
+def family_of(case: str) -> Family:
+    process, objective = FAMILIES[case]
+    kind = {"gidd": "hybrid", "learned": "learned"}.get(case, "loglinear")
+    spec = {
+        "process": process,
+        "schedule": {"kind": kind},
+        "objective": objective,
+        "block_size": None,
+        "timesteps": 5 if "d3pm" in case else None,
+    }
+    return build_family(spec, Vocabulary.of(ROWS, MASK, EXCLUDED))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model(adaln=True, time_conditioning=True)
+
+
+class Network:
+    """A denoiser over the first columns of canvases, which notes what it was asked."""
+
+    def __init__(self, model, family: Family):
+        self.model, self.family = model, family
+        self.asked: list[Tensor] = []
+
+    def __call__(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+        assert canvas.dtype == positions.dtype == torch.int64
+        assert t.shape == (len(canvas),)
+        assert ((t >= 0.0) & (t <= 1.0)).all()
+        self.asked.append(positions)
+        rows, where = torch.unique(positions // canvas.shape[1], return_inverse=True)
+        assert (positions % canvas.shape[1] < WIDTH).all()
+        alpha = self.family.known_alpha(self.family.schedule.alpha(t[rows]))
+        xs = canvas[rows][:, :WIDTH]
+        at = where * WIDTH + positions % canvas.shape[1]
+        sigma = -alpha.log().double().unsqueeze(1)
+        with torch.no_grad():
+            logits = self.model(xs, sigma=sigma, positions=at).logits
+        return self.family.objective.predict(logits, xs.flatten()[at], alpha[where])
+
+
+def holes(rows: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """[R, L] clean tokens, and which of them are given; the first row is all, the second none."""
+    generator = torch.Generator().manual_seed(seed)
+    frozen = torch.rand(rows, width, generator=generator) < 0.4
+    frozen[0], frozen[1] = True, False
+    text = torch.tensor(CLEAN)[torch.randint(len(CLEAN), (rows, width), generator=generator)]
+    return text, frozen
+
+
+def walk(model, case: str, name: str, knobs: dict, rows: Tensor, text, frozen, **rest):
+    """Steps of some rows of a job, and what the network was asked."""
+    family = family_of(case)
+    network = Network(model, family)
+    at = torch.arange(text.shape[1])
+
+    def draws(stream: Stream, step: int) -> Tensor:
+        return uniforms(1, stream, row=rows[:, None], step=step, position=at)
+
+    noise = family.process.prior(tuple(text.shape), draws(Stream.PRIOR, 0))
+    steps = list(
+        build_rule(name, family, knobs)(
+            network,
+            family.process,
+            family.schedule,
+            torch.where(frozen, text, noise),
+            **{"steps": STEPS, "frozen": frozen, "uniforms": draws, "controls": Controls(), **rest},
+        )
+    )
+    return steps, network.asked
+
+
+@EVERY
+def test_given_tokens_stay_noise_goes_and_steps_say_what_changed(model, case, name, knobs):
+    text, frozen = holes(12, WIDTH)
+    steps, asked = walk(model, case, name, knobs, torch.arange(12), text, frozen)
+    assert len(steps) == len(asked)
+    before = None
+    for index, (step, positions) in enumerate(zip(steps, asked, strict=True)):
+        assert torch.equal(step.canvas[frozen], text[frozen])
+        assert not torch.isin(step.canvas, torch.tensor(EXCLUDED)).any()
+        assert (step.index, step.calls) == (index, index + 1)
+        assert not frozen.flatten()[positions].any()
+        assert not frozen.flatten()[step.changed].any()
+        if before is not None:
+            moved = (step.canvas != before).flatten().nonzero().flatten()
+            assert torch.isin(moved, step.changed).all()
+        before = step.canvas.clone()
+    assert torch.isin(steps[-1].canvas, torch.tensor(CLEAN)).all()
+    limit = WIDTH if name == "first_hitting" else STEPS + knobs.get("corrections", 0)
+    assert len(steps) <= limit
+
+
+@EVERY
+def test_a_row_is_the_same_alone_in_company_and_beside_padding(model, case, name, knobs):
+    rows = 8
+    text, frozen = holes(rows, WIDTH, seed=2)
+    together, _ = walk(model, case, name, knobs, torch.arange(rows), text, frozen)
+    for row in range(rows):
+        one = slice(row, row + 1)
+        wider = torch.nn.functional.pad(text[one], (0, row), value=MASK)
+        closed = torch.nn.functional.pad(frozen[one], (0, row), value=True)
+        alone, _ = walk(model, case, name, knobs, torch.tensor([row]), wider, closed)
+        last = alone[-1].canvas if alone else wider
+        assert torch.equal(together[-1].canvas[one], last[:, :WIDTH])
+        assert (last[:, WIDTH:] == MASK).all()
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(3))
+    mixed, _ = walk(model, case, name, knobs, order, text[order], frozen[order])
+    assert torch.equal(mixed[-1].canvas, together[-1].canvas[order])
+
+
+@EVERY
+def test_rows_are_not_in_calls_that_they_do_not_need(model, case, name, knobs):
+    """A full row is in none, and each row is in as many calls as it makes alone."""
+    text, frozen = holes(8, WIDTH, seed=4)
+    frozen[2, 1:], frozen[3, 2:] = True, True
+    _, asked = walk(model, case, name, knobs, torch.arange(8), text, frozen)
+    calls = torch.zeros(8, dtype=torch.int64)
+    for positions in asked:
+        calls[(positions // WIDTH).unique()] += 1
+    assert calls[0] == 0
+    for row in range(1, 8):
+        one = slice(row, row + 1)
+        _, own = walk(model, case, name, knobs, torch.tensor([row]), text[one], frozen[one])
+        assert len(own) == calls[row]
+
+
+@EVERY
+def test_nothing_open_is_no_call(model, case, name, knobs):
+    text, frozen = holes(3, WIDTH)
+    steps, asked = walk(model, case, name, knobs, torch.arange(3), text, torch.ones_like(frozen))
+    assert not steps
+    assert not asked
+
+
+@pytest.mark.parametrize("case", FITS)
+def test_truncation_acts_in_every_rule(model, case):
+    """With one token left to draw from, the likeliest, other uniforms change no token of it."""
+    text, frozen = holes(6, WIDTH)
+    for name in sorted(FITS[case] & {"first_hitting", "confidence", "threshold", "entropy_bound"}):
+        runs = [
+            walk(model, case, name, {}, torch.arange(6), text, frozen, controls=controls)[0]
+            for controls in (Controls(temperature=0.0), Controls(top_k=1), Controls(top_p=1e-9))
+        ]
+        assert torch.equal(runs[0][-1].canvas, runs[1][-1].canvas)
+        assert torch.equal(runs[0][-1].canvas, runs[2][-1].canvas)
+
+
+@pytest.mark.parametrize("case", ["mdlm", "udlm", "sedd-uniform", "gidd"])
+@pytest.mark.parametrize("name", ["ancestral", "euler", "tweedie", "predictor_corrector"])
+def test_greedy_tail_changes_the_last_step_alone(model, case, name):
+    if name not in FITS[case]:
+        return
+    text, frozen = holes(20, WIDTH)
+    rows = torch.arange(20)
+    free, _ = walk(model, case, name, {}, rows, text, frozen)
+    tail, _ = walk(model, case, name, {"greedy_tail": True}, rows, text, frozen)
+    for a, b in zip(free[:-1], tail[:-1], strict=True):
+        same = (a.t > 1.0 / STEPS + 1e-9) if case == "mdlm" else a.t > -1.0
+        assert torch.equal(a.canvas[same], b.canvas[same])
+    assert not torch.equal(free[-1].canvas, tail[-1].canvas)
+
+
+# --- watching -------------------------------------------------------------------------------------
+
+
+@EVERY
+def test_watching_changes_no_token_and_fills_what_was_asked(model, case, name, knobs):
+    text, frozen = holes(6, WIDTH)
+    family = family_of(case)
+    rows, at = torch.arange(6), torch.arange(WIDTH)
+
+    def draws(stream: Stream, step: int) -> Tensor:
+        return uniforms(1, stream, row=rows[:, None], step=step, position=at)
+
+    noise = family.process.prior(tuple(text.shape), draws(Stream.PRIOR, 0))
+    plain, _ = walk(model, case, name, knobs, rows, text, frozen)
+    network = Network(model, family)
+    watch = Watch(network, family.process, frozen, {"draft", "confidence", "entropy"})
+    steps = build_rule(name, family, knobs)(
+        watch,
+        family.process,
+        family.schedule,
+        torch.where(frozen, text, noise),
+        steps=STEPS,
+        frozen=frozen,
+        uniforms=draws,
+        controls=Controls(),
+    )
+    seen = False
+    for bare, raw in zip(plain, steps, strict=True):
+        step = watch.fill(raw)
+        assert torch.equal(step.canvas, bare.canvas)
+        assert torch.equal(step.draft[frozen], text[frozen])
+        assert not torch.isin(step.draft, torch.tensor(EXCLUDED)).any()
+        assert len(step.confidence) == len(step.entropy) == len(step.changed)
+        token = step.canvas.flatten()[step.changed] != MASK
+        drawn_anew = family.process.draws_tokens  # from a posterior, which noise is a part of
+        assert (step.confidence[token] >= (0.0 if drawn_anew else 1e-300)).all()
+        assert (step.confidence[token] <= 1.0 + 1e-12).all()
+        assert step.confidence[~token].isnan().all()
+        assert (step.entropy[token] <= torch.tensor(float(len(CLEAN))).log() + 1e-9).all()
+        assert step.dependence.shape == (6,)
+        assert (step.dependence >= -1e-12).all()
+        shown = step.canvas != MASK
+        if not family.process.draws_tokens:
+            assert torch.equal(step.draft[shown], step.canvas[shown])
+        seen = seen or bool(token.any())
+    assert seen
+    assert torch.isin(step.draft, torch.tensor(CLEAN)).all()
+
+
+def test_watched_numbers_are_those_of_the_network(model):
+    text, frozen = holes(4, WIDTH)
+    family = family_of("mdlm")
+    network = Network(model, family)
+    watch = Watch(network, family.process, frozen, {"draft", "confidence", "entropy"})
+    canvas = torch.where(frozen, text, MASK)
+    open_positions = (~frozen).flatten().nonzero().flatten()
+    t = torch.full((4,), 0.5, dtype=torch.float64)
+    table = torch.zeros(canvas.numel(), ROWS, dtype=torch.float64)
+    table[open_positions] = network(canvas, t, open_positions).log_x0
+    positions = open_positions[[0, 3, 8]]
+    prediction = watch(canvas, t, positions)
+    assert torch.allclose(prediction.log_x0, table[positions], rtol=0.0, atol=1e-12)
+    rule = build_rule("threshold", family, {"threshold": 0.0})
+    step = next(
+        rule(
+            watch,
+            family.process,
+            family.schedule,
+            canvas,
+            steps=9,
+            frozen=frozen,
+            uniforms=lambda stream, step: torch.full(canvas.shape, 0.3, dtype=torch.float64),
+            controls=Controls(temperature=3.0),
+        )
+    )
+    filled = watch.fill(step)
+    last = network(canvas, step.t, open_positions).log_x0
+    drawn = step.canvas.flatten()[open_positions]
+    assert torch.equal(step.changed, open_positions)
+    chance = last.gather(1, drawn[:, None])[:, 0].exp()
+    assert (filled.confidence - chance).abs().max() < 1e-12
+    nats = -(last.exp() * last).nan_to_num(0.0).sum(-1)
+    assert (filled.entropy - nats).abs().max() < 1e-12
+    row = open_positions // WIDTH
+    for r in range(1, 4):
+        mine = nats[row == r]
+        assert float(filled.dependence[r]) == pytest.approx(float(mine.sum() - mine.max()))
+
+
+def test_unknown_parts_of_a_step_are_refused():
+    with pytest.raises(ConfigError, match="no part 'drafts'; did you mean 'draft'"):
+        Watch(None, None, None, {"drafts"})
+
+
+# --- names and knobs ------------------------------------------------------------------------------
+
+
+def test_configs_can_name_every_rule():
+    assert set(SampleConfig.model_fields["rule"].annotation.__args__) == set(RULES)
+
+
+@pytest.mark.parametrize("case", FITS)
+def test_rules_fit_the_families_that_they_are_defined_for(case):
+    family = family_of(case)
+    assert {name for name, rule in RULES.items() if rule.refusal(family) is None} == FITS[case]
+    for name in set(RULES) - FITS[case]:
+        with pytest.raises(ConfigError, match=f"^rule {name} .*; rules for this model: ancestral"):
+            refuse(name, family)
+
+
+def test_unknown_rules_and_knobs_are_refused_with_what_may_be_meant():
+    family = family_of("mdlm")
+    with pytest.raises(ConfigError, match="unknown decoding rule 'treshold'; did you mean 'thres"):
+        build_rule("treshold", family)
+    with pytest.raises(ConfigError, match="rule threshold has no knob 'fator'; did you mean 'fac"):
+        build_rule("threshold", family, {"fator": 1.0})
+    with pytest.raises(ConfigError, match="rule first_hitting has no knob 'eta'; it has none"):
+        build_rule("first_hitting", family, {"eta": 1.0})
+
+
+WRONG = [
+    ("mdlm", "ancestral", {"greedy_tail": 1}),
+    ("mdlm", "confidence", {"order": "certainty"}),
+    ("mdlm", "confidence", {"order_temperature": -0.1}),
+    ("mdlm", "confidence", {"pace": 3}),
+    ("mdlm", "threshold", {"threshold": 1.01}),
+    ("mdlm", "threshold", {"threshold": "0.9"}),
+    ("mdlm", "threshold", {"factor": float("nan")}),
+    ("mdlm", "entropy_bound", {"entropy_bound": float("inf")}),
+    ("mdlm", "entropy_bound", {"entropy_bound": True}),
+    ("mdlm", "remask", {"remasking": "max"}),
+    ("mdlm", "remask", {"eta": 2.0}),
+    ("mdlm", "remask", {"t_on": 0.05}),
+    ("gidd", "predictor_corrector", {"redraws": -1.0}),
+    ("gidd", "predictor_corrector", {"corrections": 1.5}),
+    ("gidd", "predictor_corrector", {"patience": 0}),
+    ("gidd", "predictor_corrector", {"correction_time": 1.5}),
+]
+
+
+@pytest.mark.parametrize(("case", "name", "knobs"), WRONG, ids=str)
+def test_knobs_out_of_range_are_refused_by_name(case, name, knobs):
+    with pytest.raises(ConfigError, match=f"{next(iter(knobs))} .*: give "):
+        build_rule(name, family_of(case), knobs)
+
+
+def test_knobs_are_what_the_docs_say(root):
+    page = (root / "docs" / "sampling.md").read_text()
+    for name, rule in RULES.items():
+        assert f"`{name}`" in page
+        for field in fields(rule):
+            shown = getattr(rule, field.name)
+            shown = "none" if shown is None else str(shown).lower()
+            assert f"| `{field.name}` | {shown} |" in page, (name, field.name)

@@ -1,0 +1,114 @@
+"""What watchers of a generation ask for: drafts, confidences and entropies of its steps.
+
+Rules know nothing of it. A `Watch` stands between a rule and the network, remembers what the
+network said last, and fills the optional parts of the steps that the rule yields:
+
+    watch = Watch(denoise, process, frozen, {"draft", "confidence"})
+    for step in rule(watch, process, schedule, canvas, frozen=frozen, ...):
+        step = watch.fill(step)
+
+Watching changes no token. Drafts cost the output layer at every masked position of the rows that
+are called; confidences and entropies cost nothing that the rule has not asked for.
+"""
+
+from collections.abc import Collection
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from textdiff.diffusion.objectives import Prediction
+from textdiff.diffusion.process import ForwardProcess
+from textdiff.errors import ConfigError, closest
+from textdiff.sampling.rules.rule import Denoise, Step
+
+PARTS = ("draft", "confidence", "entropy")
+"""What can be asked for."""
+
+
+class Watch:
+    """A denoiser for one walk of a rule, and what fills its steps.
+
+    Args:
+        denoise: the network.
+        process: forward process.
+        frozen: [R, L] bool on the host.
+        parts: which of `PARTS` to fill.
+
+    Raises:
+        ConfigError: there is no such part.
+    """
+
+    def __init__(
+        self, denoise: Denoise, process: ForwardProcess, frozen: Tensor, parts: Collection[str]
+    ):
+        for part in parts:
+            if part not in PARTS:
+                raise ConfigError(f"steps have no part {part!r}; {closest(part, PARTS)}")
+        self.denoise, self.process, self.frozen, self.parts = denoise, process, frozen, parts
+        self.likely: Tensor | None = None  # [R, L] likeliest tokens, each row's of its last call
+
+    def __call__(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+        """The same predictions that the network gives, remembered."""
+        asked = self._widened(canvas, positions) if "draft" in self.parts else positions
+        prediction = self.denoise(canvas, t, asked)
+        self.sorted, order = asked.sort()
+        self.order, self.prediction = order.to(canvas.device), prediction
+        if "draft" in self.parts:
+            here = asked.to(canvas.device)
+            likely = canvas if self.likely is None else self.likely
+            best = prediction.log_x0.argmax(-1)
+            self.likely = likely.flatten().index_copy(0, here, best).view_as(canvas)
+        if len(asked) == len(positions):
+            return prediction
+        rows, score = self._rows(positions), prediction.log_score
+        return Prediction(
+            lambda: prediction.log_x0[rows],
+            None if score is None else score[rows],
+            prediction.mixture,
+        )
+
+    def fill(self, step: Step) -> Step:
+        """The step with the parts that were asked for; what was not predicted is NaN."""
+        if "draft" in self.parts and self.likely is not None:
+            draft = torch.where(self._open(step.canvas), self.likely, step.canvas)
+            step = replace(step, draft=draft)
+        if "confidence" in self.parts or "entropy" in self.parts:
+            at = torch.searchsorted(self.sorted, step.changed).clamp(max=len(self.sorted) - 1)
+            now = step.canvas.flatten()[step.changed.to(step.canvas.device)]
+            token = (now != self.process.mask_token_id).cpu()  # no mask is ever drawn
+            known = (self.sorted[at] == step.changed) & token
+            log_x0 = self.prediction.log_x0[self.order[at[known].to(self.order.device)]]
+            if "confidence" in self.parts:
+                drawn = now[known.to(now.device)]
+                chance = log_x0.gather(-1, drawn[:, None]).squeeze(-1).exp()
+                step = replace(step, confidence=_spread(chance, known))
+            if "entropy" in self.parts:
+                nats = torch.special.entr(log_x0.exp()).sum(-1, dtype=torch.float64)
+                step = replace(step, entropy=_spread(nats, known))
+        return step
+
+    def _open(self, canvas: Tensor) -> Tensor:
+        """[R, L] what a draft fills: masks, or everything open where tokens are drawn anew."""
+        still = ~self.frozen.to(canvas.device)
+        if not self.process.draws_tokens:
+            still = still & (canvas == self.process.mask_token_id)
+        return still
+
+    def _widened(self, canvas: Tensor, positions: Tensor) -> Tensor:
+        """The positions, and all others that are open in the same rows."""
+        asked = torch.zeros(canvas.numel(), dtype=torch.bool).index_fill(0, positions, True)
+        called = asked.view(canvas.shape).any(1, keepdim=True)
+        asked = asked | (called & self._open(canvas).cpu()).flatten()
+        return asked.nonzero().squeeze(1)
+
+    def _rows(self, positions: Tensor) -> Tensor:
+        """Which predictions are those of the positions."""
+        return self.order[torch.searchsorted(self.sorted, positions).to(self.order.device)]
+
+
+def _spread(values: Tensor, known: Tensor) -> Tensor:
+    """[N] float64 on the host: values where known, NaN elsewhere."""
+    whole = torch.full(known.shape, torch.nan, dtype=torch.float64)
+    whole[known] = values.double().cpu()
+    return whole
