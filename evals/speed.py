@@ -1,6 +1,6 @@
 """Speed of the training step on a CPU, as a fraction of what the same CPU does in matrix products.
 
-    python evals/speed.py [--sizes tiny small] [--precisions fp32 bf16] [--repeats 5]
+    python evals/speed.py [--sizes tiny small] [--precisions fp32 bf16] [--repeats 5] [--block 16]
 
 One step is: draw the noise of a batch, corrupt it, forward, backward, clip, fused AdamW (dropout
 0.1, no adaLN, MDLM objective). Each row is measured in fresh processes: one thread in process-CPU
@@ -8,6 +8,9 @@ time, and two threads in wall-clock time beside it. Between the steps a process 
 products; the peak is the best size's median. Useful work counts what the mathematics needs
 (`Size.useful_flops`), so work that is skipped still counts. Compare the fractions of the peak:
 absolute figures belong to one machine, and other processes on it disturb both.
+
+With `--block` the step is block diffusion's, and the same process then times full-sequence steps in
+turn with it; `ratio` is what a step costs more.
 """
 
 import argparse
@@ -53,12 +56,19 @@ class Size:
     def tokens(self) -> int:
         return self.rows * self.length
 
-    @property
-    def useful_flops(self) -> float:
-        """Per data token, forward and backward: 3 (24 h^2 n + 2 h V' + 4 h L n)."""
-        blocks = 24 * self.hidden**2 * self.layers
+    def useful_flops(self, block: int | None = None) -> float:
+        """Per data token, forward and backward.
+
+        Full sequence: 3 (24 h^2 n + 2 h V' + 4 h L n). In blocks, with P allowed pairs of queries
+        and keys in both streams: 3 (48 h^2 n + 2 h V' + 4 h n P / L).
+        """
+        streams, pairs = 1, self.length**2
+        if block is not None:
+            number = self.length // block
+            streams, pairs = 2, self.length * block + block**2 * number**2
+        blocks = streams * 24 * self.hidden**2 * self.layers
         head = 2 * self.hidden * (self.vocabulary + 1)
-        attention = 4 * self.hidden * self.length * self.layers
+        attention = 4 * self.hidden * self.layers * pairs / self.length
         return 3.0 * (blocks + head + attention)
 
 
@@ -108,18 +118,19 @@ def build_step(
         torch.arange(size.length),
         family.blocks(size.length),
     )
+    entries = torch.arange(size.rows * blocks.count)
 
     def step(number: int) -> None:
         v = stratified(
-            uniforms(seed, Stream.STRATA, step=number, position=rows),
-            uniforms(seed, Stream.JITTER, step=number, position=rows),
+            uniforms(seed, Stream.STRATA, step=number, position=entries),
+            uniforms(seed, Stream.JITTER, step=number, position=entries),
         )
         samples = number * size.rows + rows
         u = uniforms(seed, Stream.POSITION, row=samples[:, None], position=positions)
         u_token = None
         if family.process.draws_tokens:
             u_token = uniforms(seed, Stream.TOKEN, row=samples[:, None], position=positions)
-        noise = draw_noise(family, "count", v[:, None], u, blocks, u_token=u_token)
+        noise = draw_noise(family, "count", v.view(size.rows, -1), u, blocks, u_token=u_token)
         batch = corrupt(family, x0, noise, None)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss, _ = module(batch)
@@ -131,7 +142,9 @@ def build_step(
     return step
 
 
-def measure(name: str, precision: str, threads: int, repeats: int, seed: int) -> dict[str, float]:
+def measure(
+    name: str, precision: str, threads: int, repeats: int, seed: int, block: int | None
+) -> dict[str, float]:
     """Medians of the step and of the interleaved matrix products, in this process."""
     torch.set_num_threads(threads)
     clock = time.process_time if threads == 1 else time.perf_counter
@@ -142,24 +155,30 @@ def measure(name: str, precision: str, threads: int, repeats: int, seed: int) ->
         return clock() - start
 
     size = SIZES[name]
-    step = build_step(size, precision, seed)
+    step = build_step(size, precision, seed, MASKED | {"block_size": block})
     for number in range(WARMUP_STEPS):
         step(number)
     peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
     operands = [torch.randn(n, n).to(DTYPES[precision]) for n in GEMM_SIZES]
     for a in operands:
         torch.mm(a, a)
+    full = build_step(size, precision, seed) if block else None
+    if full:
+        full(0)
     steps: list[float] = []
+    others: list[float] = []
     products: list[list[float]] = [[] for _ in operands]
     for number in range(repeats):
         steps.append(timed(lambda number=number: step(WARMUP_STEPS + number)))
+        if full:
+            others.append(timed(lambda number=number: full(1 + number)))
         for a, times in zip(operands, products, strict=True):
             times.append(timed(lambda a=a: torch.mm(a, a)))
     peak = max(
         2.0 * n**3 / statistics.median(times) for n, times in zip(GEMM_SIZES, products, strict=True)
     )
     seconds = statistics.median(steps)
-    useful = size.tokens * size.useful_flops / seconds
+    useful = size.tokens * size.useful_flops(block) / seconds
     return {
         "step_seconds": seconds,
         "step_seconds_all": steps,
@@ -168,14 +187,15 @@ def measure(name: str, precision: str, threads: int, repeats: int, seed: int) ->
         "gemm_peak_gflops": peak / 1e9,
         "fraction_of_peak": useful / peak,
         "peak_memory_mb": peak_memory,
+        "ratio": seconds / statistics.median(others) if others else 1.0,
     }
 
 
 def measure_in_fresh_process(
-    name: str, precision: str, threads: int, repeats: int, seed: int
+    name: str, precision: str, threads: int, repeats: int, seed: int, block: int | None
 ) -> dict[str, float]:
     """`measure`, where nothing was allocated before."""
-    job = json.dumps([name, precision, threads, repeats, seed])
+    job = json.dumps([name, precision, threads, repeats, seed, block])
     command = [sys.executable, __file__, "--measure", job]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -197,7 +217,7 @@ def cpu_model() -> str:
 
 HEADER = (
     f"{'size':6}{'type':6}{'tokens/CPU-s':>13}{'useful GFLOP/s':>16}{'GEMM GFLOP/s':>14}"
-    f"{'fraction':>10}{'peak MB':>9}{'2 threads tokens/s':>20}{'fraction':>10}"
+    f"{'fraction':>10}{'ratio':>7}{'peak MB':>9}{'2 threads tokens/s':>20}{'fraction':>10}"
 )
 
 
@@ -206,7 +226,7 @@ def line(row: dict) -> str:
     return (
         f"{row['size']:6}{row['precision']:6}{one['tokens_per_second']:13.0f}"
         f"{one['useful_gflops']:16.1f}{one['gemm_peak_gflops']:14.1f}"
-        f"{one['fraction_of_peak']:10.3f}{one['peak_memory_mb']:9.0f}"
+        f"{one['fraction_of_peak']:10.3f}{one['ratio']:7.2f}{one['peak_memory_mb']:9.0f}"
         f"{two['tokens_per_second']:20.0f}{two['fraction_of_peak']:10.3f}"
     )
 
@@ -217,7 +237,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--precisions", nargs="+", choices=DTYPES, default=list(DTYPES))
     parser.add_argument("--repeats", type=int, help="timed steps per row; default 5 tiny, 3 small")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results/speed.json")
+    parser.add_argument("--block", type=int, help="tokens per block; default: the whole sequence")
+    parser.add_argument(
+        "--output", type=Path, help="default: results/speed.json, speed_blocks.json"
+    )
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -231,7 +254,7 @@ def main() -> None:
     rows = []
     for name in arguments.sizes:
         for precision in arguments.precisions:
-            job = (arguments.repeats or REPEATS[name], arguments.seed)
+            job = (arguments.repeats or REPEATS[name], arguments.seed, arguments.block)
             row = {"size": name, "precision": precision}
             row["one_thread"] = measure_in_fresh_process(name, precision, 1, *job)
             row["two_threads"] = measure_in_fresh_process(name, precision, 2, *job)
@@ -241,6 +264,7 @@ def main() -> None:
         "command": " ".join(["python", *sys.argv]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": arguments.seed,
+        "block": arguments.block,
         "torch": torch.__version__,
         "python": platform.python_version(),
         "cpu": cpu_model(),
@@ -251,9 +275,11 @@ def main() -> None:
         "sizes": {name: asdict(SIZES[name]) for name in arguments.sizes},
         "rows": rows,
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(result, indent=2) + "\n")
-    print(f"written to {arguments.output}")
+    file = "results/speed_blocks.json" if arguments.block else "results/speed.json"
+    output = arguments.output or Path(__file__).parent / file
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"written to {output}")
 
 
 if __name__ == "__main__":
