@@ -12,6 +12,7 @@ from rule_worlds import conditionals, keyed, reader, run, total_variation
 from torch import Tensor
 
 from textdiff.diffusion.objectives import Prediction
+from textdiff.diffusion.randomness import Stream
 from textdiff.errors import ConfigError
 from textdiff.sampling import Controls
 from textdiff.sampling.rules import ancestral, build_rule
@@ -166,6 +167,36 @@ def test_calls_are_made_only_where_something_is_revealed():
     assert len(walk) <= steps
 
 
+def test_what_is_masked_follows_the_chances_step_by_step_also_between_calls():
+    """One short row and many steps: most have no call, and some of those mask a token again."""
+    width, steps, eta = 3, 60, 0.2
+    draws, seen = keyed(1, width, seed=8), []
+
+    def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+        seen.append((float(t[0]), (canvas[0] == MASK).tolist()))
+        log_x0 = torch.full((len(positions), ROWS), -torch.inf, dtype=torch.float64)
+        log_x0[:, CLEAN[0]] = 0.0
+        return Prediction(log_x0)
+
+    rule = build_rule("remask", family(), {"eta": eta})
+    run(rule, denoise, torch.full((1, width), MASK), draws, steps)
+    masked, expected, quiet = [True] * width, [], 0
+    for j in range(steps):
+        alpha_t, alpha_s = j / steps, (j + 1) / steps
+        sigma = min(eta, (1.0 - alpha_s) / alpha_t) if alpha_t else eta
+        shown = (alpha_s - (1.0 - sigma) * alpha_t) / (1.0 - alpha_t)
+        u = draws(Stream.POSITION, j)[0].tolist()
+        after = [v >= shown if hidden else v < sigma for hidden, v in zip(masked, u, strict=True)]
+        if any(hidden and not now for hidden, now in zip(masked, after, strict=True)):
+            expected.append((1.0 - alpha_t, masked))
+        else:
+            quiet += after != masked
+        masked = after
+    assert quiet >= 2
+    assert [state for _, state in seen] == [state for _, state in expected]
+    assert [t for t, _ in seen] == pytest.approx([t for t, _ in expected])
+
+
 # --- predictor and corrector ----------------------------------------------------------------------
 
 CASES = {
@@ -187,13 +218,19 @@ def dense_reader(case: str, joint: Tensor):
     return denoise
 
 
-def corrected_law(case: str, joint: Tensor, steps: int, redraws: float) -> Tensor:
-    """[9] by the matrices of the noise: kappa posterior + (1 - kappa) noise of the clean law."""
+def corrected_laws(
+    case: str, joint: Tensor, steps: int, redraws: float
+) -> list[tuple[Tensor, float]]:
+    """By the matrices of the noise: kappa posterior + (1 - kappa) noise of the clean law.
+
+    Returns:
+        Of every step: [S] the law after it, and how many tokens change in it on average.
+    """
     process = CASES[case][0]
-    z, texts = sequences(process, LENGTH), all_sequences(LENGTH)
+    z = sequences(process, LENGTH)
     times = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
     law = kernel(process, times[:1])[1][0, :, CLEAN[0]][z].prod(-1)
-    tokens = list(CLEAN)
+    tokens, laws = list(CLEAN), []
     share = min(1.0, redraws / steps)
     for t, s in itertools.pairwise(times):
         q_t, q_s = kernel(process, t[None])[1][0], kernel(process, s[None])[1][0][:, tokens]
@@ -203,9 +240,17 @@ def corrected_law(case: str, joint: Tensor, steps: int, redraws: float) -> Tenso
         each = (clean / q_t[z][..., tokens]).nan_to_num(0.0, 0.0, 0.0) @ q_s.T
         kept = each * _between(process, s, t)[z]
         move = (1.0 - share) * kept + share * (clean @ q_s.T)  # [S, L, ROWS]
+        stays = move.gather(-1, z[..., None]).sum((1, 2))
+        changes = float((law * (LENGTH - stays)).sum())
         law = law @ torch.stack([move[:, torch.arange(LENGTH), to].prod(-1) for to in z], 1)
-    found = {int(code(row)): float(p) for row, p in zip(z, law, strict=True)}
-    return torch.tensor([found[int(code(x))] for x in texts], dtype=torch.float64)
+        laws.append((law, changes))
+    return laws
+
+
+def clean_part(case: str, law: Tensor) -> Tensor:
+    """[9] the law of texts, of one of noisy texts."""
+    lookup = code(sequences(CASES[case][0], LENGTH))
+    return law[(code(all_sequences(LENGTH))[:, None] == lookup).long().argmax(1)]
 
 
 def _between(process: str, s: Tensor, t: Tensor) -> Tensor:
@@ -247,17 +292,26 @@ def corrected(case: str, joint: Tensor, steps: int, rows: int, knobs: dict, **re
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("redraws", [1.0, 2.0])
 def test_corrected_samples_follow_the_enumerated_law(case, redraws):
-    joint, rows, steps = random_joint(3, LENGTH), 20_000, 3
-    law = corrected_law(case, joint, steps, redraws)
-    assert float(law.sum()) == pytest.approx(1.0, abs=1e-9)
+    """After every step: the last one hides what went before."""
+    joint, rows, steps = random_joint(3, LENGTH), 20_000, 4
+    lookup = code(sequences(CASES[case][0], LENGTH))
     walk = corrected(case, joint, steps, rows, {"redraws": redraws})
-    assert chi_square_p(texts_of(walk[-1].canvas), rows * law) > 1e-3
+    laws = corrected_laws(case, joint, steps, redraws)
+    for step, (law, changes) in zip(walk, laws, strict=True):
+        assert float(law.sum()) == pytest.approx(1.0, abs=1e-9)
+        counts = (code(step.canvas)[:, None] == lookup).double().sum(0)
+        assert counts.sum() == rows
+        possible = law > 0.0
+        assert counts[~possible].sum() == 0
+        assert chi_square_p(counts[possible], rows * law[possible]) > 1e-3
+        assert abs(len(step.changed) / rows - changes) < 4 * (LENGTH / 4 * LENGTH / rows) ** 0.5
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_corrected_distance_to_the_truth_falls_as_steps_double(case):
     joint = random_joint(3, LENGTH)
-    laws = [corrected_law(case, joint, steps, 1.0) for steps in (4, 8, 16, 32, 64)]
+    steps = (4, 8, 16, 32, 64)
+    laws = [clean_part(case, corrected_laws(case, joint, n, 1.0)[-1][0]) for n in steps]
     distances = [total_variation(law, joint) for law in laws]
     ratios = [coarse / fine for coarse, fine in itertools.pairwise(distances)]
     assert all(ratio > 1.3 for ratio in ratios)
