@@ -19,6 +19,7 @@ from textdiff.models import TextDiffusionConfig, TextDiffusionModel
 from textdiff.models.attention import unavailable
 from textdiff.pipeline import TextDiffusion
 from textdiff.provenance import code_record
+from textdiff.sampling.rules import refuse
 
 # Sections that define what is trained, and their keys that do not: a resumed run may differ only in
 # those, in `evaluate`, in `sample` and in `run.dir`.
@@ -91,7 +92,8 @@ def build_model(
     """The network on its device and its family; weights from `train.init_from` where set.
 
     Raises:
-        ConfigError: the attention backend cannot train here, or the weights do not fit.
+        ConfigError: the attention backend cannot train here, the weights do not fit, or the rule
+            that samples are to be drawn by does not.
     """
     reason = unavailable(config.model.attn_implementation, device, gradients=True)
     if reason:
@@ -106,7 +108,9 @@ def build_model(
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     model.to(device)
-    return model, family_of(model.config, device, model.exponents)
+    family = family_of(model.config, device, model.exponents)
+    refuse(config.sample.rule, family)  # now, and not when the first samples are due
+    return model, family
 
 
 # What a network computes with its weights; the rest of its configuration may differ.

@@ -1,0 +1,20 @@
+"""The rule that samples are drawn by is checked before anything is trained."""
+
+import pytest
+import torch
+
+from textdiff.config import CharTokenizer, Config
+from textdiff.data import train_tokenizer
+from textdiff.errors import ConfigError
+from textdiff.train.setup import build_model
+
+
+def test_a_rule_that_does_not_fit_the_model_stops_the_run_before_it_begins():
+    tokenizer = train_tokenizer(CharTokenizer(), ["ab cd"])
+    config = Config.model_validate(
+        {"model": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}, "sample": {"rule": "euler"}}
+    )
+    with pytest.raises(ConfigError, match="rule euler walks along scores, which this objective"):
+        build_model(config, tokenizer, torch.device("cpu"))
+    fits = config.model_copy(update={"sample": config.sample.model_copy(update={"rule": "remask"})})
+    build_model(fits, tokenizer, torch.device("cpu"))
