@@ -297,7 +297,7 @@ class DiffusionConfig(Section):
     schedule: Schedule = LogLinear()
     objective: Objective = Mdlm()
     noise: NoiseConfig = NoiseConfig()
-    block_size: int | None | tuple[int | None, ...] = Field(
+    block_size: int | tuple[int | None, ...] | None = Field(
         None,
         description="tokens per block; null: the whole sequence is one block; a list: one of them "
         "at random in every step, the first being the default of the trained model",

@@ -197,18 +197,20 @@ class TableDenoiser:
         context_ids: Tensor | None = None,
         sigma: Tensor | None = None,
         layout: Layout = FULL,
+        positions: Tensor | None = None,
     ) -> tuple[Tensor, None]:
         self.calls += 1
         batch, length = input_ids.shape
         seen = _seen(input_ids, context_ids, layout)  # [B, L, L]
         width = self.logits.shape[1]
+        # What lies behind the table's end stays masked and is not read.
         seen = torch.nn.functional.pad(seen, (0, width - length), value=MASK)
-        at = code(seen), torch.arange(length)
+        at = code(seen), torch.arange(length).clamp(max=width - 1)
         logits = self.logits[at]
         if self.drift is not None:
             rate = -torch.expm1(-sigma.double()).view(batch, 1, 1)
             logits = logits + torch.sin(3.0 * rate) * self.drift[at]
-        return logits, None
+        return logits if positions is None else logits.flatten(0, 1)[positions], None
 
     def __call__(
         self,
@@ -218,8 +220,8 @@ class TableDenoiser:
         layout: Layout = FULL,
         positions: Tensor | None = None,
     ) -> SimpleNamespace:
-        hidden, _ = self.hidden(input_ids, context_ids, sigma, layout)
-        return SimpleNamespace(logits=hidden.flatten(0, 1)[positions])
+        hidden, _ = self.hidden(input_ids, context_ids, sigma, layout, positions)
+        return SimpleNamespace(logits=hidden)
 
 
 def _disguise(log_p: Tensor) -> Tensor:

@@ -74,7 +74,9 @@ class TimeOracle(TableDenoiser):
         self.joint = joint
         self.family = family
 
-    def hidden(self, input_ids, context_ids=None, sigma=None, layout=FULL):
+    def hidden(
+        self, input_ids, context_ids=None, sigma=None, layout=FULL, positions=None
+    ):
         _, length = input_ids.shape
         seen = _seen(input_ids, context_ids, layout)  # [B, L, L]
         blocks = self.family.blocks(length)
@@ -92,7 +94,7 @@ class TimeOracle(TableDenoiser):
             mass = self.joint * chance * fits  # [B, 27]
             for token in CLEAN:
                 logits[:, i, token] = mass[:, texts[:, i] == token].sum(-1).log()
-        return logits, None
+        return logits if positions is None else logits.flatten(0, 1)[positions], None
 
 
 def row_nats(denoiser, family: Family, x0: Tensor, noise) -> Tensor:

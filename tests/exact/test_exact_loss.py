@@ -220,9 +220,10 @@ def test_visible_positions_have_no_gradient(block_size, ragged):
         output_layer, config = model.output_layer, model.config
 
         def hidden(self, *arguments):
-            hidden, condition = model.hidden(*arguments)
+            *everywhere, positions = arguments
+            hidden, condition = model.hidden(*everywhere)
             leaves.append(hidden.detach().requires_grad_())
-            return leaves[-1], condition
+            return leaves[-1].flatten(0, 1)[positions], condition
 
     loss, _ = DenoisingLoss(Watched(), chosen)(batch)
     loss.backward()

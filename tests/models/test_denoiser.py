@@ -334,3 +334,29 @@ def test_adaln_starts_as_the_network_without_it():
     ids = torch.arange(8)[None]
     assert torch.equal(model(ids).logits, plain(ids).logits)
     assert not torch.equal(model.hidden(ids)[0], model.vocab_embed(ids))
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize(
+    "options", [{}, {"adaln": True}, {"adaln": True, "time_conditioning": True}], ids=str
+)
+def test_a_last_block_at_some_positions_is_the_whole_one_read_there(options, checkpointed, streams):
+    """Values and all gradients; what is not asked for gets none."""
+    model = tiny(dropout=0.0, **options).train()
+    if checkpointed:
+        model.gradient_checkpointing_enable()
+    ids, context = torch.randint(0, 10, (2, 3, 12)).unbind(0)
+    layout = Layout("block_diffusion", 4) if streams == 2 else Layout()
+    levels = torch.rand(3, 3 if streams == 2 else 1)
+    wanted = torch.tensor([0, 5, 13, 14, 35])
+    results = []
+    for positions in (wanted, None):
+        logits = model(
+            ids, context if streams == 2 else None, levels, layout, positions=positions
+        ).logits
+        logits = logits if positions is not None else logits.flatten(0, 1)[wanted]
+        gradients = torch.autograd.grad(logits.square().sum(), list(model.parameters()))
+        results.append([logits, *gradients])
+    for found, whole in zip(*results, strict=True):
+        torch.testing.assert_close(found, whole, rtol=0, atol=1e-10)

@@ -42,6 +42,10 @@ class TestRotate:
         turns = at * 0.3 ** torch.arange(SIZE // 2)
         return turns.cos(), turns.sin()
 
+    def tables(self):
+        cos, sin = self.angles()
+        return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+
     @pytest.mark.parametrize("chunk", [1, 2**20])
     def test_equals_the_complex_product(self, monkeypatch, chunk):
         monkeypatch.setattr(fused, "CHUNK_BYTES", chunk)
@@ -54,15 +58,15 @@ class TestRotate:
             both = [torch.complex(*x.chunk(2, -1)) * turn for x in (q, k)]
             return *(torch.cat([x.real, x.imag], -1) for x in both), v
 
-        found = forward_and_gradients(lambda x: fused.rotate(x, cos, sin), qkv)
+        found = forward_and_gradients(lambda x: fused.rotate(x, *self.tables()), qkv)
         assert_agree(found, forward_and_gradients(plain, qkv), 1e-10)
+        assert_agree(fused.rotate(qkv.detach(), *self.tables()), plain(qkv), 1e-10)
 
     def test_equals_the_path_of_other_devices(self, monkeypatch):
-        cos, sin = self.angles()
         (qkv,) = tensors((ROWS, LENGTH, 3, HEADS, SIZE))
-        found = forward_and_gradients(lambda x: fused.rotate(x, cos, sin), qkv)
+        found = forward_and_gradients(lambda x: fused.rotate(x, *self.tables()), qkv)
         monkeypatch.setattr(fused, "applies", lambda x: False)
-        wanted = forward_and_gradients(lambda x: fused.rotate(x, cos, sin), qkv)
+        wanted = forward_and_gradients(lambda x: fused.rotate(x, *self.tables()), qkv)
         assert_agree(found, wanted, 1e-10)
 
 

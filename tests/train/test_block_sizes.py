@@ -123,7 +123,7 @@ def test_sizes_that_were_not_trained_are_refused_unless_insisted_on(folder, run,
         assert bounds[size] == pytest.approx(last["bound_nats" + ending], abs=1e-6)
 
 
-# --- starting from a model of the whole sequence ---------------------------------------------------
+# --- starting from a model of the whole sequence --------------------------------------------------
 
 
 @pytest.fixture(scope="module")

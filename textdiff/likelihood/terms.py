@@ -78,11 +78,9 @@ class PositionTerms:
             tokens = late(batch.x0, family.process.mask_token_id, batch.document_ids)
             layout = CAUSAL
         context = batch.x0 if layout.streams == 2 else None
-        hidden, condition = denoiser.hidden(
-            tokens, context, batch.sigma, layout.within(batch.document_ids)
+        self.hidden, self.condition = denoiser.hidden(
+            tokens, context, batch.sigma, layout.within(batch.document_ids), batch.positions
         )
-        self.hidden = hidden.flatten(0, 1)[batch.positions]
-        self.condition = None if condition is None else condition.flatten(0, 1)[batch.positions]
         self.x0 = batch.x0.flatten()[batch.positions]
         self.xt = batch.xt.flatten()[batch.positions]
         self.noise = batch.noise

@@ -36,7 +36,6 @@ class Attention:
         chunks: how two streams are cut, where they are attended chunk by chunk.
         length: L where two streams are attended one after the other.
         cache: where keys and values of earlier tokens are.
-        layer: index of the layer, by which the cache finds its own.
     """
 
     backend: str
@@ -46,7 +45,6 @@ class Attention:
     chunks: Chunks | None = None
     length: int | None = None
     cache: CacheView | None = None
-    layer: int = 0
 
 
 def unavailable(backend: str, device: torch.device, gradients: bool) -> str | None:
@@ -102,10 +100,18 @@ def prepare(
     return Attention(backend, layout.mask(total, device))
 
 
-def attend(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v under the prepared mask, [B, H, L, D]."""
+def attend(attention: Attention, q: Tensor, k: Tensor, v: Tensor, layer: int = 0) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v under the prepared mask, [B, H, L, D].
+
+    Args:
+        attention: what was prepared.
+        q: [B, H, T, D] queries.
+        k: keys.
+        v: values.
+        layer: index of the layer, by which a cache finds what is its own.
+    """
     if attention.cache is not None:
-        k, v = attention.cache.exchange(attention.layer, k, v)
+        k, v = attention.cache.exchange(layer, k, v)
     return _BACKENDS[attention.backend](attention, q, k, v)
 
 

@@ -9,8 +9,7 @@
 Shapes: B rows, L positions, T = L or 2L inputs, H hidden, N selected positions, V vocabulary.
 """
 
-from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from .fused import dropout_add
 from .layers import (
     MLPS,
     NORMS,
+    PLAIN,
     LayerNorm,
     Modulation,
     NoiseEmbedding,
@@ -42,9 +42,10 @@ from .layout import FULL, Layout
 class Block(nn.Module):
     """Attention and MLP, each normalised before and added to the residual stream."""
 
-    def __init__(self, config: TextDiffusionConfig):
+    def __init__(self, config: TextDiffusionConfig, layer: int):
         super().__init__()
         size = config.hidden_size
+        self.layer = layer
         self.heads = config.num_attention_heads
         self.dropout = config.dropout
         self.norm1 = NORMS[config.norm](size)
@@ -67,33 +68,43 @@ class Block(nn.Module):
         attention: Attention,
         condition: Tensor | None,
         index: Tensor | None,
-        wanted: int | None = None,
+        first: int | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
-        """[B, T, H] -> [B, T, H], or its first `wanted` positions; the others are still seen."""
-        if not self.adaln:
-            mixed = self._attend(self.norm1(x), rotary, attention, wanted)
-            x = self._add(x[:, :wanted], mixed)
-            return self._add(x, self.mlp(self.norm2(x)))
-        m = Modulation(self.adaLN_modulation(condition), index, 6)
-        h = self._attend(m.modulate(self.norm1(x), 0), rotary, attention, wanted)
-        if wanted is not None:
-            x, m = x[:, :wanted], m.first(wanted)
-        x = self._add(x, m.gate(h, 2))
-        h = self.mlp(m.modulate(self.norm2(x), 3))
-        return self._add(x, m.gate(h, 5))
+        """One block.
+
+        Args:
+            x: [B, T, H].
+            rotary: angles of the positions.
+            attention: who sees whom.
+            condition: embeddings of the noise levels.
+            index: which of them each position reads.
+            first: how many of the T positions go on; the others are still seen. None: all.
+            positions: [N] flat indices into these, if only some of them go on.
+
+        Returns:
+            [B, T, H], or [B, first, H], or [N, H].
+        """
+        m = Modulation(self.adaLN_modulation(condition), index, 6) if self.adaln else PLAIN
+        mixed = self._mix(m.modulate(self.norm1(x), 0), rotary, attention, first)
+        if first is not None:
+            x, m = x[:, :first], m.first(first)
+        if positions is not None:
+            m = m.at(positions, x.shape)
+            x, mixed = x.flatten(0, 1)[positions], mixed.flatten(0, 1)[positions]
+        x = self._add(x, m.gate(self.attn_out(mixed), 2))
+        return self._add(x, m.gate(self.mlp(m.modulate(self.norm2(x), 3)), 5))
 
     def _add(self, x: Tensor, h: Tensor) -> Tensor:
         return dropout_add(x, h, self.dropout, self.training)
 
-    def _attend(
-        self, x: Tensor, rotary: Rotary, attention: Attention, wanted: int | None
-    ) -> Tensor:
-        q, k, v = rotary(self._project(x[:, :wanted], 3), slice(wanted))
-        if wanted is not None:  # of the others nothing is read but keys and values
-            rest = rotary(self._project(x[:, wanted:], 2), slice(wanted, None))
+    def _mix(self, x: Tensor, rotary: Rotary, attention: Attention, first: int | None) -> Tensor:
+        """[B, T, H] -> [B, T or first, H]: what attention gathers, heads side by side."""
+        q, k, v = rotary(self._project(x[:, :first], 3), slice(first))
+        if first is not None:  # of the others nothing is read but keys and values
+            rest = rotary(self._project(x[:, first:], 2), slice(first, None))
             k, v = (torch.cat(pair, dim=2) for pair in zip((k, v), rest, strict=True))
-        mixed = attend(attention, q, k, v)
-        return self.attn_out(mixed.transpose(1, 2).flatten(-2))
+        return attend(attention, q, k, v, self.layer).transpose(1, 2).flatten(-2)
 
     def _project(self, x: Tensor, parts: int) -> Tensor:
         """[B, T, H] -> [B, T, parts, heads, D]: queries, keys and values, or the last two."""
@@ -144,7 +155,9 @@ class TextDiffusionModel(PreTrainedModel):
         super().__init__(config)
         self.vocab_embed = TokenEmbedding(config.vocab_size, config.hidden_size)
         self.sigma_map = NoiseEmbedding(config.conditioning_size) if config.adaln else None
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.blocks = nn.ModuleList(
+            Block(config, layer) for layer in range(config.num_hidden_layers)
+        )
         self.output_layer = OutputLayer(config)
         exponent = config.initial_exponent
         self.exponents = None if exponent is None else TokenExponents(config.vocab_size, exponent)
@@ -212,10 +225,7 @@ class TextDiffusionModel(PreTrainedModel):
         """
         if attention_mask is not None and not bool(attention_mask.all()):
             layout = layout.within(attention_mask.to(torch.int64) - 1)
-        x, condition = self.hidden(input_ids, context_ids, sigma, layout, cache)
-        if positions is not None:
-            x = x.flatten(0, 1)[positions]
-            condition = None if condition is None else condition.flatten(0, 1)[positions]
+        x, condition = self.hidden(input_ids, context_ids, sigma, layout, positions, cache)
         return MaskedLMOutput(logits=self.output_layer(x, condition))
 
     def hidden(
@@ -224,12 +234,16 @@ class TextDiffusionModel(PreTrainedModel):
         context_ids: Tensor | None = None,
         sigma: Tensor | None = None,
         layout: Layout = FULL,
+        positions: Tensor | None = None,
         cache: CacheView | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Hidden states of the noisy stream, for the head to read where it is needed.
+        """Hidden states of the noisy stream, for the head to read; arguments as for `forward`.
+
+        The last block computes what its attention needs everywhere, and the rest of itself only at
+        `positions`.
 
         Returns:
-            [B, L, H] before the final norm, and [B, L, C] conditions of the head, or None.
+            [N, H], or [B, L, H], before the final norm, and conditions of the head, or None.
         """
         backend = self.config._attn_implementation
         reason = unavailable(backend, input_ids.device, torch.is_grad_enabled())
@@ -246,22 +260,32 @@ class TextDiffusionModel(PreTrainedModel):
         rotary = Rotary(at, self.config.head_dim, self.config.rope_theta, self._compute_dtype())
         attention = prepare(backend, layout, tokens.shape[1], tokens.device, batch, cache)
         condition, index = self._condition(sigma, layout, batch, length, x)
-        for number, block in enumerate(self.blocks):
-            last = number + 1 == len(self.blocks) and layout.streams == 2
-            at_layer = attention if cache is None else replace(attention, layer=number)
-            inputs = (x, rotary, at_layer, condition, index, length if last else None)
-            if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, *inputs, use_reentrant=False)
-            else:
-                x = block(*inputs)
+        noisy = length if layout.streams == 2 else None
+        *others, last = self.blocks
+        for block in others:
+            x = self._run(block, x, rotary, attention, condition, index)
+        if last._compiled_call_impl is None:
+            x = self._run(last, x, rotary, attention, condition, index, noisy, positions)
+        else:  # a compiled block wants shapes that do not change with the number of positions
+            x = self._run(last, x, rotary, attention, condition, index, noisy)
+            x = x if positions is None else x.flatten(0, 1)[positions]
         if condition is not None:
             condition = condition if index is None else condition[:, index[:length]]
             condition = condition.expand(batch, length, -1)
+            condition = condition if positions is None else condition.flatten(0, 1)[positions]
         return x, condition
+
+    def _run(self, block: nn.Module, *inputs: Any) -> Tensor:
+        """A block, which is computed again in the backward pass if memory is to be saved."""
+        if self.gradient_checkpointing and self.training:
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
 
     def new_cache(self, slots: int, capacity: int) -> KVCache:
         """An empty cache for `slots` rows of up to `capacity` tokens (a ring, if they are more)."""
         config = self.config
+        if self.device.type == "cpu":
+            self._store_by_input()
         return KVCache(
             config.num_hidden_layers,
             config.num_attention_heads,
@@ -271,6 +295,17 @@ class TextDiffusionModel(PreTrainedModel):
             self._compute_dtype(),
             self.device,
         )
+
+    @torch.no_grad()
+    def _store_by_input(self) -> None:
+        """Stores the weights of linear maps input by input; shapes and values stay.
+
+        Products with the few tokens of one block then read them in order: a CPU takes two thirds
+        of the time. With many tokens it makes no difference.
+        """
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Linear) and module.weight.is_contiguous():
+                module.weight.data = module.weight.t().contiguous().t()
 
     def _compute_dtype(self) -> torch.dtype:
         """Of queries, keys and values: that of autocast, or of the weights."""

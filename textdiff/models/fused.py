@@ -45,17 +45,18 @@ def rotate(projected: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
 
     Args:
         projected: [B, T, P, H, D]: queries, keys and values, or keys and values.
-        cos: [T, D / 2] cosines of the positions' angles; [B, 1, T, D / 2] where rows differ, which
+        cos: [T, D] cosines of the positions' angles, twice; [B, 1, T, D] where rows differ, which
             has no backward pass.
-        sin: likewise, sines.
+        sin: likewise, minus sines and sines.
 
     Returns:
         P tensors [B, H, T, D].
     """
-    if applies(projected) and cos.ndim == 2:
-        return _Rotate.apply(projected, cos, sin)
-    *turning, values = projected.permute(2, 0, 3, 1, 4)
-    return *(_turned(x, cos, sin) for x in turning), values
+    if applies(projected) and projected.requires_grad:
+        half = cos.shape[-1] // 2
+        return _Rotate.apply(projected, cos[..., half:], sin[..., half:])
+    heads = projected.permute(2, 0, 3, 1, 4)
+    return *_turned(heads[:-1], cos, sin), heads[-1]
 
 
 def half_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -190,12 +191,12 @@ def _keep(bits: Tensor, cut: int, dtype: torch.dtype) -> Tensor:
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    """[..., T, D] with the halves of D as parts of complex numbers, turned; see `rotate`."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
-    """`_turned` in place of `out`."""
+    """What `_turned` does, by angles [T, D / 2], in place of `out`."""
     first, second = x.chunk(2, dim=-1)
     left, right = out.chunk(2, dim=-1)
     torch.mul(first, cos, out=left).addcmul_(second, sin, value=-1)

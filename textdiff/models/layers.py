@@ -125,7 +125,7 @@ class Rotary:
     """Cosines and sines of one forward pass, applied to queries and keys.
 
     Args:
-        positions: [T], or [B, T] where rows differ.
+        positions: [T], or [B, T] where rows differ, which has no backward pass.
         head_dim: D.
         theta: base of the frequencies.
         dtype: of what is turned.
@@ -137,8 +137,8 @@ class Rotary:
         angles = positions.to(wide).unsqueeze(-1) * theta**-exponents
         if positions.ndim == 2:
             angles = angles.unsqueeze(1)
-        self.cos = angles.cos().to(dtype)
-        self.sin = angles.sin().to(dtype)
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        self.cos, self.sin = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
     def __call__(self, projected: Tensor, part: slice = slice(None)) -> tuple[Tensor, ...]:
         """Turns queries and keys (or keys alone); values stay.
@@ -162,8 +162,15 @@ class Modulation:
 
     def first(self, length: int) -> "Modulation":
         """The modulations of the first positions alone."""
+        return self._with([part[:, :length] for part in self.parts])
+
+    def at(self, positions: Tensor, shape: torch.Size) -> "Modulation":
+        """Those of flat positions [N] into the first two dimensions of a shape [B, T, H]."""
+        return self._with([part.expand(shape).flatten(0, 1)[positions] for part in self.parts])
+
+    def _with(self, parts: list[Tensor]) -> "Modulation":
         chosen = copy(self)
-        chosen.parts = tuple(part[:, :length] for part in self.parts)
+        chosen.parts = tuple(parts)
         return chosen
 
     def modulate(self, x: Tensor, part: int) -> Tensor:
@@ -173,3 +180,25 @@ class Modulation:
     def gate(self, x: Tensor, part: int) -> Tensor:
         """x times a gate."""
         return x * self.parts[part]
+
+
+class _Plain(Modulation):
+    """No modulation."""
+
+    def __init__(self) -> None:
+        self.parts = ()
+
+    def first(self, length: int) -> Modulation:
+        return self
+
+    def at(self, positions: Tensor, shape: torch.Size) -> Modulation:
+        return self
+
+    def modulate(self, x: Tensor, part: int) -> Tensor:
+        return x
+
+    def gate(self, x: Tensor, part: int) -> Tensor:
+        return x
+
+
+PLAIN = _Plain()
