@@ -234,10 +234,10 @@ def test_what_follows_is_masked_in_every_row_and_seen(model):
     seen: list[Tensor] = []
     original = model.hidden
 
-    def watched(input_ids, context_ids, sigma, layout):
+    def watched(input_ids, context_ids, sigma, layout, *rest):
         seen.append(input_ids)
         assert layout.document_ids is None  # all eight positions are attended to
-        return original(input_ids, context_ids, sigma, layout)
+        return original(input_ids, context_ids, sigma, layout, *rest)
 
     model.hidden = watched
     try:

@@ -118,19 +118,20 @@ def member(rank: int, port: int, end: str, results) -> None:
     def refuse() -> None:
         raise DataError("no such corpus")
 
-    said = [processes.on_main(state, lambda: f"from {rank}"), processes.Vote().largest(7 + rank)]
+    vote = processes.Vote()
+    said = [processes.on_main(state, lambda: f"from {rank}"), vote.largest(7 + rank)]
     try:
         processes.on_main(state, refuse)
     except DataError as error:
         said.append(str(error))
     results.put((rank, said))
-    results.close()
-    results.join_thread()
     if rank == 1:
+        results.close()
+        results.join_thread()  # what was put is on its way before the process ends
         os.kill(os.getpid(), getattr(signal, end))
     try:
         with processes.losing_none(state):
-            processes.Vote().largest(1)
+            vote.largest(1)
     except LostProcessError as error:
         results.put((rank, str(error)))
 
@@ -147,11 +148,13 @@ def test_agreement_and_loss(end, what):
     pair = [context.Process(target=member, args=(r, port, end, results)) for r in (0, 1)]
     for process in pair:
         process.start()
-    heard = dict(results.get(timeout=60) for _ in pair)
-    assert heard[0] == heard[1] == ["from 0", 8, "no such corpus"]
-    rank, sentence = results.get(timeout=AT_MOST_SECONDS)
-    assert rank == 0
-    assert f"process 0 of 2 stops: another process {what}" in sentence
-    for process in pair:
-        process.kill()
-        process.join()
+    try:
+        heard = dict(results.get(timeout=60) for _ in pair)
+        assert heard[0] == heard[1] == ["from 0", 8, "no such corpus"]
+        rank, sentence = results.get(timeout=AT_MOST_SECONDS)
+        assert rank == 0
+        assert f"process 0 of 2 stops: another process {what}" in sentence
+    finally:
+        for process in pair:
+            process.kill()
+            process.join()

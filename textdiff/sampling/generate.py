@@ -174,10 +174,11 @@ class Rows:
         Returns:
             Which slot each row that stays was in.
         """
-        staying = [slot for slot in range(len(self.active)) if slot not in set(slots)]
+        gone = set(slots)
+        staying = [slot for slot in range(len(self.active)) if slot not in gone]
         order = list(range(len(staying)))
         moving = [slot for slot in staying if slot >= len(staying)]
-        for gap in sorted(set(order) & set(slots)):
+        for gap in sorted(gone.intersection(order)):
             order[gap] = moving.pop()
         self.active = [self.active[slot] for slot in order]
         return order
