@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .block_attention import Chunks, block_attention
+from .block_attention import block_attention
 from .cache import CacheView
 from .fused import applies, half_attention
 from .layout import Layout
@@ -33,7 +33,7 @@ class Attention:
         mask: boolean, [T, T] or [B, 1, T, T], or what the backend makes of a layout; None: dense.
         causal: whether the backend masks the future by itself.
         noisy: what the backend makes of the first stream's queries alone, where it must know.
-        chunks: how two streams are cut, where they are attended chunk by chunk.
+        streams: the layout of two streams that are attended chunk by chunk.
         length: L where two streams are attended one after the other.
         cache: where keys and values of earlier tokens are.
     """
@@ -42,7 +42,7 @@ class Attention:
     mask: Any = None
     causal: bool = False
     noisy: Any = None
-    chunks: Chunks | None = None
+    streams: Layout | None = None
     length: int | None = None
     cache: CacheView | None = None
 
@@ -95,7 +95,7 @@ def prepare(
     if backend == "sdpa" and layout.streams == 2:
         length = total // 2
         if device.type == "cpu":
-            return Attention(backend, chunks=Chunks.of(layout, length, device))
+            return Attention(backend, streams=layout)
         return Attention(backend, layout.mask(total, device), length=length)
     return Attention(backend, layout.mask(total, device))
 
@@ -124,8 +124,8 @@ def _eager(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _sdpa(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    if attention.chunks is not None:
-        return block_attention(q, k, v, attention.chunks)
+    if attention.streams is not None:
+        return block_attention(q, k, v, attention.streams)
     if attention.length is not None:
         return _stream_by_stream(attention, q, k, v, attention.length)
     if q.dtype in (torch.bfloat16, torch.float16) and q.requires_grad and applies(q):

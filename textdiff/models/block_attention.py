@@ -1,9 +1,11 @@
 """Attention over [noisy; clean] without the empty three quarters of its 2L x 2L square.
 
 A chunk of positions needs, for the queries of both streams, the clean tokens before it and the
-2c x 2c square of its own noisy and clean tokens, most of which is allowed. So every chunk is one
-plain product with [clean prefix, noisy chunk, clean chunk], and only the square has a mask. Scores
-are made again in the backward pass; none outlive their chunk.
+2c x 2c square of its own clean and noisy tokens, most of which is allowed. So every chunk is one
+plain product with [clean prefix, clean chunk, noisy chunk], and only the square has a mask. From
+the last chunk to the first these keys are the beginning of one buffer: the clean stream, over whose
+end, which is no longer needed, each chunk's noisy tokens are written. Scores are made again in the
+backward pass; none outlive their chunk.
 
 Shapes: B rows, H heads, L positions per stream, D channels, c positions per chunk.
 """
@@ -18,11 +20,12 @@ from torch.autograd.function import once_differentiable
 
 from .layout import Layout
 
-# Positions per chunk, unless a block is longer: less work is wasted in smaller chunks, but products
-# are slower.
-CHUNK = 64
-# Scores alive at once, per thread: they are read several times and should stay near the core.
-SCORES = 2**19
+# Positions per chunk times bytes of a number, unless a block is longer: less work is wasted in
+# smaller chunks, but products are slower, the more so in half precision.
+CHUNK = 128
+# Bytes of scores alive at once, per thread: they are read several times and should stay near the
+# core.
+SCORES = 2**21
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Chunks:
     Attributes:
         length: L.
         size: c, a multiple of the block size.
-        square: [2c, 2c] bool, what the tokens [noisy; clean] of a chunk see of each other.
+        square: [2c, 2c] bool, what the tokens [noisy; clean] of a chunk see of [clean; noisy].
         document_ids: [B, L], or None where every row is one document.
     """
 
@@ -42,17 +45,21 @@ class Chunks:
     document_ids: Tensor | None
 
     @classmethod
-    def of(cls, layout: Layout, length: int, device: torch.device) -> "Chunks":
+    def of(cls, layout: Layout, length: int, dtype: torch.dtype) -> "Chunks":
         """The chunks of a block-diffusion layout."""
         assert layout.block_size is not None
-        size = min(layout.block_size * max(1, CHUNK // layout.block_size), length)
-        square = Layout(layout.kind, layout.block_size).mask(2 * size, device)
+        room = CHUNK // dtype.itemsize
+        size = min(layout.block_size * max(1, room // layout.block_size), length)
+        square = Layout(layout.kind, layout.block_size).mask(2 * size, torch.device("cpu"))
         assert square is not None
-        return cls(length, size, square, layout.document_ids)
+        return cls(length, size, square.roll(size, dims=1), layout.document_ids)
 
     def __iter__(self) -> Iterator[tuple[slice, slice]]:
-        """(noisy, clean) positions of each chunk in a two-stream input; the last may be shorter."""
-        for start in range(0, self.length, self.size):
+        """(noisy, clean) positions of each chunk in a two-stream input, from the last to the first.
+
+        The last one may be shorter than the others.
+        """
+        for start in reversed(range(0, self.length, self.size)):
             end = min(start + self.size, self.length)
             yield slice(start, end), slice(self.length + start, self.length + end)
 
@@ -76,25 +83,26 @@ class Chunks:
             keys = torch.cat([self.document_ids[:, :start], own], dim=1)
             same = (own[:, : queries * size, None] == keys[:, None, :]) & (keys >= 0)[:, None, :]
             same[:, :, start:] &= allowed
-            same[:, :, start:] |= torch.eye(2 * size, dtype=torch.bool)[: queries * size]
+            itself = torch.eye(2 * size, dtype=torch.bool).roll(size, dims=1)
+            same[:, :, start:] |= itself[: queries * size]
             allowed = same[rows]
         return torch.zeros(allowed.shape, dtype=dtype).masked_fill_(~allowed, -torch.inf)
 
 
 @torch.compiler.disable
-def block_attention(q: Tensor, k: Tensor, v: Tensor, chunks: Chunks) -> Tensor:
+def block_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     """Attention of a block-diffusion layout on a CPU, chunk by chunk.
 
     Args:
         q: [B, H, 2L, D], or [B, H, L, D] for the noisy stream alone.
         k: [B, H, 2L, D].
         v: [B, H, 2L, D].
-        chunks: how the streams are cut.
+        layout: of kind `block_diffusion`.
 
     Returns:
         As `q`.
     """
-    return _BlockAttention.apply(q, k, v, chunks)
+    return _BlockAttention.apply(q, k, v, Chunks.of(layout, k.shape[2] // 2, q.dtype))
 
 
 class _BlockAttention(torch.autograd.Function):
@@ -108,10 +116,10 @@ class _BlockAttention(torch.autograd.Function):
         scale = 1 / math.sqrt(q.shape[-1])
         for piece, biases in _pieces(q, chunks):
             a, b, c, o = (x.flatten(0, 1)[piece] for x in (q, k, v, out))
-            a = a * scale
+            a, keys, values = a * scale, _Seen(b, chunks), _Seen(c, chunks)
             for (noisy, clean), bias in zip(chunks, biases, strict=True):
-                p = _probabilities(_asking(a, noisy, clean), _seen(b, noisy, clean), bias)
-                _put(o, torch.bmm(p, _seen(c, noisy, clean)), noisy, clean)
+                p = _probabilities(_asking(a, noisy, clean), keys.at(noisy), bias)
+                _put(o, torch.bmm(p, values.at(noisy)), noisy, clean)
         return out
 
     @staticmethod
@@ -124,10 +132,10 @@ class _BlockAttention(torch.autograd.Function):
         for piece, biases in _pieces(q, chunks):
             a, b, c, g = (x.flatten(0, 1)[piece] for x in (q, k, v, grad))
             to_q, to_k, to_v = (x.flatten(0, 1)[piece] for x in grads)
-            a = a * scale
+            a, held_keys, held_values = a * scale, _Seen(b, chunks), _Seen(c, chunks)
             for (noisy, clean), bias in zip(chunks, biases, strict=True):
                 asks, slope = _asking(a, noisy, clean), _asking(g, noisy, clean)
-                keys, values = _seen(b, noisy, clean), _seen(c, noisy, clean)
+                keys, values = held_keys.at(noisy), held_values.at(noisy)
                 p = _probabilities(asks, keys, bias)
                 slopes = torch._softmax_backward_data(torch.bmm(slope, values.mT), p, -1, p.dtype)
                 _put(to_q, torch.bmm(slopes, keys).mul_(scale), noisy, clean)
@@ -136,11 +144,26 @@ class _BlockAttention(torch.autograd.Function):
         return *grads, None
 
 
+class _Seen:
+    """What the chunks see of keys or values [P, 2L, D], asked for from the last to the first."""
+
+    def __init__(self, x: Tensor, chunks: Chunks):
+        self.x = x
+        self.buffer = x.new_empty(len(x), chunks.length + chunks.size, x.shape[-1])
+        self.buffer[:, : chunks.length] = x[:, chunks.length :]
+
+    def at(self, noisy: slice) -> Tensor:
+        """[P, end + c, D]: clean tokens up to the chunk's end, then its noisy ones."""
+        end = 2 * noisy.stop - noisy.start
+        self.buffer[:, noisy.stop : end] = self.x[:, noisy]
+        return self.buffer[:, :end]
+
+
 def _pieces(q: Tensor, chunks: Chunks) -> Iterator[tuple[slice, list[Tensor]]]:
     """Slices of rows x heads whose scores in one chunk are about `SCORES`, and their biases."""
     rows, heads, queries, _ = q.shape
     largest = 2 * chunks.size * (chunks.length + chunks.size)
-    room = max(1, SCORES * torch.get_num_threads() // largest)
+    room = max(1, SCORES * torch.get_num_threads() // (largest * q.itemsize))
     of = torch.arange(rows).repeat_interleave(heads)
     biases: list[Tensor] = []
     for start in range(0, rows * heads, room):
@@ -154,12 +177,6 @@ def _pieces(q: Tensor, chunks: Chunks) -> Iterator[tuple[slice, list[Tensor]]]:
 def _asking(x: Tensor, noisy: slice, clean: slice) -> Tensor:
     """[P, T, D] -> the queries of a chunk: its noisy and, if they are there, its clean ones."""
     return x[:, noisy] if x.shape[1] < clean.stop else torch.cat([x[:, noisy], x[:, clean]], 1)
-
-
-def _seen(x: Tensor, noisy: slice, clean: slice) -> Tensor:
-    """[P, 2L, D] -> what a chunk sees: the clean prefix, then its own noisy and clean tokens."""
-    length = clean.start - noisy.start
-    return torch.cat([x[:, length : clean.start], x[:, noisy], x[:, clean]], 1)
 
 
 def _probabilities(asks: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
@@ -180,9 +197,11 @@ def _put(out: Tensor, part: Tensor, noisy: slice, clean: slice) -> None:
 def _add(whole: Tensor, part: Tensor, noisy: slice, clean: slice) -> None:
     """Adds gradients of what a chunk sees to those of the input, [P, 2L, D].
 
-    In the order of the chunks its own tokens have had none before.
+    The last chunk comes first: it sees all of the clean stream, which has had none before.
     """
-    length, start, size = clean.start - noisy.start, noisy.start, noisy.stop - noisy.start
-    whole[:, length : length + start] += part[:, :start]
-    whole[:, noisy] = part[:, start : start + size]
-    whole[:, clean] = part[:, start + size :]
+    length, end = clean.start - noisy.start, noisy.stop
+    whole[:, noisy] = part[:, end:]
+    if end == length:
+        whole[:, length:] = part[:, :end]
+    else:
+        whole[:, length : length + end] += part[:, :end]
