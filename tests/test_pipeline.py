@@ -126,12 +126,22 @@ def test_default_length_shrinks_to_the_context_and_an_explicit_one_does_not(full
 
 
 def test_blocks_write_beyond_the_context_and_see_long_prompts(blocks):
-    done = blocks.generate(["x" * 30, "ab"], max_new_tokens=41)
+    done = blocks.generate(["x" * 30, "ab"], max_new_tokens=41, window=0)
     end = blocks.tokenizer.eos_token_id
     for ids, start in zip(done.sequences, (30, 2), strict=True):
         assert len(ids) == start + 41 or end in ids[-4:]
-    plain = blocks.generate(["x" * 30, "ab"], max_new_tokens=41, cache=False)
+    plain = blocks.generate(["x" * 30, "ab"], max_new_tokens=41, window=0, cache=False)
     assert plain.sequences == done.sequences
+
+
+def test_blocks_see_as_far_as_in_training_unless_told_otherwise(blocks):
+    """20 tokens and their own 4 are the context of 24; within it nothing changes."""
+    far = {"max_new_tokens": 30, "seed": 6, "temperature": 3.0}
+    default = blocks.generate("x" * 30, **far)
+    assert default == blocks.generate("x" * 30, window=20, **far)
+    assert default != blocks.generate("x" * 30, window=0, **far)
+    near = {"max_new_tokens": 20, "seed": 6, "temperature": 3.0}
+    assert blocks.generate("xy", **near) == blocks.generate("xy", window=0, **near)
 
 
 def test_a_stop_string_ends_a_text_before_it(blocks):

@@ -17,7 +17,20 @@ from textdiff.sampling import Job, Step
 
 @dataclass(frozen=True)
 class SampleDefaults:
-    """What `generate` does unless told otherwise, as `generation_config.json` holds it."""
+    """What `generate` does unless told otherwise, as `generation_config.json` holds it.
+
+    Attributes:
+        rule: decoding rule.
+        max_denoising_steps: steps per block.
+        max_new_tokens: tokens to generate.
+        temperature: 0 takes the most likely token.
+        top_k: draw among the k most likely tokens.
+        top_p: draw among this much probability.
+        window: tokens before a block that it sees, a multiple of the block size; None: all of texts
+            no longer than the context, and beyond as many as in training; 0: all.
+        stride: tokens that a full-sequence model adds at a time beyond its context; None: half the
+            context.
+    """
 
     rule: str = "ancestral"
     max_denoising_steps: int = 64

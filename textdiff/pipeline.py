@@ -373,9 +373,16 @@ class TextDiffusion:
             controls=controls,
             slots=slots,
             cache=self.family.block_size is not None if cache is None else cache,
-            window=settings.window,
+            window=self._window(job, settings.window),
             stride=settings.stride,
         )
+
+    def _window(self, job: Job, window: int | None) -> int | None:
+        """Tokens that a block sees before it; by default no more than in training."""
+        size = self.family.block_size
+        if window is not None or size is None or int(job.lengths.max()) <= self._context:
+            return window or None
+        return max(size, (self._context - size) // size * size)
 
     def _finish(
         self,

@@ -55,7 +55,7 @@ def generate(
         stop: strings that end a text; it is cut before them.
         cache: keep keys and values of finished blocks; auto: where that is exact, in blocks.
         window: for models in blocks, tokens before a block that it sees, a multiple of the block
-            size; the default is all. With a cache it is approximate.
+            size; the default is as many as in training, 0 is all. With a cache it is approximate.
         stride: for full-sequence models, tokens added at a time beyond the context; the default is
             half the context.
         watch: animate the denoising in the terminal.
@@ -128,13 +128,15 @@ def _say_beyond(model: "TextDiffusion", length: int, options: dict[str, Any]) ->
     if model.family.block_size is None:
         stride = stride or max(1, context // 2)
         how = f"written {stride} tokens at a time, each time from the last {context - stride}"
-    elif window is None:
-        how = (
-            "every block saw all before it, which is exact but farther than in training; "
-            f"--window {context // model.family.block_size * model.family.block_size} limits it"
-        )
+    elif window == 0:
+        how = "every block saw all before it, which is exact but farther than in training"
     else:
-        how = f"blocks saw {window} tokens before them (with a cache, approximately)"
+        size = model.family.block_size
+        window = window or max(size, (context - size) // size * size)
+        how = (
+            f"blocks saw the {window} tokens before them; with a cache that is an approximation "
+            "(--cache off is exact in the window, --window 0 sees all)"
+        )
     print(f"note: {length} tokens, the model's context is {context}: {how}", file=sys.stderr)
 
 
