@@ -1,5 +1,7 @@
 """`TextDiffusion` as Python users hold it."""
 
+import re
+
 import pytest
 import torch
 from transformers import AutoTokenizer, TextDiffusionStreamer
@@ -7,10 +9,12 @@ from transformers import AutoTokenizer, TextDiffusionStreamer
 from textdiff.config import ByteTokenizer, Config
 from textdiff.data import train_tokenizer
 from textdiff.errors import CheckpointError, ConfigError, DataError
+from textdiff.generation import Order
 from textdiff.loading import family_of
 from textdiff.pipeline import TextDiffusion
 from textdiff.train.export import sample_defaults
 from textdiff.train.setup import model_config
+from textdiff.watching import Watcher
 
 
 def build(block_size: int | None = None, **model_options) -> TextDiffusion:
@@ -74,19 +78,90 @@ def test_streamer_gets_drafts_then_the_text_once(full):
     assert len(streamer.drafts) == done.calls
     assert streamer.drafts[-1] == done.sequences[0][2:]
     assert streamer.ended
-    mask = full.model.config.mask_token_id
-    open_positions = [draft.count(mask) for draft in streamer.drafts]
-    assert open_positions == sorted(open_positions, reverse=True)
-    assert open_positions[-1] == 0
+    assert not any(full.model.config.mask_token_id in draft for draft in streamer.drafts)
 
 
-def test_transformers_streamer_prints_the_text(held, capsys):
-    done = held.generate(
+def test_transformers_streamer_leaves_the_text_on_the_screen(held, capsys):
+    """The class of transformers takes drafts back from where the cursor was saved."""
+    held.generate(
         "ab",
-        streamer=TextDiffusionStreamer(held.tokenizer, skip_special_tokens=True),
+        streamer=TextDiffusionStreamer(held.tokenizer, errors="replace"),
         max_new_tokens=10,
+        temperature=0.0,
     )
-    assert held.decode(done.sequences[0]).strip() in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    done = held.generate("ab", max_new_tokens=10, temperature=0.0)
+    left, drafts = re.subn(r"\x1b7.*?\x1b8\x1b\[J", "", printed, flags=re.DOTALL)
+    assert left == held.tokenizer.decode(done.sequences[0]) + "\n"
+    assert drafts >= done.calls
+    assert "<|mask|>" not in printed
+
+
+def test_a_streamer_without_drafts_gets_the_text(held):
+    class Plain(Recorder):
+        put_draft = None
+
+        def __getattribute__(self, name):
+            if name == "put_draft":
+                raise AttributeError
+            return super().__getattribute__(name)
+
+    streamer = Plain()
+    done = held.generate("ab", streamer=streamer, max_new_tokens=10)
+    assert [token for put in streamer.puts for token in put] == done.sequences[0]
+    assert streamer.ended
+
+
+class Notes(Watcher):
+    """Writes down what it is told."""
+
+    parts = ("draft", "confidence", "entropy")
+
+    def __init__(self):
+        self.jobs, self.steps, self.rows = [], [], {}
+
+    def begin(self, job):
+        self.jobs.append(job)
+
+    def step(self, step):
+        self.steps.append(step)
+
+    def finished(self, row, result):
+        self.rows[result.index] = (len(self.steps), result)
+
+
+def test_watching_changes_no_token_and_says_when_rows_are_done(held):
+    prompts, options = ["a", "a longer one", "", "xy"], {"max_new_tokens": 11, "seed": 4}
+    notes = Notes()
+    plain = held.generate(prompts, num_samples=9, batch_size=2, **options)
+    watched = held.generate(prompts, num_samples=9, batch_size=2, watchers=[notes], **options)
+    assert watched == plain
+    assert [len(job.prompts) for job in notes.jobs] == [32, 4]
+    assert [notes.rows[i][1].text for i in range(36)] == plain.texts
+    assert [notes.rows[i][1].tokens for i in range(36)] == plain.sequences
+    assert (
+        len({when for when, _ in notes.rows.values()}) >= 18
+    )  # two rows at a time, not at the end
+    for step in notes.steps:
+        assert step.draft.shape == step.canvas.shape
+        assert len(step.confidence) == len(step.entropy) == len(step.changed)
+        assert (step.final <= step.ends).all()
+        row, position = step.changed // step.canvas.shape[1], step.changed % step.canvas.shape[1]
+        assert (step.final[row] <= position).all()
+        assert (position < step.ends[row]).all()
+        assert not step.done[row].any()
+
+
+def test_orders_joined_are_those_apart(held):
+    """Rows of any seed and number share batches, and become what they become alone."""
+    one = held.order("a", num_samples=2, seed=7, max_new_tokens=9)
+    two = held.order("xyz", num_samples=1, seed=-3, first_row=5, max_new_tokens=4)
+    joined = held.fulfil(Order.joined([one, two, one]))
+    apart = [held.fulfil(order, batch_size=1).sequences for order in (one, two, one)]
+    assert joined.sequences == [row for rows in apart for row in rows]
+    assert apart[0] == held.generate("a", num_samples=2, seed=7, max_new_tokens=9).sequences
+    six = held.generate("xyz", num_samples=6, seed=-3, max_new_tokens=4)
+    assert apart[1] == six.sequences[5:]
 
 
 def test_streamer_refuses_a_batch(held):

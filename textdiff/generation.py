@@ -1,6 +1,6 @@
 """What a generation is asked for, and what comes out of it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from textdiff.data import encode_documents
 from textdiff.errors import ConfigError, DataError
 from textdiff.loading import read_json
 from textdiff.sampling import Job, Step
+from textdiff.watching import FinishedRow, Watcher
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,37 @@ class Generation:
     calls: int = 0
     tokens_per_forward: float = 0.0
 
+    def extended(self, rows: Iterable[FinishedRow], calls: int) -> "Generation":
+        """The same with further rows, and the calls that they took."""
+        rows = list(rows)
+        return replace(
+            self,
+            texts=self.texts + [row.text for row in rows],
+            completions=self.completions + [row.completion for row in rows],
+            sequences=self.sequences + [row.tokens for row in rows],
+            calls=self.calls + calls,
+        )
+
+
+@dataclass(frozen=True)
+class Order:
+    """Rows to generate, and how.
+
+    Attributes:
+        job: the rows.
+        settings: rule, steps, temperature, ...
+        stops: strings that end a text.
+    """
+
+    job: Job
+    settings: SampleDefaults
+    stops: tuple[str, ...] = ()
+
+    @classmethod
+    def joined(cls, orders: "Sequence[Order]") -> "Order":
+        """The rows of several orders that have the same settings and stops, as one."""
+        return replace(orders[0], job=Job.joined([order.job for order in orders]))
+
 
 def prompt_rows(
     tokenizer: PreTrainedTokenizerFast,
@@ -133,7 +165,6 @@ def make_job(
     first: int,
     seed: int,
     explicit: bool,
-    ended: Callable[[Sequence[int], int], bool] | None = None,
 ) -> Job:
     """The job of some rows.
 
@@ -145,7 +176,6 @@ def make_job(
         seed: seed of the whole job.
         explicit: whether the length was asked for; one by default shrinks to what the context
             leaves, if that is anything.
-        ended: see `Job`.
 
     Raises:
         ConfigError: nothing to generate, or a prompt that would not be seen.
@@ -161,40 +191,49 @@ def make_job(
         )
     room = [settings.max_new_tokens if explicit else model.context - len(row) for row in rows]
     new = [min(settings.max_new_tokens, n) if n > 0 else settings.max_new_tokens for n in room]
-    return Job(rows, new, first, seed, ended)
+    return Job(rows, new, first, seed)
 
 
-class Feed:
+class Feed(Watcher):
     """Hands one row to a transformers streamer: prompt, drafts, and what has become final.
 
     Args:
         streamer: with `put` and `end`, and `put_draft` if it shows drafts.
-        prompt: tokens of the prompt.
-        block_size: tokens of a draft; None: all that is open.
     """
 
-    def __init__(self, streamer: Any, prompt: Sequence[int], block_size: int | None):
+    def __init__(self, streamer: Any):
         self.streamer = streamer
-        self.block_size = block_size
-        self.sent = len(prompt)
-        streamer.put(torch.tensor(prompt, dtype=torch.int64))
+        self.shows_drafts = hasattr(streamer, "put_draft")
+        self.parts = ("draft",) if self.shows_drafts else ()
+
+    def begin(self, job: Job) -> None:
+        """Puts the prompt.
+
+        Raises:
+            ConfigError: several rows.
+        """
+        if len(job.prompts) != 1:
+            raise ConfigError(
+                f"a streamer takes one row, not {len(job.prompts)}; generate one at a time"
+            )
+        self.sent = len(job.prompts[0])
+        self.streamer.put(torch.tensor(job.prompts[0], dtype=torch.int64))
 
     def step(self, step: Step) -> None:
-        """Shows a step."""
-        row = step.canvas[0].cpu()
+        """Puts what has become final, and a draft of the segment being written."""
         assert step.final is not None
-        self._finish(row, int(step.final[0]))
-        if hasattr(self.streamer, "put_draft"):
-            size = self.block_size
-            end = len(row) if size is None else (self.sent // size + 1) * size
-            self.streamer.put_draft(row[self.sent : end])
+        assert step.ends is not None
+        self._put_until(step.canvas[0].cpu(), int(step.final[0]))
+        if self.shows_drafts:
+            assert step.draft is not None
+            self.streamer.put_draft(step.draft[0, self.sent : int(step.ends[0])].cpu())
 
-    def end(self, sequence: Sequence[int]) -> None:
+    def finished(self, row: int, result: FinishedRow) -> None:
         """Puts what is left of the row."""
-        self._finish(torch.tensor(sequence, dtype=torch.int64), len(sequence))
+        self._put_until(torch.tensor(result.tokens, dtype=torch.int64), len(result.tokens))
         self.streamer.end()
 
-    def _finish(self, row: Tensor, final: int) -> None:
+    def _put_until(self, row: Tensor, final: int) -> None:
         if final > self.sent:
             self.streamer.put(row[self.sent : final])
             self.sent = final

@@ -8,8 +8,9 @@ print(td.score(["Return a new list."])[0].perplexity)
 """
 
 import json
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from textdiff.errors import ConfigError
 from textdiff.generation import (
     Feed,
     Generation,
+    Order,
     Reach,
     SampleDefaults,
     make_job,
@@ -43,6 +45,8 @@ from textdiff.loading import (
 from textdiff.models import TextDiffusionModel
 from textdiff.provenance import TRAINING_FILE, training_record
 from textdiff.sampling import Controls, Job, Step, generate
+from textdiff.sampling.rules import refuse
+from textdiff.watching import Audience, FinishedRow, Watcher
 
 
 @dataclass
@@ -136,7 +140,7 @@ class TextDiffusion:
         stop: str | Sequence[str] = (),
         cache: bool | None = None,
         streamer: Any = None,
-        on_step: Callable[[Step], None] = lambda step: None,
+        watchers: Sequence[Watcher] = (),
         seed: int = 0,
         **options: Any,
     ) -> Generation:
@@ -150,7 +154,7 @@ class TextDiffusion:
             cache: whether to keep keys and values of finished blocks, which changes nothing but
                 speed; None: for models in blocks, which alone can.
             streamer: a transformers streamer (`TextDiffusionStreamer`); takes a single row.
-            on_step: called with every `Step`, whose canvas is that of up to 16 batches of rows.
+            watchers: who looks on; no text depends on it.
             seed: seed of the job.
             **options: fields of `SampleDefaults` to change, `steps` for `max_denoising_steps`.
 
@@ -158,35 +162,67 @@ class TextDiffusion:
             ConfigError: an option out of range, or a prompt that would not be seen.
             DataError: a prompt with characters the tokenizer does not know.
         """
+        order = self.order(prompts, num_samples=num_samples, stop=stop, seed=seed, **options)
+        feeds = [] if streamer is None else [Feed(streamer)]
+        return self.fulfil(order, batch_size, cache, [*watchers, *feeds])
+
+    def order(
+        self,
+        prompts: str | Sequence[str] = "",
+        *,
+        num_samples: int = 1,
+        stop: str | Sequence[str] = (),
+        seed: int = 0,
+        first_row: int = 0,
+        **options: Any,
+    ) -> Order:
+        """What `generate` would be asked to do, checked as far as no network is needed.
+
+        Args:
+            prompts: see `generate`, as for `num_samples`, `stop`, `seed` and `options`.
+            num_samples: see `generate`.
+            stop: see `generate`.
+            seed: see `generate`.
+            first_row: index of the first row under that seed, for rows of a larger job.
+            **options: see `generate`.
+
+        Raises:
+            ConfigError: see `generate`.
+            DataError: see `generate`.
+        """
         rows = self._rows(prompts, num_samples)
-        if streamer is not None and len(rows) != 1:
-            raise ConfigError(f"a streamer takes one row, not {len(rows)}; generate one at a time")
         settings = self.defaults.changed(options)
         explicit = options.get("max_new_tokens") is not None
-        stops = [stop] if isinstance(stop, str) else list(stop)
-        feed = streamer and Feed(streamer, rows[0], self.family.block_size)
-        done, changed, row_calls = Generation(), 0, 0
+        job = make_job(rows, settings, self._reach, first_row, seed, explicit)
+        refuse(settings.rule, self.family)
+        return Order(job, settings, (stop,) if isinstance(stop, str) else tuple(stop))
+
+    def fulfil(
+        self,
+        order: Order,
+        batch_size: int = 16,
+        cache: bool | None = None,
+        watchers: Sequence[Watcher] = (),
+    ) -> Generation:
+        """Generates what was ordered; see `generate`.
+
+        Args:
+            order: rows and settings.
+            batch_size: rows per network call.
+            cache: whether to keep keys and values of finished blocks.
+            watchers: who looks on.
+        """
         slots = max(1, batch_size)
-        for first in range(0, len(rows), 16 * slots):
-            batch = rows[first : first + 16 * slots]
-            job = make_job(batch, settings, self._reach, first, seed, explicit, self._ended(stops))
-            walk = self._run(job, settings, cache, slots)
-            canvas, calls = None, 0
-            while True:
-                try:
-                    step = next(walk)
-                except StopIteration as end:
-                    lengths = end.value.tolist()
-                    break
-                canvas, calls = step.canvas, step.calls
+        parts = {part for watcher in watchers for part in watcher.parts}
+        done, changed, row_calls = Generation(), 0, 0
+        for first in range(0, len(order.job.prompts), 16 * slots):
+            part = replace(order, job=order.job.part(first, first + 16 * slots))
+            audience, calls = Audience(part.job, watchers, partial(self._finished, part)), 0
+            for step in audience.follow(self._run(part, cache, slots, parts)):
+                calls = step.calls
                 changed += len(step.changed)
-                row_calls += len(torch.unique(step.changed // canvas.shape[1]))
-                on_step(step)
-                if feed:
-                    feed.step(step)
-            done = self._finish(done, job, canvas, lengths, calls, stops)
-        if feed:
-            feed.end(done.sequences[0])
+                row_calls += len(torch.unique(step.changed // step.canvas.shape[1]))
+            done = done.extended(audience.results, calls)
         return replace(done, tokens_per_forward=changed / max(1, row_calls))
 
     def stream(
@@ -195,18 +231,17 @@ class TextDiffusion:
         *,
         num_samples: int = 1,
         cache: bool | None = None,
+        parts: Collection[str] = (),
         seed: int = 0,
         **options: Any,
     ) -> Iterator[Step]:
         """Yields a `Step` after every network call.
 
-        Takes the options of `generate`, in one batch.
+        Takes the options of `generate`, in one batch, and `parts`: those optional parts of steps
+        (`draft`, `confidence`, `entropy`) that are to be filled.
         """
-        settings = self.defaults.changed(options)
-        rows = self._rows(prompts, num_samples)
-        explicit = options.get("max_new_tokens") is not None
-        job = make_job(rows, settings, self._reach, 0, seed, explicit, self._ended([]))
-        yield from self._run(job, settings, cache, len(rows))
+        order = self.order(prompts, num_samples=num_samples, seed=seed, **options)
+        yield from self._run(order, cache, len(order.job.prompts), parts)
 
     def finished(self, rows: Sequence[Sequence[int]], prompts: Sequence[int]) -> list[str]:
         """Whole rows as text, each up to the end-of-text token that follows its prompt.
@@ -361,8 +396,10 @@ class TextDiffusion:
         return ended
 
     def _run(
-        self, job: Job, settings: SampleDefaults, cache: bool | None, slots: int
+        self, order: Order, cache: bool | None, slots: int, parts: Collection[str]
     ) -> Generator[Step, None, Tensor]:
+        settings = order.settings
+        job = replace(order.job, ended=self._ended(order.stops))
         controls = Controls(settings.temperature, settings.top_k, settings.top_p)
         return generate(
             self.model,
@@ -375,6 +412,7 @@ class TextDiffusion:
             cache=self.family.block_size is not None if cache is None else cache,
             window=self._window(job, settings.window),
             stride=settings.stride,
+            parts=parts,
         )
 
     def _window(self, job: Job, window: int | None) -> int | None:
@@ -384,29 +422,14 @@ class TextDiffusion:
             return window or None
         return max(size, (self._context - size) // size * size)
 
-    def _finish(
-        self,
-        done: Generation,
-        job: Job,
-        canvas: Any,
-        lengths: Sequence[int],
-        calls: int,
-        stops: Sequence[str],
-    ) -> Generation:
-        rows = [ids[:length] for ids, length in zip(canvas.tolist(), lengths, strict=True)]
-        texts, completions = [], []
-        for ids, prompt in zip(rows, job.prompts, strict=True):
-            start = len(prompt)
-            whole, new = self.finished([ids, ids[start:]], [start, 0])
-            cut = min((new.find(stop) for stop in stops if stop in new), default=len(new))
-            texts.append(whole[: len(whole) - (len(new) - cut)])
-            completions.append(new[:cut])
-        return Generation(
-            done.texts + texts,
-            done.completions + completions,
-            done.sequences + rows,
-            done.calls + calls,
-        )
+    def _finished(self, order: Order, row: int, ids: list[int]) -> FinishedRow:
+        """A row whose tokens are known."""
+        seed, index = order.job.row_keys[row]
+        start = len(order.job.prompts[row])
+        whole, new = self.finished([ids, ids[start:]], [start, 0])
+        cut = min((new.find(stop) for stop in order.stops if stop in new), default=len(new))
+        text = whole[: len(whole) - (len(new) - cut)]
+        return FinishedRow(seed, index, text, new[:cut], ids, len(ids) - start)
 
     def _until_end(self, ids: list[int]) -> list[int]:
         end = self.tokenizer.eos_token_id

@@ -74,9 +74,7 @@ class TimeOracle(TableDenoiser):
         self.joint = joint
         self.family = family
 
-    def hidden(
-        self, input_ids, context_ids=None, sigma=None, layout=FULL, positions=None
-    ):
+    def hidden(self, input_ids, context_ids=None, sigma=None, layout=FULL, positions=None):
         _, length = input_ids.shape
         seen = _seen(input_ids, context_ids, layout)  # [B, L, L]
         blocks = self.family.blocks(length)

@@ -35,6 +35,11 @@ def _wrap(value: int) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
+def signed(seed: int) -> int:
+    """A seed of any size as the 64-bit integer that a tensor of seeds holds."""
+    return _wrap(seed % (1 << 64))
+
+
 _GOLDEN = _wrap(0x9E3779B97F4A7C15)
 _MIX_1 = _wrap(0xBF58476D1CE4E5B9)
 _MIX_2 = _wrap(0x94D049BB133111EB)
@@ -52,7 +57,7 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def bits(
-    seed: int,
+    seed: Index,
     stream: Stream,
     row: Index = 0,
     block: Index = 0,
@@ -66,7 +71,9 @@ def bits(
     """
     keys = [row, block, step, position]
     device = next((key.device for key in keys if isinstance(key, Tensor)), None)
-    state = _mix(torch.tensor(_wrap(seed % (1 << 64)) ^ _GOLDEN, device=device))
+    if not isinstance(seed, Tensor):
+        seed = torch.tensor(signed(seed), device=device)
+    state = _mix(seed ^ _GOLDEN)
     for key in [int(stream), *keys]:
         key = key.to(torch.int64) if isinstance(key, Tensor) else torch.tensor(key, device=device)
         state = _mix((state ^ _mix(key + _GOLDEN)) + _GOLDEN)
@@ -74,7 +81,7 @@ def bits(
 
 
 def uniforms(
-    seed: int,
+    seed: Index,
     stream: Stream,
     row: Index = 0,
     block: Index = 0,
@@ -87,7 +94,7 @@ def uniforms(
     the largest would round to 1.
 
     Args:
-        seed: the run's or the job's seed.
+        seed: the run's or the job's; a tensor of `signed` ones where rows have seeds of their own.
         stream: what the numbers decide.
         row: the sample's global index (training), the document's or the prompt's index in the job.
         block: index of the block in its sequence.

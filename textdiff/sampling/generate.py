@@ -6,7 +6,7 @@ company: its uniforms are keyed by its index in the job, and it sees nothing of 
 """
 
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from textdiff.diffusion.family import Family
-from textdiff.diffusion.randomness import Stream, uniforms
+from textdiff.diffusion.randomness import Stream, signed, uniforms
 from textdiff.errors import ConfigError
 from textdiff.models import TextDiffusionModel
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.denoiser import CachedDenoiser, Denoiser, Predictor
 from textdiff.sampling.job import Job, Segments
-from textdiff.sampling.rules import Step, Uniforms, build_rule
+from textdiff.sampling.rules import Rule, Step, Uniforms, build_rule
+from textdiff.sampling.watch import Watch
 
 
 @torch.no_grad()
@@ -37,6 +38,7 @@ def generate(
     cache: bool = False,
     window: int | None = None,
     stride: int | None = None,
+    parts: Collection[str] = (),
 ) -> Generator[Step, None, Tensor]:
     """Generates rows, yielding the canvas of the whole job after every network call of a rule.
 
@@ -55,11 +57,12 @@ def generate(
             approximation: what is seen has itself seen what no longer is.
         stride: for full-sequence models, tokens per segment once a row is longer than the context;
             None: half the context.
+        parts: optional parts of steps to fill, of `watch.PARTS`; no token depends on it.
 
     Yields:
         Steps whose canvas [R, W] and positions are those of the whole job, what is not begun being
         noise; `t` is 0 for rows that are not active, `final` counts the tokens of each row that
-        were final before the step's segments.
+        were final before the step's segments, `ends` where these end.
 
     Returns:
         [R] tokens of each row.
@@ -77,6 +80,7 @@ def generate(
     rows = Rows.of(job, slots)
     denoise = _predictor(model, family, rows.slots, room, cache, window)
     text = _prior(model, family, job, room)
+    seeds, numbers = _keys(job)
     # What lies behind the end of a row is noise that stays where noise is a mask; tokens are drawn
     # there like everywhere, and not looked at.
     ends = lengths if not family.process.draws_tokens else torch.full_like(lengths, room)
@@ -92,23 +96,31 @@ def generate(
         here = (columns >= rows.final[active, None]) & (columns < stops)
         place = active[:, None] * room + columns.clamp(max=room - 1)  # [A, S], in the flat text
         denoise.enter(text[_on(text, active)], starts, widths)
-        for step in chosen(
+        ordinals = segments.ordinals(starts, rows.passed[active])
+        behind = torch.minimum(starts + widths, lengths[active])
+        for step in _walk(
+            chosen,
             denoise,
-            family.process,
-            family.schedule,
+            family,
             text.flatten()[_on(text, place)],
+            parts,
             steps=steps,
             frozen=~here,
-            uniforms=_uniforms(
-                job, active, segments.ordinals(starts, rows.passed[active]), columns
-            ),
+            uniforms=_uniforms(seeds[active], numbers[active], ordinals, columns),
             controls=controls,
         ):
             text = _put(text, place[here], step.canvas, here)
-            inside = replace(step, index=index, calls=denoise.calls, final=rows.final.clone())
+            inside = replace(
+                step,
+                index=index,
+                calls=denoise.calls,
+                final=rows.final.clone(),
+                ends=rows.final.index_copy(0, active, behind),
+                done=rows.done.clone(),
+            )
             yield _whole(inside, text, active, place, here, int(lengths.max()))
             index += 1
-        gone = rows.advance(torch.minimum(starts + widths, lengths[active]), text)
+        gone = rows.advance(behind, text)
         if gone:
             denoise.keep(rows.leave(gone))
     return rows.final
@@ -125,6 +137,7 @@ class Rows:
         active: the row in each slot.
         final: [R] tokens of each row that will not change.
         passed: [R] segments that each row has finished.
+        done: [R] bool, rows that are as long as they become.
     """
 
     job: Job
@@ -133,6 +146,7 @@ class Rows:
     active: list[int]
     final: Tensor
     passed: Tensor
+    done: Tensor
 
     @classmethod
     def of(cls, job: Job, slots: int | None) -> "Rows":
@@ -140,7 +154,8 @@ class Rows:
         count = len(job.prompts)
         final = torch.tensor([len(prompt) for prompt in job.prompts], dtype=torch.int64)
         room = count if slots is None else max(1, min(slots, count))
-        return cls(job, room, deque(range(count)), [], final, torch.zeros_like(final))
+        done = torch.zeros(count, dtype=torch.bool)
+        return cls(job, room, deque(range(count)), [], final, torch.zeros_like(final), done)
 
     def admit(self) -> list[int]:
         """Gives free slots to waiting rows, and says to which."""
@@ -166,7 +181,9 @@ class Rows:
             for slot, (row, end) in enumerate(zip(self.active, ends.tolist(), strict=True)):
                 new = tokens[slot][len(self.job.prompts[row]) : end]
                 done[slot] = done[slot] or self.job.ended(new, int(fresh[slot]))
-        return [slot for slot, is_done in enumerate(done) if is_done]
+        gone = [slot for slot, is_done in enumerate(done) if is_done]
+        self.done[[self.active[slot] for slot in gone]] = True
+        return gone
 
     def leave(self, slots: list[int]) -> list[int]:
         """Frees slots; the last rows move into the gaps.
@@ -216,21 +233,53 @@ def _predictor(
 
 def _prior(model: TextDiffusionModel, family: Family, job: Job, room: int) -> Tensor:
     """[R, W] prompts, followed by noise."""
-    rows = (torch.arange(len(job.prompts)) + job.first_row)[:, None]
-    u = uniforms(job.seed, Stream.PRIOR, row=rows, position=torch.arange(room))
+    seeds, numbers = _keys(job)
+    u = uniforms(seeds, Stream.PRIOR, row=numbers, position=torch.arange(room))
     text = family.host.process.prior((len(job.prompts), room), u)
     for row, prompt in enumerate(job.prompts):
         text[row, : len(prompt)] = torch.tensor(prompt, dtype=torch.int64)
     return text.to(model.device)
 
 
-def _uniforms(job: Job, active: Tensor, ordinals: Tensor, columns: Tensor) -> Uniforms:
+def _keys(job: Job) -> tuple[Tensor, Tensor]:
+    """[R, 1] seed of each row, and [R, 1] its index under that seed."""
+    seeds, numbers = zip(*job.row_keys, strict=True)
+    return torch.tensor([signed(seed) for seed in seeds])[:, None], torch.tensor(numbers)[:, None]
+
+
+def _walk(
+    rule: Rule,
+    denoise: Predictor,
+    family: Family,
+    canvas: Tensor,
+    parts: Collection[str],
+    *,
+    steps: int,
+    frozen: Tensor,
+    uniforms: Uniforms,
+    controls: Controls,
+) -> Iterator[Step]:
+    """The steps of a rule on one segment of the active rows, watched for the parts asked for."""
+    watch = Watch(denoise, family.process, frozen, parts) if parts else None
+    for step in rule(
+        denoise if watch is None else watch,
+        family.process,
+        family.schedule,
+        canvas,
+        steps=steps,
+        frozen=frozen,
+        uniforms=uniforms,
+        controls=controls,
+    ):
+        yield step if watch is None else watch.fill(step)
+
+
+def _uniforms(seeds: Tensor, numbers: Tensor, ordinals: Tensor, columns: Tensor) -> Uniforms:
     """The numbers of one segment, keyed by what each is for."""
-    rows = (active + job.first_row)[:, None]
 
     def draw(stream: Stream, step: int) -> Tensor:
         return uniforms(
-            job.seed, stream, row=rows, block=ordinals[:, None], step=step, position=columns
+            seeds, stream, row=numbers, block=ordinals[:, None], step=step, position=columns
         )
 
     return draw

@@ -8,7 +8,7 @@
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +27,8 @@ class Job:
         seed: seed of the job.
         ended: told the new tokens of a row after every segment, and how many of them are of this
             segment; whether they end the text. None: rows end at `new_tokens` alone.
+        keys: (seed, index) of each row, for rows that come from different jobs; None: they have
+            `seed` and follow `first_row`.
     """
 
     prompts: Sequence[Sequence[int]]
@@ -34,6 +36,33 @@ class Job:
     first_row: int = 0
     seed: int = 0
     ended: Callable[[Sequence[int], int], bool] | None = None
+    keys: Sequence[tuple[int, int]] | None = None
+
+    @property
+    def row_keys(self) -> Sequence[tuple[int, int]]:
+        """(seed, index) of each row: all that its random numbers depend on."""
+        count = len(self.prompts)
+        return self.keys or [(self.seed, self.first_row + row) for row in range(count)]
+
+    def part(self, start: int, stop: int) -> "Job":
+        """The rows from `start` to before `stop`, as they are in the whole job."""
+        rows = slice(start, stop)
+        return replace(
+            self,
+            prompts=self.prompts[rows],
+            new_tokens=self.new_tokens[rows],
+            keys=self.row_keys[rows],
+        )
+
+    @classmethod
+    def joined(cls, jobs: "Sequence[Job]") -> "Job":
+        """The rows of several jobs in one; each becomes what it would have become in its own."""
+        return replace(
+            jobs[0],
+            prompts=[prompt for job in jobs for prompt in job.prompts],
+            new_tokens=[count for job in jobs for count in job.new_tokens],
+            keys=[key for job in jobs for key in job.row_keys],
+        )
 
     @property
     def lengths(self) -> Tensor:

@@ -31,7 +31,10 @@ class Step:
         entropy: [N] entropy in nats at the changed positions, if asked for or known anyway; NaN
             where a token was masked again.
         remasked: [M] flat host positions that were masked again, for rules that do so.
-        final: [R] tokens of each row that were final before this step; the block loop knows.
+        final: [R] tokens of each row that were final before this step; the block loop knows, as it
+            does what follows.
+        ends: [R] tokens up to the end of each row's segment; `final` for rows without one.
+        done: [R] bool, rows that were finished before this step.
     """
 
     index: int
@@ -44,6 +47,8 @@ class Step:
     entropy: Tensor | None = None
     remasked: Tensor | None = None
     final: Tensor | None = None
+    ends: Tensor | None = None
+    done: Tensor | None = None
 
     @property
     def dependence(self) -> Tensor | None:
