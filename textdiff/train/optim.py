@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from textdiff.config import TrainConfig
+from textdiff.train.muon import Muon
 
 
 def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
@@ -35,7 +36,7 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
     ]
     if inner:
         optimizers.append(
-            torch.optim.Muon(inner, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
+            Muon(inner, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
         )
     for optimizer in optimizers:
         for group in optimizer.param_groups:
