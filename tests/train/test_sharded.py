@@ -74,8 +74,8 @@ def test_a_sharded_run_goes_on_in_one_process(runs, single, sharded):
     assert json.loads((runs / "alone" / "env.json").read_text())["sharded"] is False
 
 
-# Muon orthogonalises in bfloat16 where it can, so rounding of a sum over processes shows there: without
-# sharding, two processes differ from one in weights by 0.010, with it by 0.012.
+# Muon orthogonalises in bfloat16 where it can, so rounding of a sum over processes shows there:
+# without sharding, two processes differ from one in weights by 0.010, with it by 0.012.
 VARIANTS = {
     "muon": ("fsdp2", 1e-3, ["--train.optimizer=muon"]),
     "blocks": ("zero2", 2e-5, ["--diffusion.block-size=8", "--model.adaln=true"]),
