@@ -22,6 +22,7 @@ class SampleDefaults:
 
     Attributes:
         rule: decoding rule.
+        knobs: the rule's own settings by name; another rule does not take them over.
         max_denoising_steps: steps per block.
         max_new_tokens: tokens to generate.
         temperature: 0 takes the most likely token.
@@ -34,6 +35,7 @@ class SampleDefaults:
     """
 
     rule: str = "ancestral"
+    knobs: Mapping[str, Any] = field(default_factory=dict)
     max_denoising_steps: int = 64
     max_new_tokens: int = 128
     temperature: float = 1.0
@@ -61,6 +63,8 @@ class SampleDefaults:
         unknown = sorted(set(given) - known)
         if unknown:
             raise ConfigError(f"unknown option {unknown[0]!r}; known: {', '.join(sorted(known))}")
+        if given.get("rule", self.rule) != self.rule:
+            given.setdefault("knobs", {})
         return replace(self, **given)
 
 

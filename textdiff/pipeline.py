@@ -406,6 +406,7 @@ class TextDiffusion:
             self.family,
             job,
             rule=settings.rule,
+            knobs=settings.knobs,
             steps=settings.max_denoising_steps,
             controls=controls,
             slots=slots,

@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 
 from textdiff.cli import main
+from textdiff.commands.sampling import Sampling, read_knobs
+from textdiff.generation import SampleDefaults
+from textdiff.pipeline import TextDiffusion
 
 TINY = [
     "--data.sequence-length=32",
@@ -147,6 +150,30 @@ def test_generate(trained, capsys):
     assert again["samples"] == result["samples"]
 
 
+def test_knobs_reach_the_rule(trained):
+    held = TextDiffusion.from_pretrained(trained, device="cpu")
+    knobs = {"order": "entropy", "order_temperature": 0.5}
+    flags = Sampling(rule="confidence", knobs=("order=entropy", "order-temperature=0.5"), seed=3)
+    assert flags.options()["knobs"] == knobs
+    told = held.generate("The", num_samples=2, **flags.options())
+    assert told == held.generate("The", num_samples=2, rule="confidence", knobs=knobs, seed=3)
+    assert told != held.generate("The", num_samples=2, rule="confidence", seed=3)
+    *_, last = held.stream("The", num_samples=2, **flags.options())
+    assert last.canvas.tolist() == told.sequences
+
+
+def test_words_of_knobs_are_what_they_look_like():
+    words = ["a=0.5", "b=3", "c=true", "d=None", "e=margin", "f=False"]
+    assert read_knobs(words) == {"a": 0.5, "b": 3, "c": True, "d": None, "e": "margin", "f": False}
+
+
+def test_knobs_of_the_default_rule_are_not_those_of_another():
+    settings = SampleDefaults(rule="confidence", knobs={"order": "margin"})
+    assert settings.changed({"steps": 3}).knobs == {"order": "margin"}
+    assert settings.changed({"rule": "confidence"}).knobs == {"order": "margin"}
+    assert settings.changed({"rule": "ancestral"}).knobs == {}
+
+
 def test_generate_to_a_pipe_is_plain_text(trained):
     words = ["generate", str(trained / "export"), "The", "--max-new-tokens", "5", "--watch"]
     done = run_textdiff(*words)
@@ -240,6 +267,10 @@ def test_wrong_usage(words, code, said, capsys):
         (["--top-p", "0"], "more than 0"),
         (["--top-k", "0"], "1 or more"),
         (["--rule", "magic"], "unknown decoding rule"),
+        (["--rule", "confidence", "--knobs", "ordre=margin"], "did you mean 'order'?"),
+        (["--rule", "confidence", "--knobs", "order=sure"], "give one of probability, margin"),
+        (["--rule", "confidence", "--knobs", "margin"], "give NAME=VALUE"),
+        (["--knobs", "eta=1", "eta=2"], "gives eta twice"),
         (["--device", "gpu7"], "--device gpu7"),
         (["--watch", "--json"], "exclude"),
     ],

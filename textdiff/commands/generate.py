@@ -1,11 +1,12 @@
 """`textdiff generate`: text, printed or watched while it is denoised."""
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from textdiff.commands.arguments import BlockSize, Dtype, JsonFlag, ModelArgument, held_model
+from textdiff.commands.sampling import SamplingFlags
 from textdiff.commands.terminal import make_console, quiet_libraries
 from textdiff.errors import ConfigError
 
@@ -17,20 +18,11 @@ def generate(
     model: ModelArgument,
     prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")] = "",
     /,
-    max_new_tokens: int | None = None,
-    steps: int | None = None,
-    temperature: float | None = None,
-    top_p: float | None = None,
-    top_k: int | None = None,
-    rule: str | None = None,
-    seed: int = 0,
+    *,
+    sampling: SamplingFlags,
     num_samples: int = 1,
     batch_size: int = 16,
     block_size: BlockSize = None,
-    stop: tuple[str, ...] = (),
-    cache: Literal["auto", "on", "off"] = "auto",
-    window: int | None = None,
-    stride: int | None = None,
     watch: bool = False,
     device: str | None = None,
     dtype: Dtype = "float32",
@@ -41,23 +33,11 @@ def generate(
     Args:
         model: export directory, run directory or hub id.
         prompt: beginning of the text.
-        max_new_tokens: tokens to generate.
-        steps: denoising steps; more steps, better text, at most one network call each.
-        temperature: 0 takes the most likely token, 1 draws from the model.
-        top_p: draw among the most likely tokens up to this much probability.
-        top_k: draw among the k most likely tokens.
-        rule: decoding rule.
-        seed: seed; the same seed gives the same text.
+        sampling: how text is drawn.
         num_samples: texts to generate.
         batch_size: texts generated together (they do not depend on it).
         block_size: tokens per block, of those that the model was trained in, or full; the default
             is the first of them.
-        stop: strings that end a text; it is cut before them.
-        cache: keep keys and values of finished blocks; auto: where that is exact, in blocks.
-        window: for models in blocks, tokens before a block that it sees, a multiple of the block
-            size; the default is as many as in training, 0 is all. With a cache it is approximate.
-        stride: for full-sequence models, tokens added at a time beyond the context; the default is
-            half the context.
         watch: animate the denoising in the terminal.
         device: torch device; the default is CUDA if there is one, else the CPU.
         dtype: dtype of the network.
@@ -65,31 +45,13 @@ def generate(
     """
     if watch and json_output:
         raise ConfigError("--watch and --json exclude each other")
+    options = sampling.options()
     quiet_libraries()
     held = held_model(model, device, dtype, block_size)
-    options: dict[str, Any] = {
-        "max_new_tokens": max_new_tokens,
-        "steps": steps,
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "rule": rule,
-        "window": window,
-        "stride": stride,
-    }
-    cached = {"auto": None, "on": True, "off": False}[cache]
     console = make_console()
     if watch and console.is_terminal:
-        return watch_rows(console, held, prompt, num_samples, seed, {**options, "cache": cached})
-    done = held.generate(
-        prompt,
-        num_samples=num_samples,
-        seed=seed,
-        batch_size=batch_size,
-        stop=stop,
-        cache=cached,
-        **options,
-    )
+        return watch_rows(console, held, prompt, num_samples, options)
+    done = held.generate(prompt, num_samples=num_samples, batch_size=batch_size, **options)
     _say_beyond(held, max(map(len, done.sequences)), options)
     if json_output:
         samples = [
@@ -103,7 +65,7 @@ def generate(
                 {
                     "model": model,
                     "prompt": prompt,
-                    "seed": seed,
+                    "seed": sampling.seed,
                     "calls": done.calls,
                     "tokens_per_forward": done.tokens_per_forward,
                     "samples": samples,
@@ -145,7 +107,6 @@ def watch_rows(
     model: "TextDiffusion",
     prompt: str,
     num_samples: int,
-    seed: int,
     options: dict[str, Any],
 ) -> int:
     """Animates the denoising of one prompt's samples, then prints them."""
@@ -154,7 +115,7 @@ def watch_rows(
 
     length = len(encode_documents(model.tokenizer, [prompt])[0])
     steps = options.get("steps") or model.defaults.max_denoising_steps
-    stream = model.stream(prompt, num_samples=num_samples, seed=seed, **options)
+    stream = model.stream(prompt, num_samples=num_samples, **options)
     last = watch(console, model, stream, prompts=[length] * num_samples, planned=steps)
     if last is not None:
         texts = model.finished(last.canvas.tolist(), [length] * num_samples)

@@ -1,0 +1,105 @@
+"""What verbs that generate text have in common: their flags, and what these ask for."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from textdiff.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How text is drawn. Unset options take the model's own defaults."""
+
+    max_new_tokens: int | None = None
+    """Tokens to generate."""
+
+    steps: int | None = None
+    """Denoising steps; more steps, better text, at most one network call each."""
+
+    rule: str | None = None
+    """Decoding rule."""
+
+    knobs: tuple[str, ...] = ()
+    """The rule's own settings as NAME=VALUE, such as order=margin; docs/sampling.md lists them."""
+
+    temperature: float | None = None
+    """0 takes the most likely token, 1 draws from the model."""
+
+    top_p: float | None = None
+    """Draw among the most likely tokens up to this much probability."""
+
+    top_k: int | None = None
+    """Draw among the k most likely tokens."""
+
+    stop: tuple[str, ...] = ()
+    """Strings that end a text; it is cut before them."""
+
+    window: int | None = None
+    """For models in blocks, tokens before a block that it sees, a multiple of the block size; the
+    default is as many as in training, 0 is all. With a cache it is approximate."""
+
+    stride: int | None = None
+    """For full-sequence models, tokens added at a time beyond the context; the default is half the
+    context."""
+
+    cache: Literal["auto", "on", "off"] = "auto"
+    """Keep keys and values of finished blocks; auto: where that is exact, in blocks."""
+
+    seed: int = 0
+    """Seed; the same seed gives the same text."""
+
+    def options(self) -> dict[str, Any]:
+        """Options of `TextDiffusion.generate` and `TextDiffusion.stream`.
+
+        Raises:
+            ConfigError: a knob without a value.
+        """
+        return {
+            "max_new_tokens": self.max_new_tokens,
+            "steps": self.steps,
+            "rule": self.rule,
+            "knobs": read_knobs(self.knobs) or None,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "stop": self.stop,
+            "window": self.window,
+            "stride": self.stride,
+            "cache": {"auto": None, "on": True, "off": False}[self.cache],
+            "seed": self.seed,
+        }
+
+
+SamplingFlags = Annotated[Sampling, tyro.conf.arg(name="")]
+
+
+def read_knobs(words: Sequence[str]) -> dict[str, Any]:
+    """Settings of a rule, from NAME=VALUE; values are numbers, true, false, none or words.
+
+    Raises:
+        ConfigError: a word without a name or a value, or a name that comes twice.
+    """
+    knobs: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        name = name.strip().replace("-", "_")
+        if not (name and equals and value):
+            raise ConfigError(f"--knobs {word}: give NAME=VALUE, such as order=margin")
+        if name in knobs:
+            raise ConfigError(f"--knobs gives {name} twice; give it once")
+        knobs[name] = _value(value.strip())
+    return knobs
+
+
+def _value(word: str) -> Any:
+    """A word as what it looks like."""
+    if word.lower() in ("true", "false", "none", "null"):
+        return {"true": True, "false": False}.get(word.lower())
+    try:
+        return json.loads(word)
+    except ValueError:
+        return word
