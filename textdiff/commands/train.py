@@ -95,7 +95,7 @@ def _show_result(console: Any, config: "Config", trainer: Any) -> None:
         # What was written, not what was trained: the weights of that may be spread over processes.
         model = TextDiffusion.from_pretrained(export, device=str(trainer.accelerator.device))
         if console.is_terminal:
-            watch_rows(console, model, "", config.sample.num_samples, config.run.seed, {})
+            watch_rows(console, model, "", config.sample.num_samples, {"seed": config.run.seed})
         else:
             drawn = model.generate("", num_samples=config.sample.num_samples, seed=config.run.seed)
             print("\n" + "\n\n---\n\n".join(drawn.texts))
