@@ -29,6 +29,7 @@ FLOORS = {
     "sampling": 3,
     "likelihood": 3,
     "loading": 3,
+    "template": 3,
     "watching": 4,
     "generation": 5,
     "pipeline": 6,

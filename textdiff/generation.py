@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.data import encode_documents
-from textdiff.errors import ConfigError, DataError
+from textdiff.errors import ConfigError
 from textdiff.loading import read_json
-from textdiff.sampling import Job, Step
+from textdiff.sampling import Controls, Hook, Job, Step
+from textdiff.template import Form, forms_of
 from textdiff.watching import FinishedRow, Watcher
 
 
@@ -25,9 +26,12 @@ class SampleDefaults:
         knobs: the rule's own settings by name; another rule does not take them over.
         max_denoising_steps: steps per block.
         max_new_tokens: tokens to generate.
-        temperature: 0 takes the most likely token.
+        temperature: 0 takes the most likely token; "0.8:0.4" falls from the first to the second.
         top_k: draw among the k most likely tokens.
         top_p: draw among this much probability.
+        min_p: draw among tokens at least this share as likely as the likeliest.
+        repetition_penalty: makes tokens that the row has already less likely; 1: none.
+        min_new_tokens: tokens of an open end before the end-of-text token may be.
         window: tokens before a block that it sees, a multiple of the block size; None: all of texts
             no longer than the context, and beyond as many as in training; 0: all.
         stride: tokens that a full-sequence model adds at a time beyond its context; None: half the
@@ -38,9 +42,12 @@ class SampleDefaults:
     knobs: Mapping[str, Any] = field(default_factory=dict)
     max_denoising_steps: int = 64
     max_new_tokens: int = 128
-    temperature: float = 1.0
+    temperature: float | str = 1.0
     top_k: int | None = None
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    min_new_tokens: int = 0
     window: int | None = None
     stride: int | None = None
 
@@ -73,15 +80,18 @@ class Generation:
     """Finished rows.
 
     Attributes:
-        texts: prompt and completion of each row, special tokens removed.
-        completions: what follows the prompt, up to the end-of-text token.
-        sequences: token ids of each row, prompt included.
+        texts: each row whole, special tokens removed.
+        completions: what follows the prompt, up to the end-of-text token; of a row with given text
+            between or after holes, all from its first hole to its last.
+        holes: what was written into each hole of each row; a plain prompt has one, its completion.
+        sequences: token ids of each row, given ones included.
         calls: network calls (of all active rows each).
         tokens_per_forward: tokens written per row and network call.
     """
 
     texts: list[str] = field(default_factory=list)
     completions: list[str] = field(default_factory=list)
+    holes: list[list[str]] = field(default_factory=list)
     sequences: list[list[int]] = field(default_factory=list)
     calls: int = 0
     tokens_per_forward: float = 0.0
@@ -93,6 +103,7 @@ class Generation:
             self,
             texts=self.texts + [row.text for row in rows],
             completions=self.completions + [row.completion for row in rows],
+            holes=self.holes + [row.holes for row in rows],
             sequences=self.sequences + [row.tokens for row in rows],
             calls=self.calls + calls,
         )
@@ -105,48 +116,93 @@ class Order:
     Attributes:
         job: the rows.
         settings: rule, steps, temperature, ...
+        controls: how the law of tokens departs from the model's.
         stops: strings that end a text.
     """
 
     job: Job
     settings: SampleDefaults
+    controls: Controls
     stops: tuple[str, ...] = ()
 
     @classmethod
     def joined(cls, orders: "Sequence[Order]") -> "Order":
-        """The rows of several orders that have the same settings and stops, as one."""
+        """The rows of several orders that are alike but for their jobs, as one."""
         return replace(orders[0], job=Job.joined([order.job for order in orders]))
 
 
-def prompt_rows(
+def make_controls(
+    settings: SampleDefaults, hooks: Sequence[Hook], end_token: int | None
+) -> Controls:
+    """How the law of tokens is to depart from the model's.
+
+    Args:
+        settings: temperature, truncation, penalty.
+        hooks: the user's own; see `sampling.Hook`.
+        end_token: the end-of-text token.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+    return Controls(
+        read_temperature(settings.temperature),
+        settings.top_k,
+        settings.top_p,
+        settings.min_p,
+        settings.repetition_penalty,
+        end_token=end_token,
+        min_new_tokens=settings.min_new_tokens,
+        hooks=tuple(hooks),
+    )
+
+
+def read_temperature(value: float | str) -> float | tuple[float, float]:
+    """A temperature, or two from `FIRST:LAST`.
+
+    Raises:
+        ConfigError: no number, or more than two.
+    """
+    try:
+        numbers = tuple(float(part) for part in str(value).split(":"))
+    except ValueError:
+        numbers = ()
+    if len(numbers) == 1:
+        return numbers[0]
+    if len(numbers) == 2:
+        return numbers[0], numbers[1]
+    raise ConfigError(f"temperature {value}: give a number, or two as FIRST:LAST, such as 0.8:0.4")
+
+
+def prompt_forms(
     tokenizer: PreTrainedTokenizerFast,
     prompts: str | Sequence[str],
+    suffix: str | Sequence[str],
     num_samples: int,
     clean: Tensor,
-) -> list[list[int]]:
-    """Token ids of every row of a generation.
+) -> list[Form]:
+    """What is given of every row of a generation.
 
     Args:
         tokenizer: the model's.
-        prompts: one or several beginnings.
+        prompts: one or several beginnings, or templates.
+        suffix: what follows each, or all of them.
         num_samples: rows per prompt.
         clean: [V] bool, ids that the model can predict.
 
     Raises:
-        ConfigError: no rows asked for.
+        ConfigError: no rows asked for, not as many suffixes as prompts, or a hole without a length.
         DataError: a prompt with characters the tokenizer does not know.
     """
     if num_samples < 1:
         raise ConfigError(f"num_samples {num_samples}: give at least 1")
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    rows: list[list[int]] = []
-    for text, ids in zip(prompts, encode_documents(tokenizer, prompts), strict=True):
-        if not bool(clean[torch.from_numpy(ids).long()].all()):
-            raise DataError(
-                f"the prompt {text!r:.60} has characters that the tokenizer was not trained on"
-            )
-        rows += [ids.tolist()] * num_samples
-    return rows
+    texts = [prompts] if isinstance(prompts, str) else list(prompts)
+    suffixes = [suffix] * len(texts) if isinstance(suffix, str) else list(suffix)
+    if len(suffixes) != len(texts):
+        raise ConfigError(
+            f"{len(suffixes)} suffixes for {len(texts)} prompts: give one for all, or one for each"
+        )
+    forms = forms_of(tokenizer, texts, suffixes, clean)
+    return [form for form in forms for _ in range(num_samples)]
 
 
 @dataclass(frozen=True)
@@ -163,7 +219,7 @@ class Reach:
 
 
 def make_job(
-    rows: list[list[int]],
+    forms: Sequence[Form],
     settings: SampleDefaults,
     model: Reach,
     first: int,
@@ -173,7 +229,7 @@ def make_job(
     """The job of some rows.
 
     Args:
-        rows: token ids of each prompt.
+        forms: what is given of each.
         settings: `max_new_tokens` and `stride` matter here.
         model: what the network sees at once.
         first: index of the first row in the whole job.
@@ -182,20 +238,69 @@ def make_job(
             leaves, if that is anything.
 
     Raises:
-        ConfigError: nothing to generate, or a prompt that would not be seen.
+        ConfigError: nothing to generate, or given text that would not be seen.
     """
     if settings.max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens {settings.max_new_tokens}: give at least 1")
-    longest = max(len(row) for row in rows)
-    if not model.in_blocks and settings.stride is None and longest >= model.context:
+    prompts: list[tuple[int | None, ...]] = []
+    new_tokens: list[int] = []
+    for form in forms:
+        if form.template:
+            _check_template(form, model)
+            prompts.append(form.tokens)
+            new_tokens.append(0)
+            continue
+        new = _new_tokens(form, settings, model, explicit)
+        prompts.append((*form.tokens, *[None] * new, *form.suffix) if form.suffix else form.tokens)
+        new_tokens.append(0 if form.suffix else new)
+    return Job(prompts, new_tokens, first, seed)
+
+
+def _new_tokens(form: Form, settings: SampleDefaults, model: Reach, explicit: bool) -> int:
+    """Tokens to generate after a prompt, and before its suffix if it has one.
+
+    Raises:
+        ConfigError: given text that would not be seen.
+    """
+    given, wanted = len(form.tokens) + len(form.suffix), settings.max_new_tokens
+    if not model.in_blocks and given >= model.context and (form.suffix or settings.stride is None):
+        what = "prompt and suffix" if form.suffix else "a prompt"
         raise ConfigError(
-            f"a prompt of {longest} tokens fills the model's context of {model.context} tokens and "
-            "leaves none to generate; shorten the prompt, or give a stride: the text then goes on "
-            "from the end of the prompt, the beginning of which is not seen"
+            f"{what} of {given} tokens fill{'' if form.suffix else 's'} the model's context of "
+            f"{model.context} tokens and leave{'' if form.suffix else 's'} none to generate; "
+            + (
+                "shorten them"
+                if form.suffix
+                else "shorten the prompt, or give a stride: the text then goes on from the end of "
+                "the prompt, the beginning of which is not seen"
+            )
         )
-    room = [settings.max_new_tokens if explicit else model.context - len(row) for row in rows]
-    new = [min(settings.max_new_tokens, n) if n > 0 else settings.max_new_tokens for n in room]
-    return Job(rows, new, first, seed)
+    room = model.context - given
+    new = min(wanted, room) if room > 0 and not explicit else wanted
+    if form.suffix and not model.in_blocks and new > room:
+        raise ConfigError(
+            f"prompt and suffix take {given} of the {model.context} tokens that the model sees at "
+            f"once, which leaves {room} to generate, not {wanted}; give fewer max_new_tokens"
+        )
+    return new
+
+
+def _check_template(form: Form, model: Reach) -> None:
+    """Stops where a full-sequence model would not see all of a template.
+
+    Raises:
+        ConfigError: with its length.
+    """
+    length = len(form.tokens)
+    if model.in_blocks or length <= model.context:
+        return
+    runs = [list(run) for open_, run in groupby(form.tokens, key=lambda t: t is None) if open_]
+    longest = max(map(len, runs))
+    what = f"a hole of {longest}" if longest > model.context else f"a template of {length}"
+    raise ConfigError(
+        f"{what} tokens is longer than the model's context of {model.context} tokens; a "
+        "full-sequence model has to see all of it at once: shorten it, or use a model in blocks"
+    )
 
 
 class Feed(Watcher):
@@ -220,8 +325,9 @@ class Feed(Watcher):
             raise ConfigError(
                 f"a streamer takes one row, not {len(job.prompts)}; generate one at a time"
             )
-        self.sent = len(job.prompts[0])
-        self.streamer.put(torch.tensor(job.prompts[0], dtype=torch.int64))
+        prompt = job.leading(0)
+        self.sent = len(prompt)
+        self.streamer.put(torch.tensor(prompt, dtype=torch.int64))
 
     def step(self, step: Step) -> None:
         """Puts what has become final, and a draft of the segment being written."""

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,9 @@ from textdiff.generation import (
     Order,
     Reach,
     SampleDefaults,
+    make_controls,
     make_job,
-    prompt_rows,
+    prompt_forms,
 )
 from textdiff.likelihood import Bound, Difference, Estimates, Windows, compare, estimate
 from textdiff.likelihood.endings import end_token
@@ -44,8 +46,9 @@ from textdiff.loading import (
 )
 from textdiff.models import TextDiffusionModel
 from textdiff.provenance import TRAINING_FILE, training_record
-from textdiff.sampling import Controls, Job, Step, generate
+from textdiff.sampling import Hook, Job, Step, generate
 from textdiff.sampling.rules import refuse
+from textdiff.template import Form
 from textdiff.watching import Audience, FinishedRow, Watcher
 
 
@@ -135,10 +138,12 @@ class TextDiffusion:
         self,
         prompts: str | Sequence[str] = "",
         *,
+        suffix: str | Sequence[str] = "",
         num_samples: int = 1,
         batch_size: int = 16,
         stop: str | Sequence[str] = (),
         cache: bool | None = None,
+        hooks: Sequence[Hook] = (),
         streamer: Any = None,
         watchers: Sequence[Watcher] = (),
         seed: int = 0,
@@ -147,12 +152,16 @@ class TextDiffusion:
         """Generates text.
 
         Args:
-            prompts: one or several beginnings; the empty one generates from nothing.
+            prompts: one or several beginnings; the empty one generates from nothing. One that has
+                holes, `[MASK:n]` for n tokens, is a template: the holes are filled.
+            suffix: text that follows what is generated, one for all prompts or one for each.
             num_samples: rows per prompt.
             batch_size: rows per network call; texts do not depend on it.
             stop: strings that end a text, which is cut before them; so does the end-of-text token.
             cache: whether to keep keys and values of finished blocks, which changes nothing but
                 speed; None: for models in blocks, which alone can.
+            hooks: functions of (`sampling.Context`, log_x0 [N, V]) that return the log-weights
+                [N, V] to draw tokens from, before temperature and truncation.
             streamer: a transformers streamer (`TextDiffusionStreamer`); takes a single row.
             watchers: who looks on; no text depends on it.
             seed: seed of the job.
@@ -162,7 +171,15 @@ class TextDiffusion:
             ConfigError: an option out of range, or a prompt that would not be seen.
             DataError: a prompt with characters the tokenizer does not know.
         """
-        order = self.order(prompts, num_samples=num_samples, stop=stop, seed=seed, **options)
+        order = self.order(
+            prompts,
+            suffix=suffix,
+            num_samples=num_samples,
+            stop=stop,
+            hooks=hooks,
+            seed=seed,
+            **options,
+        )
         feeds = [] if streamer is None else [Feed(streamer)]
         return self.fulfil(order, batch_size, cache, [*watchers, *feeds])
 
@@ -170,8 +187,10 @@ class TextDiffusion:
         self,
         prompts: str | Sequence[str] = "",
         *,
+        suffix: str | Sequence[str] = "",
         num_samples: int = 1,
         stop: str | Sequence[str] = (),
+        hooks: Sequence[Hook] = (),
         seed: int = 0,
         first_row: int = 0,
         **options: Any,
@@ -179,9 +198,11 @@ class TextDiffusion:
         """What `generate` would be asked to do, checked as far as no network is needed.
 
         Args:
-            prompts: see `generate`, as for `num_samples`, `stop`, `seed` and `options`.
+            prompts: see `generate`, as for what follows.
+            suffix: see `generate`.
             num_samples: see `generate`.
             stop: see `generate`.
+            hooks: see `generate`.
             seed: see `generate`.
             first_row: index of the first row under that seed, for rows of a larger job.
             **options: see `generate`.
@@ -190,12 +211,19 @@ class TextDiffusion:
             ConfigError: see `generate`.
             DataError: see `generate`.
         """
-        rows = self._rows(prompts, num_samples)
+        forms = self._forms(prompts, suffix, num_samples)
         settings = self.defaults.changed(options)
         explicit = options.get("max_new_tokens") is not None
-        job = make_job(rows, settings, self._reach, first_row, seed, explicit)
+        job = make_job(forms, settings, self._reach, first_row, seed, explicit)
         refuse(settings.rule, self.family)
-        return Order(job, settings, (stop,) if isinstance(stop, str) else tuple(stop))
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if stops and bool((job.tails == job.lengths).all()):
+            raise ConfigError(
+                "stop strings end a text in the hole that nothing follows, and here given text "
+                "follows every hole; leave the stop strings out"
+            )
+        controls = make_controls(settings, hooks, self.tokenizer.eos_token_id)
+        return Order(job, settings, controls, stops)
 
     def fulfil(
         self,
@@ -229,6 +257,7 @@ class TextDiffusion:
         self,
         prompts: str | Sequence[str] = "",
         *,
+        suffix: str | Sequence[str] = "",
         num_samples: int = 1,
         cache: bool | None = None,
         parts: Collection[str] = (),
@@ -240,7 +269,7 @@ class TextDiffusion:
         Takes the options of `generate`, in one batch, and `parts`: those optional parts of steps
         (`draft`, `confidence`, `entropy`) that are to be filled.
         """
-        order = self.order(prompts, num_samples=num_samples, seed=seed, **options)
+        order = self.order(prompts, suffix=suffix, num_samples=num_samples, seed=seed, **options)
         yield from self._run(order, cache, len(order.job.prompts), parts)
 
     def finished(self, rows: Sequence[Sequence[int]], prompts: Sequence[int]) -> list[str]:
@@ -248,7 +277,7 @@ class TextDiffusion:
 
         Args:
             rows: token ids of each row.
-            prompts: tokens of each row's prompt.
+            prompts: tokens of each row's prompt, or of all up to its open end.
         """
         return [
             self.decode([*ids[:start], *self._until_end(list(ids[start:]))])
@@ -373,9 +402,11 @@ class TextDiffusion:
         """Tokens that the network sees at once."""
         return int(self.model.config.max_position_embeddings)
 
-    def _rows(self, prompts: str | Sequence[str], num_samples: int) -> list[list[int]]:
+    def _forms(
+        self, prompts: str | Sequence[str], suffix: str | Sequence[str], num_samples: int
+    ) -> list[Form]:
         clean = self.family.process.vocabulary.clean.cpu()
-        return prompt_rows(self.tokenizer, prompts, num_samples, clean)
+        return prompt_forms(self.tokenizer, prompts, suffix, num_samples, clean)
 
     @property
     def _reach(self) -> Reach:
@@ -400,7 +431,6 @@ class TextDiffusion:
     ) -> Generator[Step, None, Tensor]:
         settings = order.settings
         job = replace(order.job, ended=self._ended(order.stops))
-        controls = Controls(settings.temperature, settings.top_k, settings.top_p)
         return generate(
             self.model,
             self.family,
@@ -408,7 +438,7 @@ class TextDiffusion:
             rule=settings.rule,
             knobs=settings.knobs,
             steps=settings.max_denoising_steps,
-            controls=controls,
+            controls=order.controls,
             slots=slots,
             cache=self.family.block_size is not None if cache is None else cache,
             window=self._window(job, settings.window),
@@ -426,11 +456,17 @@ class TextDiffusion:
     def _finished(self, order: Order, row: int, ids: list[int]) -> FinishedRow:
         """A row whose tokens are known."""
         seed, index = order.job.row_keys[row]
-        start = len(order.job.prompts[row])
-        whole, new = self.finished([ids, ids[start:]], [start, 0])
+        tail, spans = int(order.job.tails[row]), order.job.holes(row)
+        whole, new = self.finished([ids, ids[tail:]], [tail, 0])
         cut = min((new.find(stop) for stop in order.stops if stop in new), default=len(new))
         text = whole[: len(whole) - (len(new) - cut)]
-        return FinishedRow(seed, index, text, new[:cut], ids, len(ids) - start)
+        holes = [self.decode(ids[start:end]) for start, end in spans]
+        if spans[-1][0] == tail:  # the open end, which ends where the text does
+            holes[-1] = new[:cut]
+        between = [self.decode(ids[a:b]) for (_, a), (b, _) in pairwise(spans)]
+        completion = "".join(chain.from_iterable(zip(holes, [*between, ""], strict=True)))
+        written = sum(min(end, len(ids)) - start for start, end in spans)
+        return FinishedRow(seed, index, text, completion, holes, ids, written)
 
     def _until_end(self, ids: list[int]) -> list[int]:
         end = self.tokenizer.eos_token_id

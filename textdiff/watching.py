@@ -27,8 +27,10 @@ class FinishedRow:
     Attributes:
         seed: seed of its random numbers.
         index: its index under that seed.
-        text: prompt and completion, special tokens removed.
-        completion: what follows the prompt, up to the end-of-text token or a stop string.
+        text: all of it, special tokens removed.
+        completion: what follows the prompt, up to the end-of-text token or a stop string; of a row
+            with given text between or after holes, all from its first hole to its last.
+        holes: what was written into each hole; a plain prompt has one, its completion.
         tokens: all its token ids, also those that the text was cut before.
         new_tokens: how many of them were generated.
     """
@@ -37,6 +39,7 @@ class FinishedRow:
     index: int
     text: str
     completion: str
+    holes: list[str]
     tokens: list[int]
     new_tokens: int
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from textdiff.commands.arguments import BlockSize, Dtype, JsonFlag, ModelArgument, held_model
-from textdiff.commands.sampling import SamplingFlags
+from textdiff.commands.sampling import SamplingFlags, read_template
 from textdiff.commands.terminal import make_console, quiet_libraries
 from textdiff.errors import ConfigError
 
@@ -20,6 +20,7 @@ def generate(
     /,
     *,
     sampling: SamplingFlags,
+    template: str | None = None,
     num_samples: int = 1,
     batch_size: int = 16,
     block_size: BlockSize = None,
@@ -32,8 +33,9 @@ def generate(
 
     Args:
         model: export directory, run directory or hub id.
-        prompt: beginning of the text.
+        prompt: beginning of the text, or a whole text with holes: [MASK:5] is one of 5 tokens.
         sampling: how text is drawn.
+        template: file that holds such a text.
         num_samples: texts to generate.
         batch_size: texts generated together (they do not depend on it).
         block_size: tokens per block, of those that the model was trained in, or full; the default
@@ -46,6 +48,8 @@ def generate(
     if watch and json_output:
         raise ConfigError("--watch and --json exclude each other")
     options = sampling.options()
+    if template is not None:
+        prompt = read_template(template, prompt, sampling.suffix)
     quiet_libraries()
     held = held_model(model, device, dtype, block_size)
     console = make_console()
@@ -53,12 +57,12 @@ def generate(
         return watch_rows(console, held, prompt, num_samples, options)
     done = held.generate(prompt, num_samples=num_samples, batch_size=batch_size, **options)
     _say_beyond(held, max(map(len, done.sequences)), options)
+    _say_unseen(held, prompt, sampling.suffix)
     if json_output:
+        parts = (done.texts, done.completions, done.holes, done.sequences)
         samples = [
-            {"text": text, "completion": completion, "tokens": ids}
-            for text, completion, ids in zip(
-                done.texts, done.completions, done.sequences, strict=True
-            )
+            {"text": text, "completion": completion, "holes": holes, "tokens": ids}
+            for text, completion, holes, ids in zip(*parts, strict=True)
         ]
         print(
             json.dumps(
@@ -102,6 +106,21 @@ def _say_beyond(model: "TextDiffusion", length: int, options: dict[str, Any]) ->
     print(f"note: {length} tokens, the model's context is {context}: {how}", file=sys.stderr)
 
 
+def _say_unseen(model: "TextDiffusion", prompt: str, suffix: str) -> None:
+    """Says what a model in blocks does not see of a text that goes on after a hole."""
+    import sys
+
+    from textdiff.template import pieces_of
+
+    size = model.family.block_size
+    if size is not None and (suffix or any(isinstance(p, int) for p in pieces_of(prompt)[:-1])):
+        print(
+            f"note: the model writes in blocks of {size} tokens and sees nothing of the blocks "
+            "after the one it writes: given text there did not shape what comes before",
+            file=sys.stderr,
+        )
+
+
 def watch_rows(
     console: Any,
     model: "TextDiffusion",
@@ -110,14 +129,14 @@ def watch_rows(
     options: dict[str, Any],
 ) -> int:
     """Animates the denoising of one prompt's samples, then prints them."""
-    from textdiff.data import encode_documents
     from textdiff.view import watch
 
-    length = len(encode_documents(model.tokenizer, [prompt])[0])
+    ordered = {name: value for name, value in options.items() if name != "cache"}
+    job = model.order(prompt, num_samples=num_samples, **ordered).job
     steps = options.get("steps") or model.defaults.max_denoising_steps
     stream = model.stream(prompt, num_samples=num_samples, **options)
-    last = watch(console, model, stream, prompts=[length] * num_samples, planned=steps)
+    last = watch(console, model, stream, prompts=job.onwards[:, 0].tolist(), planned=steps)
     if last is not None:
-        texts = model.finished(last.canvas.tolist(), [length] * num_samples)
+        texts = model.finished(last.canvas.tolist(), job.tails.tolist())
         print("\n\n---\n\n".join(texts))
     return 0

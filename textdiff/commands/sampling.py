@@ -3,11 +3,12 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from textdiff.errors import ConfigError
+from textdiff.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,28 @@ class Sampling:
     knobs: tuple[str, ...] = ()
     """The rule's own settings as NAME=VALUE, such as order=margin; docs/sampling.md lists them."""
 
-    temperature: float | None = None
-    """0 takes the most likely token, 1 draws from the model."""
+    temperature: str | None = None
+    """0 takes the most likely token, 1 draws from the model; 0.8:0.4 falls from the first to the
+    second while the text is denoised."""
 
     top_p: float | None = None
     """Draw among the most likely tokens up to this much probability."""
 
     top_k: int | None = None
     """Draw among the k most likely tokens."""
+
+    min_p: float | None = None
+    """Draw among tokens at least this share as likely as the likeliest."""
+
+    repetition_penalty: float | None = None
+    """Multiply log-probabilities of tokens that the text has already; 1 is none, 1.2 a usual
+    value."""
+
+    min_new_tokens: int | None = None
+    """Tokens to generate before the text may end."""
+
+    suffix: str = ""
+    """Text that follows what is generated."""
 
     stop: tuple[str, ...] = ()
     """Strings that end a text; it is cut before them."""
@@ -66,12 +81,45 @@ class Sampling:
             "temperature": self.temperature,
             "top_p": self.top_p,
             "top_k": self.top_k,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            "min_new_tokens": self.min_new_tokens,
+            "suffix": self.suffix,
             "stop": self.stop,
             "window": self.window,
             "stride": self.stride,
             "cache": {"auto": None, "on": True, "off": False}[self.cache],
             "seed": self.seed,
         }
+
+
+def read_template(path: str, prompt: str, suffix: str) -> str:
+    """The text with holes in a file; a line break at its very end is not part of it.
+
+    Args:
+        path: the file.
+        prompt: the command line's own, which a template excludes.
+        suffix: likewise.
+
+    Raises:
+        ConfigError: a prompt beside it, or no hole in it.
+        DataError: the file cannot be read.
+    """
+    from textdiff.template import pieces_of
+
+    if prompt or suffix:
+        raise ConfigError("--template holds the whole text: leave PROMPT and --suffix out")
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read: {(error.strerror or str(error)).lower()}"
+        ) from None
+    if all(isinstance(piece, str) for piece in pieces_of(text)):
+        raise ConfigError(f"{path} has no hole: write [MASK:n] where n tokens are to be filled in")
+    return text
 
 
 SamplingFlags = Annotated[Sampling, tyro.conf.arg(name="")]

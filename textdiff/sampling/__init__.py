@@ -1,8 +1,9 @@
 """Generation: decoding rules, draws, and the block loop."""
 
-from textdiff.sampling.controls import Controls
+from textdiff.sampling.context import Context, Scene
+from textdiff.sampling.controls import Controls, Hook
 from textdiff.sampling.generate import generate
 from textdiff.sampling.job import Job
 from textdiff.sampling.rules import RULES, Step
 
-__all__ = ["RULES", "Controls", "Job", "Step", "generate"]
+__all__ = ["RULES", "Context", "Controls", "Hook", "Job", "Scene", "Step", "generate"]

@@ -7,23 +7,27 @@ float32, which silently cuts off the tail of the vocabulary (Sec. 4, arXiv:2409.
 import torch
 from torch import Tensor
 
+from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
 
 
-def draw_tokens(log_x0: Tensor, u: Tensor, controls: Controls) -> Tensor:
+def draw_tokens(
+    log_x0: Tensor, u: Tensor, controls: Controls, context: Context | None = None
+) -> Tensor:
     """Draws a token for each of N positions.
 
     Args:
         log_x0: [N, V] raw log-probabilities.
         u: [N] float64 uniforms in (0, 1).
-        controls: temperature and truncation.
+        controls: how the law departs from the model's.
+        context: where the positions are, for controls that depend on it.
 
     Returns:
         [N] int64; a token of probability zero is never drawn.
     """
-    if controls.temperature == 0.0:
-        return log_x0.argmax(-1)
-    return inverse_cdf(controls.probabilities(log_x0), u)
+    if controls.greedy:
+        return controls.shaped(log_x0, context).argmax(-1)
+    return inverse_cdf(controls.probabilities(log_x0, context), u)
 
 
 def inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:

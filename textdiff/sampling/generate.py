@@ -17,6 +17,7 @@ from textdiff.diffusion.family import Family
 from textdiff.diffusion.randomness import Stream, signed, uniforms
 from textdiff.errors import ConfigError
 from textdiff.models import TextDiffusionModel
+from textdiff.sampling.context import Scene
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.denoiser import CachedDenoiser, Denoiser, Predictor
 from textdiff.sampling.job import Job, Segments
@@ -48,7 +49,7 @@ def generate(
         job: prompts, lengths and seed.
         rule: name of a decoding rule.
         steps: denoising steps per segment.
-        controls: temperature and truncation.
+        controls: how the law of tokens departs from the model's.
         knobs: the rule's own settings.
         slots: rows that are active together; None: all.
         cache: whether to keep keys and values of finished blocks, which changes nothing but speed.
@@ -84,6 +85,7 @@ def generate(
     # What lies behind the end of a row is noise that stays where noise is a mask; tokens are drawn
     # there like everywhere, and not looked at.
     ends = lengths if not family.process.draws_tokens else torch.full_like(lengths, room)
+    open_ = torch.nn.functional.pad(~job.given, (0, room - job.given.shape[1]), value=True)
     index = 0
     while rows.active or rows.waiting:
         new = rows.admit()
@@ -95,7 +97,9 @@ def generate(
         stops = torch.minimum(starts + widths, ends[active])[:, None]
         here = (columns >= rows.final[active, None]) & (columns < stops)
         place = active[:, None] * room + columns.clamp(max=room - 1)  # [A, S], in the flat text
-        denoise.enter(text[_on(text, active)], starts, widths)
+        here = here & open_.flatten()[place]
+        known = text[_on(text, active)]
+        denoise.enter(known, starts, widths)
         ordinals = segments.ordinals(starts, rows.passed[active])
         behind = torch.minimum(starts + widths, lengths[active])
         for step in _walk(
@@ -107,7 +111,7 @@ def generate(
             steps=steps,
             frozen=~here,
             uniforms=_uniforms(seeds[active], numbers[active], ordinals, columns),
-            controls=controls,
+            controls=controls.within(_scene(job, active, known, starts)),
         ):
             text = _put(text, place[here], step.canvas, here)
             inside = replace(
@@ -152,7 +156,7 @@ class Rows:
     def of(cls, job: Job, slots: int | None) -> "Rows":
         """Everyone waiting."""
         count = len(job.prompts)
-        final = torch.tensor([len(prompt) for prompt in job.prompts], dtype=torch.int64)
+        final = job.onwards[:, 0].clone()
         room = count if slots is None else max(1, min(slots, count))
         done = torch.zeros(count, dtype=torch.bool)
         return cls(job, room, deque(range(count)), [], final, torch.zeros_like(final), done)
@@ -170,17 +174,19 @@ class Rows:
         """The active rows have finished their segments, up to `ends`.
 
         Returns:
-            Slots whose rows are done: as long as wanted, or with an end in their new tokens.
+            Slots whose rows are done: as long as wanted, or with an end in their open end.
         """
-        fresh = ends - self.final[self.active]
-        self.final[self.active] = ends
-        self.passed[self.active] += 1
-        done = (ends >= self.job.lengths[self.active]).tolist()
+        active = torch.tensor(self.active)
+        tails = self.job.tails[active]
+        fresh = ends - torch.maximum(self.final[active], tails)
+        self.final[active] = ends = self.job.onwards[active, ends]
+        self.passed[active] += 1
+        done = (ends >= self.job.lengths[active]).tolist()
         if self.job.ended is not None:
-            tokens = text[_on(text, self.active)].tolist()  # one synchronisation per segment
-            for slot, (row, end) in enumerate(zip(self.active, ends.tolist(), strict=True)):
-                new = tokens[slot][len(self.job.prompts[row]) : end]
-                done[slot] = done[slot] or self.job.ended(new, int(fresh[slot]))
+            tokens = text[_on(text, active)].tolist()  # one synchronisation per segment
+            spans = zip(tails.tolist(), ends.tolist(), fresh.tolist(), strict=True)
+            for slot, (tail, end, new) in enumerate(spans):
+                done[slot] = done[slot] or (new > 0 and self.job.ended(tokens[slot][tail:end], new))
         gone = [slot for slot, is_done in enumerate(done) if is_done]
         self.done[[self.active[slot] for slot in gone]] = True
         return gone
@@ -232,12 +238,14 @@ def _predictor(
 
 
 def _prior(model: TextDiffusionModel, family: Family, job: Job, room: int) -> Tensor:
-    """[R, W] prompts, followed by noise."""
+    """[R, W] what is given, and noise elsewhere."""
     seeds, numbers = _keys(job)
     u = uniforms(seeds, Stream.PRIOR, row=numbers, position=torch.arange(room))
     text = family.host.process.prior((len(job.prompts), room), u)
-    for row, prompt in enumerate(job.prompts):
-        text[row, : len(prompt)] = torch.tensor(prompt, dtype=torch.int64)
+    text[:, : job.given.shape[1]][job.given] = torch.tensor(
+        [token for prompt in job.prompts for token in prompt if token is not None],
+        dtype=torch.int64,
+    )
     return text.to(model.device)
 
 
@@ -245,6 +253,17 @@ def _keys(job: Job) -> tuple[Tensor, Tensor]:
     """[R, 1] seed of each row, and [R, 1] its index under that seed."""
     seeds, numbers = zip(*job.row_keys, strict=True)
     return torch.tensor([signed(seed) for seed in seeds])[:, None], torch.tensor(numbers)[:, None]
+
+
+def _scene(job: Job, active: Tensor, text: Tensor, starts: Tensor) -> Scene:
+    """What controls are told of a segment."""
+    return Scene(
+        text=text,
+        starts=starts,
+        lengths=job.lengths[active],
+        given=job.given[active],
+        tails=job.tails[active],
+    )
 
 
 def _walk(

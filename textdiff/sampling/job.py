@@ -9,6 +9,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -21,17 +23,18 @@ class Job:
     """Rows to generate.
 
     Attributes:
-        prompts: token ids of each row's prompt (may be empty).
-        new_tokens: tokens to generate for each row, at most.
+        prompts: token ids that are given of each row (may be empty); None where a place among them
+            is open.
+        new_tokens: open places that follow these in each row: tokens to generate, at most.
         first_row: index of the first row in a larger job; seeds depend on it, batches do not.
         seed: seed of the job.
-        ended: told the new tokens of a row after every segment, and how many of them are of this
-            segment; whether they end the text. None: rows end at `new_tokens` alone.
+        ended: told the tokens of a row's open end after every segment, and how many of them are of
+            this segment; whether they end the text. None: rows end at `new_tokens` alone.
         keys: (seed, index) of each row, for rows that come from different jobs; None: they have
             `seed` and follow `first_row`.
     """
 
-    prompts: Sequence[Sequence[int]]
+    prompts: Sequence[Sequence[int | None]]
     new_tokens: Sequence[int]
     first_row: int = 0
     seed: int = 0
@@ -68,8 +71,44 @@ class Job:
     def lengths(self) -> Tensor:
         """[R] tokens of each finished row, if nothing ends it earlier."""
         return torch.tensor(
-            [len(p) + n for p, n in zip(self.prompts, self.new_tokens, strict=True)]
+            [len(p) + n for p, n in zip(self.prompts, self.new_tokens, strict=True)],
+            dtype=torch.int64,
         )
+
+    @cached_property
+    def given(self) -> Tensor:
+        """[R, W] bool: places whose token is given; W is the longest row's length."""
+        given = torch.zeros(len(self.prompts), int(self.lengths.max()), dtype=torch.bool)
+        for row, prompt in zip(given, self.prompts, strict=True):
+            row[: len(prompt)] = torch.tensor([token is not None for token in prompt])
+        return given
+
+    @cached_property
+    def tails(self) -> Tensor:
+        """[R] place at which each row's open end begins; where text is given last, its length."""
+        after = torch.arange(1, self.given.shape[1] + 1)
+        return (self.given * after).amax(1)
+
+    def holes(self, row: int) -> list[tuple[int, int]]:
+        """Where each run of open places of a row begins and ends."""
+        length = int(self.lengths[row])
+        runs = groupby(range(length), key=lambda place: bool(self.given[row, place]))
+        found = [list(places) for given, places in runs if not given]
+        return [(places[0], places[-1] + 1) for places in found]
+
+    def leading(self, row: int) -> list[int]:
+        """Tokens that are given before the first open place of a row."""
+        return [t for t in self.prompts[row][: int(self.onwards[row, 0])] if t is not None]
+
+    @cached_property
+    def onwards(self) -> Tensor:
+        """[R, W + 1] first open place of each row from every place on; past the last, its length.
+
+        What lies between is given, so a row that is finished up to here is so up to there.
+        """
+        width, lengths = self.given.shape[1], self.lengths[:, None]
+        at = torch.arange(width).where(~self.given, lengths).minimum(lengths)
+        return torch.cat([at, lengths], dim=1).flip(1).cummin(1).values.flip(1)
 
 
 @dataclass(frozen=True)

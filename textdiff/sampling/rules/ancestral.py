@@ -18,10 +18,11 @@ from torch import Tensor
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.randomness import Stream
 from textdiff.diffusion.schedule import NoiseSchedule
+from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens
 from textdiff.sampling.rules.knobs import check_switch
-from textdiff.sampling.rules.redrawing import ancestral_law, greedy, redraw
+from textdiff.sampling.rules.redrawing import ancestral_law, redraw
 from textdiff.sampling.rules.rule import Denoise, Rule, Step, Uniforms
 
 
@@ -55,8 +56,10 @@ class Ancestral(Rule):
     ) -> Iterator[Step]:
         if not process.draws_tokens and not process.by_token:
             times = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
-            tail = greedy(controls) if self.greedy_tail else controls
-            yield from _reveal(denoise, schedule, canvas, times, frozen, uniforms, controls, tail)
+            tail = controls.cold() if self.greedy_tail else controls
+            yield from _reveal(
+                denoise, process, schedule, canvas, times, frozen, uniforms, controls, tail
+            )
             return
         yield from redraw(
             denoise,
@@ -74,6 +77,7 @@ class Ancestral(Rule):
 
 def _reveal(
     denoise: Denoise,
+    process: ForwardProcess,
     schedule: NoiseSchedule,
     canvas: Tensor,
     times: Tensor,
@@ -95,10 +99,11 @@ def _reveal(
         t = times[first[:, index].clamp(max=steps)]
         here = positions.to(canvas.device)
         log_x0, v = denoise(canvas, t, positions).log_x0, u[positions].to(canvas.device)
-        tokens = draw_tokens(log_x0, v, controls)
+        context = Context(canvas, positions, t, process.vocabulary)
+        tokens = draw_tokens(log_x0, v, controls, context)
         if tail != controls:
             last = late[positions].to(canvas.device)
-            tokens = torch.where(last, draw_tokens(log_x0, v, tail), tokens)
+            tokens = torch.where(last, draw_tokens(log_x0, v, tail, context), tokens)
         canvas = canvas.flatten().index_copy(0, here, tokens).view_as(canvas)
         yield Step(index, t, canvas, positions, index + 1)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.randomness import Stream
 from textdiff.diffusion.schedule import NoiseSchedule
+from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens
 from textdiff.sampling.rules.rule import Denoise, Rule, Step, Uniforms
@@ -49,8 +50,12 @@ class FirstHitting(Rule):
             positions = (starts + order[:, index])[remaining > index]
             t = times[:, index]
             here = positions.to(canvas.device)
-            prediction = denoise(canvas, t, positions)
-            tokens = draw_tokens(prediction.log_x0, u[positions].to(canvas.device), controls)
+            log_x0 = denoise(canvas, t, positions).log_x0
+            v, context = (
+                u[positions].to(canvas.device),
+                Context(canvas, positions, t, process.vocabulary),
+            )
+            tokens = draw_tokens(log_x0, v, controls, context)
             canvas = canvas.flatten().index_copy(0, here, tokens).view_as(canvas)
             yield Step(index, t, canvas, positions, index + 1)
 

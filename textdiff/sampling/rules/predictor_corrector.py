@@ -26,6 +26,7 @@ from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.randomness import Stream
 from textdiff.diffusion.schedule import NoiseSchedule
+from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens
 from textdiff.sampling.rules.knobs import check_count, check_number, check_switch
@@ -91,13 +92,11 @@ class PredictorCorrector(Rule):
         ):
             canvas = step.canvas
             yield step
-        yield from self._correct(denoise, canvas, steps, frozen, uniforms, controls)
+        yield from self._correct(denoise, process, canvas, steps, frozen, uniforms, controls)
 
     def _law(self, process: ForwardProcess) -> Law:
-        def law(
-            prediction: Prediction, before: Tensor, interval: Interval, controls: Controls
-        ) -> Tensor:
-            log_x0, mixture = controls.log_probabilities(prediction.log_x0), prediction.mixture
+        def law(prediction: Prediction, before: Tensor, interval: Interval) -> Tensor:
+            log_x0, mixture = prediction.log_x0, prediction.mixture
             alpha_s = interval.alpha_s.to(before.device).expand(len(before))
             alpha_t = interval.alpha_t.to(before.device).expand(len(before))
             kept = process.posterior(log_x0, before, alpha_s, alpha_t, mixture)
@@ -110,6 +109,7 @@ class PredictorCorrector(Rule):
     def _correct(
         self,
         denoise: Denoise,
+        process: ForwardProcess,
         canvas: Tensor,
         steps: int,
         frozen: Tensor,
@@ -132,7 +132,7 @@ class PredictorCorrector(Rule):
             log_x0 = denoise(canvas, t, positions).log_x0
             before = canvas.flatten()[here]
             u = uniforms(Stream.TOKEN, index).flatten()[positions].to(canvas.device)
-            tokens = draw_tokens(log_x0, u, cold)
+            tokens = draw_tokens(log_x0, u, cold, Context(canvas, positions, t, process.vocabulary))
             agree = torch.zeros_like(asked)
             agree[asked] = (log_x0.argmax(-1) == before).cpu()
             agreed = agree.sum(1)

@@ -5,7 +5,7 @@ positions, V vocabulary, T steps; s is the end of a step, t its beginning, alpha
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.randomness import Stream
 from textdiff.diffusion.schedule import NoiseSchedule
+from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import inverse_cdf
 from textdiff.sampling.rules.rule import Denoise, Step, Uniforms
@@ -43,8 +44,11 @@ class Interval:
         return self.index + 1 == self.steps
 
 
-Law = Callable[[Prediction, Tensor, Interval, Controls], Tensor]
-"""law(prediction, tokens [N], interval, controls) -> [N, V] float64 weights of the next tokens."""
+Law = Callable[[Prediction, Tensor, Interval], Tensor]
+"""law(prediction, tokens [N], interval) -> [N, V] float64 weights of the next tokens.
+
+The prediction is what controls have made of the network's.
+"""
 
 
 def grid(schedule: NoiseSchedule, steps: int) -> list[Interval]:
@@ -78,7 +82,7 @@ def redraw(
         steps: T.
         frozen: [R, L] bool on the host.
         uniforms: source of randomness.
-        controls: temperature and truncation.
+        controls: how the law of tokens departs from the model's.
         law: distribution of the next tokens.
         greedy_tail: take the likeliest clean tokens at the last step.
     """
@@ -93,8 +97,11 @@ def redraw(
         t = interval.t.expand(len(canvas))
         prediction = denoise(canvas, t, positions)
         before = canvas.flatten()[here]
-        chosen = greedy(controls) if greedy_tail and interval.last else controls
-        weights = law(prediction, before, interval, chosen)
+        chosen = controls.cold() if greedy_tail and interval.last else controls
+        taken = chosen.applied(prediction, Context(canvas, positions, t, process.vocabulary))
+        weights = law(taken, before, interval)
+        if interval.last:  # a token that is impossible has no chance from rounding either
+            weights = weights.where(taken.log_x0 > -torch.inf, 0.0)
         u = uniforms(Stream.TOKEN, interval.index).flatten()[positions].to(canvas.device)
         tokens = inverse_cdf(weights, u)
         canvas = canvas.flatten().index_copy(0, here, tokens).view_as(canvas)
@@ -105,11 +112,9 @@ def redraw(
 def ancestral_law(process: ForwardProcess) -> Law:
     """q(x_s | x_t) of the predicted clean tokens."""
 
-    def law(
-        prediction: Prediction, before: Tensor, interval: Interval, controls: Controls
-    ) -> Tensor:
+    def law(prediction: Prediction, before: Tensor, interval: Interval) -> Tensor:
         return process.posterior(
-            controls.log_probabilities(prediction.log_x0),
+            prediction.log_x0,
             before,
             interval.alpha_s.to(before.device).expand(len(before)),
             interval.alpha_t.to(before.device).expand(len(before)),
@@ -117,8 +122,3 @@ def ancestral_law(process: ForwardProcess) -> Law:
         )
 
     return law
-
-
-def greedy(controls: Controls) -> Controls:
-    """The same controls, but the most likely token is taken."""
-    return replace(controls, temperature=0.0)

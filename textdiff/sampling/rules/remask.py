@@ -26,6 +26,7 @@ from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.randomness import Stream
 from textdiff.diffusion.schedule import NoiseSchedule
 from textdiff.errors import ConfigError
+from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens
 from textdiff.sampling.rules.knobs import check_choice, check_number
@@ -99,7 +100,9 @@ class Remask(Rule):
                 t = schedule.t_of_alpha(alpha_t).clamp(0.0, 1.0).expand(len(canvas))
                 log_x0 = denoise(canvas, t, positions).log_x0
                 v = uniforms(Stream.TOKEN, index).flatten()[positions].to(canvas.device)
-                tokens = draw_tokens(log_x0, v, controls)
+                tokens = draw_tokens(
+                    log_x0, v, controls, Context(canvas, positions, t, process.vocabulary)
+                )
                 belief[reveal] = log_x0.gather(-1, tokens[:, None])[:, 0].double().exp().cpu()
                 canvas = canvas.flatten().index_copy(0, here, tokens).view_as(canvas)
             canvas = canvas.masked_fill(again.to(canvas.device), process.mask_token_id)

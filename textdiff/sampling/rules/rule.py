@@ -125,5 +125,5 @@ class Rule(ABC):
             steps: denoising steps, and most network calls of a row.
             frozen: [R, L] bool on the host, positions that never change.
             uniforms: source of randomness.
-            controls: temperature and truncation.
+            controls: how the law of tokens departs from the model's.
         """

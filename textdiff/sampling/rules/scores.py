@@ -15,9 +15,10 @@ from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.randomness import Stream
 from textdiff.diffusion.schedule import NoiseSchedule
+from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens
-from textdiff.sampling.rules.redrawing import Interval, Law, ancestral_law, greedy, grid, redraw
+from textdiff.sampling.rules.redrawing import Interval, Law, ancestral_law, grid, redraw
 from textdiff.sampling.rules.rule import Denoise, Step, Uniforms
 
 Rise = Callable[[NoiseSchedule, Interval], Tensor]
@@ -70,8 +71,9 @@ def follow_scores(
         revealed = positions[hit]
         here = revealed.to(canvas.device)
         log_x0 = prediction.log_x0[hit.to(canvas.device)]
-        chosen = greedy(controls) if greedy_tail and interval.last else controls
-        tokens = draw_tokens(log_x0, u[revealed].to(canvas.device), chosen)
+        chosen = controls.cold() if greedy_tail and interval.last else controls
+        v, context = u[revealed].to(canvas.device), Context(canvas, revealed, t, process.vocabulary)
+        tokens = draw_tokens(log_x0, v, chosen, context)
         canvas = canvas.flatten().index_copy(0, here, tokens).view_as(canvas)
         masked = masked.flatten().index_fill(0, revealed, False).view_as(masked)
         yield Step(interval.index, t, canvas, revealed, interval.index + 1)
@@ -93,17 +95,13 @@ def _reveal_chance(
 def _law(process: ForwardProcess, move: Move) -> Law:
     posterior = ancestral_law(process)
 
-    def law(
-        prediction: Prediction, before: Tensor, interval: Interval, controls: Controls
-    ) -> Tensor:
+    def law(prediction: Prediction, before: Tensor, interval: Interval) -> Tensor:
         if interval.alpha_t == 0.0:
-            return posterior(prediction, before, interval, controls)
+            return posterior(prediction, before, interval)
         log_score = prediction.log_score
-        assert log_score is not None
-        if controls != Controls():
+        if log_score is None:  # controls have changed what it would be the score of
             alpha = interval.alpha_t.to(before.device).expand(len(before))
-            log_x0 = controls.log_probabilities(prediction.log_x0)
-            log_score = process.log_score(log_x0, before, alpha)
+            log_score = process.log_score(prediction.log_x0, before, alpha)
         return move(log_score, before, interval).clamp(min=0.0)
 
     return law

@@ -17,6 +17,7 @@ from torch import Tensor
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.randomness import Stream
 from textdiff.diffusion.schedule import NoiseSchedule
+from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens
 from textdiff.sampling.rules.rule import Denoise, Step, Uniforms
@@ -52,7 +53,7 @@ def unmask(
         steps: most calls of a row; the last one reveals what is left.
         frozen: [R, S] bool on the host.
         uniforms: source of randomness.
-        controls: temperature and truncation.
+        controls: how the law of tokens departs from the model's.
         score: what orders the positions.
         count: how many of them are revealed; fewer than one are one.
         spread: temperature of the order; 0 takes it as it is, else positions are drawn in
@@ -81,7 +82,8 @@ def unmask(
         revealed = positions[picked]
         here = revealed.to(canvas.device)
         log_x0 = prediction.log_x0[picked.to(canvas.device)]
-        tokens = draw_tokens(log_x0, u[revealed].to(canvas.device), controls)
+        v, context = u[revealed].to(canvas.device), Context(canvas, revealed, t, process.vocabulary)
+        tokens = draw_tokens(log_x0, v, controls, context)
         canvas = canvas.flatten().index_copy(0, here, tokens).view_as(canvas)
         masked = masked & ~now
         known = -scores[now] if score is low_entropy else None

@@ -1,0 +1,89 @@
+"""Where tokens are drawn: what controls and hooks are told besides the predictions.
+
+A rule knows its canvas, the positions that it draws and their time. The block loop knows whose rows
+these are and what stands before them. Letters: A active rows, S canvas positions, N drawn ones, W
+tokens of the longest row.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from textdiff.diffusion.process import Vocabulary
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What surrounds the canvas of a segment; tensors on the host, but for the text.
+
+    Attributes:
+        text: [A, W] tokens of each row from its beginning, final before its canvas.
+        starts: [A] place in its row at which each canvas begins.
+        lengths: [A] tokens of each row in the end.
+        given: [A, W] bool, places whose token is given.
+        tails: [A] place at which the open end of each row begins; where it ends in given text, its
+            length.
+    """
+
+    text: Tensor
+    starts: Tensor
+    lengths: Tensor
+    given: Tensor
+    tails: Tensor
+
+
+@dataclass(frozen=True)
+class Context:
+    """The tokens that are about to be drawn.
+
+    Attributes:
+        canvas: [A, S] tokens before the draw; what is not revealed yet is the mask.
+        positions: [N] flat host positions in the canvas.
+        t: [A] host, time of each row, falling from 1 to 0.
+        vocabulary: which ids are clean tokens, and which is the mask.
+        scene: what surrounds the canvas; None where a rule runs on its own.
+    """
+
+    canvas: Tensor
+    positions: Tensor
+    t: Tensor
+    vocabulary: Vocabulary
+    scene: Scene | None = None
+
+    @property
+    def row(self) -> Tensor:
+        """[N] host, row of the canvas of each position."""
+        return self.positions // self.canvas.shape[1]
+
+    @property
+    def column(self) -> Tensor:
+        """[N] host, column of each position."""
+        return self.positions % self.canvas.shape[1]
+
+    @property
+    def place(self) -> Tensor:
+        """[N] host, place of each position in its row's text; without a scene, its column."""
+        return self.column if self.scene is None else self.scene.starts[self.row] + self.column
+
+    @property
+    def tokens(self) -> Tensor:
+        """[N] what stands at the positions now."""
+        return self.canvas.flatten()[self.positions.to(self.canvas.device)]
+
+    def counts(self, size: int) -> Tensor:
+        """[N, size] how often each token occurs in the row of each position, elsewhere than there.
+
+        Counted are the text before the canvas and the canvas, up to the end of the row, masks too.
+        """
+        device, width = self.canvas.device, self.canvas.shape[1]
+        found = torch.zeros(len(self.canvas), size, dtype=torch.int32, device=device)
+        counted = torch.ones_like(self.canvas, dtype=torch.int32)
+        if self.scene is not None:
+            scene, at = self.scene, torch.arange(width)
+            counted = (scene.starts[:, None] + at < scene.lengths[:, None]).int().to(device)
+            before = torch.arange(scene.text.shape[1]) < scene.starts[:, None]
+            found.scatter_add_(1, scene.text, before.int().to(device))
+        found.scatter_add_(1, self.canvas, counted)
+        own = counted.flatten()[self.positions.to(device)]
+        return found[self.row.to(device)].scatter_add(1, self.tokens[:, None], -own[:, None])

@@ -1,0 +1,105 @@
+"""Texts with holes: `The [MASK:5] sat` is given but for five tokens.
+
+`[MASK]` is a hole of one token, `[MASK:n]` one of n; `\\[MASK` stands for the characters `[MASK`.
+What is given is cut into tokens piece by piece, each piece between two holes on its own.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from textdiff.data import encode_documents
+from textdiff.errors import ConfigError, DataError
+
+HOLE = re.compile(r"(?<!\\)\[MASK(?:\]|:([^\]\n]*)\])")
+ESCAPED = "\\[MASK"
+
+
+@dataclass(frozen=True)
+class Form:
+    """What is given of one row, as tokens.
+
+    Attributes:
+        tokens: token ids, None where a place is open; for a plain prompt all are given.
+        suffix: token ids that follow what is generated after `tokens`.
+        template: whether its length is fixed: it has holes of its own.
+    """
+
+    tokens: tuple[int | None, ...]
+    suffix: tuple[int, ...] = ()
+    template: bool = False
+
+
+def pieces_of(text: str) -> list[str | int]:
+    """Given strings and lengths of holes, in order; empty strings are left out.
+
+    Raises:
+        ConfigError: a hole whose length is no whole number of 1 or more.
+    """
+    pieces: list[str | int] = []
+    end = 0
+    for hole in HOLE.finditer(text):
+        digits = "1" if hole[1] is None else hole[1].strip()
+        if not (digits.isascii() and digits.isdigit() and int(digits) > 0):
+            raise ConfigError(
+                f"hole {hole[0]} at character {hole.start() + 1} of the template: give its length "
+                "in tokens, 1 or more, such as [MASK:5]"
+            )
+        pieces += [text[end : hole.start()], int(digits)]
+        end = hole.end()
+    pieces.append(text[end:])
+    return [p.replace(ESCAPED, "[MASK") if isinstance(p, str) else p for p in pieces if p != ""]
+
+
+def forms_of(
+    tokenizer: PreTrainedTokenizerFast,
+    texts: Sequence[str],
+    suffixes: Sequence[str],
+    clean: Tensor,
+) -> list[Form]:
+    """What is given of each text, as tokens.
+
+    Args:
+        tokenizer: the model's.
+        texts: prompts or templates.
+        suffixes: what follows each; the empty string is nothing.
+        clean: [V] bool, ids that the model can predict.
+
+    Raises:
+        ConfigError: see `pieces_of`, and a suffix to a text that has holes of its own.
+        DataError: characters that the tokenizer does not know.
+    """
+    split = [pieces_of(text) for text in texts]
+    given = [piece for pieces in split for piece in pieces if isinstance(piece, str)]
+    given += [suffix for suffix in suffixes if suffix]
+    encoded = iter(encode_documents(tokenizer, given))
+    words = iter(given)
+
+    def tokens() -> list[int]:
+        text, ids = next(words), next(encoded)
+        if not bool(clean[torch.from_numpy(ids).long()].all()):
+            raise DataError(
+                f"the prompt {text!r:.60} has characters that the tokenizer was not trained on"
+            )
+        return [int(token) for token in ids]
+
+    rows = []
+    for pieces in split:
+        row: list[int | None] = []
+        for piece in pieces:
+            row += [None] * piece if isinstance(piece, int) else tokens()
+        rows.append(tuple(row))
+    forms = []
+    for row_tokens, pieces, suffix in zip(rows, split, suffixes, strict=True):
+        holes = any(isinstance(piece, int) for piece in pieces)
+        if holes and suffix:
+            raise ConfigError(
+                "a suffix follows what is generated after a prompt; in a template with holes write "
+                "it behind the last hole"
+            )
+        forms.append(Form(row_tokens, tuple(tokens()) if suffix else (), holes))
+    return forms
