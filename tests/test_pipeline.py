@@ -308,6 +308,18 @@ def test_autoregressive_models_are_exact_under_a_protocol():
     assert found.bound().stderr == pytest.approx(0.0, abs=1e-12)
 
 
+def test_a_string_is_no_list_of_texts(held):
+    for method in (held.estimate, held.score, held.windows):
+        with pytest.raises(ConfigError, match=r"give a list of texts: \[text\]"):
+            method("abc")
+
+
+def test_half_of_a_surrogate_pair_is_no_text(held):
+    for method in (held.score, held.generate):
+        with pytest.raises(DataError, match="surrogate pair as character 3"):
+            method(["ab\ud800"])
+
+
 def test_empty_text_is_refused(held):
     with pytest.raises(DataError, match="no token"):
         held.score([""])

@@ -316,6 +316,8 @@ class TextDiffusion:
             ConfigError: choices that exclude each other, or a name or number out of range.
             DataError: nothing to score, or characters the tokenizer does not know.
         """
+        if isinstance(texts, str):
+            raise ConfigError("texts is a single string; give a list of texts: [text]")
         clean = self.family.process.vocabulary.clean.cpu()
         if protocol is None:
             pieces = pieces_of(texts, prompts, spans)

@@ -36,11 +36,17 @@ def describe_bound(bound: Bound) -> str:
     """A bound in one line: perplexity, bits/byte and nats/token, each with its standard error."""
     sign = "≤" if bound.is_bound else "≈"
     bits = bound.stderr * bound.tokens / bound.bytes / math.log(2.0)
+    error = bound.perplexity * bound.stderr if bound.stderr else 0.0  # infinity times 0 is none
     return (
-        f"perplexity {sign} {bound.perplexity:.3f} ± {bound.perplexity * bound.stderr:.3f}, "
+        f"perplexity {sign} {figure(bound.perplexity)} ± {figure(error)}, "
         f"{bound.bits_per_byte:.4f} ± {bits:.4f} "
         f"bits/byte, {bound.mean:.4f} ± {bound.stderr:.4f} nats/token"
     )
+
+
+def figure(value: float) -> str:
+    """A perplexity for people: three decimals, or three digits where it is huge."""
+    return f"{value:.3f}" if value < 1e7 else f"{value:.3g}"
 
 
 def in_blocks(block_size: int | None) -> str:

@@ -5,6 +5,7 @@ Identities 1, 2, 4, 5, 18, 27, 31 and 32 of the masked bound, through the public
 
 import itertools
 import math
+import re
 from statistics import fmean
 from types import SimpleNamespace
 
@@ -430,6 +431,27 @@ def test_unknown_estimators_and_options_are_refused(table):
         estimate(*problem, estimator="finite_t", seed=0)
     with pytest.raises(ConfigError, match="no nats per token"):
         estimate(*problem, estimator="importance", attribute=True, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"samples": 0}, "samples 0: give a whole number of at least 1"),  # no row would cost 0
+        ({"samples": -1}, "samples -1"),
+        ({"samples": 2.5}, "samples 2.5"),
+        ({"estimator": "importance", "orders": 0}, "orders 0"),
+        ({"estimator": "finite_t", "timesteps": -3}, "timesteps -3"),
+        ({"estimator": "time", "eps": math.nan}, "eps nan"),
+        ({"precision": 0.0}, "precision 0.0: give a share"),
+        ({"precision": -0.01}, "precision -0.01"),
+        ({"precision": math.nan}, "precision nan"),
+    ],
+)
+def test_values_out_of_range_are_refused_before_anything_is_scored(table, options, said):
+    denoiser = TableDenoiser(table)
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        estimate(denoiser, family(), windows(family()), seed=0, **options)
+    assert denoiser.calls == 0
 
 
 def test_output_that_is_no_number_is_refused_by_document():

@@ -1,5 +1,6 @@
 """The number itself: quantiles, intervals, units and both standard errors by hand."""
 
+import json
 import math
 
 import pytest
@@ -73,6 +74,18 @@ def test_units():
     data = bound().to_dict()
     assert data["bits_per_byte"] == bound().bits_per_byte
     assert data["interval_95"] == list(bound().interval())
+
+
+def test_a_perplexity_beyond_floats_is_infinite_and_null_in_json():
+    huge = bound(mean=720.0, stderr=10.0)
+    assert huge.perplexity == math.inf
+    low, high = huge.perplexity_interval()
+    assert low == pytest.approx(math.exp(huge.interval()[0]))
+    assert high == math.inf
+    data = huge.to_dict()
+    assert data["perplexity"] is None
+    assert data["perplexity_interval_95"] == [low, None]
+    json.dumps(data, allow_nan=False)  # raises for what is no JSON
 
 
 def estimates(nats: list[list[float]], tokens: list[int]) -> Estimates:

@@ -8,7 +8,7 @@ from textdiff.likelihood import Difference, Estimates
 from textdiff.likelihood.estimators import ESTIMATORS, build_estimator, default_estimator
 from textdiff.likelihood.published import find_protocol
 from textdiff.pipeline import TextDiffusion
-from textdiff.view import describe_bound
+from textdiff.view import describe_bound, figure
 
 STRIDE_HINT = "give --stride to let windows overlap"
 
@@ -28,7 +28,9 @@ def bound_lines(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str
         yield "no Monte-Carlo error: this estimator draws nothing"
     else:
         low, high = bound.perplexity_interval()
-        yield f"95 % interval of the perplexity (Monte-Carlo error): {low:.3f} to {high:.3f}"
+        yield (
+            f"95 % interval of the perplexity (Monte-Carlo error): {figure(low)} to {figure(high)}"
+        )
         if caveat := ESTIMATORS[bound.estimator].caveat:
             yield f"about this interval: {caveat}"
         wanted = record["precision"]

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from textdiff.errors import DataError
+
 PIECE_CHARACTERS = 1_000_000
 _GROUP_CHARACTERS = 2_000_000  # an encoding takes some hundred bytes per token until it is read
 
@@ -65,8 +67,20 @@ def encode_documents(
 
     Returns:
         One array of ids per document, int32 [tokens].
+
+    Raises:
+        DataError: half of a surrogate pair, which no tokenizer can read.
     """
-    return Encoder(serialize(tokenizer))(list(texts))
+    documents = list(texts)
+    for text in documents:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"the text {text[:40]!a} has half of a surrogate pair as character "
+                f"{error.start + 1}, which no tokenizer can read; remove it"
+            ) from None
+    return Encoder(serialize(tokenizer))(documents)
 
 
 def serialize(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -5,6 +5,7 @@ from typing import Any
 
 from textdiff.evaluate.record import after_the_end
 from textdiff.likelihood import Estimates
+from textdiff.likelihood.bound import finite
 from textdiff.likelihood.estimate import END
 from textdiff.likelihood.estimates import standard_error
 from textdiff.pipeline import TextDiffusion
@@ -39,7 +40,7 @@ def document_records(
             line |= _figures(estimates, index) | {"after_the_end": after_the_end(model, estimates)}
         if count:
             bound = estimates.document(index)
-            line |= {"perplexity": bound.perplexity, "bits_per_byte": bound.bits_per_byte}
+            line |= {"perplexity": finite(bound.perplexity), "bits_per_byte": bound.bits_per_byte}
         yield line | tokens.get(index, {})
 
 

@@ -40,8 +40,8 @@ class Bound:
 
     @property
     def perplexity(self) -> float:
-        """exp(nats per token)."""
-        return math.exp(self.mean)
+        """exp(nats per token); infinite where a float cannot hold it."""
+        return _exp(self.mean)
 
     @property
     def bits_per_byte(self) -> float:
@@ -64,17 +64,30 @@ class Bound:
     def perplexity_interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """The interval as perplexities."""
         low, high = self.interval(confidence)
-        return math.exp(low), math.exp(high)
+        return _exp(low), _exp(high)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data, derived figures included."""
+        """Everything as plain data, derived figures included; None for infinite perplexities."""
         return asdict(self) | {
-            "perplexity": self.perplexity,
+            "perplexity": finite(self.perplexity),
             "bits_per_byte": self.bits_per_byte,
             "bits_per_token": self.bits_per_token,
             "interval_95": list(self.interval()),
-            "perplexity_interval_95": list(self.perplexity_interval()),
+            "perplexity_interval_95": [finite(end) for end in self.perplexity_interval()],
         }
+
+
+def finite(value: float) -> float | None:
+    """A number that JSON can hold, or None."""
+    return value if math.isfinite(value) else None
+
+
+def _exp(nats: float) -> float:
+    """exp, infinite from about 709.8 on: a score network that diverges costs thousands of nats."""
+    try:
+        return math.exp(nats)
+    except OverflowError:
+        return math.inf
 
 
 def student_t_quantile(probability: float, degrees: int) -> float:

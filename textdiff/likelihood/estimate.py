@@ -75,6 +75,8 @@ def estimate(
         ConfigError: an estimator that does not exist or cannot score this model, wrong options.
         CheckpointError: `state` is of another job, or the network's output is not finite.
     """
+    if precision is not None and not 0.0 < precision < math.inf:
+        raise ConfigError(f"precision {precision}: give a share above 0, such as 0.005")
     name = estimator or default_estimator(family)
     chosen = build_estimator(name, **options)
     windows = with_rest(windows, family, int(denoiser.config.max_position_embeddings))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from textdiff.likelihood import Bound
+from textdiff.likelihood.bound import finite
 from textdiff.train.ranges import RangeChoice
 
 
@@ -26,7 +27,7 @@ def evaluation_values(
             "bound_stderr": bound.stderr,
             "bound_text_stderr": bound.text_stderr,
             "bits_per_byte": bound.bits_per_byte,
-            "perplexity_bound": bound.perplexity,
+            "perplexity_bound": finite(bound.perplexity),
             "bound_tokens": bound.tokens,
             "bound_estimator": bound.estimator,
             "bound_replicates": bound.replicates,

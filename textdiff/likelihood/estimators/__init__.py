@@ -26,6 +26,9 @@ ESTIMATORS: dict[str, type[Estimator]] = {
     "exact": Exact,
 }
 
+COUNTS = ("samples", "orders", "timesteps")
+"""Options that are whole numbers of at least 1."""
+
 
 def default_estimator(family: Family) -> str:
     """The estimator that a family is scored with unless told otherwise."""
@@ -36,7 +39,7 @@ def build_estimator(name: str, **options: Any) -> Estimator:
     """An estimator with its options; those that are None keep their defaults.
 
     Raises:
-        ConfigError: no such estimator, or an option that it does not have.
+        ConfigError: no such estimator, an option that it does not have, or a value out of range.
     """
     if name not in ESTIMATORS:
         raise ConfigError(f"unknown estimator {name!r}; {closest(name, ESTIMATORS)}")
@@ -46,6 +49,8 @@ def build_estimator(name: str, **options: Any) -> Estimator:
         if key not in known:
             has = f"its options are {', '.join(known)}" if known else "it has none"
             raise ConfigError(f"{key} is no option of estimator {name}; {has}")
+        if key in COUNTS and not (isinstance(given[key], int) and given[key] >= 1):
+            raise ConfigError(f"{key} {given[key]!r}: give a whole number of at least 1")
     return ESTIMATORS[name](**given)
 
 
