@@ -511,8 +511,11 @@ class Config(Section):
         length = self.data.sequence_length
         for block in self.diffusion.block_sizes:
             if block is not None and length % block:
+                how = "is longer than" if block > length else "does not divide"
+                near = max(size for size in range(1, min(block, length) + 1) if not length % size)
                 raise ValueError(
-                    f"diffusion.block_size {block} does not divide data.sequence_length {length}"
+                    f"diffusion.block_size {block} {how} data.sequence_length {length}: give a "
+                    f"divisor of it such as {near}, or null for the whole sequence"
                 )
         kind, process = self.diffusion.objective.kind, self.diffusion.process
         if process != "absorbing" and not self.model.time_conditioning:

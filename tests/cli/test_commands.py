@@ -327,6 +327,7 @@ def test_unreachable_hub_and_short_corpus(corpus, tmp_path, capsys):
         ("--train.lerning-rate=1", "learning-rate"),
         ("--train.steps=0", "greater than or equal to 1"),
         ("--diffusion.block-size=5", "does not divide"),
+        ("--diffusion.block-size=4096", "is longer than"),
         ("--train.micro-batch-size=3", "multiple"),
         ("--model.time-conditioning=true", "adaln"),
     ],

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.objectives import Prediction
+from textdiff.errors import CheckpointError
 from textdiff.models import (
     CAUSAL,
     FULL,
@@ -43,6 +44,19 @@ class Predictor(ABC):
         self.layout: Layout = CAUSAL if self.shifted else sampling_layout(family.block_size)
         self.calls = 0
         self.rows = 0
+        self._broken = torch.zeros((), dtype=torch.bool, device=model.device)
+
+    def check(self) -> None:
+        """Refuses to go on with a network whose output was no number.
+
+        Raises:
+            CheckpointError: it was so in some call.
+        """
+        if bool(self._broken):
+            raise CheckpointError(
+                "the network's output is no number (NaN or infinite), so there is nothing to draw "
+                "from: its weights are damaged, or its dtype overflows (try float32)"
+            )
 
     @abstractmethod
     def enter(self, text: Tensor, starts: Tensor, widths: Tensor) -> None:
@@ -88,6 +102,17 @@ class Predictor(ABC):
         )
         logits: Tensor = output.logits
         return logits
+
+    def _predicted(self, logits: Tensor, xt: Tensor, alpha: Tensor) -> Prediction:
+        """Reads logits [N, V] at tokens xt [N], and remembers if they are no numbers."""
+        prediction = self.family.objective.predict(logits, xt, alpha)
+        score = prediction.log_score
+        values = prediction.log_x0 if score is None else score
+        # What may not be predicted is -inf, and minus infinity plus NaN or infinity is NaN.
+        self._broken = self._broken | values.sum(-1).isnan().any().to(self._broken.device)
+        if values.device.type == "cpu":  # elsewhere it would be a synchronisation per call
+            self.check()
+        return prediction
 
 
 class Denoiser(Predictor):
@@ -146,7 +171,7 @@ class Denoiser(Predictor):
             layout=self.layout.within(self._documents(before + widths, end, device)),
         )
         xt = canvas.flatten()[positions.to(device)]
-        return self.family.objective.predict(logits, xt, alpha[where].to(device))
+        return self._predicted(logits, xt, alpha[where].to(device))
 
     def _compose(self, canvas: Tensor, rows: Tensor, end: int) -> Tensor:
         """[r, end] each row's text before its canvas, its canvas, and what may be anything."""
@@ -263,7 +288,7 @@ class CachedDenoiser(Predictor):
             order = torch.cat([wanted for wanted, _ in found]).argsort()
             logits = torch.cat([part for _, part in found])[order.to(device)]
         xt = canvas.flatten()[positions.to(device)]
-        return self.family.objective.predict(logits, xt, alpha[where].to(device))
+        return self._predicted(logits, xt, alpha[where].to(device))
 
     def _run(self, canvas: Tensor, rows: Tensor, length: int, alpha: Tensor, at: Tensor) -> Tensor:
         """Logits [n, V] of some rows, their last `length` tokens being new."""

@@ -36,4 +36,5 @@ def inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
     total = cumulative[:, -1:]
     # Strictly below the total, so that rounding cannot run past the last token with probability.
     target = torch.minimum(u.unsqueeze(-1) * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    column = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    return column.clamp(max=weights.shape[-1] - 1)  # NaN is above all; who predicted it is told

@@ -71,6 +71,7 @@ def generate(
     Raises:
         ConfigError: unknown rule or knob, a number out of range, or a cache that would not be
             exact.
+        CheckpointError: the network's output is no number.
     """
     chosen = build_rule(rule, family, knobs)
     if steps < 1:
@@ -124,6 +125,7 @@ def generate(
             )
             yield _whole(inside, text, active, place, here, int(lengths.max()))
             index += 1
+        denoise.check()
         gone = rows.advance(behind, text)
         if gone:
             denoise.keep(rows.leave(gone))

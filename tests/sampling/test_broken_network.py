@@ -1,0 +1,61 @@
+"""A network whose output is no number: a sentence, never a text."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_models import CLEAN, MASK, tiny_family, tiny_model
+
+from textdiff.diffusion.objectives import build_objective
+from textdiff.errors import CheckpointError
+from textdiff.sampling import Controls, Job, generate
+from textdiff.sampling.denoiser import Denoiser
+from textdiff.sampling.draws import inverse_cdf
+
+
+def broken_model(value: float, row: int, **settings):
+    model = tiny_model(**settings)
+    with torch.no_grad():
+        model.output_layer.linear.weight[row] = value
+    return model
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize(("block_size", "cache"), [(None, False), (4, False), (4, True)])
+@pytest.mark.parametrize("kind", ["mdlm", "sedd"])
+@pytest.mark.parametrize("temperature", [1.0, 0.0])  # the largest of NaN would be a token
+def test_it_is_refused_at_the_first_call(value, block_size, cache, kind, temperature):
+    model, family = broken_model(value, CLEAN[2]), tiny_family(block_size)
+    family = replace(family, objective=build_objective(family.process, kind))
+    walk = generate(
+        model,
+        family,
+        Job([[], [0]], [8, 7]),
+        rule="ancestral",
+        steps=4,
+        controls=Controls(temperature),
+        cache=cache,
+    )
+    with pytest.raises(CheckpointError, match=r"no number .* weights are damaged"):
+        list(walk)
+
+
+def test_what_is_never_predicted_may_be_anything():
+    model, family = broken_model(torch.nan, MASK), tiny_family()
+    walk = generate(
+        model, family, Job([[]], [8]), rule="ancestral", steps=4, controls=Controls(1.0)
+    )
+    *_, last = walk
+    assert set(last.canvas[0].tolist()) <= set(CLEAN)
+
+
+def test_elsewhere_than_on_a_cpu_it_is_noticed_when_asked():
+    """There a look at every call would wait for the device: draws stay in the vocabulary."""
+    weights = torch.full((3, 5), torch.nan, dtype=torch.float64)
+    drawn = inverse_cdf(weights, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64))
+    assert drawn.max() < 5
+    denoise = Denoiser(tiny_model(), tiny_family())
+    denoise.check()
+    denoise._broken = torch.ones((), dtype=torch.bool)
+    with pytest.raises(CheckpointError, match="no number"):
+        denoise.check()
