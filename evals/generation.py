@@ -56,7 +56,7 @@ def build(
         "process": "absorbing",
         "schedule": {"kind": "loglinear"},
         "objective": {"kind": "mdlm"},
-        "block_size": BLOCK,
+        "block_size": block,
     }
     return model, build_family(spec, Vocabulary.of(mask + 1, mask))
 

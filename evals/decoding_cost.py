@@ -1,0 +1,186 @@
+"""What whole-sequence decoding costs on a CPU, and how much of it is not the network.
+
+    python evals/decoding_cost.py [--repeats 3] [--only NAME ...]
+
+Networks have random weights; four rows are filled as long as the training sequence, by ancestral
+sampling of masked diffusion and by Tweedie's of score entropy. Every network call counts. One
+thread, process-CPU time; the peak is the best median of square matrix products timed in between.
+`tokens_per_gflop`, tokens per CPU-second over that peak, is what can be compared between machines,
+and is set beside the official codes' own (`OFFICIAL`), measured in the same way on a CPU whose peak
+was 70 to 83 GFLOP/s.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+from generation import timed
+from speed import GEMM_SIZES, SIZES, cpu_model
+
+from textdiff.diffusion.family import Family, build_family
+from textdiff.diffusion.process import Vocabulary
+from textdiff.models import TextDiffusionConfig, TextDiffusionModel
+from textdiff.sampling import Controls, Job, generate
+
+ROWS = 4
+OFFICIAL_PEAK = (70.0, 83.0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A sampler and a network.
+
+    Attributes:
+        size: which network.
+        objective: `mdlm` or `sedd`.
+        rule: decoding rule.
+        steps: denoising steps.
+        official: tokens per CPU-second of the official code's faster sampler, and how it is known.
+        bar: how many times that is aimed at.
+    """
+
+    size: str
+    objective: str
+    rule: str
+    steps: int
+    official: tuple[float, str]
+    bar: float
+
+
+def expected_calls(steps: int, tokens: int) -> float:
+    """Network calls of a cache that is valid while none of the tokens changes."""
+    return steps * (1.0 - (1.0 - 1.0 / steps) ** tokens)
+
+
+# 67 tokens per CPU-second at 64 steps are 65 calls of all four rows for 1024 tokens.
+SECONDS_PER_CALL = 1024 / 67 / 65
+CACHED = 1024 / (SECONDS_PER_CALL * expected_calls(1024, 1024))
+
+CASES = {
+    "mdlm-tiny-64": Case("tiny", "mdlm", "ancestral", 64, (67.0, "measured"), 1.0),
+    "mdlm-tiny-1024": Case(
+        "tiny", "mdlm", "ancestral", 1024, (CACHED, "its calls at 64 steps, at expected calls"), 2.5
+    ),
+    "mdlm-small-32": Case("small", "mdlm", "ancestral", 32, (32.0, "measured"), 1.35),
+    "sedd-tiny-64": Case("tiny", "sedd", "tweedie", 64, (78.0, "measured"), 1.0),
+    "sedd-small-32": Case("small", "sedd", "tweedie", 32, (29.0, "measured"), 1.3),
+}
+
+
+def build(case: Case) -> tuple[TextDiffusionModel, Family]:
+    """A network with random weights; that of score entropy sees the noise level."""
+    torch.manual_seed(0)
+    size = SIZES[case.size]
+    mask = size.vocabulary
+    score = case.objective == "sedd"
+    config = TextDiffusionConfig(
+        vocab_size=mask + 1,
+        hidden_size=size.hidden,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        max_position_embeddings=size.length,
+        mask_token_id=mask,
+        adaln=score,
+        time_conditioning=score,
+        attn_implementation="sdpa",
+    )
+    spec = {
+        "process": "absorbing",
+        "schedule": {"kind": "loglinear", "eps": 1e-3 if score else 0.0},
+        "objective": {"kind": case.objective},
+        "block_size": None,
+    }
+    return TextDiffusionModel(config).eval(), build_family(spec, Vocabulary.of(mask + 1, mask))
+
+
+def walk(
+    model: TextDiffusionModel, family: Family, case: Case, length: int, seed: int
+) -> tuple[float, float, int]:
+    """CPU-seconds of one generation, those of the network, and network calls."""
+    network = 0.0
+
+    def before(*ignored: object) -> None:
+        nonlocal network
+        network -= time.process_time()
+
+    def after(*ignored: object) -> None:
+        nonlocal network
+        network += time.process_time()
+
+    hooks = [model.register_forward_pre_hook(before), model.register_forward_hook(after)]
+    calls, start = 0, time.process_time()
+    job = Job([[]] * ROWS, [length] * ROWS, seed=seed)
+    for step in generate(model, family, job, rule=case.rule, steps=case.steps, controls=Controls()):
+        calls = step.calls
+    seconds = time.process_time() - start
+    for hook in hooks:
+        hook.remove()
+    return seconds, network, calls
+
+
+def measure(name: str, repeats: int) -> dict[str, object]:
+    """Medians over generations, with matrix products in between."""
+    case = CASES[name]
+    length = SIZES[case.size].length
+    model, family = build(case)
+    walk(model, family, Case(**{**case.__dict__, "steps": 2}), length, 0)
+    operands = [torch.randn(n, n) for n in GEMM_SIZES]
+    runs, products = [], {n: [] for n in GEMM_SIZES}
+    for repeat in range(repeats):
+        runs.append(walk(model, family, case, length, 1 + repeat))
+        for operand in operands:
+            products[len(operand)].append(timed(lambda a=operand: a @ a))
+    peak = max(2 * n**3 / statistics.median(spent) for n, spent in products.items()) / 1e9
+    seconds = statistics.median(run[0] for run in runs)
+    rate = ROWS * length / seconds
+    official = [case.official[0] / gflops for gflops in OFFICIAL_PEAK]
+    return {
+        "case": name,
+        "tokens": ROWS * length,
+        "calls": runs[0][2],
+        "tokens_per_cpu_second": round(rate, 2),
+        "tokens_per_cpu_second_all": [round(ROWS * length / run[0], 2) for run in runs],
+        "gemm_peak_gflops": round(peak, 1),
+        "tokens_per_gflop": round(rate / peak, 4),
+        "outside_network": round(1.0 - statistics.median(run[1] / run[0] for run in runs), 4),
+        "official_tokens_per_cpu_second": round(case.official[0], 2),
+        "official_is": case.official[1],
+        "times_official": [round(rate / peak / other, 2) for other in official],
+        "bar": case.bar,
+    }
+
+
+def main() -> None:
+    """Measures, prints and writes `results/decoding_cost.json`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
+    folder = Path(__file__).parent / "results"
+    parser.add_argument("--output", type=Path, default=folder / "decoding_cost.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    known = json.loads(arguments.output.read_text())["rows"] if arguments.output.exists() else []
+    rows = {row["case"]: row for row in known}
+    for name in arguments.only:
+        rows[name] = measure(name, arguments.repeats)
+        print(json.dumps(rows[name]), flush=True)
+    made = {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": "OMP_NUM_THREADS=1 python evals/decoding_cost.py",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu": cpu_model(),
+    }
+    arguments.output.write_text(
+        json.dumps({"rows": list(rows.values()), "made": made}, indent=2) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    main()
