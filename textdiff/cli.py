@@ -18,6 +18,7 @@ from textdiff.commands.config import show_config
 from textdiff.commands.data import inspect_data, prepare_data
 from textdiff.commands.doctor import doctor
 from textdiff.commands.estimate import estimate
+from textdiff.commands.evaluate import evaluate
 from textdiff.commands.generate import generate
 from textdiff.commands.perplexity import perplexity
 from textdiff.commands.tokenizer import train_tokenizer
@@ -32,6 +33,7 @@ discrete text-diffusion language models
   train CONFIG [--section.key VALUE]    pretrain on a text corpus (resumes by itself)
   perplexity MODEL TEXT...              bound the perplexity of text files
   compare MODEL_A MODEL_B TEXT...       which model a text prefers, and how sure that is
+  evaluate MODEL --judge LM             how good its texts are, beside real ones
   generate MODEL [PROMPT]               generate text; --watch shows it being denoised
   data prepare CONFIG                   tokenise the corpus ahead of training
   data inspect CONFIG                   what the corpus holds, and how it is cut into tokens
@@ -59,6 +61,7 @@ VERBS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("train",): train,
     ("perplexity",): _typed(perplexity, "textdiff perplexity"),
     ("compare",): _typed(compare, "textdiff compare"),
+    ("evaluate",): _typed(evaluate, "textdiff evaluate"),
     ("generate",): _typed(generate, "textdiff generate"),
     ("data", "prepare"): prepare_data,
     ("data", "inspect"): inspect_data,

@@ -61,8 +61,12 @@ def cpu_only() -> bool:
     return not torch.accelerator.is_available() or torch.backends.mps.is_available()
 
 
-def locate(path: str | Path) -> Path:
+def locate(path: str | Path, patterns: list[str] | None = None) -> Path:
     """The folder of an export, of a run that has one, or of a model fetched from the hub.
+
+    Args:
+        path: where it is.
+        patterns: names of the files to fetch; None: all.
 
     Raises:
         CheckpointError: there is nothing of that name.
@@ -81,7 +85,7 @@ def locate(path: str | Path) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(str(path)))
+        return Path(snapshot_download(str(path), allow_patterns=patterns))
     except Exception as error:
         raise CheckpointError(
             f"{path}: no such directory, and the hub could not be reached for a model of that name "

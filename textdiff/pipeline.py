@@ -242,16 +242,16 @@ class TextDiffusion:
         """
         slots = max(1, batch_size)
         parts = {part for watcher in watchers for part in watcher.parts}
-        done, changed, row_calls = Generation(), 0, 0
+        done, written, row_calls = Generation(), 0, 0
         for first in range(0, len(order.job.prompts), 16 * slots):
             part = replace(order, job=order.job.part(first, first + 16 * slots))
-            audience, calls = Audience(part.job, watchers, partial(self._finished, part)), 0
+            audience, calls, ran = Audience(part.job, watchers, partial(self._finished, part)), 0, 0
             for step in audience.follow(self._run(part, cache, slots, parts)):
-                calls = step.calls
-                changed += len(step.changed)
-                row_calls += len(torch.unique(step.changed // step.canvas.shape[1]))
+                calls, ran = step.calls, step.rows
+            written += sum(row.new_tokens for row in audience.results)
+            row_calls += ran
             done = done.extended(audience.results, calls)
-        return replace(done, tokens_per_forward=changed / max(1, row_calls))
+        return replace(done, tokens_per_forward=written / max(1, row_calls))
 
     def stream(
         self,

@@ -37,6 +37,10 @@ class ProgressBar:
         self.bar.start()
         return lambda done, total: self.bar.update(self.task, completed=done, total=total)
 
+    def rename(self, title: str) -> None:
+        """Something else progresses now."""
+        self.bar.update(self.task, description=title)
+
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
 

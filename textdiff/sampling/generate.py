@@ -119,6 +119,7 @@ def generate(
                 step,
                 index=index,
                 calls=denoise.calls,
+                rows=denoise.rows,
                 final=rows.final.clone(),
                 ends=rows.final.index_copy(0, active, behind),
                 done=rows.done.clone(),

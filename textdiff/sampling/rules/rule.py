@@ -35,6 +35,7 @@ class Step:
             does what follows.
         ends: [R] tokens up to the end of each row's segment; `final` for rows without one.
         done: [R] bool, rows that were finished before this step.
+        rows: rows that the network has run on so far.
     """
 
     index: int
@@ -49,6 +50,7 @@ class Step:
     final: Tensor | None = None
     ends: Tensor | None = None
     done: Tensor | None = None
+    rows: int = 0
 
     @property
     def dependence(self) -> Tensor | None:

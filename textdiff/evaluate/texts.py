@@ -1,0 +1,112 @@
+"""The texts that are measured: sampled, read from a file, or cut from real ones."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from textdiff.data import encode_documents
+from textdiff.errors import DataError
+from textdiff.pipeline import TextDiffusion
+
+
+@dataclass(frozen=True)
+class Texts:
+    """T texts in the tokens of one model.
+
+    Attributes:
+        texts: what a reader sees.
+        tokens: ids of each text, its end-of-text token left out.
+        ended: whether each text came to its end-of-text token; None: nobody knows.
+    """
+
+    texts: list[str]
+    tokens: list[list[int]]
+    ended: list[bool] | None = None
+
+    def __post_init__(self) -> None:
+        if not any(self.tokens):
+            raise DataError("there is no text to measure: all of them are empty")
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def of_sequences(model: TextDiffusion, sequences: Sequence[Sequence[int]]) -> Texts:
+    """Rows of tokens as texts, each up to its first end-of-text token.
+
+    Args:
+        model: decodes them.
+        sequences: token ids of each row.
+    """
+    end = model.tokenizer.eos_token_id
+    ended = [end in ids for ids in sequences]
+    rows = [
+        list(ids[: list(ids).index(end)] if done else ids)
+        for ids, done in zip(sequences, ended, strict=True)
+    ]
+    return Texts([model.decode(ids) for ids in rows], rows, ended)
+
+
+def given_texts(model: TextDiffusion, texts: Sequence[str]) -> Texts:
+    """Texts from elsewhere, in the model's tokens.
+
+    Raises:
+        DataError: no text, or characters that the tokenizer does not know.
+    """
+    return Texts(list(texts), [ids.tolist() for ids in _encoded(model, texts)])
+
+
+def real_pieces(
+    model: TextDiffusion, documents: Sequence[str], length: int, count: int
+) -> tuple[Texts, Texts | None]:
+    """Real texts cut as a sampled row is: the model's own view of its corpus.
+
+    As in training the documents are joined, an end-of-text token after each, and cut into rows of
+    `length` tokens; like a sampled row each is then read up to its first end-of-text token. Rows
+    are taken evenly over all there are.
+
+    Args:
+        model: its tokenizer encodes, decodes and ends documents.
+        documents: real texts.
+        length: tokens per row.
+        count: rows wanted.
+
+    Returns:
+        `count` pieces, and as many others if there are enough rows, to compare the first with.
+
+    Raises:
+        DataError: fewer than `count` rows, or characters that the tokenizer does not know.
+    """
+    end = model.tokenizer.eos_token_id
+    after = np.array([] if end is None else [end], dtype=np.int64)
+    parts = [part for ids in _encoded(model, documents) for part in (ids, after)]
+    stream = np.concatenate([*parts, np.zeros(0, dtype=np.int64)])
+    rows = len(stream) // length
+    if rows < count:
+        raise DataError(
+            f"the reference has {len(stream):,} tokens, {rows} pieces of {length}, and {count} are "
+            "needed to stand beside the samples; give more text, or fewer or shorter samples"
+        )
+    sets = 2 if rows >= 2 * count else 1
+    places = np.linspace(0, rows, sets * count, endpoint=False).astype(np.int64)
+    cut = stream[: rows * length].reshape(rows, length)
+    first, *others = (of_sequences(model, cut[places[s::sets]].tolist()) for s in range(sets))
+    return first, others[0] if others else None
+
+
+def _encoded(model: TextDiffusion, texts: Sequence[str]) -> list[np.ndarray]:
+    """Token ids of texts.
+
+    Raises:
+        DataError: characters that the tokenizer does not know.
+    """
+    clean = model.family.process.vocabulary.clean.cpu().numpy()
+    encoded = encode_documents(model.tokenizer, texts)
+    for number, (text, ids) in enumerate(zip(texts, encoded, strict=True), start=1):
+        if not clean[ids].all():
+            raise DataError(
+                f"text {number} ({text!r:.40}) has characters that the model's tokenizer was not "
+                "trained on; measure with a model that knows them"
+            )
+    return encoded
