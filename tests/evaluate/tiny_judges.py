@@ -24,7 +24,7 @@ TEXTS = [
     "a",
     "",
     "naïve cafés, and the cat sat again on the mat.",
-    "the dog",
+    "the dog ran over the mat, and a cat sat on the hill. " * 2,
 ]
 CONTEXT = 16
 

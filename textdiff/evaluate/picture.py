@@ -61,7 +61,7 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     plane.set_yscale("log")
     plane.set_xlabel("unigram entropy of a text, nats")
     plane.set_ylabel("generative perplexity per judge token")
-    plane.set_title("lower right is better", fontsize=10)
+    plane.set_title("below the line is better", fontsize=10)
     plane.yaxis.set_major_formatter("{x:.3g}")
     plane.yaxis.set_minor_formatter("{x:.3g}")
     cost.axhline(0.0, color=_BASELINE, linewidth=1)
@@ -69,7 +69,7 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     cost.xaxis.set_major_formatter("{x:g}")
     cost.set_xlabel("tokens per network call of a row")
     cost.set_ylabel("excess over the baseline at equal entropy,\nnats per judge token")
-    cost.set_title("lower right is better; 0: as good as one token per call", fontsize=10)
+    cost.set_title("0: as good as the baseline, below is better", fontsize=10)
     for axes in (plane, cost):
         axes.grid(alpha=0.25, linewidth=0.5)
     figure.legend(*plane.get_legend_handles_labels(), loc="outside lower center", ncols=4)
