@@ -197,9 +197,12 @@ def evaluate(
     chosen = find_suite(suite)
     sweep.check(suite, chosen.sweeps)
     material.check()
-    if sampling.stop:
-        raise ConfigError("--stop cuts texts, and whole ones are measured: leave it out")
-    options = {key: value for key, value in sampling.options().items() if key != "stop"}
+    for flag, value in (("--stop", sampling.stop), ("--suffix", sampling.suffix)):
+        if value:
+            raise ConfigError(
+                f"{flag} fixes how texts end, and free ones are measured: leave it out"
+            )
+    options = {k: v for k, v in sampling.options().items() if k not in ("stop", "suffix")}
     grid = sweep.read_grid()
     quiet_libraries()
     from textdiff.evaluate.plan import Plan

@@ -20,7 +20,7 @@ from textdiff.diffusion.family import Family
 from textdiff.errors import ConfigError, closest
 from textdiff.sampling.rules import RULES, build_rule, refuse
 
-SETTINGS = ("rule", "steps", "temperature", "top_p", "top_k")
+SETTINGS = ("rule", "steps", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 TEMPERATURES = (0.7, 0.8, 0.9, 1.0, 1.1)
 
 
@@ -49,7 +49,7 @@ class Setting:
         rule = str(self.options["rule"])
         knobs = self.options["knobs"].items()
         words = [f"{value}" if name == rule else f"{name} {value}" for name, value in knobs]
-        for name in ("top_p", "top_k"):
+        for name in SETTINGS[3:]:
             words += [f"{name} {self.options[name]}"] if self.options.get(name) else []
         steps = self.options.get("steps")
         words += [f"{steps} steps"] if steps is not None else []

@@ -59,7 +59,7 @@ def _notes(record: Mapping[str, Any]) -> Iterator[str]:
         knobs = "".join(f", {name} {value}" for name, value in sampling["knobs"].items())
         yield (
             f"rule {sampling['rule']}{knobs}, {sampling['steps']} steps, temperature "
-            f"{sampling['temperature']:g}, seed {sampling['seed']}: "
+            f"{sampling['temperature']}, seed {sampling['seed']}: "
             f"{record['tokens_per_call']:.2f} tokens per network call"
         )
     if texts["empty"]:
@@ -86,14 +86,14 @@ def frontier_lines(record: Mapping[str, Any]) -> list[str]:
     Args:
         record: what it found.
     """
-    head = f"{'':38}{'T':>5}{'tokens/call':>13}{'gen. ppl':>10}{'entropy':>9}{'excess':>20}"
+    head = f"{'':38}{'T':>9}{'tokens/call':>13}{'gen. ppl':>10}{'entropy':>9}{'excess':>20}"
     real = record["reference"]["figures"]
-    lines = [head, f"{'real text':38}{'':18}{_plain(real['gen_ppl'])}{_plain(real['entropy'], 9)}"]
+    lines = [head, f"{'real text':38}{'':22}{_plain(real['gen_ppl'])}{_plain(real['entropy'], 9)}"]
     for point in record["points"]:
         figures, temperature = point["figures"], point["sampling"]["temperature"]
         excess = "baseline" if point["baseline"] else shown(Figure.from_dict(point["excess"]))
         lines.append(
-            f"{point['curve']:38}{temperature:>5g}{point['tokens_per_call']:>13.2f}"
+            f"{point['curve']:38}{temperature!s:>9}{point['tokens_per_call']:>13.2f}"
             f"{_plain(figures['gen_ppl'])}{_plain(figures['entropy'], 9)}{excess:>20}"
         )
     return [*lines, "", *_frontier_notes(record)]
@@ -129,7 +129,7 @@ def _frontier_notes(record: Mapping[str, Any]) -> Iterator[str]:
     if best is not None:
         yield (
             f"most tokens per call with an excess not shown to be above 0: {best['curve']} at "
-            f"temperature {best['sampling']['temperature']:g}, {best['tokens_per_call']:.2f}"
+            f"temperature {best['sampling']['temperature']}, {best['tokens_per_call']:.2f}"
         )
     for rule, reason in record["left_out"].items():
         yield f"left out: {rule} {reason}"

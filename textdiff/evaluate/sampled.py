@@ -42,7 +42,7 @@ def sample(plan: Plan, options: Mapping[str, Any]) -> Sampled:
 
 def settings(plan: Plan, options: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that a text sampled with these options depends on, defaults included."""
-    own = {"seed", "cache", "stop"}  # arguments of `generate`, not settings of a model
+    own = {"seed", "cache"}  # arguments of `generate`, not settings of a model
     given = {**plan.options, "max_new_tokens": plan.length, **options}
     changed = {key: value for key, value in given.items() if key not in own}
     found = asdict(plan.model.defaults.changed(changed))
