@@ -37,6 +37,7 @@ FLOORS = {
     "evaluate": 7,
     "planning": 8,
     "view": 8,
+    "batch": 8,
     "commands": 9,
     "cli": 10,
     "__main__": 11,

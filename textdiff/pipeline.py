@@ -47,7 +47,7 @@ from textdiff.loading import (
 from textdiff.models import TextDiffusionModel
 from textdiff.provenance import TRAINING_FILE, training_record
 from textdiff.sampling import Hook, Job, Step, generate
-from textdiff.sampling.rules import refuse
+from textdiff.sampling.rules import build_rule
 from textdiff.template import Form
 from textdiff.watching import Audience, FinishedRow, Watcher
 
@@ -215,7 +215,7 @@ class TextDiffusion:
         settings = self.defaults.changed(options)
         explicit = options.get("max_new_tokens") is not None
         job = make_job(forms, settings, self._reach, first_row, seed, explicit)
-        refuse(settings.rule, self.family)
+        build_rule(settings.rule, self.family, settings.knobs)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         if stops and bool((job.tails == job.lengths).all()):
             raise ConfigError(

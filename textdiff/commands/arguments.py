@@ -3,9 +3,11 @@
 Nothing here imports torch until it is needed, so that `--help` stays quick.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from glob import glob
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -118,6 +120,19 @@ def held_model(
     if block_size is None:
         return held
     return held.with_block_size(None if block_size == "full" else block_size)
+
+
+def writable(flag: str, path: Path) -> None:
+    """Makes sure that a file can be written, before anything that takes long.
+
+    Raises:
+        ConfigError: its folder is missing, or it cannot be written.
+    """
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir():
+        raise ConfigError(f"{flag} {path}: name a file in a folder that exists")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise ConfigError(f"{flag} {path} cannot be written: choose another place, or its rights")
 
 
 def checked_device(name: str | None) -> str | None:

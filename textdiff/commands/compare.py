@@ -107,7 +107,7 @@ def _record(result: "Difference", records: list[dict[str, Any]]) -> dict[str, An
 
 
 def _show(name: str, estimates: "Estimates") -> None:
-    from textdiff.view import describe_bound
+    from textdiff.view.training import describe_bound
 
     bound = estimates.bound()
     note = f" (NOT a bound: {bound.note})" if bound.note else ""

@@ -1,17 +1,24 @@
-"""`textdiff generate`: text, printed or watched while it is denoised."""
+"""`textdiff generate`: text, printed or watched while it is denoised, or for a file of prompts."""
 
 import json
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from textdiff.commands.arguments import BlockSize, Dtype, JsonFlag, ModelArgument, held_model
+from textdiff.commands.batch import BatchFlags, generate_batch
 from textdiff.commands.sampling import SamplingFlags, read_template
+from textdiff.commands.showing import ShowingFlags
 from textdiff.commands.terminal import make_console, quiet_libraries
 from textdiff.errors import ConfigError
 
 if TYPE_CHECKING:
+    from textdiff.generation import Generation
     from textdiff.pipeline import TextDiffusion
+    from textdiff.watching import FinishedRow
 
 
 def generate(
@@ -21,10 +28,11 @@ def generate(
     *,
     sampling: SamplingFlags,
     template: str | None = None,
+    showing: ShowingFlags,
+    batch: BatchFlags,
     num_samples: int = 1,
     batch_size: int = 16,
     block_size: BlockSize = None,
-    watch: bool = False,
     device: str | None = None,
     dtype: Dtype = "float32",
     json_output: JsonFlag = False,
@@ -36,61 +44,102 @@ def generate(
         prompt: beginning of the text, or a whole text with holes: [MASK:5] is one of 5 tokens.
         sampling: how text is drawn.
         template: file that holds such a text.
+        showing: what is shown and recorded.
+        batch: a file of prompts.
         num_samples: texts to generate.
         batch_size: texts generated together (they do not depend on it).
         block_size: tokens per block, of those that the model was trained in, or full; the default
             is the first of them.
-        watch: animate the denoising in the terminal.
         device: torch device; the default is CUDA if there is one, else the CPU.
         dtype: dtype of the network.
         json_output: print one JSON object.
     """
-    if watch and json_output:
-        raise ConfigError("--watch and --json exclude each other")
     options = sampling.options()
     if template is not None:
         prompt = read_template(template, prompt, sampling.suffix)
+    if batch.asked:
+        batch.check(prompt, showing, json_output, (num_samples, batch_size))
+        quiet_libraries()
+        return generate_batch(
+            model,
+            batch,
+            options,
+            num_samples=num_samples,
+            batch_size=batch_size,
+            held=lambda where: held_model(model, device or where, dtype, block_size),
+        )
+    if showing.watch and json_output:
+        raise ConfigError("--watch and --json exclude each other")
+    showing.check()
     quiet_libraries()
     held = held_model(model, device, dtype, block_size)
+    task = {"prompts": prompt, "num_samples": num_samples, "batch_size": batch_size, **options}
+    return _generate(model, held, task, showing, json_output)
+
+
+def _generate(
+    model: str,
+    held: "TextDiffusion",
+    task: dict[str, Any],
+    showing: ShowingFlags,
+    json_output: bool,
+) -> int:
+    """Generates, and prints what is finished, also if the rest is interrupted."""
+    from textdiff.commands.screen import Texts, can_animate, live, recorders
+
     console = make_console()
-    if watch and console.is_terminal:
-        return watch_rows(console, held, prompt, num_samples, options)
-    done = held.generate(prompt, num_samples=num_samples, batch_size=batch_size, **options)
-    _say_beyond(held, max(map(len, done.sequences)), options)
-    _say_unseen(held, prompt, sampling.suffix)
+    animated = showing.watch and can_animate(console)
+    texts = Texts(held, held=animated or json_output)
+    done = None
+    with suppress(KeyboardInterrupt), ExitStack() as stack:  # what there is follows
+        watchers = stack.enter_context(recorders(showing, held, model, task))
+        if animated:
+            watchers.append(stack.enter_context(live(console, held, task)))
+        done = held.generate(**task, watchers=[*watchers, texts])
+    rows = [texts.done[index] for index in sorted(texts.done)]
     if json_output:
-        parts = (done.texts, done.completions, done.holes, done.sequences)
-        samples = [
-            {"text": text, "completion": completion, "holes": holes, "tokens": ids}
-            for text, completion, holes, ids in zip(*parts, strict=True)
-        ]
-        print(
-            json.dumps(
-                {
-                    "model": model,
-                    "prompt": prompt,
-                    "seed": sampling.seed,
-                    "calls": done.calls,
-                    "tokens_per_forward": done.tokens_per_forward,
-                    "samples": samples,
-                },
-                indent=2,
-                ensure_ascii=False,
-            )
-        )
+        _print_json(model, task, rows, done)
+    elif done is None:
+        texts.interrupted()
     else:
-        print("\n\n---\n\n".join(done.texts))
+        texts.release()
+    if done is None:
+        print(f"{len(rows)} of {texts.rows} texts were finished", file=sys.stderr)
+        raise KeyboardInterrupt
+    _say_beyond(held, max(len(row.tokens) for row in rows), task)
+    _say_unseen(held, task["prompts"], task["suffix"])
     return 0
+
+
+def _print_json(
+    model: str,
+    task: dict[str, Any],
+    rows: "Sequence[FinishedRow]",
+    done: "Generation | None",
+) -> None:
+    """One object with all samples; those that were finished, where the rest was interrupted."""
+    figures: dict[str, Any] = {"interrupted": True}
+    if done is not None:
+        figures = {"calls": done.calls, "tokens_per_forward": done.tokens_per_forward}
+    samples = [
+        {
+            "text": row.text,
+            "completion": row.completion,
+            "holes": row.holes,
+            "tokens": row.tokens,
+        }
+        for row in rows
+    ]
+    record = {"model": model, "prompt": task["prompts"], "seed": task["seed"], **figures}
+    print(json.dumps({**record, "samples": samples}, indent=2, ensure_ascii=False))
 
 
 def _say_beyond(model: "TextDiffusion", length: int, options: dict[str, Any]) -> None:
     """Says how a text came to be longer than what the network was trained on."""
-    import sys
-
     context = model.model.config.max_position_embeddings
     if length <= context:
         return
-    window, stride = options["window"], options["stride"]
+    window, stride = options.get("window"), options.get("stride")
     if model.family.block_size is None:
         stride = stride or max(1, context // 2)
         how = f"written {stride} tokens at a time, each time from the last {context - stride}"
@@ -108,8 +157,6 @@ def _say_beyond(model: "TextDiffusion", length: int, options: dict[str, Any]) ->
 
 def _say_unseen(model: "TextDiffusion", prompt: str, suffix: str) -> None:
     """Says what a model in blocks does not see of a text that goes on after a hole."""
-    import sys
-
     from textdiff.template import pieces_of
 
     size = model.family.block_size
@@ -119,24 +166,3 @@ def _say_unseen(model: "TextDiffusion", prompt: str, suffix: str) -> None:
             "after the one it writes: given text there did not shape what comes before",
             file=sys.stderr,
         )
-
-
-def watch_rows(
-    console: Any,
-    model: "TextDiffusion",
-    prompt: str,
-    num_samples: int,
-    options: dict[str, Any],
-) -> int:
-    """Animates the denoising of one prompt's samples, then prints them."""
-    from textdiff.view import watch
-
-    ordered = {name: value for name, value in options.items() if name != "cache"}
-    job = model.order(prompt, num_samples=num_samples, **ordered).job
-    steps = options.get("steps") or model.defaults.max_denoising_steps
-    stream = model.stream(prompt, num_samples=num_samples, **options)
-    last = watch(console, model, stream, prompts=job.onwards[:, 0].tolist(), planned=steps)
-    if last is not None:
-        texts = model.finished(last.canvas.tolist(), job.tails.tolist())
-        print("\n\n---\n\n".join(texts))
-    return 0

@@ -17,12 +17,14 @@ class Processes:
         count: how many there are.
         device: the device that the launcher gave it; None where it is alone.
         reduce: adds a float64 tensor over all of them.
+        wait: returns when all of them have called it.
     """
 
     rank: int
     count: int
     device: str | None
     reduce: "Callable[[Tensor], Tensor]"
+    wait: "Callable[[], None]" = lambda: None
 
     @property
     def first(self) -> bool:
@@ -44,4 +46,10 @@ def find_processes() -> Processes:
     def total(nats: "Tensor") -> Any:
         return reduce(nats.to(state.device), "sum").cpu()
 
-    return Processes(state.process_index, state.num_processes, str(state.device), total)
+    return Processes(
+        state.process_index,
+        state.num_processes,
+        str(state.device),
+        total,
+        state.wait_for_everyone,
+    )

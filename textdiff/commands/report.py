@@ -8,7 +8,7 @@ from textdiff.likelihood import Difference, Estimates
 from textdiff.likelihood.estimators import ESTIMATORS, build_estimator, default_estimator
 from textdiff.likelihood.published import find_protocol
 from textdiff.pipeline import TextDiffusion
-from textdiff.view import describe_bound, figure
+from textdiff.view.training import describe_bound, figure
 
 STRIDE_HINT = "give --stride to let windows overlap"
 

@@ -45,6 +45,63 @@ class ProgressBar:
         self.bar.stop()
 
 
+class BatchBar:
+    """Rows and tokens per second of a job, on standard error while entered.
+
+    A terminal gets a bar; anything else a line every half minute.
+
+    Args:
+        title: what is done.
+        rows: rows of the whole job.
+        shown: False for processes that have nothing to say.
+    """
+
+    def __init__(self, title: str, rows: int, shown: bool):
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
+        console = Console(stderr=True)
+        self.title, self.rows = title, rows
+        self.plain = shown and not console.is_terminal
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("rows  {task.fields[speed]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not shown or self.plain,
+            transient=True,
+        )
+        self.tokens = 0
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        self.began = self.said = time.monotonic()
+        self.task = self.bar.add_task(self.title, total=self.rows, speed="")
+        self.bar.start()
+        return self._tell
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def _tell(self, done: int, tokens: int) -> None:
+        """So many rows are done; the last one brought so many tokens."""
+        self.tokens += tokens
+        now = time.monotonic()
+        speed = f"{self.tokens / max(1e-3, now - self.began):,.0f} tokens/s" if self.tokens else ""
+        self.bar.update(self.task, completed=done, speed=speed)
+        if self.plain and now - self.said > _SECONDS_BETWEEN_LINES:
+            line = f"{self.title}: {done} of {self.rows} rows, {speed}"
+            print(line.removesuffix(", "), file=sys.stderr, flush=True)
+            self.said = now
+
+
 class PreparationView:
     """What the preparation of a corpus is doing, on standard error while entered.
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textdiff.commands.arguments import load_config, take_option
-from textdiff.commands.generate import watch_rows
 from textdiff.commands.terminal import PreparationView, make_console, quiet_libraries
 
 if TYPE_CHECKING:
@@ -22,7 +21,7 @@ def train(arguments: Sequence[str]) -> int:
     from textdiff.data import Corpus, prepare_corpus
     from textdiff.train.processes import losing_none, on_main
     from textdiff.train.trainer import Trainer, make_accelerator
-    from textdiff.view import training_view
+    from textdiff.view.training import training_view
 
     accelerator = make_accelerator(config)
     console = make_console()
@@ -85,8 +84,9 @@ def _set_aside(directory: Path, tell: Callable[[str], None]) -> bool:
 
 
 def _show_result(console: Any, config: "Config", trainer: Any) -> None:
+    from textdiff.commands.screen import can_animate, watch_rows
     from textdiff.pipeline import TextDiffusion
-    from textdiff.view import describe_bound
+    from textdiff.view.training import describe_bound
 
     directory = Path(config.run.dir)
     console.print(f"\nvalidation: {describe_bound(trainer.bound)}", highlight=False, soft_wrap=True)
@@ -94,8 +94,8 @@ def _show_result(console: Any, config: "Config", trainer: Any) -> None:
     if config.sample.num_samples:
         # What was written, not what was trained: the weights of that may be spread over processes.
         model = TextDiffusion.from_pretrained(export, device=str(trainer.accelerator.device))
-        if console.is_terminal:
-            watch_rows(console, model, "", config.sample.num_samples, {"seed": config.run.seed})
+        if can_animate(console):
+            watch_rows(console, model, config.sample.num_samples, config.run.seed)
         else:
             drawn = model.generate("", num_samples=config.sample.num_samples, seed=config.run.seed)
             print("\n" + "\n\n---\n\n".join(drawn.texts))

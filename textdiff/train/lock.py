@@ -1,4 +1,4 @@
-"""One training process per run directory, by a lock of the operating system.
+"""One process that writes in a directory, by a lock of the operating system.
 
 A record lock (`fcntl.lockf`) ends with the process that holds it, however that dies, and, unlike
 `flock`, is not inherited by data-loader workers that outlive it for seconds. What the file says
@@ -24,17 +24,19 @@ NAME = ".lock"
 
 
 class RunLock:
-    """While entered, this process alone trains in a directory, which it creates.
+    """While entered, this process alone works in a directory, which it creates.
 
     Args:
         directory: the run's.
+        name: what users call it.
+        works: what a process does there.
 
     Raises:
-        CheckpointError: another process trains there, or it cannot be written.
+        CheckpointError: another process works there, or it cannot be written.
     """
 
-    def __init__(self, directory: Path):
-        self.directory = directory
+    def __init__(self, directory: Path, name: str = "run.dir", works: str = "trains"):
+        self.directory, self.name, self.works = directory, name, works
         self._file: int | None = None
 
     def __enter__(self) -> "RunLock":
@@ -44,8 +46,8 @@ class RunLock:
             file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise CheckpointError(
-                f"cannot write in run.dir {self.directory} ({error.strerror}); choose a run.dir "
-                "that can be written"
+                f"cannot write in {self.name} {self.directory} ({error.strerror}); choose a "
+                f"{self.name} that can be written"
             ) from None
         try:
             _lock(file)
@@ -53,14 +55,14 @@ class RunLock:
             held = _holder(os.pread(file, 4096, 0))
             os.close(file)
             raise CheckpointError(
-                f"another process trains in {self.directory}: {held}; let it finish, stop it (it "
-                "saves first), or choose another run.dir"
+                f"another process {self.works} in {self.directory}: {held}; let it finish, stop it "
+                f"(it saves first), or choose another {self.name}"
             ) from None
         except OSError as error:
             os.close(file)
             raise CheckpointError(
                 f"{path} cannot be locked ({error.strerror}), so a second run could not be kept "
-                "out; choose a run.dir on a file system with locks"
+                "out; choose a place on a file system with locks"
             ) from None
         self._file = file
         with suppress(OSError):  # on a full disk the lock holds, it only cannot say whose it is

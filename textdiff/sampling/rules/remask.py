@@ -93,7 +93,7 @@ class Remask(Rule):
             u = uniforms(Stream.POSITION, index)
             reveal = masked & (u < reveal_chance(alpha_t, alpha_s, sigma))
             again = ~masked & ~frozen & (u < sigma)
-            masked, remasked = (masked | again) & ~reveal, remasked | again
+            masked, remasked = (masked | again) & ~reveal, (remasked | again) & ~reveal
             positions = reveal.flatten().nonzero().squeeze(1)
             if len(positions):
                 here = positions.to(canvas.device)

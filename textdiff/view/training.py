@@ -1,18 +1,9 @@
-"""What people see: the progress of a run, and text while it is denoised.
-
-A terminal gets live views; a pipe or a file gets plain lines.
-"""
+"""The progress of a training run: a live bar in a terminal, plain lines elsewhere."""
 
 import math
-import time
-from collections.abc import Iterable, Sequence
-from itertools import groupby
 from typing import Any
 
-import torch
-from rich.console import Console, Group
-from rich.live import Live
-from rich.panel import Panel
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,15 +12,10 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from rich.text import Text
 
 from textdiff.likelihood import Bound
-from textdiff.pipeline import TextDiffusion
-from textdiff.sampling import Step
 from textdiff.train.ranges import RangeChoice
 from textdiff.train.reporter import Reporter, StepReport
-
-OPEN = "░░░"
 
 
 def describe_bound(bound: Bound) -> str:
@@ -163,77 +149,3 @@ class LiveView(PlainView):
 def training_view(console: Console) -> PlainView:
     """The view that suits where the output goes."""
     return LiveView(console) if console.is_terminal else PlainView(console)
-
-
-def render(model: TextDiffusion, ids: Sequence[int], fresh: set[int], prompt: int = 0) -> Text:
-    """One row of a canvas: open positions dim, tokens of this step bright, the prompt bold.
-
-    Args:
-        model: its tokenizer decodes, its process knows the mask.
-        ids: [L] token ids.
-        fresh: positions that changed in this step.
-        prompt: tokens of the prompt.
-    """
-    mask = model.family.process.vocabulary.mask_token_id
-
-    def style(at: int) -> str:
-        if ids[at] == mask:
-            return "dim"
-        if at < prompt:
-            return "bold"
-        return "bold green" if at in fresh else ""
-
-    text = Text()
-    for look, group in groupby(range(len(ids)), key=style):
-        where = list(group)
-        shown = OPEN * len(where) if look == "dim" else model.decode([ids[i] for i in where])
-        text.append(shown, style=look)
-    return text
-
-
-def watch(
-    console: Console,
-    model: TextDiffusion,
-    steps: Iterable[Step],
-    *,
-    prompts: Sequence[int],
-    seconds: float = 4.0,
-    planned: int = 64,
-) -> Step | None:
-    """Shows rows while they are denoised.
-
-    Args:
-        console: a terminal.
-        model: the model that generates.
-        steps: what it yields.
-        prompts: tokens of each row's prompt.
-        seconds: shortest duration of the whole animation; fast models are slowed down to it.
-        planned: network calls expected.
-
-    Returns:
-        The last step.
-    """
-    last, pause = None, seconds / max(1, planned)
-    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
-        for step in steps:
-            start = time.perf_counter()
-            last = step
-            live.update(_panels(console, model, step, prompts), refresh=True)
-            time.sleep(max(0.0, pause - (time.perf_counter() - start)))
-        if last is not None:
-            live.update(Text(""), refresh=True)
-    return last
-
-
-def _panels(console: Console, model: TextDiffusion, step: Step, prompts: Sequence[int]) -> Group:
-    canvas = step.canvas.cpu()
-    width = canvas.shape[1]
-    rows = torch.div(step.changed, width, rounding_mode="floor")
-    height = max(3, (console.height - 2) // len(prompts))
-    panels = []
-    for row, prompt in enumerate(prompts):
-        fresh = set((step.changed[rows == row] % width).tolist())
-        text = render(model, canvas[row].tolist(), fresh, prompt)
-        title = f"sample {row + 1}" if len(prompts) > 1 else "denoising"
-        panels.append(Panel(text, title=f"{title} · call {step.calls}", height=height))
-    return Group(*panels)

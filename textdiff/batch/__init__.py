@@ -1,0 +1,1 @@
+"""Files of prompts: what their lines ask for, and a file of results that outlives interruptions."""

@@ -1,0 +1,168 @@
+"""A file of results that grows in the order of the input and outlives interruptions.
+
+    OUT                    finished rows, in order, from the first on
+    OUT.job/job.json       what the job is: it goes on only as what it was begun
+    OUT.job/rows-0.jsonl   rows that process 0 has finished, in the order in which it did
+
+Rows are appended, line by line, so a killed job has lost at most the line that it was writing.
+Processes share nothing but this folder; the first one moves their rows to OUT. When all are there
+the rows' files are deleted, and job.json stays as the record of what made OUT.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from textdiff.errors import ConfigError, DataError
+
+JOB = "job.json"
+
+
+class Output:
+    """What one of the processes of a job knows of its output.
+
+    Args:
+        path: OUT.
+        rows: rows of the whole job.
+        rank: number of the process; number 0 writes OUT.
+    """
+
+    def __init__(self, path: Path, rows: int, rank: int = 0):
+        self.path, self.rows, self.rank = path, rows, rank
+        self.folder = path.with_name(path.name + ".job")
+        self.done: set[int] = set()
+        self.written = 0
+        self._waiting: dict[int, str] = {}  # finished rows that are not in OUT yet, by number
+        self._read: dict[Path, int] = {}  # bytes of each file of rows that were read
+        self._mine: TextIO | None = None
+
+    def prepare(self, job: Mapping[str, Any]) -> None:
+        """Begins the job, or makes sure that it is the one that was begun; for process 0.
+
+        Args:
+            job: all that the output depends on.
+
+        Raises:
+            ConfigError: OUT belongs to another job, or to none.
+            DataError: it cannot be written.
+        """
+        record = self.folder / JOB
+        try:
+            if record.exists():
+                self._compare(json.loads(record.read_text(encoding="utf-8")), job)
+            elif self.path.exists():
+                raise ConfigError(
+                    f"--output {self.path} exists, and no job is known that wrote it; choose "
+                    "another, or move it away"
+                )
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not record.exists():
+                scratch = record.with_name(JOB + ".new")
+                scratch.write_text(json.dumps(job, indent=2) + "\n", encoding="utf-8")
+                scratch.rename(record)
+            for file in [self.path, *self._files()]:
+                _cut_torn_line(file)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise DataError(f"--output {self.path} cannot be used: {reason}") from None
+
+    def _compare(self, begun: Mapping[str, Any], job: Mapping[str, Any]) -> None:
+        now = json.loads(json.dumps(job))
+        for key in now:
+            if begun.get(key) != now[key]:
+                raise ConfigError(
+                    f"--output {self.path} was begun with {key} {json.dumps(begun.get(key))}, now "
+                    f"it is {json.dumps(now[key])}; go on as it was begun, or choose another output"
+                )
+
+    def load(self) -> None:
+        """Finds out what is finished; after `prepare`, before anybody writes."""
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                self.written = sum(1 for _ in file)
+        self.done = set(range(self.written))
+        self._collect()
+
+    def __enter__(self) -> "Output":
+        """Gets ready to write; after every process has loaded."""
+        self._mine = self._file(self.rank).open("a", encoding="utf-8")
+        self.advance()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Deletes what was only needed to go on, if all is there; process 0 does."""
+        assert self._mine is not None
+        self._mine.close()
+        if self.rank == 0 and self.complete:
+            for file in self._files():
+                file.unlink()
+
+    @property
+    def complete(self) -> bool:
+        """Whether OUT has all rows."""
+        return self.written == self.rows
+
+    def records(self) -> Iterator[dict[str, Any]]:
+        """What OUT holds."""
+        with self.path.open(encoding="utf-8") as file:
+            for line in file:
+                yield json.loads(line)
+
+    def write(self, row: int, line: str) -> None:
+        """Keeps a finished row."""
+        if row in self.done:
+            return
+        assert self._mine is not None
+        self._mine.write(json.dumps([row, line], ensure_ascii=False) + "\n")
+        self._mine.flush()
+        self.done.add(row)
+        self.advance()
+
+    def advance(self) -> None:
+        """Moves what is finished to OUT, as far as no row before it is missing; process 0 does."""
+        if self.rank:
+            return
+        self._collect()
+        with self.path.open("a", encoding="utf-8") as file:
+            while self.written in self._waiting:
+                file.write(self._waiting.pop(self.written))
+                self.written += 1
+
+    def _file(self, rank: int) -> Path:
+        return self.folder / f"rows-{rank}.jsonl"
+
+    def _files(self) -> list[Path]:
+        return sorted(self.folder.glob("rows-*.jsonl"))
+
+    def _collect(self) -> None:
+        """Reads whole lines that are new in the files of rows."""
+        for path in self._files():
+            with path.open("rb") as file:
+                file.seek(self._read.get(path, 0))
+                new = file.read()
+            new = new[: new.rfind(b"\n") + 1]
+            self._read[path] = self._read.get(path, 0) + len(new)
+            for words in new.splitlines():
+                row, line = json.loads(words)
+                self.done.add(row)
+                if row >= self.written:
+                    self._waiting[row] = line
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Removes a last line that was not written to its end."""
+    if not path.exists():
+        return
+    with path.open("rb+") as file:
+        end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - (1 << 16))
+            file.seek(start)
+            found = file.read(end - start).rfind(b"\n")
+            if found >= 0:
+                file.truncate(start + found + 1)
+                return
+            end = start
+        file.truncate(0)

@@ -1,0 +1,202 @@
+"""`textdiff generate --input`: a text, or several, for every line of a file of prompts."""
+
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from textdiff.commands.arguments import writable
+from textdiff.commands.processes import Processes, find_processes
+from textdiff.commands.showing import Showing
+from textdiff.commands.terminal import BatchBar
+from textdiff.errors import ConfigError
+
+if TYPE_CHECKING:
+    from textdiff.batch.output import Output
+    from textdiff.batch.requests import Request
+    from textdiff.pipeline import TextDiffusion
+
+_SECONDS_BETWEEN_LOOKS = 0.5
+_TOLD = 10  # lines that cannot be used are named one by one, up to so many
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A file of prompts."""
+
+    input: Path | None = None
+    """Generate for every line of this .jsonl file: {"prompt": ...}, with options of its own if it
+    has any; other keys come back in the output."""
+
+    output: Path | None = None
+    """Write the results of --input to this .jsonl file, in the order of the input. An interrupted
+    job goes on where it was."""
+
+    @property
+    def asked(self) -> bool:
+        """Whether there is a file of prompts."""
+        return self.input is not None or self.output is not None
+
+    def check(
+        self, prompt: str, showing: Showing, json_output: bool, counts: Sequence[int]
+    ) -> None:
+        """Refuses what does not go together, before a model runs.
+
+        Raises:
+            ConfigError: with the flags.
+        """
+        if self.input is None or self.output is None:
+            raise ConfigError("--input and --output belong together: give both")
+        if prompt:
+            raise ConfigError("a PROMPT or --template and --input exclude each other")
+        if showing != Showing() or json_output:
+            raise ConfigError("--input excludes --watch, --film, --trace and --json")
+        if min(counts) < 1:
+            raise ConfigError("--num-samples and --batch-size: give at least 1")
+        if not self.input.is_file():
+            raise ConfigError(f"--input {self.input}: there is no such file")
+        writable("--output", self.output)
+
+
+BatchFlags = Annotated[Batch, tyro.conf.arg(name="")]
+
+
+def generate_batch(
+    name: str,
+    batch: Batch,
+    options: Mapping[str, Any],
+    *,
+    num_samples: int,
+    batch_size: int,
+    held: "Callable[[str | None], TextDiffusion]",
+) -> int:
+    """Generates, or goes on generating; 1 if a line could not be used.
+
+    Args:
+        name: the model as the user calls it.
+        batch: the files.
+        options: of `TextDiffusion.generate`.
+        num_samples: texts per line.
+        batch_size: rows per network call.
+        held: loads the model on a device.
+    """
+    from textdiff.batch.output import Output
+    from textdiff.batch.requests import read_requests
+    from textdiff.train.lock import RunLock
+
+    assert batch.input is not None
+    assert batch.output is not None
+    processes = find_processes()
+    model = held(processes.device)
+    wanted = dict(options)
+    cache, seed = wanted.pop("cache"), wanted.pop("seed")
+    requests = read_requests(model, batch.input, num_samples=num_samples, seed=seed, options=wanted)
+    output = Output(batch.output, len(requests), processes.rank)
+    with ExitStack() as stack:
+        if processes.first:
+            stack.enter_context(RunLock(output.folder, "--output", "writes"))
+            output.prepare(_job(model, batch.input, options, num_samples))
+        processes.wait()
+        output.load()
+        processes.wait()
+        stack.enter_context(output)
+        if processes.first:
+            _say_before(batch.input, requests, output)
+        _fill(model, requests, output, processes, batch_size=batch_size, cache=cache)
+    return _say_after(batch.input, requests, output) if processes.first else 0
+
+
+def _job(
+    model: "TextDiffusion", path: Path, options: Mapping[str, Any], num_samples: int
+) -> dict[str, Any]:
+    """All that the output depends on; batches, devices and processes are not among it."""
+    from textdiff.provenance import file_hash, model_record
+
+    asked = {key: value for key, value in options.items() if key != "cache"}
+    return {
+        "input_sha256": file_hash([path]),
+        **model_record(model.folder),
+        "block_size": model.family.block_size,
+        "dtype": str(model.model.dtype).removeprefix("torch."),
+        "defaults": asdict(model.defaults),
+        **asked,
+        "num_samples": num_samples,
+    }
+
+
+def _fill(
+    model: "TextDiffusion",
+    requests: "Sequence[Request]",
+    output: "Output",
+    processes: Processes,
+    *,
+    batch_size: int,
+    cache: bool | None,
+) -> None:
+    """Generates what is missing; an interruption says how to go on."""
+    from textdiff.batch.run import fill
+
+    try:
+        with BatchBar("generating", len(requests), processes.first) as progress:
+            progress(len(output.done), 0)
+            fill(
+                model,
+                requests,
+                output,
+                batch_size=batch_size,
+                cache=cache,
+                share=(processes.rank, processes.count),
+                progress=progress,
+            )
+            while processes.first and not output.complete:  # others are not done yet
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+                output.advance()
+                progress(len(output.done), 0)
+    except KeyboardInterrupt:
+        if processes.first:
+            again = shlex.join(["textdiff", *sys.argv[1:]])
+            print(
+                f"{len(output.done)} of {len(requests)} rows are finished and kept; go on with\n"
+                f"  {again}",
+                file=sys.stderr,
+            )
+        raise
+
+
+def _say_before(path: Path, requests: "Sequence[Request]", output: "Output") -> None:
+    from textdiff.batch.requests import likely_typos
+
+    if output.done:
+        print(f"{len(output.done)} of {len(requests)} rows are there already", file=sys.stderr)
+    for key, near in likely_typos(requests).items():
+        print(
+            f"note: the key {key!r} is passed through to the output; did you mean {near!r}?",
+            file=sys.stderr,
+        )
+    _say_errors(path, {r.line: r.error for r in requests if r.error is not None})
+
+
+def _say_after(path: Path, requests: "Sequence[Request]", output: "Output") -> int:
+    """What became of the lines; 1 if some could not be used."""
+    found = {found["line"]: found["error"] for found in output.records() if "error" in found}
+    known = {request.line for request in requests if request.error is not None}
+    _say_errors(path, {line: error for line, error in found.items() if line not in known})
+    print(f"{output.rows - len(found)} texts are in {output.path}", file=sys.stderr)
+    if not found:
+        return 0
+    count = f"{len(found)} line{'s' if len(found) > 1 else ''} of {path}"
+    print(f"textdiff: error: {count} could not be used; {output.path} says why", file=sys.stderr)
+    return 1
+
+
+def _say_errors(path: Path, errors: Mapping[int, str]) -> None:
+    for line, error in list(errors.items())[:_TOLD]:
+        print(f"{path} line {line}: {error}", file=sys.stderr)
+    if len(errors) > _TOLD:
+        print(f"... and {len(errors) - _TOLD} lines more", file=sys.stderr)

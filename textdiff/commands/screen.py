@@ -1,0 +1,151 @@
+"""Texts on the screen and in files while they are generated."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from rich.console import Console
+
+from textdiff.commands.showing import Showing
+from textdiff.pipeline import TextDiffusion
+from textdiff.sampling import Job, Step
+from textdiff.view.cells import Reader
+from textdiff.view.film import Film
+from textdiff.view.live import LiveRows
+from textdiff.view.pieces import Pieces
+from textdiff.view.trace import Trace
+from textdiff.watching import FinishedRow, Watcher
+
+SEPARATOR = "\n\n---\n\n"
+
+
+class Texts(Watcher):
+    """Prints finished texts in their order, as soon as those before them are.
+
+    Args:
+        model: decodes what is not finished.
+        held: print nothing before `release`: the screen is another's until then.
+    """
+
+    def __init__(self, model: TextDiffusion, held: bool):
+        self.model, self.held = model, held
+        self.done: dict[int, FinishedRow] = {}
+        self.rows = self.next = self.said = 0
+        self.last: Step | None = None
+
+    def begin(self, job: Job) -> None:
+        """Knows what to expect."""
+        self.job, self.last = job, None
+        self.rows += len(job.prompts)
+
+    def step(self, step: Step) -> None:
+        """Remembers how far texts are."""
+        self.last = step
+
+    def finished(self, row: int, result: FinishedRow) -> None:
+        """Prints a text whose turn it is."""
+        self.done[result.index] = result
+        while not self.held and self.next in self.done:
+            self._say(self.done[self.next].text)
+            self.next += 1
+
+    def release(self) -> None:
+        """Prints what waits."""
+        for index in sorted(self.done):
+            if index >= self.next:
+                self._say(self.done[index].text)
+        print()
+
+    def interrupted(self) -> None:
+        """Prints what waits, and what will not change of texts that are not finished."""
+        if self.last is not None:
+            assert self.last.final is not None
+            for row, (_, index) in enumerate(self.job.row_keys):
+                final, start = int(self.last.final[row]), int(self.job.onwards[row, 0])
+                if index not in self.done and final > start:
+                    ids = self.last.canvas[row, :final].tolist()
+                    text = self.model.decode(ids)
+                    self.done[index] = FinishedRow(0, index, text, "", [], ids, final - start)
+        self.release()
+
+    def _say(self, text: str) -> None:
+        print((SEPARATOR if self.said else "") + text, end="", flush=True)
+        self.said += 1
+
+
+@contextmanager
+def recorders(
+    showing: Showing, model: TextDiffusion, name: str, task: Mapping[str, Any]
+) -> Iterator[list[Watcher]]:
+    """Watchers that write the film and the trace; an interruption leaves what there was till then.
+
+    Args:
+        showing: which of them.
+        model: the model that generates.
+        name: what the user calls it.
+        task: arguments of `TextDiffusion.generate`.
+    """
+    found: list[Watcher] = []
+    with ExitStack() as stack:
+        if showing.film is not None:
+            film = Film(showing.film, reader_of(model), _title(task), _facts(model, name, task))
+            stack.callback(film.close)
+            found.append(film)
+        if showing.trace is not None:
+            file = stack.enter_context(showing.trace.open("w", encoding="utf-8"))
+            reader = reader_of(model)
+            trace = Trace(file, reader.pieces, reader.mask)
+            stack.callback(trace.close)
+            found.append(trace)
+        yield found
+
+
+def _title(task: Mapping[str, Any]) -> str:
+    words = " ".join(str(task["prompts"]).split())
+    return words if 0 < len(words) <= 80 else f"{words[:79]}…" if words else "From nothing"
+
+
+def _facts(model: TextDiffusion, name: str, task: Mapping[str, Any]) -> dict[str, str]:
+    """What the film says about its making: the model, and what was asked of it."""
+    asked = {key: value for key, value in task.items() if value not in (None, (), [])}
+    settings = {"rule": model.defaults.rule, "steps": model.defaults.max_denoising_steps, **asked}
+    hidden = ("prompts", "batch_size", "cache")
+    facts = {key.replace("_", " "): str(value) for key, value in settings.items()}
+    return {"model": name} | {k: v for k, v in facts.items() if k.replace(" ", "_") not in hidden}
+
+
+@contextmanager
+def live(console: Console, model: TextDiffusion, task: Mapping[str, Any]) -> Iterator[Watcher]:
+    """Shows rows in a terminal while they are denoised; nothing is left of it in the end.
+
+    Args:
+        console: the terminal.
+        model: the model that generates.
+        task: arguments of `TextDiffusion.generate`.
+    """
+    steps = task.get("steps") or model.defaults.max_denoising_steps
+    tokens = task.get("max_new_tokens") or model.defaults.max_new_tokens
+    blocks = -(-tokens // (model.family.block_size or tokens))
+    calls = min(tokens, steps * blocks)
+    with LiveRows(console, reader_of(model), task.get("num_samples", 1), calls) as view:
+        yield view
+
+
+def can_animate(console: Console) -> bool:
+    """Whether a terminal can move its cursor."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def reader_of(model: TextDiffusion) -> Reader:
+    """What makes cells of a model's tokens."""
+    mask = model.family.process.vocabulary.mask_token_id
+    return Reader(Pieces(model.tokenizer, [mask]), mask, model.tokenizer.eos_token_id)
+
+
+def watch_rows(console: Console, model: TextDiffusion, num_samples: int, seed: int) -> None:
+    """Shows samples from nothing while they are denoised, then prints them."""
+    texts = Texts(model, held=True)
+    task = {"num_samples": num_samples, "seed": seed}
+    with live(console, model, task) as view:
+        model.generate("", watchers=[view, texts], num_samples=num_samples, seed=seed)
+    texts.release()

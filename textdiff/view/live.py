@@ -1,0 +1,163 @@
+"""Texts in a terminal while they are denoised."""
+
+import time
+from dataclasses import dataclass
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from textdiff.sampling import Job, Step
+from textdiff.view.cells import Cell, Reader
+from textdiff.view.rows import RowStep, RowSteps, given_of
+from textdiff.view.screen import lay_out, visible_lines
+from textdiff.watching import FinishedRow, Watcher
+
+SECONDS = 4.0
+"""Fast models are slowed down, so that a whole animation takes about so long."""
+
+_FRAME = 0.04  # seconds between pictures at least: no eye sees more, and drawing costs time
+_LEAST = 3  # lines of a row
+
+
+@dataclass
+class Shown:
+    """A row on the screen.
+
+    Attributes:
+        title: what it is called.
+        prompt: tokens that it began with.
+        given: positions that were given.
+        change: its last step.
+        call: the network call that this was.
+        tokens: how many of its open places hold a token.
+        masks: whether it has had masks to be filled.
+        done: whether it is finished.
+    """
+
+    title: str
+    prompt: list[int]
+    given: set[int]
+    change: RowStep | None = None
+    call: int = 0
+    tokens: int = 0
+    masks: bool = False
+    done: bool = False
+
+
+class LiveRows(Watcher):
+    """Shows the rows of a job, each as far as it is, and what the calls bring.
+
+    Committed tokens are plain, those of this step highlighted, drafts dimmed, tokens that were
+    masked again underlined, given ones bold.
+
+    Args:
+        console: a terminal that can move its cursor.
+        reader: makes cells of tokens.
+        rows: rows of the whole generation.
+        calls: network calls expected.
+    """
+
+    parts = ("draft", "entropy")
+
+    def __init__(self, console: Console, reader: Reader, rows: int, calls: int):
+        self.console, self.reader, self.total = console, reader, rows
+        self.pause = SECONDS / max(1, calls)
+        self.steps = RowSteps(reader.mask)
+        self.rows: list[Shown] = []
+        self.calls = self.calls_before = self.begun = self.finished_rows = 0
+        self.tokens_before = self.row_calls = self.row_calls_before = 0
+        self.dependence = 0.0
+        self.drawn = 0.0
+        self.live = Live(console=console, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> "LiveRows":
+        self.live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.live.update(Text(""))
+        self.live.stop()
+
+    def begin(self, job: Job) -> None:
+        """Shows the rows as they were given."""
+        self.steps.begin(job)
+        self.calls_before, self.row_calls_before = self.calls, self.row_calls
+        self.tokens_before = self._tokens()
+        self.begun += len(job.prompts)
+        self.rows = [
+            Shown(f"sample {index + 1}", *given_of(prompt, self.reader.mask))
+            for (_, index), prompt in zip(job.row_keys, job.prompts, strict=True)
+        ]
+
+    def step(self, step: Step) -> None:
+        """Shows what changed; waits where the model is faster than the eye."""
+        self.calls = self.calls_before + step.calls
+        self.row_calls = self.row_calls_before + step.rows
+        for change in self.steps.split(step):
+            self.dependence += change.dependence or 0.0
+            row = self.rows[change.row]
+            row.change, row.call = change, self.calls
+            row.masks = row.masks or self.reader.mask in change.ids
+            places = enumerate(change.ids)
+            row.tokens = sum(t != self.reader.mask for at, t in places if at not in row.given)
+        now = time.monotonic()
+        if now - self.drawn >= _FRAME or self.pause >= _FRAME:
+            self.live.update(self.picture(), refresh=True)
+            self.drawn = time.monotonic()
+        time.sleep(max(0.0, self.pause - (time.monotonic() - now)))
+
+    def finished(self, row: int, result: FinishedRow) -> None:
+        """A row that is done gives its place to others."""
+        self.rows[row].done = True
+        self.finished_rows += 1
+
+    def picture(self) -> Group:
+        """All that is on the screen: rows, and a line of figures below."""
+        width, height = self.console.width, self.console.height - 2
+        several = len(self.rows) > 1
+        room = max(1, height // (_LEAST + 1)) if several else 1
+        order = sorted(range(len(self.rows)), key=lambda row: (self.rows[row].done, row))
+        chosen = [self.rows[number] for number in sorted(order[:room])]
+        each = max(1, height // len(chosen) - several)
+        lines: list[Text] = []
+        for row in chosen:
+            if several:
+                lines.append(_heading(row, width))
+            laid = lay_out(self._cells(row), width)
+            lines += [line.text() for line in visible_lines(laid, each, self._busy(row))]
+        return Group(*lines, self.figures(width))
+
+    def figures(self, width: int) -> Text:
+        """The status line."""
+        parts = [f"call {self.calls}", f"{self._tokens() / max(1, self.row_calls):.1f} tokens/call"]
+        if self.total > 1:
+            parts.insert(1, f"{self.finished_rows}/{self.total} done")
+        nats = f"{self.dependence / max(1, self.begun):.2f} nats"
+        words, brief = (" · ".join([*parts, f"{what}{nats}"]) for what in ("dependence ", "≤ "))
+        text = Text(words if len(words) <= width else brief, style="reverse", no_wrap=True)
+        text.truncate(width, overflow="ellipsis", pad=True)
+        return text
+
+    def _tokens(self) -> int:
+        return self.tokens_before + sum(row.tokens for row in self.rows)
+
+    def _cells(self, row: Shown) -> list[Cell]:
+        change = row.change
+        if change is None:
+            return self.reader.cells(row.prompt, None, row.given, (), ())
+        news = row.call == self.calls
+        fresh, lost = (change.confidence, change.remasked) if news else ((), ())
+        return self.reader.cells(change.ids, change.draft, row.given, fresh, lost)
+
+    def _busy(self, row: Shown) -> int:
+        """The first position that is still to be filled; where all are written anew, the first."""
+        ids = row.prompt if row.change is None else row.change.ids
+        open_positions = (at for at, token in enumerate(ids) if token == self.reader.mask)
+        otherwise = row.change.final if row.change and not row.masks else len(ids) - 1
+        return next(open_positions, otherwise)
+
+
+def _heading(row: Shown, width: int) -> Text:
+    title = f"── {row.title}{' · done' if row.done else ''} "
+    return Text(title.ljust(width, "─")[:width], style="dim", no_wrap=True)
