@@ -26,6 +26,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import tyro
@@ -68,7 +69,7 @@ class Kill:
 
 
 class Run:
-    """The processes of one training run.
+    """The processes of one training run, in sessions of their own; none outlives a `with` block.
 
     Args:
         words: arguments of `textdiff train`.
@@ -94,8 +95,24 @@ class Run:
                     env={**common, **(place if processes > 1 else {})},
                     stdout=self.log,
                     stderr=subprocess.STDOUT,
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
                 )
             )
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for rank in self.ranks:
+            rank.kill()  # nothing, where it has ended
+            rank.wait()
+        self.log.close()
 
     @property
     def alive_seconds(self) -> float:
@@ -128,8 +145,10 @@ class Run:
             rank.wait(PATIENCE_SECONDS)
 
     def finish(self) -> None:
-        """Waits for the end of the run."""
-        codes = [rank.wait() for rank in self.ranks]
+        """Waits for the end of the run; once one process has ended, the others are about to."""
+        while not self.ended():
+            time.sleep(0.05)
+        codes = [rank.wait(PATIENCE_SECONDS) for rank in self.ranks]
         if any(codes):
             sys.exit(f"a run that was left alone ended with {codes}:\n{self.output()[-2000:]}")
 
@@ -190,15 +209,15 @@ def outcome(directory: Path) -> tuple[list[dict[str, Any]], str]:
 
 def killed(words: list[str], directory: Path, processes: int, chance: random.Random) -> Kill | None:
     """Starts or continues a run and kills it; None if it ended before."""
-    run = Run(words, directory, processes)
-    moment = wait_for(run, chance.choice(MOMENTS), chance)
-    if run.ended():
-        run.finish()
-        return None
-    everyone = list(range(processes))
-    victims = chance.choice([everyone, *([rank] for rank in everyone)])
-    seconds = run.alive_seconds
-    run.kill(victims)
+    with Run(words, directory, processes) as run:
+        moment = wait_for(run, chance.choice(MOMENTS), chance)
+        if run.ended():
+            run.finish()
+            return None
+        everyone = list(range(processes))
+        victims = chance.choice([everyone, *([rank] for rank in everyone)])
+        seconds = run.alive_seconds
+        run.kill(victims)
     said = [line for line in run.output().splitlines() if "another process" in line]
     return Kill(
         moment=moment,
@@ -236,9 +255,9 @@ def main(
     pairs = [value.partition("=") for value in override]
     values = [f"--{key.replace('_', '-')}={value}" for key, _, value in pairs]
     words = [str(config or tiny_config(folder)), f"--data.cache-dir={folder / 'cache'}", *values]
-    alone = Run(words, folder / "alone", processes)
-    alone.finish()
-    print(f"uninterrupted: {last_step(folder / 'alone')} steps, {alone.alive_seconds:.1f} s")
+    with Run(words, folder / "alone", processes) as alone:
+        alone.finish()
+        print(f"uninterrupted: {last_step(folder / 'alone')} steps, {alone.alive_seconds:.1f} s")
     chance, log = random.Random(seed), []
     while len(log) < kills:
         kill = killed(words, folder / "killed", processes, chance)
@@ -252,7 +271,8 @@ def main(
             f"at step {kill.last_step}{left}",
             flush=True,
         )
-    Run(words, folder / "killed", processes).finish()
+    with Run(words, folder / "killed", processes) as last:
+        last.finish()
     (expected, expected_weights), (found, found_weights) = (
         outcome(folder / name) for name in ("alone", "killed")
     )

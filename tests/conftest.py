@@ -1,7 +1,11 @@
 """Shared fixtures. One thread: the tensors here are small, and threads that wait for a busy core
 cost more than they bring."""
 
+import faulthandler
 import os
+import resource
+import signal
+import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,6 +17,25 @@ import torch
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config):
+    """What tests and their children do about signals does not depend on who started pytest."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background jobs
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    stderr, tests = os.dup(sys.stderr.fileno()), os.getpid()
+
+    def end(number, frame):
+        """A time limit from outside: say where it struck, and leave no child behind."""
+        if os.getpid() != tests:  # a worker that was forked
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        faulthandler.dump_traceback(stderr)
+        pytest.exit(f"SIGTERM in {os.environ.get('PYTEST_CURRENT_TEST')}", 128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    # Children that hang are told to abort; what they say is enough.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 """What may depend on what, and what every config must hold."""
 
 import ast
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from children import finished
 
 from textdiff.config import Config, DiffusionConfig, SampleConfig
 from textdiff.config_file import load
@@ -106,7 +106,7 @@ def test_only_the_door_prints_and_reads_the_environment(path):
 
 def test_import_is_light():
     program = "import sys, textdiff; print('torch' in sys.modules, textdiff.__version__)"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = finished([sys.executable, "-c", program])
     assert done.stdout.split()[0] == "False"
 
 

@@ -3,9 +3,9 @@
 import hashlib
 import json
 import shutil
-import subprocess
 
 import pytest
+from children import finished
 
 from textdiff.provenance import (
     PACKAGE,
@@ -18,7 +18,8 @@ from textdiff.provenance import (
 
 
 def git(folder, *words) -> str:
-    done = subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, check=True)
+    done = finished(["git", "-C", folder, *words])
+    assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 

@@ -1,13 +1,12 @@
 """The README's commands and its Python example, run as written but smaller."""
 
-import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from children import finished
 
 FASTER = [
     "--data.sequence-length=64",
@@ -26,13 +25,7 @@ FASTER = [
 
 
 def textdiff(words: list[str], cwd: Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "textdiff", *words],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = finished([sys.executable, "-m", "textdiff", *words], cwd=cwd)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -80,13 +73,7 @@ def test_python_example(quickstart, root):
     folder, _ = quickstart
     readme = (root / "README.md").read_text()
     (example,) = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
-    done = subprocess.run(
-        [sys.executable, "-c", example],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = finished([sys.executable, "-c", example], cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "perplexity <=" in done.stdout
     assert done.stdout.startswith("The iterator")

@@ -1,14 +1,14 @@
 """The built wheel, installed (not editable) in a clean environment, trains and generates."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from children import finished
 
 
 def run(words: list, cwd: Path) -> str:
-    done = subprocess.run(list(map(str, words)), cwd=cwd, capture_output=True, text=True)
+    done = finished(words, cwd=cwd, seconds=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 

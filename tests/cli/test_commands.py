@@ -1,7 +1,6 @@
 """The command line as a user meets it: results, sentences for mistakes, exit codes."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -10,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from children import child, finished
 
 from textdiff.cli import main
 from textdiff.commands.sampling import Sampling, read_knobs
@@ -228,7 +228,7 @@ def test_help_is_quick_and_heavy_imports_wait():
         "import sys; from textdiff.cli import main; main(['--help']); "
         "print([m for m in ('torch', 'transformers', 'datasets') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = finished([sys.executable, "-c", program])
     assert done.stdout.splitlines()[-1] == "[]"
 
 
@@ -404,16 +404,13 @@ def test_damaged_checkpoint_is_named_and_the_previous_one_used(trained, corpus, 
 
 
 def run_textdiff(*words: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "textdiff", *words],
-        capture_output=True,
-        text=True,
-        env=environment(),
-    )
+    return finished([sys.executable, "-m", "textdiff", *words])
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+def training(corpus: Path, run: Path):
+    """The run as a child that says at once what it does."""
+    words = [sys.executable, "-u", "-m", "textdiff", "train", *config(corpus, run)]
+    return child(words, stderr=subprocess.STDOUT)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -421,8 +418,7 @@ def test_a_signal_saves_and_the_resumed_run_is_the_uninterrupted_one(
     trained, corpus, tmp_path, number, code
 ):
     run = tmp_path / "tiny"
-    words = [sys.executable, "-m", "textdiff", "train", *config(corpus, run)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment()) as process:
+    with training(corpus, run) as process:
         for line in process.stdout:
             if line.startswith("step  4/12"):
                 process.send_signal(number)
@@ -438,8 +434,7 @@ def test_a_signal_saves_and_the_resumed_run_is_the_uninterrupted_one(
 @pytest.mark.slow
 def test_sigkill_and_resume(trained, corpus, tmp_path):
     run = tmp_path / "tiny"
-    words = [sys.executable, "-m", "textdiff", "train", *config(corpus, run)]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment()) as process:
+    with training(corpus, run) as process:
         for line in process.stdout:
             if line.startswith("step  8/12"):
                 time.sleep(0.3)

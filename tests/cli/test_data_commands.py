@@ -1,7 +1,6 @@
 """`textdiff data prepare | inspect`, and bad data as a user meets it."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -9,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from children import child
 
 from textdiff.cli import main
 
@@ -148,12 +148,11 @@ def test_killed_preparation_goes_on_to_the_same_bytes(folder, capsys):
         return [word.replace("/cache", f"/{name}") for word in arguments]
 
     command = [sys.executable, "-m", "textdiff", *cache("broken")]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ})
-    while not list((folder / "broken").rglob("tokens-00000.arrow")):
-        assert process.poll() is None, "finished before it could be killed"
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    with child(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while not list((folder / "broken").rglob("tokens-00000.arrow")):
+            assert process.poll() is None, "finished before it could be killed"
+            time.sleep(0.01)
+        process.kill()
     assert list((folder / "broken" / "textdiff").glob(".partial-*"))
     assert main(cache("broken")) == 0
     assert main(cache("whole")) == 0

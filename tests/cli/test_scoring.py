@@ -3,13 +3,13 @@
 import hashlib
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
 
 import pytest
 import torch
+from children import child, finished
 from safetensors.torch import load_file, save_file
 
 from textdiff.cli import main
@@ -253,18 +253,11 @@ def test_state_continues_and_refuses_another_job(exports, prose, tmp_path, capsy
     assert "another seed" in shown
 
 
-def listen_to_ctrl_c():
-    """A shell's background jobs ignore Ctrl-C, and so does what they start."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def test_ctrl_c_says_how_to_go_on(exports, prose, tmp_path):
     state = tmp_path / "state"
     words = [sys.executable, "-m", "textdiff", "perplexity", str(exports / "a")]
     words += [str(prose / "text.txt"), "--replicates", "4000", "--state", str(state)]
-    with subprocess.Popen(
-        words, stderr=subprocess.PIPE, text=True, preexec_fn=listen_to_ctrl_c
-    ) as process:
+    with child(words, stdout=subprocess.DEVNULL) as process:
         for _ in range(600):
             if state.exists():
                 break
@@ -284,12 +277,7 @@ def test_two_processes_find_the_number_of_one(exports, prose, capsys):
     one = run(capsys, *words)
     launcher = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
     launcher += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "textdiff", *map(str, words), "--json"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = finished([sys.executable, *launcher, "-m", "textdiff", *words, "--json"])
     assert done.returncode == 0, done.stderr
     two = json.loads(done.stdout)  # one process prints
     assert two["mean"] == pytest.approx(one["mean"], rel=1e-6)

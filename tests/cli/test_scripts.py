@@ -7,13 +7,13 @@ import os
 import re
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from children import child, finished
 
 from textdiff.config_file import load
 from textdiff.models import attention
@@ -47,7 +47,7 @@ def scripts(root) -> list[Path]:
 def test_scripts_are_shell(root):
     assert len(scripts(root)) == 3
     for path in scripts(root):
-        subprocess.run(["bash", "-n", str(path)], check=True)
+        assert finished(["bash", "-n", path]).returncode == 0
         assert os.access(path, os.X_OK) or path.suffix == ".sbatch"
 
 
@@ -94,7 +94,7 @@ def test_whole_story(root, tmp_path):
         "SAMPLES": "2",
     }
     for again in (False, True):
-        done = subprocess.run(words, capture_output=True, text=True, env=env)
+        done = finished(words, env=env)
         assert done.returncode == 0, done.stdout + done.stderr
         assert [f"{part}/4" in done.stdout for part in range(1, 5)] == [True] * 4
         if again:
@@ -169,15 +169,15 @@ def test_a_job_whose_time_is_up_saves_and_comes_back(root, tmp_path, name, nodes
     env = cluster(tmp_path, root, nodes)
     words = ["bash", str(root / "scripts" / "slurm" / f"{name}.sbatch"), config]
     metrics = tmp_path / "run" / "metrics.jsonl"
-    with (tmp_path / "log").open("w") as log:
-        job = subprocess.Popen(words, env=env, stdout=log, stderr=log)
-        deadline = time.monotonic() + 120
+    with (
+        (tmp_path / "log").open("w") as log,
+        child(words, env=env, stdout=log, stderr=log) as job,
+    ):
         while not (metrics.exists() and metrics.stat().st_size):
             assert job.poll() is None, (tmp_path / "log").read_text()
-            assert time.monotonic() < deadline
             time.sleep(0.1)
         job.send_signal(signal.SIGTERM)
-        code = job.wait(60)
+        code = job.wait()
     log = (tmp_path / "log").read_text()
     assert code == 143, log
     assert (tmp_path / "requeued").read_text() == f"requeue {env['SLURM_JOB_ID']}\n"
@@ -186,7 +186,7 @@ def test_a_job_whose_time_is_up_saves_and_comes_back(root, tmp_path, name, nodes
     assert json.loads(metrics.read_text().splitlines()[-1])["step"] == step > 0
 
     more = [*words, f"--train.steps={step + 2}"]
-    done = subprocess.run(more, env=env, capture_output=True, text=True)
+    done = finished(more, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads((tmp_path / "run" / "env.json").read_text())["processes"] == 2
     steps = [json.loads(line) for line in metrics.read_text().splitlines()]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from children import finished
 from transformers import AutoConfig, AutoModelForMaskedLM
 
 from textdiff.models import Layout, TextDiffusionConfig, TextDiffusionModel
@@ -270,7 +271,6 @@ def test_save_and_load_round_trip(tmp_path, options):
 
 def test_checkpoint_carries_its_code(tmp_path):
     """`trust_remote_code` works where textdiff is not installed."""
-    import subprocess
     import sys
 
     model = tiny()
@@ -282,10 +282,8 @@ def test_checkpoint_carries_its_code(tmp_path):
         f"m = AutoModelForMaskedLM.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)\n"
         "print(m(torch.tensor([[1, 2, 3]])).logits.shape)\n"
     )
-    done = subprocess.run(
+    done = finished(
         [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
         env={"HF_HOME": str(tmp_path / "home"), "PATH": "/usr/bin", "HF_HUB_OFFLINE": "1"},
     )
     assert "torch.Size([1, 3, 11])" in done.stdout, done.stderr[-2000:]

@@ -1,19 +1,19 @@
 """What a run survives: other runs, full disks, damaged files, broken samples, kills in between."""
 
 import json
-import multiprocessing
 import os
-import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
+from children import child, finished
 from torch import nn
 
 from textdiff.cli import main
@@ -171,82 +171,71 @@ def test_a_folder_is_whole_whenever_its_writer_dies(tmp_path, monkeypatch, death
 # --- two runs in one directory -------------------------------------------------------------------
 
 
-def hold(directory: Path, ready, child: bool) -> None:
-    with RunLock(directory):
-        if child and os.fork() == 0:
-            time.sleep(30)  # as a data-loader worker that outlives its run
-            os._exit(0)
-        ready.set()
-        time.sleep(30)
+HOLD = """
+import os, sys, time
+from pathlib import Path
+from textdiff.train.lock import RunLock
+
+with RunLock(Path(sys.argv[1])):
+    if sys.argv[2:] and os.fork() == 0:
+        time.sleep(60)  # as a data-loader worker that outlives its run
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def holder(directory: Path, *worker: str) -> Iterator[subprocess.Popen]:
+    """Another process that trains in a directory, as far as the lock can tell."""
+    with child([sys.executable, "-c", HOLD, directory, *worker]) as process:
+        assert process.stdout.readline() == "held\n"
+        yield process
 
 
 def test_second_run_is_refused_and_a_dead_one_is_not_in_the_way(folder, tmp_path, capsys):
     run = tmp_path / "run"
-    context = multiprocessing.get_context("fork")
-    ready = context.Event()
-    first = context.Process(target=hold, args=(run, ready, True))
-    first.start()
-    assert ready.wait(20)
-    assert train(folder, run) == 1
-    shown = said(capsys)
-    assert f"process {first.pid} on {socket.gethostname()} since 20" in shown
-    assert "another run.dir" in shown
-    assert not (run / "config.yaml").exists()
-    first.kill()
-    first.join()
-    with RunLock(run):
-        pass
+    with holder(run, "worker") as first:
+        assert train(folder, run) == 1
+        shown = said(capsys)
+        assert f"process {first.pid} on {socket.gethostname()} since 20" in shown
+        assert "another run.dir" in shown
+        assert not (run / "config.yaml").exists()
+        first.kill()
+        first.wait()
+        with RunLock(run):
+            pass
 
 
 def test_a_lock_that_cannot_say_whose_it_is(tmp_path):
-    context = multiprocessing.get_context("fork")
-    ready = context.Event()
-    first = context.Process(target=hold, args=(tmp_path, ready, False))
-    first.start()
-    assert ready.wait(20)
-    (tmp_path / ".lock").write_text("")
-    with pytest.raises(CheckpointError, match="not in the lock file"), RunLock(tmp_path):
-        pass
-    first.kill()
-    first.join()
+    with holder(tmp_path):
+        (tmp_path / ".lock").write_text("")
+        with pytest.raises(CheckpointError, match="not in the lock file"), RunLock(tmp_path):
+            pass
 
 
 def test_starting_over_keeps_the_directory_locked(folder, half, monkeypatch):
     held = []
 
     def look(trainer):
-        context = multiprocessing.get_context("fork")
-        other = context.Process(target=lambda: RunLock(half).__enter__())
-        other.start()
-        other.join()
-        held.append(other.exitcode)
+        held.append(finished([sys.executable, "-c", HOLD, half]).stderr.splitlines()[-1])
         return 0
 
     monkeypatch.setattr(Trainer, "run", look)
     monkeypatch.setattr("textdiff.commands.train._show_result", lambda *arguments: None)
     assert train(folder, half, "--resume=never") == 0
-    assert held == [1]
+    assert [f"another process trains in {half}" in line for line in held] == [True]
     assert half.with_name("half.old-1").exists()
 
 
 # --- places that cannot be written ---------------------------------------------------------------
 
 
-def limited(kilobytes: int) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (kilobytes * 1024, kilobytes * 1024))
-
-
 def test_a_file_that_cannot_grow_ends_the_run_with_a_sentence(folder, half):
     """The limit of the file size stands for a full disk: every write may fail halfway."""
     before = {p: p.read_bytes() for p in (half / "checkpoints").rglob("*") if p.is_file()}
     export = (half / "export" / "model.safetensors").read_bytes()
-    words = [sys.executable, "-m", "textdiff", "train", str(folder / "c.yaml")]
-    done = subprocess.run(
-        [*words, f"--run.dir={half}"],
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: limited(60),
-    )
+    words = [sys.executable, "-m", "textdiff", "train", folder / "c.yaml", f"--run.dir={half}"]
+    done = finished(["bash", "-c", 'ulimit -f 60; exec "$@"', "bash", *words])  # kilobytes
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "cannot write" in done.stderr

@@ -10,12 +10,26 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
+import psutil
 import pytest
+from children import Watch
 
 from textdiff.errors import DataError, LostProcessError
 
 pytestmark = pytest.mark.dist
 AT_MOST_SECONDS = 20.0  # for a survivor to end; far below the timeout of half an hour
+
+
+@pytest.fixture(autouse=True)
+def ended(monkeypatch):
+    """Whatever a test of this file starts ends with it."""
+    watch = Watch()
+    for name, value in watch.environment.items():
+        monkeypatch.setenv(name, value)
+    watch.start(240)
+    yield
+    watch.close()
+    assert not watch.late
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +69,8 @@ def test_one_process_with_workers(kill_loop, words, tmp_path):
     kill_loop.Run(words, tmp_path / "alone", 1).finish()
     run = kill_loop.Run(words, tmp_path / "killed", 1)
     wait_for_step(run, 9)
-    for process in (run.ranks[0].pid, *children(run.ranks[0].pid)):
-        os.kill(process, signal.SIGTERM)
+    for process in (psutil.Process(run.ranks[0].pid), *workers(run.ranks[0].pid)):
+        process.send_signal(signal.SIGTERM)
     assert run.ranks[0].wait(60) == 143
     assert "everything saved" in run.output()
     assert "Traceback" not in run.output()
@@ -67,9 +81,11 @@ def test_one_process_with_workers(kill_loop, words, tmp_path):
     assert kill_loop.outcome(tmp_path / "killed") == kill_loop.outcome(tmp_path / "alone")
 
 
-def children(process: int) -> list[int]:
-    listing = Path(f"/proc/{process}/task/{process}/children")
-    return [int(word) for word in listing.read_text().split()]
+def workers(process: int) -> list[psutil.Process]:
+    """The data-loader workers of a process, two at least."""
+    found = psutil.Process(process).children()
+    assert len(found) >= 2
+    return found
 
 
 @pytest.mark.slow
@@ -157,4 +173,4 @@ def test_agreement_and_loss(end, what):
     finally:
         for process in pair:
             process.kill()
-            process.join()
+            process.join(10)

@@ -1,12 +1,11 @@
 """Runs of the real command, in one process or several."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from children import finished
 
 from textdiff.cli import main
 
@@ -58,11 +57,8 @@ class Runs:
         return self.start(name, [*LAUNCH, config, program], flags)
 
     def start(self, name: str, words: list[str], flags: tuple[str, ...]) -> list[dict]:
-        done = subprocess.run(
-            [sys.executable, *words, str(self / "c.yaml"), f"--run.dir={self / name}", *flags],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        done = finished(
+            [sys.executable, *words, self / "c.yaml", f"--run.dir={self / name}", *flags]
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return self.metrics(name)

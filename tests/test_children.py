@@ -1,0 +1,86 @@
+"""The children of tests: their sessions, their end, and that there are no others."""
+
+import ast
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from children import child, finished
+
+TESTS = Path(__file__).resolve().parent
+STARTERS = {"run", "call", "check_call", "check_output", "Popen", "fork", "forkpty", "system"}
+
+
+def test_what_a_child_says_and_how_it_ends():
+    done = finished([sys.executable, "-c", "import sys; print('out'); sys.exit('err')"])
+    assert (done.returncode, done.stdout, done.stderr) == (1, "out\n", "err\n")
+
+
+def test_a_child_is_alone_in_its_session():
+    done = finished([sys.executable, "-c", "import os; print(os.getpid(), os.getsid(0))"])
+    pid, session = done.stdout.split()
+    assert pid == session != str(os.getsid(0))
+
+
+def test_a_child_that_signals_its_group_hits_nobody_else():
+    done = finished([sys.executable, "-c", "import os, signal; os.killpg(0, signal.SIGTERM)"])
+    assert done.returncode == -signal.SIGTERM
+
+
+def test_a_hang_is_ended_and_told():
+    program = "import time\ndef stuck():\n    time.sleep(100)\nprint('here', flush=True)\nstuck()"
+    start = time.monotonic()
+    with pytest.raises(AssertionError, match=r"(?s)within 2 s.*here.*in stuck"):
+        finished([sys.executable, "-c", program], seconds=2)
+    assert time.monotonic() - start < 30
+
+
+def test_what_a_child_leaves_behind_is_found():
+    """A grandchild in another session, whose parent is gone."""
+    orphan = "import time; time.sleep(100)"
+    program = f"""
+import subprocess, sys
+print(subprocess.Popen([sys.executable, "-c", {orphan!r}], start_new_session=True).pid)
+"""
+    with child([sys.executable, "-c", program]) as process:
+        left = psutil.Process(int(process.stdout.readline()))
+        assert process.wait() == 0
+        assert left.is_running()
+    assert not left.is_running() or left.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_time_limit_from_outside_is_told(tmp_path):
+    """What SIGTERM makes of pytest: the place, and no traceback of an innocent test."""
+    (tmp_path / "conftest.py").write_text((TESTS / "conftest.py").read_text())
+    (tmp_path / "test_it.py").write_text(
+        "import pathlib, time\n\ndef test_that_takes_long():\n"
+        "    pathlib.Path('begun').touch()\n    time.sleep(100)\n"
+    )
+    words = [sys.executable, "-u", "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path]
+    with child([*words, "--rootdir", tmp_path], cwd=tmp_path) as process:
+        while not (tmp_path / "begun").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        said, stacks = process.communicate()
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "SIGTERM in test_it.py::test_that_takes_long (call)" in said
+    assert "test_it.py" in stacks
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: path.stem)
+def test_no_other_way_to_start_a_process(path):
+    """All of them have a session, a limit and an end; `multiprocessing` only by `spawn`."""
+    if path.name == "children.py":
+        return
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner = node.func.value.id if isinstance(node.func.value, ast.Name) else ""
+            if owner in ("subprocess", "os"):
+                assert node.func.attr not in STARTERS, f"line {node.lineno}"
+            if owner == "multiprocessing":
+                assert [argument.value for argument in node.args] == ["spawn"], f"{node.lineno}"
