@@ -73,10 +73,18 @@ VERBS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a verb and turns the user's errors into one sentence on standard error."""
+    """Runs a verb and turns the user's errors into one sentence on standard error.
+
+    Returns:
+        The exit code. One of several processes does not return, it ends here.
+    """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in words
-    words = [word for word in words if word != "--debug"]
+    code = _guarded([word for word in words if word != "--debug"], "--debug" in words)
+    _leave_others(code)
+    return code
+
+
+def _guarded(words: list[str], debug: bool) -> int:
     try:
         return _dispatch(words)
     except TextDiffError as error:
@@ -98,6 +106,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
+
+
+def _leave_others(code: int) -> None:
+    """Ends a process that shares its job with others, without taking the interpreter down.
+
+    Gloo's threads release the tensors of the last exchange whenever they get round to it, and need
+    the interpreter's lock for that. If the groups are destroyed before, by whoever holds that lock,
+    or the interpreter goes, the process hangs or aborts, and its launcher waits for it.
+    """
+    torch = sys.modules.get("torch.distributed")
+    if torch is None or not (torch.is_available() and torch.is_initialized()):
+        return
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)
 
 
 def _say(message: str, everywhere: bool = False) -> None:

@@ -7,12 +7,14 @@ import signal
 import socket
 import sys
 import time
+from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
+from subprocess import STDOUT
 
 import psutil
 import pytest
-from children import Watch
+from children import Watch, child, finished
 
 from textdiff.errors import DataError, LostProcessError
 
@@ -115,6 +117,49 @@ def test_processes_that_do_not_divide_the_batch(kill_loop, words, tmp_path):
     assert len(sentences) == 1
     assert "train.global_batch_size 16 cannot be split over 2 processes" in sentences[0]
     assert "a multiple of 2 x 16 = 32" in sentences[0]
+
+
+# --- how they end ----------------------------------------------------------------------------
+
+LINGERING = """
+import sys
+from textdiff.cli import main
+sys.setswitchinterval(5)  # gloo's threads wait that long for the interpreter's lock
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_processes_end_whatever_their_threads_still_hold(kill_loop, tmp_path):
+    """Destroying the groups here, or the interpreter, hangs or aborts in every other run."""
+    config = kill_loop.tiny_config(tmp_path)
+    flags = ["--train.steps=2", "--data.num-workers=0", f"--data.cache-dir={tmp_path / 'cache'}"]
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(found.getsockname()[1])}
+    with ExitStack() as stack:
+        words = [sys.executable, "-c", LINGERING, "train", config, f"--run.dir={tmp_path / 'run'}"]
+        pair = []
+        for rank in "01":
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", **address}
+            env = {**os.environ, **place}
+            pair.append(stack.enter_context(child([*words, *flags], env=env, stderr=STDOUT)))
+        said = [process.communicate()[0] for process in pair]
+        assert [process.wait() for process in pair] == [0, 0], said
+
+
+def test_one_of_several_processes_ends_without_taking_the_interpreter_down():
+    program = (
+        "import atexit, torch.distributed as dist\n"
+        "from textdiff.cli import main\n"
+        "dist.init_process_group('gloo', rank=0, world_size=1, store=dist.HashStore())\n"
+        "atexit.register(print, 'the interpreter goes')\n"
+        "main(['trian'])\n"
+    )
+    done = finished([sys.executable, "-c", program])
+    assert done.returncode == 2
+    assert "unknown command" in done.stderr
+    assert done.stdout == ""
 
 
 # --- what processes do together ------------------------------------------------------------------

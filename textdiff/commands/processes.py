@@ -40,6 +40,7 @@ def find_processes() -> Processes:
     from textdiff.loading import cpu_only
 
     state = PartialState(cpu=cpu_only())
+    state.wait_for_everyone()  # one that fails at once must not go before all have found it
     if state.num_processes == 1:
         return Processes(0, 1, None, lambda nats: nats)
 

@@ -437,7 +437,10 @@ class Trainer:
         if self.progress.bound_step != self.progress.step:
             self._evaluate()
             self._save()
-        self.accelerator.end_training()
+        # Not `end_training`: it would leave the groups to the gradients' reducer, whose end joins
+        # gloo's threads under the interpreter's lock, which these may be waiting for.
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
         self.reporter.finished()
 
     def _resume(self, resume: str) -> str | None:
@@ -485,6 +488,7 @@ def make_accelerator(config: Config) -> Accelerator:
         ConfigError: the processes do not divide the global batch.
     """
     probe = PartialState(cpu=cpu_only(), timeout=TIMEOUT)
+    probe.wait_for_everyone()  # one that fails at once must not go before all have found it
     # Accelerate keeps one state per Python process; a second run may want another precision.
     AcceleratorState._reset_state()
     GradientState._reset_state()
