@@ -1,13 +1,12 @@
 """`textdiff generate --input`: ordered, resumable, and the same whatever happens on the way."""
 
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from children import finished
 
 from textdiff.batch import run
 from textdiff.cli import main
@@ -216,12 +215,7 @@ def test_two_processes_write_what_one_does(exports, prompts, tmp_path):
     root = Path(__file__).resolve().parents[2]
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
     launch += [str(root / "configs" / "accelerate" / "cpu.yaml"), "-m", "textdiff"]
-    done = subprocess.run(
-        [*launch, *words(exports, "a", prompts, tmp_path / "two.jsonl")],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    done = finished([*launch, *words(exports, "a", prompts, tmp_path / "two.jsonl")])
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "two.jsonl").read_bytes() == (tmp_path / "one.jsonl").read_bytes()
     assert done.stderr.count("14 texts are in") == 1
