@@ -35,6 +35,11 @@ def test_real_text_is_cut_and_ended_as_samples_are(model):
     assert len(once) == 4
     with pytest.raises(DataError, match="7 pieces of 6, and 8 are needed"):
         real_pieces(model, documents, 6, 8)
+    # Samples that may not end before 6 tokens stand beside rows that do not either.
+    long, _ = real_pieces(model, documents, 6, 5, least=6)
+    assert all(len(ids) == 6 for ids in long.tokens)
+    with pytest.raises(DataError, match="no end among their first 6, and 7 are needed"):
+        real_pieces(model, documents, 6, 7, least=6)
 
 
 def test_sequences_end_where_they_end(model):

@@ -55,7 +55,8 @@ def reference_pieces(plan: Plan, count: int) -> tuple[Texts | None, Texts | None
     """Pieces of real text to stand beside `count` texts, and others to compare them with."""
     if plan.reference is None:
         return None, None
-    return real_pieces(plan.model, plan.reference, plan.length, count)
+    least = int(plan.options.get("min_new_tokens") or plan.model.defaults.min_new_tokens)
+    return real_pieces(plan.model, plan.reference, plan.length, count, least)
 
 
 def described(plan: Plan, texts: Texts, weights: Weights, tell: Tell) -> dict[str, Any]:

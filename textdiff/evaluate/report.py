@@ -125,6 +125,12 @@ def _frontier_notes(record: Mapping[str, Any]) -> Iterator[str]:
         "excess: log perplexity above the baseline's at the same entropy, nats per judge token, "
         "with its 95 % interval; -: the baseline's curve does not reach there"
     )
+    lengths = [p["figures"]["tokens"]["value"] for p in [record["reference"], *record["points"]]]
+    if max(lengths) > 1.1 * min(lengths):
+        yield (
+            f"texts have {min(lengths):.0f} to {max(lengths):.0f} tokens on average, and short ones "
+            "less entropy for that alone: --min-new-tokens makes them alike"
+        )
     best = free_lunch(record)
     if best is not None:
         yield (

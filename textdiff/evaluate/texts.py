@@ -58,7 +58,7 @@ def given_texts(model: TextDiffusion, texts: Sequence[str]) -> Texts:
 
 
 def real_pieces(
-    model: TextDiffusion, documents: Sequence[str], length: int, count: int
+    model: TextDiffusion, documents: Sequence[str], length: int, count: int, least: int = 0
 ) -> tuple[Texts, Texts | None]:
     """Real texts cut as a sampled row is: the model's own view of its corpus.
 
@@ -71,6 +71,7 @@ def real_pieces(
         documents: real texts.
         length: tokens per row.
         count: rows wanted.
+        least: tokens that a row must have before its end, as samples must: others are passed over.
 
     Returns:
         `count` pieces, and as many others if there are enough rows, to compare the first with.
@@ -82,15 +83,18 @@ def real_pieces(
     after = np.array([] if end is None else [end], dtype=np.int64)
     parts = [part for ids in _encoded(model, documents) for part in (ids, after)]
     stream = np.concatenate([*parts, np.zeros(0, dtype=np.int64)])
-    rows = len(stream) // length
+    cut = stream[: len(stream) // length * length].reshape(-1, length)
+    cut = cut[~(cut[:, :least] == end).any(1)] if end is not None else cut
+    rows = len(cut)
     if rows < count:
         raise DataError(
-            f"the reference has {len(stream):,} tokens, {rows} pieces of {length}, and {count} are "
-            "needed to stand beside the samples; give more text, or fewer or shorter samples"
+            f"the reference has {len(stream):,} tokens, {rows} pieces of {length}"
+            + (f" with no end among their first {least}" if least else "")
+            + f", and {count} are needed to stand beside the samples; give more text, or fewer or "
+            "shorter samples"
         )
     sets = 2 if rows >= 2 * count else 1
     places = np.linspace(0, rows, sets * count, endpoint=False).astype(np.int64)
-    cut = stream[: rows * length].reshape(rows, length)
     first, *others = (of_sequences(model, cut[places[s::sets]].tolist()) for s in range(sets))
     return first, others[0] if others else None
 
