@@ -11,11 +11,11 @@ perplexity of the corpus is the least that a model of that law can have at its e
 `evals/results/frontier.json` is of a model trained on the first 5,500 texts and compared with the
 others (`evals/stories.yaml`):
 
-    python evals/sampled_corpus.py stories260K all.jsonl
+    python evals/sampled_corpus.py stories260K all.jsonl --texts 8157
     head -n 5500 all.jsonl > corpus.jsonl && tail -n +5501 all.jsonl > reference.jsonl
     textdiff train evals/stories.yaml
     textdiff evaluate runs/stories --judge stories260K --reference reference.jsonl \
-        --suite frontier --grid evals/frontier.yaml --num-samples 48 \
+        --suite frontier --grid evals/frontier.yaml --num-samples 32 --min-new-tokens 127 \
         --output evals/results/frontier.json --picture evals/results/frontier.png
 """
 
