@@ -39,7 +39,10 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    figure = require()(figsize=(10.5, 4.6), layout="constrained")
+    figure_class = require()
+    from matplotlib.ticker import LogLocator
+
+    figure = figure_class(figsize=(10.5, 4.6), layout="constrained")
     plane, cost = figure.subplots(1, 2)
     points = record["points"]
     baseline = [point for point in points if point["baseline"]]
@@ -63,6 +66,7 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     plane.set_ylabel("generative perplexity per judge token")
     plane.set_title("below the line is better", fontsize=10)
     plane.yaxis.set_major_formatter("{x:.3g}")
+    plane.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
     plane.yaxis.set_minor_formatter("{x:.3g}")
     cost.axhline(0.0, color=_BASELINE, linewidth=1)
     cost.set_xscale("log", base=2)
