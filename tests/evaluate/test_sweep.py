@@ -11,6 +11,7 @@ from textdiff.errors import ConfigError, DataError
 from textdiff.evaluate.excess import Place, excess
 from textdiff.evaluate.grid import default_grid, read_grid
 from textdiff.evaluate.mauve import Histograms, area, mauve
+from textdiff.evaluate.report import free_of_cost
 from textdiff.evaluate.texts import given_texts, of_sequences, real_pieces
 from textdiff.pipeline import TextDiffusion
 
@@ -107,6 +108,18 @@ def test_excess_is_the_distance_straight_up():
         Place(2.0, 1.5, (0.04, 0.02, 0.01)), [Place(p.entropy, p.log_ppl, (0, 0, 0)) for p in curve]
     )
     assert slide.high - slide.low == pytest.approx(0.0, abs=1e-6)
+
+
+def test_what_counts_as_free_is_shown_not_merely_possible():
+    def point(tokens, high):
+        return {"tokens_per_call": tokens, "excess": {"value": 0.0, "low": -0.5, "high": high}}
+
+    sure, better, unsure = point(2.0, 0.04), point(3.0, -0.1), point(4.0, 0.5)
+    beyond = {"tokens_per_call": 9.0, "excess": {"value": None, "low": None, "high": None}}
+    baseline = {"tokens_per_call": 1.0, "excess": None}
+    points = [baseline, sure, better, unsure, beyond]
+    assert free_of_cost({"points": points}) is better
+    assert free_of_cost({"points": [baseline, unsure, beyond]}) is None
 
 
 def test_mauve_by_hand():
