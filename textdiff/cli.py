@@ -21,6 +21,7 @@ from textdiff.commands.estimate import estimate
 from textdiff.commands.evaluate import evaluate
 from textdiff.commands.generate import generate
 from textdiff.commands.perplexity import perplexity
+from textdiff.commands.play import play
 from textdiff.commands.tokenizer import train_tokenizer
 from textdiff.commands.train import train
 from textdiff.errors import ConfigError, LostProcessError, TextDiffError
@@ -35,6 +36,7 @@ discrete text-diffusion language models
   compare MODEL_A MODEL_B TEXT...       which model a text prefers, and how sure that is
   evaluate MODEL --judge LM             how good its texts are, beside real ones
   generate MODEL [PROMPT]               generate text; --watch shows it being denoised
+  play MODEL                            type prompts and settings, watch texts being denoised
   data prepare CONFIG                   tokenise the corpus ahead of training
   data inspect CONFIG                   what the corpus holds, and how it is cut into tokens
   tokenizer train OUTPUT TEXT...        train a tokenizer on text files
@@ -63,6 +65,7 @@ VERBS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("compare",): _typed(compare, "textdiff compare"),
     ("evaluate",): _typed(evaluate, "textdiff evaluate"),
     ("generate",): _typed(generate, "textdiff generate"),
+    ("play",): _typed(play, "textdiff play"),
     ("data", "prepare"): prepare_data,
     ("data", "inspect"): inspect_data,
     ("tokenizer", "train"): _typed(train_tokenizer, "textdiff tokenizer train"),

@@ -1,0 +1,98 @@
+"""`textdiff play`: a prompt that keeps the model loaded.
+
+A line is a prompt; it is denoised on the spot, with the settings of the session. A line that begins
+with a slash is a command, with two slashes a prompt that begins with one.
+"""
+
+import sys
+from typing import TYPE_CHECKING
+
+from textdiff.commands.arguments import BlockSize, Dtype, ModelArgument, held_model
+from textdiff.commands.sampling import SamplingFlags
+from textdiff.commands.terminal import make_console, quiet_libraries
+from textdiff.errors import TextDiffError
+
+if TYPE_CHECKING:
+    from textdiff.commands.session import Session
+
+_PROMPT = "textdiff> "
+
+
+def play(
+    model: ModelArgument,
+    /,
+    *,
+    sampling: SamplingFlags,
+    block_size: BlockSize = None,
+    device: str | None = None,
+    dtype: Dtype = "float32",
+) -> int:
+    """Try a model: type prompts, change settings, watch texts being denoised.
+
+    /help lists the commands. Ctrl-C stops a text, Ctrl-D ends the session. Lines can be piped in:
+    the exit code is then 1 if one of them was an error.
+
+    Args:
+        model: export directory, run directory or hub id.
+        sampling: how text is drawn, to begin with.
+        block_size: tokens per block, of those that the model was trained in, or full; the default
+            is the first of them.
+        device: torch device; the default is CUDA if there is one, else the CPU.
+        dtype: dtype of the network.
+    """
+    sampling.options()
+    quiet_libraries()
+    held = held_model(model, device, dtype, block_size)
+    from textdiff.commands.session import Session
+
+    session = Session(held, model, sampling, make_console())
+    session.check()
+    by_hand = sys.stdin.isatty()
+    if by_hand:
+        _use_readline(session)
+        print(session.greeting())
+    return _loop(session, by_hand)
+
+
+def _loop(session: "Session", by_hand: bool) -> int:
+    """Takes lines until there are no more, or the session is over."""
+    failed = False
+    while not session.over:
+        try:
+            line = input(_PROMPT if by_hand else "")
+        except EOFError:
+            if by_hand:
+                print()
+            break
+        except KeyboardInterrupt:  # what was typed is dropped, as in a shell
+            print()
+            if by_hand:
+                continue
+            raise
+        except UnicodeDecodeError:
+            print("textdiff: error: the line is not UTF-8", file=sys.stderr)
+            failed = True
+            continue
+        try:
+            session.take(line)
+        except TextDiffError as error:
+            print(f"textdiff: error: {error}", file=sys.stderr, flush=True)
+            failed = True
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr, flush=True)
+            if not by_hand:
+                raise
+    return 1 if failed and not by_hand else 0
+
+
+def _use_readline(session: "Session") -> None:
+    """History, and completion of commands and names, where Python has readline."""
+    try:
+        import readline
+    except ImportError:
+        return
+    readline.set_completer_delims(" ")
+    line = readline.get_line_buffer
+    readline.set_completer(lambda word, number: session.completion(line(), number))
+    backwards = "libedit" in (readline.__doc__ or "")
+    readline.parse_and_bind("bind ^I rl_complete" if backwards else "tab: complete")

@@ -1,0 +1,277 @@
+"""A session of `textdiff play`: its settings, and what its commands do."""
+
+import json
+import shlex
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+from rich.console import Console
+
+from textdiff.commands.arguments import writable
+from textdiff.commands.sampling import Sampling
+from textdiff.commands.screen import Texts, can_animate, live, recorders
+from textdiff.commands.showing import Showing
+from textdiff.errors import ConfigError, DataError, closest
+from textdiff.pipeline import TextDiffusion
+from textdiff.sampling import RULES
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a word after a slash does.
+
+    Attributes:
+        does: takes the words that follow.
+        usage: what may follow, and what it does, in one line.
+    """
+
+    does: Callable[[list[str]], None]
+    usage: str
+
+
+class Session:
+    """A loaded model, settings, and the last prompt.
+
+    Args:
+        model: generates.
+        name: what the user calls it.
+        sampling: settings to begin with.
+        console: where texts are shown.
+    """
+
+    def __init__(self, model: TextDiffusion, name: str, sampling: Sampling, console: Console):
+        self.model, self.name, self.sampling, self.console = model, name, sampling, console
+        self.num_samples = 1
+        self.last: str | None = None
+        self.texts: list[str] = []
+        self.over = False
+        self.commands = {
+            "set": Command(self._set, "NAME VALUE: change a setting; without VALUE the default"),
+            "show": Command(self._show, "list the settings"),
+            "rule": Command(self._rule, "NAME [KNOB=VALUE ...]: choose a decoding rule"),
+            "seed": Command(self._seed, "[NUMBER]: set the seed; without NUMBER the next one"),
+            "samples": Command(self._samples, "NUMBER: texts per prompt"),
+            "again": Command(self._again, "the last prompt, with the settings as they are now"),
+            "blank": Command(self._blank, "a text from nothing"),
+            "film": Command(self._film, "FILE.html: the last generation as a film"),
+            "trace": Command(self._trace, "FILE.jsonl: the last generation, token by token"),
+            "save": Command(self._save, "FILE.jsonl: append the last texts, with their settings"),
+            "help": Command(self._help, "this list"),
+            "quit": Command(self._quit, "end the session (or Ctrl-D)"),
+        }
+
+    def greeting(self) -> str:
+        """What the session begins with."""
+        network = self.model.model
+        count = sum(parameter.numel() for parameter in network.parameters())
+        size = self.model.family.block_size
+        written = "all at once" if size is None else f"in blocks of {size}"
+        return (
+            f"{self.name}: {count / 1e6:,.1f} M parameters on {network.device}, "
+            f"{network.config.max_position_embeddings} tokens of context, written {written}\n"
+            "Type a prompt, or /help."
+        )
+
+    def take(self, line: str) -> None:
+        """Does what a line says.
+
+        Raises:
+            TextDiffError: it cannot be done.
+        """
+        if not line.strip():
+            return
+        if line.startswith("//"):
+            self.generate(line[1:])
+        elif line.startswith("/"):
+            self._command(line[1:])
+        else:
+            self.generate(line)
+
+    def check(self) -> None:
+        """Makes sure that a text could be generated.
+
+        Raises:
+            ConfigError: a setting is out of range or does not fit the model.
+        """
+        self.model.order("", **self._options())
+
+    def generate(self, prompt: str) -> None:
+        """Shows a text being denoised, or prints it; a text that is stopped is kept as it is."""
+        self.check()
+        self.last = prompt
+        task = self._task(prompt)
+        animated = can_animate(self.console)
+        texts = Texts(self.model, held=animated)
+        screen = live(self.console, self.model, task) if animated else nullcontext()
+        try:
+            with screen as view:
+                self.model.generate(**task, watchers=[view, texts] if view else [texts])
+        except KeyboardInterrupt:
+            texts.interrupted()
+            raise
+        finally:
+            self.texts = [texts.done[index].text for index in sorted(texts.done)]
+        texts.release()
+
+    def completion(self, line: str, number: int) -> str | None:
+        """The number-th way to complete the last word of a line."""
+        words = line.split(" ")
+        if len(words) == 1:
+            known = [f"/{name}" for name in self.commands] if line.startswith("/") else []
+        elif len(words) == 2 and words[0] == "/set":
+            known = self._names()
+        elif len(words) == 2 and words[0] == "/rule":
+            known = self._rules()
+        else:
+            known = []
+        fitting = [name for name in known if name.startswith(words[-1])]
+        return f"{fitting[number]} " if number < len(fitting) else None
+
+    def _command(self, words: str) -> None:
+        try:
+            name, *rest = shlex.split(words)
+        except ValueError as error:
+            raise ConfigError(f"/{words}: {str(error).lower()}") from None
+        if name not in self.commands:
+            raise ConfigError(f"unknown command /{name}; {closest(name, self.commands)}")
+        self.commands[name].does(rest)
+
+    def _options(self) -> dict[str, Any]:
+        return {key: value for key, value in self.sampling.options().items() if key != "cache"}
+
+    def _task(self, prompt: str) -> dict[str, Any]:
+        """Arguments of `TextDiffusion.generate`."""
+        return {"prompts": prompt, "num_samples": self.num_samples, **self.sampling.options()}
+
+    def _names(self) -> list[str]:
+        return [field.name.replace("_", "-") for field in fields(Sampling)]
+
+    def _rules(self) -> list[str]:
+        return [name for name, rule in RULES.items() if rule.refusal(self.model.family) is None]
+
+    def _change(self, **values: Any) -> None:
+        """Takes settings over, if they can be used."""
+        before = self.sampling
+        self.sampling = replace(before, **values)
+        try:
+            self.check()
+        except ConfigError:
+            self.sampling = before
+            raise
+
+    def _set(self, words: list[str]) -> None:
+        if not words:
+            raise ConfigError("/set needs the name of a setting: /show lists them")
+        name, *values = words
+        name = name.replace("-", "_")
+        if name.replace("_", "-") not in self._names():
+            raise ConfigError(f"unknown setting {words[0]!r}; {closest(words[0], self._names())}")
+        kind = get_type_hints(Sampling)[name]
+        default = next(field.default for field in fields(Sampling) if field.name == name)
+        self._change(**{name: _read(words[0], kind, values) if values else default})
+
+    def _show(self, words: list[str]) -> None:
+        for field in fields(Sampling):
+            value = getattr(self.sampling, field.name)
+            own = {"steps": "max_denoising_steps"}.get(field.name, field.name)
+            if value in (None, (), ""):
+                value = getattr(self.model.defaults, own, None)
+                value = "-" if value in (None, {}, ()) else f"{value} (the model's)"
+            self._say(f"{field.name.replace('_', '-'):>20}  {value}")
+        self._say(f"{'samples':>20}  {self.num_samples}")
+
+    def _rule(self, words: list[str]) -> None:
+        if not words:
+            now = self.sampling.rule or self.model.defaults.rule
+            rules = [f"{name} *" if name == now else name for name in self._rules()]
+            self._say("rules for this model: " + ", ".join(rules))
+            return
+        self._change(rule=words[0], knobs=tuple(words[1:]))
+
+    def _seed(self, words: list[str]) -> None:
+        seed = _read("seed", int, words) if words else self.sampling.seed + 1
+        self._change(seed=seed)
+        self._say(f"seed {seed}")
+
+    def _samples(self, words: list[str]) -> None:
+        count = _read("samples", int, words)
+        if count < 1:
+            raise ConfigError(f"/samples {count}: give at least 1")
+        self.num_samples = count
+
+    def _again(self, words: list[str]) -> None:
+        self.generate(self._prompt())
+
+    def _blank(self, words: list[str]) -> None:
+        self.generate("")
+
+    def _film(self, words: list[str]) -> None:
+        self._record(Showing(film=_file("/film", words)))
+
+    def _trace(self, words: list[str]) -> None:
+        self._record(Showing(trace=_file("/trace", words)))
+
+    def _record(self, showing: Showing) -> None:
+        """Generates the last prompt once more, which gives the same text."""
+        task = self._task(self._prompt())
+        with recorders(showing, self.model, self.name, task) as watchers:
+            self.model.generate(**task, watchers=watchers)
+        self._say(f"written to {showing.film or showing.trace}")
+
+    def _save(self, words: list[str]) -> None:
+        path = _file("/save", words)
+        if not self.texts:
+            raise ConfigError("/save: there is no text yet; type a prompt first")
+        asked = {k: v for k, v in self.sampling.options().items() if v not in (None, ())}
+        record = {"model": self.name, "prompt": self.last, **asked}
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                for text in self.texts:
+                    file.write(json.dumps({**record, "text": text}, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise DataError(f"/save {path}: {error.strerror}") from None
+        self._say(f"{len(self.texts)} appended to {path}")
+
+    def _prompt(self) -> str:
+        if self.last is None:
+            raise ConfigError("there is no prompt yet; type one first")
+        return self.last
+
+    def _help(self, words: list[str]) -> None:
+        for name, command in self.commands.items():
+            self._say(f"/{name} {command.usage}")
+        self._say("anything else is a prompt; // begins one with a slash")
+
+    def _say(self, line: str) -> None:
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def _quit(self, words: list[str]) -> None:
+        self.over = True
+
+
+def _read(name: str, kind: Any, words: list[str]) -> Any:
+    """Words as a value of some type.
+
+    Raises:
+        ConfigError: they are none.
+    """
+    several = kind == tuple[str, ...]
+    if not several and len(words) != 1:
+        raise ConfigError(f"{name} takes one value, not {len(words)}; put quotes around spaces")
+    try:
+        return TypeAdapter(kind).validate_python(tuple(words) if several else words[0])
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise ConfigError(f"{name} {' '.join(words)}: {reason[0].lower()}{reason[1:]}") from None
+
+
+def _file(command: str, words: list[str]) -> Path:
+    if len(words) != 1:
+        raise ConfigError(f"{command} needs the name of one file")
+    path = Path(words[0]).expanduser()
+    writable(command, path)
+    return path
