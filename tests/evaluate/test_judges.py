@@ -102,6 +102,8 @@ def test_a_bound_is_no_judge(tmp_path):
 def test_bad_judges_are_one_sentence(judges, tmp_path):
     with pytest.raises(CheckpointError, match=r"judge ./nowhere: .*no such directory"):
         load_judge("./nowhere", "cpu", "float32", 4096)
+    with pytest.raises(CheckpointError, match=r"holds no config\.json; give the folder"):
+        load_judge(str(tmp_path), "cpu", "float32", 4096)
     bare = shutil.copytree(judges["gpt2"], tmp_path / "bare")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (bare / name).unlink()

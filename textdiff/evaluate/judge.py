@@ -83,6 +83,8 @@ def load_judge(name: str, device: str | None, dtype: str, batch_tokens: int) -> 
     """
     try:
         folder = locate(name, FILES)
+        if not (folder / "config.json").is_file():
+            raise CheckpointError("holds no config.json; give the folder of a causal LM or export")
         kind = read_json(folder / "config.json").get("model_type")
     except CheckpointError as error:
         raise CheckpointError(f"judge {name}: {error}") from None

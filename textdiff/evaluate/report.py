@@ -39,7 +39,8 @@ def shown(figure: Figure) -> str:
         return "{:.2e} ({:.1e}-{:.1e})".format(*parts)
     width = figure.high - figure.low
     digits = 1 - floor(log10(width)) if width > 0 else 3  # two of the interval's width
-    return "{:.{d}f} ({:.{d}f}-{:.{d}f})".format(*parts, d=min(4, max(0, digits)))
+    most = 1 if figure.high >= 100 else 4  # that a column holds it
+    return "{:.{d}f} ({:.{d}f}-{:.{d}f})".format(*parts, d=min(most, max(0, digits)))
 
 
 def _line(title: str, unit: str, figures: list[Figure]) -> str:
