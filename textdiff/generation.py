@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from textdiff.errors import ConfigError
 from textdiff.loading import read_json
-from textdiff.sampling import Controls, Hook, Job, Step
+from textdiff.sampling import Constraint, Controls, Hook, Job, Step
 from textdiff.template import Form, forms_of
 from textdiff.watching import FinishedRow, Watcher
 
@@ -32,6 +32,9 @@ class SampleDefaults:
         min_p: draw among tokens at least this share as likely as the likeliest.
         repetition_penalty: makes tokens that the row has already less likely; 1: none.
         min_new_tokens: tokens of an open end before the end-of-text token may be.
+        guidance: weight of classifier-free guidance by what is given; 0: none.
+        regex: pattern that the text of every hole matches; None: any text.
+        ban: strings that no hole holds.
         window: tokens before a block that it sees, a multiple of the block size; None: all of texts
             no longer than the context, and beyond as many as in training; 0: all.
         stride: tokens that a full-sequence model adds at a time beyond its context; None: half the
@@ -48,6 +51,9 @@ class SampleDefaults:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     min_new_tokens: int = 0
+    guidance: float = 0.0
+    regex: str | None = None
+    ban: Sequence[str] = ()
     window: int | None = None
     stride: int | None = None
 
@@ -132,13 +138,17 @@ class Order:
 
 
 def make_controls(
-    settings: SampleDefaults, hooks: Sequence[Hook], end_token: int | None
+    settings: SampleDefaults,
+    hooks: Sequence[Hook],
+    constraint: Constraint | None,
+    end_token: int | None,
 ) -> Controls:
     """How the law of tokens is to depart from the model's.
 
     Args:
         settings: temperature, truncation, penalty.
         hooks: the user's own; see `sampling.Hook`.
+        constraint: what text has to look like.
         end_token: the end-of-text token.
 
     Raises:
@@ -153,6 +163,7 @@ def make_controls(
         end_token=end_token,
         min_new_tokens=settings.min_new_tokens,
         hooks=tuple(hooks),
+        constraint=constraint,
     )
 
 

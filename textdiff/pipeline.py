@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from textdiff.data import encode_documents
+from textdiff.data.tokenizer import end_id, token_bytes
 from textdiff.diffusion.family import Family, block_sizes
 from textdiff.errors import ConfigError
 from textdiff.generation import (
@@ -46,7 +47,8 @@ from textdiff.loading import (
 )
 from textdiff.models import TextDiffusionModel
 from textdiff.provenance import TRAINING_FILE, training_record
-from textdiff.sampling import Hook, Job, Step, generate
+from textdiff.sampling import Constraint, Hook, Job, Step, build_pattern, generate
+from textdiff.sampling.guidance import check_guidance
 from textdiff.sampling.rules import build_rule
 from textdiff.template import Form
 from textdiff.watching import Audience, FinishedRow, Watcher
@@ -144,6 +146,7 @@ class TextDiffusion:
         stop: str | Sequence[str] = (),
         cache: bool | None = None,
         hooks: Sequence[Hook] = (),
+        constraint: Constraint | None = None,
         streamer: Any = None,
         watchers: Sequence[Watcher] = (),
         seed: int = 0,
@@ -162,6 +165,8 @@ class TextDiffusion:
                 speed; None: for models in blocks, which alone can.
             hooks: functions of (`sampling.Context`, log_x0 [N, V]) that return the log-weights
                 [N, V] to draw tokens from, before temperature and truncation.
+            constraint: a law of the text of your own (`sampling.Constraint`), instead of `regex`
+                and `ban`.
             streamer: a transformers streamer (`TextDiffusionStreamer`); takes a single row.
             watchers: who looks on; no text depends on it.
             seed: seed of the job.
@@ -177,6 +182,7 @@ class TextDiffusion:
             num_samples=num_samples,
             stop=stop,
             hooks=hooks,
+            constraint=constraint,
             seed=seed,
             **options,
         )
@@ -191,6 +197,7 @@ class TextDiffusion:
         num_samples: int = 1,
         stop: str | Sequence[str] = (),
         hooks: Sequence[Hook] = (),
+        constraint: Constraint | None = None,
         seed: int = 0,
         first_row: int = 0,
         **options: Any,
@@ -203,6 +210,7 @@ class TextDiffusion:
             num_samples: see `generate`.
             stop: see `generate`.
             hooks: see `generate`.
+            constraint: see `generate`.
             seed: see `generate`.
             first_row: index of the first row under that seed, for rows of a larger job.
             **options: see `generate`.
@@ -216,13 +224,18 @@ class TextDiffusion:
         explicit = options.get("max_new_tokens") is not None
         job = make_job(forms, settings, self._reach, first_row, seed, explicit)
         build_rule(settings.rule, self.family, settings.knobs)
+        check_guidance(settings.guidance, self.family)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         if stops and bool((job.tails == job.lengths).all()):
             raise ConfigError(
                 "stop strings end a text in the hole that nothing follows, and here given text "
                 "follows every hole; leave the stop strings out"
             )
-        controls = make_controls(settings, hooks, self.tokenizer.eos_token_id)
+        constraint = self._pattern(settings) if constraint is None else constraint
+        if constraint is not None:
+            constraint.check(job)
+        end = end_id(self.tokenizer, self.family.process.vocabulary.clean)
+        controls = make_controls(settings, hooks, constraint, end)
         return Order(job, settings, controls, stops)
 
     def fulfil(
@@ -445,7 +458,26 @@ class TextDiffusion:
             cache=self.family.block_size is not None if cache is None else cache,
             window=self._window(job, settings.window),
             stride=settings.stride,
+            guidance=settings.guidance,
             parts=parts,
+        )
+
+    def _pattern(self, settings: SampleDefaults) -> Constraint | None:
+        """The constraint that the settings name, if they do."""
+        if settings.regex is None and not settings.ban:
+            return None
+        clean = self.family.process.vocabulary.clean.cpu()
+        tokens = token_bytes(self.tokenizer)
+        tokens += [None] * (len(clean) - len(tokens))
+        spelled = [t if ok else None for t, ok in zip(tokens, clean.tolist(), strict=True)]
+        banned = (settings.ban,) if isinstance(settings.ban, str) else tuple(settings.ban)
+        return build_pattern(
+            settings.regex,
+            banned,
+            spelled,
+            end_id(self.tokenizer, clean),
+            settings.min_new_tokens,
+            self.model.device,
         )
 
     def _window(self, job: Job, window: int | None) -> int | None:

@@ -271,6 +271,15 @@ def test_wrong_usage(words, code, said, capsys):
         (["--rule", "confidence", "--knobs", "order=sure"], "give one of probability, margin"),
         (["--rule", "confidence", "--knobs", "margin"], "give NAME=VALUE"),
         (["--knobs", "eta=1", "eta=2"], "gives eta twice"),
+        (["--temperature", "hot"], "FIRST:LAST"),
+        (["--min-p", "2"], "from 0 to 1"),
+        (["--repetition-penalty", "0"], "more than 0"),
+        (["--guidance", "-2"], "-1 or more"),
+        (["--regex", "(a"], "character 3: a group is not closed"),
+        (["--regex", "a{900}"], "no text of up to"),
+        (["--ban", ""], "banned string is empty"),
+        (["--suffix", "x" * 40], "leave none to generate"),
+        (["--suffix", " end", "--stop", "e"], "leave the stop strings out"),
         (["--device", "gpu7"], "--device gpu7"),
         (["--watch", "--json"], "exclude"),
     ],
@@ -279,6 +288,46 @@ def test_wrong_generate_options(trained, words, said, capsys):
     code, shown = error_of(capsys, "generate", str(trained), "The", *words)
     assert code == 2
     assert said in shown
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("The [MASK:0] sat", "character 5 of the template: give its length"),
+        ("The [MASK:x] sat", "such as [MASK:5]"),
+        ("The [MASK:99] sat", "a hole of 99 tokens is longer than the model's context of 32"),
+        ("The [MASK:3] sat", None),
+    ],
+)
+def test_templates_on_the_command_line(trained, tmp_path, text, said, capsys):
+    path = tmp_path / "text.txt"
+    path.write_text(text + "\n")
+    for words in ([text], ["--template", str(path)]):
+        if said is not None:
+            code, shown = error_of(capsys, "generate", str(trained), *words)
+            assert code == 2
+            assert said in shown
+            continue
+        capsys.readouterr()
+        assert main(["generate", str(trained), *words, "--json"]) == 0
+        sample = json.loads(capsys.readouterr().out)["samples"][0]
+        assert sample["text"] == f"The {sample['holes'][0]} sat"
+        assert sample["completion"] == sample["holes"][0]
+
+
+def test_template_files_that_cannot_be_used(trained, tmp_path, capsys):
+    plain, latin = tmp_path / "plain.txt", tmp_path / "latin.txt"
+    plain.write_text("no hole")
+    latin.write_bytes(b"caf\xe9 [MASK]")
+    for words, code, said in (
+        ([str(plain)], 2, "plain.txt has no hole: write [MASK:n]"),
+        ([str(latin)], 1, "latin.txt is not UTF-8 text (byte 3)"),
+        ([str(tmp_path / "none.txt")], 1, "none.txt cannot be read: no such file"),
+        ([str(plain), "--suffix", "x"], 2, "leave PROMPT and --suffix out"),
+    ):
+        found, shown = error_of(capsys, "generate", str(trained), "--template", *words)
+        assert found == code
+        assert said in shown
 
 
 def test_prompt_longer_than_the_context(trained, capsys):

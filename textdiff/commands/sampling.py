@@ -47,6 +47,16 @@ class Sampling:
     min_new_tokens: int | None = None
     """Tokens to generate before the text may end."""
 
+    guidance: float | None = None
+    """Weight of classifier-free guidance: away from what the model would write without the prompt,
+    at two network calls per step; 0 is none."""
+
+    regex: str | None = None
+    """Regular expression that the text of every hole matches as a whole, up to where it ends."""
+
+    ban: tuple[str, ...] = ()
+    """Strings that are not generated."""
+
     suffix: str = ""
     """Text that follows what is generated."""
 
@@ -84,6 +94,9 @@ class Sampling:
             "min_p": self.min_p,
             "repetition_penalty": self.repetition_penalty,
             "min_new_tokens": self.min_new_tokens,
+            "guidance": self.guidance,
+            "regex": self.regex,
+            "ban": self.ban or None,
             "suffix": self.suffix,
             "stop": self.stop,
             "window": self.window,

@@ -7,11 +7,14 @@ Trained ones keep their special tokens at the end of the vocabulary, lose nothin
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
 from textdiff.config import (
@@ -133,6 +136,61 @@ def excluded_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
         special.discard(tokenizer.unk_token_id)
     gaps = set(range(vocabulary_size(tokenizer))) - set(tokenizer.get_vocab().values())
     return tuple(sorted(special | gaps))
+
+
+def end_id(tokenizer: PreTrainedTokenizerFast, clean: Tensor) -> int | None:
+    """The end-of-text token, if there is one that a model of these clean ids can draw.
+
+    Args:
+        tokenizer: the model's.
+        clean: [V] bool, ids that it can predict.
+    """
+    found: int | None = tokenizer.eos_token_id
+    return found if found is not None and found < len(clean) and bool(clean[found]) else None
+
+
+def token_bytes(tokenizer: PreTrainedTokenizerFast) -> list[bytes | None]:
+    """The bytes that each id adds to a text, [vocabulary_size]; None for special tokens and gaps.
+
+    Raises:
+        DataError: what a token adds depends on its neighbours, or its decoder is not known here.
+    """
+    settings = json.loads(serialize(tokenizer))
+    kinds = _decoders(settings.get("decoder"))
+    if kinds <= {"ByteLevel"}:
+        table = {name: byte for byte, name in enumerate(byte_characters())}
+
+        def spell(token: str) -> bytes:
+            return bytes(table[character] for character in token)
+    elif kinds <= {"Fuse", "Replace", "ByteFallback", "Metaspace", "Strip"}:
+        pieces = kinds & {"Replace", "Metaspace"}
+
+        def spell(token: str) -> bytes:
+            if "ByteFallback" in kinds and re.fullmatch(r"<0x[0-9A-F]{2}>", token):
+                return bytes([int(token[3:5], 16)])
+            return (token.replace("\u2581", " ") if pieces else token).encode()
+    else:
+        raise DataError(
+            f"what a token of this tokenizer adds to a text is not known ({', '.join(kinds)} "
+            "decoder), which patterns and bans need; leave them out"
+        )
+    added = _added_tokens(tokenizer)
+    found: list[bytes | None] = [None] * vocabulary_size(tokenizer)
+    for token, index in tokenizer.get_vocab().items():
+        if index not in added:
+            found[index] = spell(token)
+        elif not added[index].special:
+            found[index] = token.encode()
+    return found
+
+
+def _decoders(settings: dict[str, Any] | None) -> set[str]:
+    """Types of a tokenizer's decoders."""
+    if settings is None:
+        return {"none"}
+    if settings["type"] == "Sequence":
+        return set().union(*[_decoders(each) for each in settings["decoders"]])
+    return {settings["type"]}
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:

@@ -1,9 +1,22 @@
 """Generation: decoding rules, draws, and the block loop."""
 
+from textdiff.sampling.constraints import Constraint, Draws, build_pattern
 from textdiff.sampling.context import Context, Scene
 from textdiff.sampling.controls import Controls, Hook
 from textdiff.sampling.generate import generate
 from textdiff.sampling.job import Job
 from textdiff.sampling.rules import RULES, Step
 
-__all__ = ["RULES", "Context", "Controls", "Hook", "Job", "Scene", "Step", "generate"]
+__all__ = [
+    "RULES",
+    "Constraint",
+    "Context",
+    "Controls",
+    "Draws",
+    "Hook",
+    "Job",
+    "Scene",
+    "Step",
+    "build_pattern",
+    "generate",
+]

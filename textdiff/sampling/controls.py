@@ -1,8 +1,8 @@
 """The one place where the drawing distribution departs from the model's.
 
 Everything here acts after confidences were read, at the positions that are drawn and nowhere else,
-in this order: hooks, repetition penalty, bans, temperature, top-k, top-p, min-p. Letters: N drawn
-positions, V vocabulary.
+in this order: hooks, repetition penalty, bans, constraint, temperature, top-k, top-p, min-p.
+Letters: N drawn positions, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from textdiff.diffusion.objectives import Prediction
 from textdiff.errors import ConfigError
+from textdiff.sampling.constraints.constraint import Constraint
 from textdiff.sampling.context import Context, Scene
 
 Hook = Callable[[Context, Tensor], Tensor]
@@ -39,6 +40,7 @@ class Controls:
         end_token: is not drawn where text is given after it; None: there is no such token.
         min_new_tokens: tokens of an open end before an end token may be.
         hooks: the user's own; see `Hook`.
+        constraint: what generated text has to look like; None: as it likes.
         scene: what surrounds the canvas; the block loop knows.
 
     Raises:
@@ -54,6 +56,7 @@ class Controls:
     end_token: int | None = None
     min_new_tokens: int = 0
     hooks: tuple[Hook, ...] = ()
+    constraint: Constraint | None = None
     scene: Scene | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -96,6 +99,10 @@ class Controls:
         """The same controls on a canvas of which more is known."""
         return replace(self, scene=scene)
 
+    def placed(self, context: Context) -> Context:
+        """The context with what surrounds the canvas."""
+        return replace(context, scene=self.scene)
+
     def shaped(self, log_x0: Tensor, context: Context | None = None) -> Tensor:
         """[N, V] log-weights before temperature and truncation.
 
@@ -109,16 +116,32 @@ class Controls:
             or self.end_token is not None
         ):
             return log_x0
-        context = replace(context, scene=self.scene)
+        context = self.placed(context)
         for hook in self.hooks:
             log_x0 = _checked(hook, hook(context, log_x0), log_x0)
         if self.repetition_penalty != 1.0:
             log_x0 = self._penalised(log_x0, context)
-        return self._allowed(log_x0, context)
+        allowed = self.allowed(context)
+        if allowed is None:
+            return log_x0
+        log_x0 = log_x0.where(allowed, -torch.inf)
+        # Where the model knows no other token than banned ones, all others are alike.
+        stuck = log_x0.amax(-1, keepdim=True) == -torch.inf
+        return torch.where(stuck & allowed, 0.0, log_x0)
 
     def probabilities(self, log_x0: Tensor, context: Context | None = None) -> Tensor:
         """[N, V] float64 weights to draw from; they need not add up to one."""
-        logits = self.shaped(log_x0, context).double() / self._heat(context, log_x0)
+        heat = self.heat(context, log_x0.device)
+        return self.truncated(self.shaped(log_x0, context), heat)
+
+    def truncated(self, log_weights: Tensor, heat: float | Tensor) -> Tensor:
+        """[N, V] float64 weights after temperature and truncation.
+
+        Args:
+            log_weights: [N, V].
+            heat: the temperature, or [N, 1] of them.
+        """
+        logits = log_weights.double() / heat
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             smallest = logits.topk(self.top_k).values[:, -1:]
             logits = logits.masked_fill(logits < smallest, -torch.inf)
@@ -151,23 +174,21 @@ class Controls:
             prediction.mixture,
         )
 
-    def _allowed(self, log_x0: Tensor, context: Context) -> Tensor:
-        """Leaves banned tokens out; where the model knows no other one, all others are alike."""
+    def allowed(self, context: Context) -> Tensor | None:
+        """[N, V] bool, tokens that are not banned; None: all that are clean."""
         early = None
         if self.end_token is not None and context.scene is not None:
             early = context.place < (context.scene.tails + self.min_new_tokens)[context.row]
-            early = early.to(log_x0.device) if bool(early.any()) else None  # asked on the host
+            early = early.to(context.canvas.device) if bool(early.any()) else None  # on the host
         if not self.banned and early is None:
-            return log_x0
-        allowed = context.vocabulary.clean.expand_as(log_x0).clone()
+            return None
+        allowed = context.vocabulary.clean.repeat(len(context.positions), 1)
         allowed[:, list(self.banned)] = False
         if early is not None:
             allowed[:, self.end_token] &= ~early
-        log_x0 = log_x0.where(allowed, -torch.inf)
-        stuck = log_x0.amax(-1, keepdim=True) == -torch.inf
-        return torch.where(stuck & allowed, 0.0, log_x0)
+        return allowed
 
-    def _heat(self, context: Context | None, like: Tensor) -> float | Tensor:
+    def heat(self, context: Context | None, device: torch.device) -> float | Tensor:
         """The temperature, or [N, 1] of them."""
         if not isinstance(self.temperature, tuple):
             return self.temperature
@@ -175,8 +196,7 @@ class Controls:
         if context is None or first == last:
             return first
         t = context.t[context.row].double()
-        heat = (last + (first - last) * t).clamp(min=COLDEST)
-        return heat[:, None].to(like.device)
+        return (last + (first - last) * t).clamp(min=COLDEST)[:, None].to(device)
 
     def _penalised(self, log_x0: Tensor, context: Context) -> Tensor:
         # What is no clean token is impossible and stays so, the mask among it.

@@ -263,9 +263,24 @@ class CachedDenoiser(Predictor):
                 self.cache.copy(first + leader, [first + row for row in others])
 
     def enter(self, text: Tensor, starts: Tensor, widths: Tensor) -> None:
-        """Has the finished blocks at hand, to be stored with the first call."""
+        """Has the finished blocks at hand, to be stored with the first call.
+
+        A ring has room for one of them: where given text made a row skip blocks, the earlier ones
+        are stored now.
+        """
         self.text = text
         self.starts = starts
+        while self.window is not None and bool((starts - self.stored > self.size).any()):
+            late = (starts - self.stored > self.size).nonzero().squeeze(1)
+            begins = self.stored[late]
+            self._logits(
+                self._inputs(text[late.to(text.device)], begins, self.size),
+                torch.zeros(len(late), 1),
+                torch.zeros(0, dtype=torch.int64),
+                layout=self.layout,
+                cache=self._view(begins, self.size, late),
+            )
+            self.stored[late] = begins + self.size
 
     def __call__(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
         """One network call on the rows that own the positions, if they have as much to store."""

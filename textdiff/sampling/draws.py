@@ -7,8 +7,12 @@ float32, which silently cuts off the tail of the vocabulary (Sec. 4, arXiv:2409.
 import torch
 from torch import Tensor
 
+from textdiff.sampling.constraints import draw_jointly
 from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
+
+FAINTEST = -1e4
+"""Log-weight of a token to which nothing has been left, beside those of others that have some."""
 
 
 def draw_tokens(
@@ -25,9 +29,59 @@ def draw_tokens(
     Returns:
         [N] int64; a token of probability zero is never drawn.
     """
+    if controls.constraint is not None and context is not None:
+        return _draw_possible(log_x0, u, controls, context)
     if controls.greedy:
         return controls.shaped(log_x0, context).argmax(-1)
     return inverse_cdf(controls.probabilities(log_x0, context), u)
+
+
+def _draw_possible(log_x0: Tensor, u: Tensor, controls: Controls, context: Context) -> Tensor:
+    """[N] tokens that a constraint allows together."""
+    constraint, heat = controls.constraint, controls.heat(context, log_x0.device)
+    assert constraint is not None
+
+    def choose(log_weights: Tensor, which: Tensor) -> Tensor:
+        if controls.greedy:
+            return log_weights.argmax(-1)
+        here = which.to(log_weights.device)
+        mine = heat[here] if isinstance(heat, Tensor) else heat
+        return inverse_cdf(controls.truncated(log_weights, mine), u[here])
+
+    context = controls.placed(context)
+    shaped = _possible(controls.shaped(log_x0, context), controls, context)
+    return draw_jointly(constraint, context, shaped, choose)
+
+
+def draw_weighed(weights: Tensor, u: Tensor, controls: Controls, context: Context) -> Tensor:
+    """Draws finished tokens from weights that controls have shaped already.
+
+    Args:
+        weights: [N, V] float64.
+        u: [N] float64 uniforms.
+        controls: their constraint matters here.
+        context: where the positions are.
+    """
+    if controls.constraint is None:
+        return inverse_cdf(weights, u)
+
+    def choose(log_weights: Tensor, which: Tensor) -> Tensor:
+        return inverse_cdf(log_weights.softmax(-1), u[which.to(u.device)])
+
+    context = controls.placed(context)
+    shaped = _possible(weights.log(), controls, context)
+    return draw_jointly(controls.constraint, context, shaped, choose)
+
+
+def _possible(log_weights: Tensor, controls: Controls, context: Context) -> Tensor:
+    """[N, V] the same with a trace of everything that is not banned.
+
+    What a constraint asks for may be what the network has rounded to nothing.
+    """
+    allowed = controls.allowed(context)
+    if allowed is None:
+        allowed = context.vocabulary.clean.expand_as(log_weights)
+    return log_weights.double().clamp(min=FAINTEST).where(allowed, -torch.inf)
 
 
 def inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:

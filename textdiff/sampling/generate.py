@@ -20,6 +20,7 @@ from textdiff.models import TextDiffusionModel
 from textdiff.sampling.context import Scene
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.denoiser import CachedDenoiser, Denoiser, Predictor
+from textdiff.sampling.guidance import Guided, check_guidance
 from textdiff.sampling.job import Job, Segments
 from textdiff.sampling.rules import Rule, Step, Uniforms, build_rule
 from textdiff.sampling.watch import Watch
@@ -39,6 +40,7 @@ def generate(
     cache: bool = False,
     window: int | None = None,
     stride: int | None = None,
+    guidance: float = 0.0,
     parts: Collection[str] = (),
 ) -> Generator[Step, None, Tensor]:
     """Generates rows, yielding the canvas of the whole job after every network call of a rule.
@@ -58,6 +60,8 @@ def generate(
             approximation: what is seen has itself seen what no longer is.
         stride: for full-sequence models, tokens per segment once a row is longer than the context;
             None: half the context.
+        guidance: weight of classifier-free guidance, away from what the network would write without
+            the given tokens; other weights than 0 take two network calls.
         parts: optional parts of steps to fill, of `watch.PARTS`; no token depends on it.
 
     Yields:
@@ -80,7 +84,11 @@ def generate(
     segments = Segments.of(family.block_size, model.config.max_position_embeddings, stride)
     room = segments.room(lengths)
     rows = Rows.of(job, slots)
+    check_guidance(guidance, family)
     denoise = _predictor(model, family, rows.slots, room, cache, window)
+    if guidance:
+        ignorant = _predictor(model, family, rows.slots, room, cache, window)
+        denoise = Guided(denoise, ignorant, job.given, guidance)
     text = _prior(model, family, job, room)
     seeds, numbers = _keys(job)
     # What lies behind the end of a row is noise that stays where noise is a mask; tokens are drawn

@@ -26,6 +26,7 @@ from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.randomness import Stream
 from textdiff.diffusion.schedule import NoiseSchedule
+from textdiff.errors import ConfigError
 from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens
@@ -78,6 +79,11 @@ class PredictorCorrector(Rule):
         uniforms: Uniforms,
         controls: Controls,
     ) -> Iterator[Step]:
+        if controls.constraint is not None and self.corrections:
+            raise ConfigError(
+                "self-correction changes single tokens of a finished text, which could leave a "
+                "pattern or write a banned string; set corrections to 0, or leave them out"
+            )
         for step in redraw(
             denoise,
             process,

@@ -14,9 +14,10 @@ from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.randomness import Stream
 from textdiff.diffusion.schedule import NoiseSchedule
+from textdiff.errors import ConfigError
 from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
-from textdiff.sampling.draws import inverse_cdf
+from textdiff.sampling.draws import draw_weighed, inverse_cdf
 from textdiff.sampling.rules.rule import Denoise, Step, Uniforms
 
 
@@ -86,6 +87,11 @@ def redraw(
         law: distribution of the next tokens.
         greedy_tail: take the likeliest clean tokens at the last step.
     """
+    if controls.constraint is not None and not process.draws_tokens:
+        raise ConfigError(
+            "patterns and bans need positions that are chosen before their tokens, and with a "
+            "learned schedule a token decides when it is revealed; leave them out"
+        )
     for interval in grid(schedule, steps):
         still = ~frozen
         if not process.draws_tokens:  # what is revealed stays
@@ -98,12 +104,15 @@ def redraw(
         prediction = denoise(canvas, t, positions)
         before = canvas.flatten()[here]
         chosen = controls.cold() if greedy_tail and interval.last else controls
-        taken = chosen.applied(prediction, Context(canvas, positions, t, process.vocabulary))
+        context = Context(canvas, positions, t, process.vocabulary)
+        taken = chosen.applied(prediction, context)
         weights = law(taken, before, interval)
         if interval.last:  # a token that is impossible has no chance from rounding either
             weights = weights.where(taken.log_x0 > -torch.inf, 0.0)
         u = uniforms(Stream.TOKEN, interval.index).flatten()[positions].to(canvas.device)
-        tokens = inverse_cdf(weights, u)
+        # A constraint is on finished text: what noise passes through on the way is not.
+        finish = draw_weighed(weights, u, chosen, context) if interval.last else None
+        tokens = inverse_cdf(weights, u) if finish is None else finish
         canvas = canvas.flatten().index_copy(0, here, tokens).view_as(canvas)
         changed = positions[(tokens != before).cpu()]
         yield Step(interval.index, t, canvas, changed, interval.index + 1)

@@ -1,0 +1,124 @@
+"""Guidance: two networks' log-probabilities, mixed; every call counted; cached and alone alike."""
+
+import pytest
+import torch
+from test_rules import FITS, family_of
+from tiny_models import CLEAN, MASK, tiny_family, tiny_model
+
+from textdiff.errors import ConfigError
+from textdiff.sampling import Controls, Job, generate
+from textdiff.sampling.denoiser import Denoiser
+from textdiff.sampling.guidance import Guided, mix
+
+A, B = CLEAN[1], CLEAN[3]
+PROMPTS = [[A, None, B, None, None, A], [B] * 6, [None] * 5 + [A] * 3 + [None], [A, B]]
+NEW = [3, 5, 2, 7]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model(adaln=True, time_conditioning=True)
+
+
+def rows_of(model, family, job, rule="ancestral", **options):
+    controls = Controls(temperature=1.5)
+    *_, last = generate(model, family, job, rule=rule, steps=3, controls=controls, **options)
+    return [row[:n].tolist() for row, n in zip(last.canvas, job.lengths.tolist(), strict=True)]
+
+
+def test_log_probabilities_are_mixed_as_the_equation_says():
+    told = torch.tensor([[0.7, 0.2, 0.1, 0.0], [0.5, 0.5, 0.0, 0.0]], dtype=torch.float64)
+    blind = torch.tensor([[0.4, 0.4, 0.2, 0.0], [0.0, 0.0, 0.5, 0.5]], dtype=torch.float64)
+    found = mix(told.log(), blind.log(), 0.5).exp()
+    expected = told[0] ** 1.5 / blind[0].clamp(min=1e-9) ** 0.5
+    assert (found[0] - expected / expected.sum()).abs().max() < 1e-12
+    assert found[1].tolist() == pytest.approx([0.5, 0.5, 0.0, 0.0])  # nothing in common
+    assert (mix(told[:1].log(), blind[:1].log(), 0.0).exp() - told[:1]).abs().max() < 1e-12
+    assert (mix(told[:1].log(), blind[:1].log(), -1.0).exp() - blind[:1]).abs().max() < 1e-12
+
+
+def test_the_one_that_is_not_told_sees_masks(model):
+    """By hand: the network on the canvas, and on the canvas with its given tokens masked."""
+    family = tiny_family()
+    given = torch.tensor([[True, False, True, False]])
+    guided = Guided(Denoiser(model, family), Denoiser(model, family), given, 2.0)
+    canvas, t = torch.tensor([[A, MASK, B, CLEAN[5]]]), torch.tensor([0.4]).double()
+    width = torch.tensor([4])
+    guided.admit(canvas, torch.tensor([1]))
+    guided.enter(canvas, torch.tensor([0]), width)
+    found = guided(canvas, t, torch.tensor([1])).log_x0
+    plain = Denoiser(model, family, width)
+    told = plain(canvas, t, torch.tensor([1])).log_x0
+    bare = torch.tensor([[MASK, MASK, MASK, CLEAN[5]]])
+    blind = plain(bare, t, torch.tensor([1])).log_x0
+    clean = list(CLEAN)
+    expected = (blind + 3.0 * (told - blind))[:, clean].log_softmax(-1)
+    assert (found[:, clean] - expected).abs().max() < 1e-12
+    assert guided.calls == 2
+
+
+def test_blocks_before_the_first_hole_are_not_there_for_it(model):
+    """Ignoring all that is given is writing from nothing, if whole blocks are given."""
+    family = tiny_family(4)
+    told, bare = Job([[A] * 8], [8], seed=4), Job([[]], [8], seed=4)
+    plain = rows_of(model, family, told)[0][8:]
+    ignorant = rows_of(model, family, told, guidance=-1.0)[0][8:]
+    assert ignorant != plain
+    assert len({*map(tuple, (rows_of(model, family, bare)[0], ignorant))}) == 2  # other numbers
+    greedy = [
+        [*generate(model, family, job, rule="ancestral", steps=1, guidance=w, controls=cold)][-1]
+        for job, w in ((told, -1.0), (bare, 0.0))
+        for cold in [Controls(temperature=0.0)]
+    ]
+    assert torch.equal(greedy[0].canvas[0, 8:], greedy[1].canvas[0])
+
+
+CASES = [(case, rule) for case in ("mdlm", "gidd") for rule in sorted(FITS[case])]
+CASES += [("sedd", "euler"), ("sedd", "tweedie"), ("learned", "ancestral")]
+
+
+@pytest.mark.parametrize(("case", "rule"), CASES)
+def test_guided_rows_are_the_same_in_any_batch(model, case, rule):
+    job = Job(PROMPTS, NEW, seed=5)
+    for size in (None, 4):
+        family = family_of(case).with_block_size(size)
+        together = rows_of(model, family, job, rule, guidance=1.5)
+        assert together != rows_of(model, family, job, rule)
+        assert rows_of(model, family, job, rule, guidance=0.0) == rows_of(model, family, job, rule)
+        for token, now in zip(PROMPTS[0], together[0], strict=False):
+            assert token in (None, now)
+        one = Job(PROMPTS[2:3], NEW[2:3], first_row=2, seed=5)
+        assert rows_of(model, family, one, rule, guidance=1.5) == together[2:3]
+        if size is not None:
+            cached = rows_of(model, family, job, rule, guidance=1.5, cache=True, slots=2)
+            assert cached == together
+
+
+def test_a_window_is_that_of_both():
+    """What one layer stores has seen nothing, so a window is exact in a cache, too."""
+    model = tiny_model()
+    del model.blocks[1]
+    model.config.num_hidden_layers = 1
+    family, job = tiny_family(4), Job([[A, B] * 6, [A, None] + [B] * 17 + [None]], [12, 3], seed=1)
+    near = rows_of(model, family, job, guidance=1.0, window=8)
+    assert rows_of(model, family, job, guidance=1.0, window=8, cache=True) == near
+    assert near != rows_of(model, family, job, guidance=3.0, window=8)
+
+
+def test_every_call_is_counted(model):
+    family, job = tiny_family(), Job([[A]], [6])
+    plain, guided = (
+        list(generate(model, family, job, rule="first_hitting", steps=1, controls=c, guidance=w))
+        for w in (0.0, 1.0)
+        for c in [Controls()]
+    )
+    assert [step.calls for step in plain] == [1, 2, 3, 4, 5, 6]
+    assert [step.calls for step in guided] == [2, 4, 6, 8, 10, 12]
+
+
+def test_where_guidance_means_nothing_it_is_refused(model):
+    with pytest.raises(ConfigError, match="uniform noise has no mask"):
+        rows_of(model, family_of("udlm"), Job([[A]], [3]), guidance=1.0)
+    for weight in (-1.5, float("nan")):
+        with pytest.raises(ConfigError, match="give -1 or more"):
+            rows_of(model, tiny_family(), Job([[A]], [3]), guidance=weight)
