@@ -72,6 +72,16 @@ def test_given_blocks_are_stored_in_a_ring_without_a_call_of_a_rule(window):
     assert rows_of(model, family, job, "first_hitting") != plain
 
 
+@pytest.mark.parametrize("window", [4, 8, None])
+def test_given_blocks_are_stored_as_those_of_a_prompt(model, window):
+    """What is behind a hole is, once that is filled, what a longer prompt is."""
+    family = tiny_family(4)
+    job = Job([[None] + [A, B, C] * 8 + [None]], [5], seed=2)
+    row = rows_of(model, family, job, "first_hitting", window=window, cache=True)[0]
+    prompt = Job([row[:25]], [6], seed=2)
+    assert rows_of(model, family, prompt, "first_hitting", window=window, cache=True)[0] == row
+
+
 def test_blocks_without_a_hole_take_no_call(model):
     family = tiny_family(4)
     job = Job([[None] + [A] * 15 + [None]], [0])
