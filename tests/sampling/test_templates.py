@@ -5,6 +5,7 @@ import torch
 from test_rules import FITS, family_of
 from tiny_models import CLEAN, tiny_family, tiny_model
 
+from textdiff.diffusion.objectives.mdlm import MDLM
 from textdiff.errors import ConfigError
 from textdiff.sampling import Controls, Job, generate
 from textdiff.template import pieces_of
@@ -73,13 +74,22 @@ def test_given_blocks_are_stored_in_a_ring_without_a_call_of_a_rule(window):
 
 
 @pytest.mark.parametrize("window", [4, 8, None])
-def test_given_blocks_are_stored_as_those_of_a_prompt(model, window):
-    """What is behind a hole is, once that is filled, what a longer prompt is."""
-    family = tiny_family(4)
-    job = Job([[None] + [A, B, C] * 8 + [None]], [5], seed=2)
-    row = rows_of(model, family, job, "first_hitting", window=window, cache=True)[0]
-    prompt = Job([row[:25]], [6], seed=2)
-    assert rows_of(model, family, prompt, "first_hitting", window=window, cache=True)[0] == row
+def test_given_blocks_are_stored_as_those_of_a_prompt(model, window, monkeypatch):
+    """What is behind a hole is, once that is filled, what a longer prompt is: to the logits."""
+    predict, seen = MDLM.predict, []
+
+    def watched(self, logits, xt, alpha):
+        seen.append(logits)
+        return predict(self, logits, xt, alpha)
+
+    monkeypatch.setattr(MDLM, "predict", watched)
+    family, options = tiny_family(4), {"window": window, "cache": True}
+    job = Job([[None] + [A, B, C] * 8 + [None]], [0], seed=2)
+    row = rows_of(model, family, job, "first_hitting", **options)[0]
+    prompt = Job([row[:25]], [1], seed=2)
+    assert rows_of(model, family, prompt, "first_hitting", **options)[0] == row
+    assert len(seen) == 3
+    torch.testing.assert_close(seen[1], seen[2], rtol=0, atol=1e-10)
 
 
 def test_blocks_without_a_hole_take_no_call(model):
