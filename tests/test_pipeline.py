@@ -260,6 +260,77 @@ def test_temperature_zero_depends_on_no_token_draw(held):
     assert first.sequences == second.sequences
 
 
+def test_texts_around_holes(held):
+    done = held.generate(["The [MASK:5] sat[MASK:2]", "ab"], suffix="", max_new_tokens=4, seed=1)
+    assert done.texts[0] == f"The {done.holes[0][0]} sat{done.holes[0][1]}"
+    assert done.completions[0] == f"{done.holes[0][0]} sat{done.holes[0][1]}"
+    assert done.holes[1] == [done.completions[1]]
+    ended = held.generate(["ab", "cd"], suffix=["!", ""], max_new_tokens=4, seed=1)
+    assert ended.texts[0] == f"ab{ended.completions[0]}!"
+    assert len(ended.sequences[0]) == 7
+    assert ended.sequences[1] == held.generate(["ab", "cd"], max_new_tokens=4, seed=1).sequences[1]
+    with pytest.raises(ConfigError, match="behind the last hole"):
+        held.generate("[MASK]", suffix="x")
+    with pytest.raises(ConfigError, match="3 suffixes for 1 prompts"):
+        held.generate("a", suffix=["x", "y", "z"])
+
+
+def test_patterns_bans_and_hooks(held):
+    options = {"max_new_tokens": 9, "num_samples": 5, "seed": 2}
+    done = held.generate("ab", regex="(no|yes|é)+", ban=["yesyes", "nono"], **options)
+    for text in done.completions:
+        assert re.fullmatch("(no|yes|é)+", text)
+        assert "nono" not in text
+        assert "yesyes" not in text
+    spelled = []
+
+    def vowels(context, log_x0):
+        spelled.extend(context.place.tolist())
+        return log_x0.masked_fill(~torch.isin(torch.arange(259), torch.tensor([*b"aeiou"])), -9e9)
+
+    hooked = held.generate("ab", hooks=[vowels], **options)
+    assert {letter for text in hooked.completions for letter in text} <= set("aeiou")
+    assert set(spelled) == set(range(2, 11))
+
+
+class Rising:
+    """A grammar of a user's own: bytes never fall from one place to the next."""
+
+    def check(self, job):
+        if int(job.lengths.max()) > 20:
+            raise ConfigError("too long to rise")
+
+    def begin(self, context, log_weights):
+        self.context, self.log_weights = context, log_weights
+        self.text = context.canvas.clone()
+        return self
+
+    def allow(self, which):
+        row, column = self.context.row[which], self.context.column[which]
+        open_ = self.text > 256  # special ids, the mask among them
+        low = self.text.masked_fill(open_, -1).cummax(1).values
+        high = self.text.masked_fill(open_, 999).flip(1).cummin(1).values.flip(1)
+        ids = torch.arange(self.log_weights.shape[1])
+        before = torch.nn.functional.pad(low, (1, 0), value=-1)[row, column, None]
+        after = torch.nn.functional.pad(high, (0, 1), value=999)[row, column + 1, None]
+        return self.log_weights[which].masked_fill((ids < before) | (ids > after), -torch.inf)
+
+    def put(self, which, tokens):
+        self.text[self.context.row[which], self.context.column[which]] = tokens
+
+
+def test_a_grammar_of_a_users_own(full):
+    bytes_only = [lambda context, log_x0: log_x0.index_fill(-1, torch.tensor([256]), -9e9)]
+    rising = {"constraint": Rising(), "hooks": bytes_only, "num_samples": 6, "seed": 3}
+    done = full.generate("[MASK:4]m[MASK:4]", **rising)
+    for ids in done.sequences:
+        assert ids == sorted(ids)
+        assert ids[4] == ord("m")
+    assert len(set(map(tuple, done.sequences))) == 6
+    with pytest.raises(ConfigError, match="too long to rise"):
+        full.generate("[MASK:21]", **rising)
+
+
 def test_unknown_option(held):
     with pytest.raises(ConfigError, match="unknown option 'temprature'"):
         held.generate("", temprature=1.0)
