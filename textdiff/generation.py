@@ -61,7 +61,10 @@ class SampleDefaults:
     def read(cls, path: Path) -> "SampleDefaults":
         """Reads an export's file; keys that are not ours are left alone."""
         known = {f.name for f in fields(cls)}
-        return cls(**{key: value for key, value in read_json(path).items() if key in known})
+        given = {key: value for key, value in read_json(path).items() if key in known}
+        if "ban" in given:
+            given["ban"] = tuple(given["ban"])
+        return cls(**given)
 
     def changed(self, options: Mapping[str, Any]) -> "SampleDefaults":
         """The same with some fields changed; None keeps a default, `steps` is for short.
