@@ -22,6 +22,7 @@ FLOORS = {
     "errors": 0,
     "provenance": 0,
     "config": 1,
+    "flags": 1,
     "config_file": 2,
     "diffusion": 2,
     "models": 2,

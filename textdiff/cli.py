@@ -25,6 +25,7 @@ from textdiff.commands.play import play
 from textdiff.commands.tokenizer import train_tokenizer
 from textdiff.commands.train import train
 from textdiff.errors import ConfigError, LostProcessError, TextDiffError
+from textdiff.flags import deferred, parse
 
 USAGE = """\
 usage: textdiff VERB ...
@@ -52,9 +53,8 @@ def _typed(function: Callable[..., int], prog: str) -> Callable[[Sequence[str]],
     """A verb whose flags tyro reads from the function's signature."""
 
     def run(arguments: Sequence[str]) -> int:
-        return tyro.cli(
-            function, prog=prog, args=list(arguments), config=(tyro.conf.FlagCreatePairsOff,)
-        )
+        # Called only after its flags were read: what it says is its own, and seen at once.
+        return parse(deferred(function), prog, arguments, (tyro.conf.FlagCreatePairsOff,))()
 
     return run
 

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from textdiff.config import Config, Section
 from textdiff.errors import ConfigError
+from textdiff.flags import parse
 
 
 def load(
@@ -32,7 +33,7 @@ def load(
 
     Raises:
         ConfigError: the file cannot be read, or a key or a value is wrong.
-        SystemExit: by `--help` (0) and by flags that cannot be parsed (2).
+        SystemExit: by `--help` (0).
     """
     raw = _read_yaml(Path(path))
     rest = _merge_structured(raw, list(flags))
@@ -173,13 +174,8 @@ def _plain_words(flag: str) -> str:
 def _apply_flags(config: Config, flags: list[str], prog: str) -> Config:
     import tyro
 
-    return tyro.cli(
-        Config,
-        prog=prog,
-        default=config,
-        args=[_plain_words(flag) for flag in flags],
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-    )
+    markers = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
+    return parse(Config, prog, [_plain_words(flag) for flag in flags], markers, default=config)
 
 
 def _by_key(error: ValidationError) -> list[list[dict[str, Any]]]:
@@ -212,6 +208,8 @@ def _explain_key(group: list[dict[str, Any]]) -> str:
 def _explain_one(item: dict[str, Any]) -> str:
     names = [str(part) for part in item["loc"]]
     path = ".".join(_without_tags(names))
+    if item["type"] in ("model_type", "model_attributes_type"):
+        return _no_section(path, names, item["input"])
     if item["type"] == "extra_forbidden":
         section, known = _section_at(names[:-1])
         near = difflib.get_close_matches(names[-1], known, n=1)
@@ -224,9 +222,21 @@ def _explain_one(item: dict[str, Any]) -> str:
         found = context.get("tag", "nothing")
         known = context.get("expected_tags", "the known kinds")
         return f"`{path}.kind` is {found}; it must be one of {known}"
-    message = item["msg"].removeprefix("Value error, ")
+    message = item["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
     given = "" if item["type"] == "value_error" else f" (given: {item['input']!r:.60})"
     return f"`{path}`: {message}{given}" if path else message
+
+
+def _no_section(path: str, names: list[str], given: Any) -> str:
+    """A value where keys belong."""
+    node: Any = Config
+    for name in names:
+        node = _step(node, name)
+    kinds = {v.model_fields["kind"].default for v in _variants(node) if "kind" in v.model_fields}
+    keys = ["kind"] if kinds else list(_section_at(names)[1])
+    example = given if isinstance(given, str) and given in kinds else "…"
+    found = "nothing" if given is None else f"{given!r:.60}"
+    return f"`{path}` is a section of keys, such as {{{keys[0]}: {example}}} (given: {found})"
 
 
 def _section_at(names: list[str]) -> tuple[str, list[str]]:

@@ -54,9 +54,12 @@ def train(arguments: Sequence[str]) -> int:
     if not accelerator.is_main_process:
         return 128 + signal if signal else 0
     if signal:
-        again = shlex.join(["textdiff", "train", *arguments])
-        view.message(f"stopped at step {trainer.progress.step}, everything saved; continue with")
-        view.message(f"  {again}")
+        said = f"stopped at step {trainer.progress.step}, everything saved"
+        if accelerator.num_processes > 1:  # how they were launched is not known here
+            view.message(f"{said}; start the same command again to continue")
+        else:
+            view.message(f"{said}; continue with")
+            view.message(f"  {shlex.join(['textdiff', 'train', *arguments])}")
         return 128 + signal
     _show_result(console, config, trainer)
     return 0

@@ -252,12 +252,12 @@ class Trainer:
             record = as_record(step + 1, norm, findings)
             path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         last = checkpoints(self.directory / "checkpoints")
+        export = " (train.init_from takes the weights of this export)" if last else ""
         return TextDiffError(
             f"step {step + 1} is not finite (gradient norm {norm:.4g}): {describe(findings)}; "
             f"nothing of it was kept, all its samples are in {path}; last checkpoint: "
             f"{last[-1] if last else 'none'}; start a new run.dir with a lower train.learning_rate "
-            "or train.grad_clip (train.init_from takes the weights of this export), or look at "
-            "those samples"
+            f"or train.grad_clip{export}, or look at those samples"
         )
 
     def _log(self, losses: list[Tensor], norm: Tensor, rate: float, speed: float) -> None:
