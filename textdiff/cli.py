@@ -32,20 +32,21 @@ usage: textdiff VERB ...
 
 discrete text-diffusion language models
 
-  train CONFIG [--section.key VALUE]    pretrain on a text corpus (resumes by itself)
-  perplexity MODEL TEXT...              bound the perplexity of text files
-  compare MODEL_A MODEL_B TEXT...       which model a text prefers, and how sure that is
-  evaluate MODEL --judge LM             how good its texts are, beside real ones
-  generate MODEL [PROMPT]               generate text; --watch shows it being denoised
-  play MODEL                            type prompts and settings, watch texts being denoised
-  data prepare CONFIG                   tokenise the corpus ahead of training
-  data inspect CONFIG                   what the corpus holds, and how it is cut into tokens
-  tokenizer train OUTPUT TEXT...        train a tokenizer on text files
-  config show FILE [--section.key VALUE]    print the resolved config
-  estimate CONFIG [--memory 80GB]       memory and time of a run, before it
-  doctor                                what this machine can run; paste it into bug reports
+  train CONFIG [--section.key VALUE]  pretrain on a corpus (resumes by itself)
+  perplexity MODEL TEXT...            bound the perplexity of text files
+  compare MODEL_A MODEL_B TEXT...     which model a text prefers, how surely
+  evaluate MODEL --judge LM           how good its texts are, beside real ones
+  generate MODEL [PROMPT]             generate text; --watch shows how
+  play MODEL                          type prompts and settings, watch texts
+  data prepare CONFIG                 tokenise the corpus ahead of training
+  data inspect CONFIG                 what the corpus holds, and its tokens
+  tokenizer train OUTPUT TEXT...      train a tokenizer on text files
+  config show CONFIG                  print the resolved config
+  estimate CONFIG [--memory 80GB]     memory and time of a run, before it
+  doctor                              what can run here; for bug reports
 
-Every verb explains itself with --help. --debug shows tracebacks, --version the version.
+Every verb explains itself with --help.
+--debug shows tracebacks, --version the version.
 """
 
 

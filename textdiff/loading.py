@@ -152,14 +152,15 @@ def load_tokenizer(folder: Path, config: TextDiffusionConfig) -> PreTrainedToken
     Raises:
         CheckpointError: it is missing, damaged, or does not fit the network.
     """
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        raise CheckpointError(f"{folder}/tokenizer.json is missing; export the model again")
+    file = folder / "tokenizer.json"
+    if not any((folder / name).is_file() for name in (file.name, "tokenizer_config.json")):
+        raise CheckpointError(f"{file} is missing; export the model again")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
-        raise CheckpointError(
-            f"the tokenizer in {folder} is damaged ({error}); export the model again"
-        ) from None
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        what = f"is damaged ({reason[0]})" if file.is_file() else f"cannot be read without {file}"
+        raise CheckpointError(f"the tokenizer in {folder} {what}; export the model again") from None
     if tokenizer.mask_token_id is None:
         raise CheckpointError(f"the tokenizer in {folder} has no mask token; it is needed here")
     if tokenizer.mask_token_id != config.mask_token_id or len(tokenizer) > config.vocab_size:

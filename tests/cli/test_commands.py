@@ -389,6 +389,14 @@ def test_config_mistakes_name_the_key(corpus, tmp_path, flag, said, capsys):
     assert said in shown
 
 
+@pytest.mark.parametrize("verb", ["", "train", "estimate", "data inspect", "config show"])
+def test_help_fits_a_terminal(verb, capsys):
+    assert main([*verb.split(), "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) < 80
+    assert all(line.count("[") == line.count("]") for line in shown.splitlines())
+
+
 def test_typo_in_a_file_gets_a_suggestion(tmp_path, capsys):
     path = tmp_path / "c.yaml"
     path.write_text("train: {lerning_rate: 1e-3}\n")
@@ -423,6 +431,14 @@ def test_switching_a_kind_refuses_leftovers_by_name(tmp_path, capsys):
     assert "tokenizer.vocab_size" in shown
     assert main(["config", "show", str(path), "--tokenizer", '{"kind": "char"}']) == 0
     assert "kind: char" in capsys.readouterr().out
+
+
+def test_export_without_its_tokenizer_file(trained, tmp_path, capsys):
+    shutil.copytree(trained / "export", tmp_path / "export")
+    (tmp_path / "export" / "tokenizer.json").unlink()
+    code, shown = error_of(capsys, "generate", str(tmp_path / "export"))
+    assert code == 1
+    assert "tokenizer.json; export the model again" in shown
 
 
 @pytest.mark.parametrize(

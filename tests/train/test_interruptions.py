@@ -313,6 +313,21 @@ def test_a_corpus_with_other_text_is_refused(folder, half, tmp_path, capsys):
     assert "sources.0.sha256" in shown
 
 
+def test_another_corpus_is_refused_before_its_texts_are_cut(folder, half, monkeypatch, capsys):
+    # Texts that the run's tokenizer does not know would be refused there, in misleading words.
+    monkeypatch.setattr(Trainer, "_validation_windows", lambda self: pytest.fail("too early"))
+    text = (folder / "corpus.txt").read_text()
+    (folder / "corpus.txt").write_text(text + "\nA last line.\n")
+    try:
+        assert train(folder, half) == 1
+    finally:
+        (folder / "corpus.txt").write_text(text)
+    shown = said(capsys)
+    assert "corpus is not what" in shown
+    assert shown.count(" was ") == 4  # the run's own "was", and three differences
+    assert "more; restore the texts" in shown
+
+
 def test_configs_from_before_a_key_existed_and_after_it_went():
     config = Config()
     older = json.loads(json.dumps(STATE))

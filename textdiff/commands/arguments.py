@@ -4,10 +4,12 @@ Nothing here imports torch until it is needed, so that `--help` stays quick.
 """
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -39,7 +41,11 @@ def load_config(arguments: Sequence[str], prog: str, extra: str = "") -> "Config
     from textdiff.config_file import load
 
     if arguments and arguments[0] in ("-h", "--help"):
-        print(f"usage: {prog} CONFIG {extra}[--section.key VALUE ...]")
+        words = f"usage: {prog} CONFIG {extra}[--section.key VALUE ...]"
+        # Lines are not broken within an option.
+        breakable = re.sub(r"\[[^]]*\]", lambda option: option[0].replace(" ", "\0"), words)
+        filled = fill(breakable, 79, subsequent_indent=" " * 7, break_on_hyphens=False)
+        print(filled.replace("\0", " "))
         print("Give a config file before --help to see every option with its current value.")
         raise SystemExit(0)
     if not arguments or arguments[0].startswith("-"):

@@ -41,6 +41,8 @@ MAY_CHANGE = {
     },
 }
 
+SHOWN = 3  # differences between corpora that a sentence names
+
 
 def model_config(config: Config, tokenizer: PreTrainedTokenizerFast) -> TextDiffusionConfig:
     """The denoiser's configuration for a config and a tokenizer."""
@@ -175,8 +177,10 @@ def check_resume(
         )
     changed = _record_changes(state["corpus"], corpus)
     if changed:
+        more = f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
         raise CheckpointError(
-            f"the corpus is not what the run in {directory} was trained on: {'; '.join(changed)}; "
+            f"the corpus is not what the run in {directory} was trained on: "
+            f"{'; '.join(changed[:SHOWN])}{more}; "
             "restore the texts, choose another run.dir, or start over with --resume never"
         )
 

@@ -128,10 +128,10 @@ class Trainer:
             model = hollow(model)
             family = family_of(model.config, accelerator.device, model.exponents)
         self.exported = TextDiffusion(model, corpus.tokenizer, family, sample_defaults(config))
-        self.windows = self._validation_windows()
         self.progress = Progress()
         self.bound: Bound | None = None
-        self.resumed = self._resume(resume)
+        self.resumed = self._resume(resume)  # which refuses another corpus before it is cut
+        self.windows = self._validation_windows()
 
     # --- the loop ---
 
