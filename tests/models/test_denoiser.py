@@ -264,7 +264,10 @@ def test_save_and_load_round_trip(tmp_path, options):
     for kind in (TextDiffusionModel, AutoModelForMaskedLM):
         loaded = kind.from_pretrained(tmp_path, dtype=torch.float64)
         assert isinstance(loaded, TextDiffusionModel)
-        assert torch.equal(loaded(ids).logits, model(ids).logits)
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], tensor), name
+        # Kernels may round otherwise where weights lie at other addresses.
+        torch.testing.assert_close(loaded(ids).logits, model(ids).logits, rtol=1e-12, atol=1e-12)
     config = AutoConfig.from_pretrained(tmp_path).to_dict()
     assert config | {"_name_or_path": ""} == model.config.to_dict() | {"_name_or_path": ""}
 
