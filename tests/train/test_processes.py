@@ -162,6 +162,27 @@ def test_one_of_several_processes_ends_without_taking_the_interpreter_down():
     assert done.stdout == ""
 
 
+def test_a_worker_whose_training_process_dies_in_the_middle_of_a_batch_is_silent():
+    """And still reports what is its own."""
+    program = (
+        "import sys, socket, struct\n"
+        "from multiprocessing import reduction, resource_sharer\n"
+        "from textdiff.train.batches import _start_worker\n"
+        "_start_worker(0)\n"
+        "address, _ = resource_sharer.DupFd(0)._id\n"
+        "caller = socket.socket(socket.AF_UNIX)\n"
+        "caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))\n"
+        "caller.connect(address)\n"
+        "caller.recv(4)\n"
+        "caller.close()\n"
+        "resource_sharer.stop(10)\n"
+        "raise ValueError('a row of no length')\n"
+    )
+    said = finished([sys.executable, "-c", program]).stderr
+    assert said.count("Traceback") == 1
+    assert "a row of no length" in said
+
+
 # --- what processes do together ------------------------------------------------------------------
 
 

@@ -6,8 +6,10 @@ every row's is marginally uniform.
 """
 
 import signal
+import sys
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
+from types import TracebackType
 
 import torch
 from torch import Tensor
@@ -188,16 +190,27 @@ class TrainingBatches(Dataset[Batch | OpenBatch]):
                 batch_size=None,
                 sampler=numbers,
                 num_workers=self.config.data.num_workers,
-                worker_init_fn=_outlast_signals,
+                worker_init_fn=_start_worker,
                 pin_memory=torch.cuda.is_available(),
             )
         )
 
 
-def _outlast_signals(worker: int) -> None:
-    """Leaves Ctrl-C and SIGTERM to the training process, also where a whole group receives them.
+def _start_worker(worker: int) -> None:
+    """Leaves to the training process what concerns both.
 
-    It still needs batches to reach the step at which all processes stop; workers end with it.
+    Ctrl-C and SIGTERM, also where a whole group receives them: it still needs batches to reach the
+    step at which all processes stop; workers end with it. And its own end: where it is killed while
+    it fetches a batch, the worker's server of batches has nobody left to tell.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    before = sys.excepthook
+
+    def report(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(error, (ConnectionError, EOFError)):
+            before(kind, error, trace)
+
+    sys.excepthook = report
