@@ -1,5 +1,5 @@
 """Shared fixtures. One thread: the tensors here are small, and threads that wait for a busy core
-cost more than they bring."""
+cost more than they bring; processes share the tests instead."""
 
 import faulthandler
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+import psutil
 import pytest
 import torch
 
@@ -30,8 +31,15 @@ def pytest_configure(config):
         if os.getpid() != tests:  # a worker that was forked
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+        where = f"SIGTERM in {os.environ.get('PYTEST_CURRENT_TEST', 'no test')}"
+        os.write(stderr, f"{where}\n".encode())
         faulthandler.dump_traceback(stderr)
-        pytest.exit(f"SIGTERM in {os.environ.get('PYTEST_CURRENT_TEST')}", 128 + number)
+        if config.getoption("numprocesses", None):  # those who run the tests have the children
+            ours = psutil.Process().children()
+            for process in ours:
+                process.terminate()
+            psutil.wait_procs(ours, timeout=10)
+        pytest.exit(where, 128 + number)
 
     signal.signal(signal.SIGTERM, end)
     # Children that hang are told to abort; what they say is enough.

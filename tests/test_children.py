@@ -53,23 +53,27 @@ print(subprocess.Popen([sys.executable, "-c", {orphan!r}], start_new_session=Tru
     assert not left.is_running() or left.status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_time_limit_from_outside_is_told(tmp_path):
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_time_limit_from_outside_is_told(tmp_path, processes):
     """What SIGTERM makes of pytest: the place, and no traceback of an innocent test."""
     (tmp_path / "conftest.py").write_text((TESTS / "conftest.py").read_text())
     (tmp_path / "test_it.py").write_text(
-        "import pathlib, time\n\ndef test_that_takes_long():\n"
-        "    pathlib.Path('begun').touch()\n    time.sleep(100)\n"
+        "import os, pathlib, time\n\ndef test_that_takes_long():\n"
+        "    pathlib.Path('begun').write_text(str(os.getpid()))\n    time.sleep(100)\n"
     )
     words = [sys.executable, "-u", "-m", "pytest", "-q", "-p", "no:cacheprovider", tmp_path]
-    with child([*words, "--rootdir", tmp_path], cwd=tmp_path) as process:
-        while not (tmp_path / "begun").exists():
+    begun = tmp_path / "begun"
+    with child([*words, "-n", processes, "--rootdir", tmp_path], cwd=tmp_path) as process:
+        while not (begun.exists() and begun.read_text()):
             assert process.poll() is None
             time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
         said, stacks = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM
-    assert "SIGTERM in test_it.py::test_that_takes_long (call)" in said
+    assert "SIGTERM in test_it.py::test_that_takes_long (call)" in stacks
+    assert "FAILED" not in said
     assert "test_it.py" in stacks
+    assert not psutil.pid_exists(int(begun.read_text()))
 
 
 @pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: path.stem)

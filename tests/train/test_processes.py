@@ -194,7 +194,7 @@ def member(rank: int, port: int, end: str, results) -> None:
 
     import textdiff.train.processes as processes
 
-    processes.TIMEOUT = timedelta(seconds=3)
+    processes.TIMEOUT = timedelta(seconds=6)
     state = PartialState(cpu=True, timeout=processes.TIMEOUT)
 
     def refuse() -> None:
