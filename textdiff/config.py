@@ -277,6 +277,21 @@ class NoiseConfig(Section):
         description="mask rates that training draws from, or `search`: at each evaluation those of "
         "smallest variance",
     )
+    prompts: float = Field(
+        0.0, ge=0.0, le=1.0, description="share of the rows whose beginning is given, free of noise"
+    )
+    prompt_dropout: float = Field(
+        0.0, ge=0.0, le=1.0, description="share of those whose prompt is hidden behind masks"
+    )
+
+    @model_validator(mode="after")
+    def _given(self) -> "NoiseConfig":
+        if self.prompt_dropout and not self.prompts:
+            raise ValueError(
+                f"prompt_dropout {self.prompt_dropout} hides prompts, and there are none: set "
+                "prompts, the share of rows that have one, for example 0.5"
+            )
+        return self
 
     @model_validator(mode="after")
     def _ordered(self) -> "NoiseConfig":
@@ -320,6 +335,7 @@ class DiffusionConfig(Section):
             or self._order_problem()
             or self._learned_problem()
             or self._search_problem()
+            or self._prompt_problem()
         )
         if problem:
             raise ValueError(problem)
@@ -342,6 +358,18 @@ class DiffusionConfig(Section):
             return (
                 "a range is searched by the variance of the bound's own terms: set "
                 "objective.loss_weight: elbo, or a fixed noise.range"
+            )
+        return None
+
+    def _prompt_problem(self) -> str | None:
+        if not self.noise.prompts:
+            return None
+        if self.schedule.kind == "learned":
+            return "noise.prompts: a learned schedule is trained on whole texts; set it to 0"
+        if set(self.block_sizes) == {1}:
+            return (
+                "noise.prompts: in blocks of one token all that comes before is given anyway; set "
+                "it to 0"
             )
         return None
 

@@ -1,5 +1,7 @@
 """Guidance: two networks' log-probabilities, mixed; every call counted; cached and alone alike."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from test_rules import FITS, family_of
@@ -7,8 +9,9 @@ from tiny_models import CLEAN, MASK, tiny_family, tiny_model
 
 from textdiff.errors import ConfigError
 from textdiff.sampling import Controls, Job, generate
+from textdiff.sampling.contrast import mix
 from textdiff.sampling.denoiser import Denoiser
-from textdiff.sampling.guidance import Guided, mix
+from textdiff.sampling.guidance import Guided
 
 A, B = CLEAN[1], CLEAN[3]
 PROMPTS = [[A, None, B, None, None, A], [B] * 6, [None] * 5 + [A] * 3 + [None], [A, B]]
@@ -75,13 +78,14 @@ def test_blocks_before_the_first_hole_are_not_there_for_it(model):
 
 CASES = [(case, rule) for case in ("mdlm", "gidd") for rule in sorted(FITS[case])]
 CASES += [("sedd", "euler"), ("sedd", "tweedie"), ("learned", "ancestral")]
+CASES += [("udlm", "ancestral"), ("udlm", "predictor_corrector"), ("sedd-uniform", "tweedie")]
 
 
 @pytest.mark.parametrize(("case", "rule"), CASES)
 def test_guided_rows_are_the_same_in_any_batch(model, case, rule):
     job = Job(PROMPTS, NEW, seed=5)
     for size in (None, 4):
-        family = family_of(case).with_block_size(size)
+        family = replace(family_of(case), block_size=size, hides_prompts=True)
         together = rows_of(model, family, job, rule, guidance=1.5)
         assert together != rows_of(model, family, job, rule)
         assert rows_of(model, family, job, rule, guidance=0.0) == rows_of(model, family, job, rule)
@@ -117,7 +121,7 @@ def test_every_call_is_counted(model):
 
 
 def test_where_guidance_means_nothing_it_is_refused(model):
-    with pytest.raises(ConfigError, match="uniform noise has no mask"):
+    with pytest.raises(ConfigError, match="not trained with hidden prompts"):
         rows_of(model, family_of("udlm"), Job([[A]], [3]), guidance=1.0)
     for weight in (-1.5, float("nan")):
         with pytest.raises(ConfigError, match="give -1 or more"):

@@ -27,6 +27,7 @@ class Family:
         objective: what the network predicts and what it costs.
         block_size: tokens per block; None: the whole sequence.
         timesteps: T where time is discrete; None: continuous time.
+        hides_prompts: whether training showed masks in a prompt's place, whatever the noise.
     """
 
     process: ForwardProcess
@@ -34,6 +35,7 @@ class Family:
     objective: Objective
     block_size: int | None
     timesteps: int | None = None
+    hides_prompts: bool = False
 
     @property
     def learned(self) -> nn.Module | None:
@@ -81,8 +83,8 @@ def build_family(
 
     Args:
         spec: `process`, `schedule` and `objective` (each with its `kind`), `block_size` (of a
-            list the first) and `timesteps`; the layout of a config's `diffusion` section and of
-            `diffusion` in an export's `config.json`.
+            list the first), `timesteps` and `prompt_dropout`; the layout of `diffusion` in an
+            export's `config.json`.
         vocabulary: which ids are clean tokens.
         device: where the vocabulary's tables live.
         exponents: the module that holds a learned schedule's; None: they stay where they start.
@@ -101,6 +103,7 @@ def build_family(
         objective=build_objective(process, **spec["objective"]),
         block_size=block_sizes(spec)[0],
         timesteps=spec.get("timesteps"),
+        hides_prompts=spec.get("prompt_dropout", 0.0) > 0.0,
     )
 
 

@@ -28,6 +28,7 @@ class Stream(IntEnum):
     PAIR = 8  # which positions are hit in the second mask of a pair
     BLOCK_SIZE = 9  # which block size a step trains
     RANGE = 10  # seeds of the draws that a search of mask rates measures
+    PROMPT = 11  # whether a training row begins with a prompt, whether it is hidden, its length
 
 
 def _wrap(value: int) -> int:

@@ -15,6 +15,7 @@ from textdiff.diffusion.objectives import Prediction
 from textdiff.errors import ConfigError
 from textdiff.sampling.constraints.constraint import Constraint
 from textdiff.sampling.context import Context, Scene
+from textdiff.sampling.contrast import Contrast
 
 Hook = Callable[[Context, Tensor], Tensor]
 """hook(context, log_x0 [N, V]) -> [N, V] log-weights; they need not be normalised, -inf forbids."""
@@ -168,11 +169,14 @@ class Controls:
 
     def applied(self, prediction: Prediction, context: Context) -> Prediction:
         """A prediction as rules that need it whole take it; its scores stay if nothing changes."""
-        return Prediction(
+        taken = Prediction(
             lambda: self.log_probabilities(prediction.log_x0, context),
             prediction.log_score if self.neutral else None,
             prediction.mixture,
         )
+        if isinstance(prediction, Contrast):
+            return prediction.reweighed(taken, self.neutral)
+        return taken
 
     def allowed(self, context: Context) -> Tensor | None:
         """[N, V] bool, tokens that are not banned; None: all that are clean."""

@@ -5,10 +5,10 @@ in log-probabilities (Sec. 3.1, arXiv:2412.10193; unsupervised, arXiv:2502.09992
 
     log p = log p_without + (1 + w) (log p_with - log p_without), normalised.
 
-Not to know a token is to see a mask in its place, which networks of masked diffusion are trained
-to: no conditions need be dropped in training. In blocks, whole blocks before the first open place
-are not there at all, and the text begins behind them, so that the network sees no stretches of
-masks among finished blocks, which it does not know.
+Not to know a token is to see a mask in its place. Networks of masked diffusion are trained to;
+those of uniform noise are if training hid prompts (`diffusion.noise.prompt_dropout`). In blocks,
+whole blocks before the first open place are not there at all, and the text begins behind them, so
+that the network sees no stretches of masks among finished blocks, which it does not know.
 """
 
 from collections.abc import Sequence
@@ -19,6 +19,7 @@ from torch import Tensor
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.objectives import Prediction
 from textdiff.errors import ConfigError
+from textdiff.sampling.contrast import Contrast
 from textdiff.sampling.denoiser import Predictor
 
 
@@ -26,16 +27,18 @@ def check_guidance(weight: float, family: Family) -> None:
     """Stops whoever asks for a guidance that is not defined.
 
     Raises:
-        ConfigError: a weight that is not finite or below -1, or noise without a mask.
+        ConfigError: a weight that is not finite or below -1, or noise without a mask in a network
+            that has never seen one in a prompt's place.
     """
     if not -1.0 <= weight < float("inf"):
         raise ConfigError(
             f"guidance {weight}: give -1 or more (0 is none, -1 ignores what is given)"
         )
-    if weight and not family.process.has_mask:
+    if weight and not family.process.has_mask and not family.hides_prompts:
         raise ConfigError(
-            "guidance compares with a text whose given tokens are masked, and "
-            f"{family.process.name} noise has no mask; leave guidance out, or use a hook"
+            "guidance compares with a text whose given tokens are masked, "
+            f"{family.process.name} noise has no mask, and this model was not trained with hidden "
+            "prompts (diffusion.noise.prompt_dropout); leave guidance out, or use a hook"
         )
 
 
@@ -91,11 +94,7 @@ class Guided(Predictor):
         told = self.informed(canvas, t, positions)
         blind = self.ignorant(canvas.masked_fill(self.known, mask), t, positions)
         self._count()
-        log_x0 = mix(told.log_x0, blind.log_x0, self.weight)
-        if told.log_score is None:
-            return Prediction(log_x0, None, told.mixture)
-        # How fast masks are revealed stays as it was; what they become is guided.
-        return Prediction(log_x0, log_x0 + told.log_score.logsumexp(-1, keepdim=True), told.mixture)
+        return Contrast.of(told, blind, self.weight)
 
     def _without(self, text: Tensor, slots: slice) -> Tensor:
         """The text of some slots with masks for what is given, and without what is not there."""
@@ -109,12 +108,3 @@ class Guided(Predictor):
     def _count(self) -> None:
         self.calls = self.informed.calls + self.ignorant.calls
         self.rows = self.informed.rows + self.ignorant.rows
-
-
-def mix(told: Tensor, blind: Tensor, weight: float) -> Tensor:
-    """[N, V] normalised mixture of log-probabilities; what either thinks impossible is so."""
-    possible = (told > -torch.inf) & (blind > -torch.inf)
-    # Where they have no token in common, the one that knows more is believed.
-    possible = torch.where(possible.any(-1, keepdim=True), possible, told > -torch.inf)
-    mixed = torch.where(blind > -torch.inf, blind + (1.0 + weight) * (told - blind), told)
-    return mixed.masked_fill(~possible, -torch.inf).log_softmax(-1)

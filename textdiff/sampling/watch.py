@@ -61,12 +61,7 @@ class Watch:
             self.likely = likely.flatten().index_copy(0, here, best).view_as(canvas)
         if len(asked) == len(positions):
             return prediction
-        rows, score = self._rows(positions), prediction.log_score
-        return Prediction(
-            lambda: prediction.log_x0[rows],
-            None if score is None else score[rows],
-            prediction.mixture,
-        )
+        return prediction.at(self._rows(positions))
 
     def fill(self, step: Step) -> Step:
         """The step with the parts that were asked for; what was not predicted is NaN."""

@@ -22,6 +22,7 @@ from textdiff.diffusion.family import Family, draw_noise
 from textdiff.diffusion.noise import Noise
 from textdiff.diffusion.randomness import Stream, stratified, uniforms
 from textdiff.likelihood import Batch, corrupt
+from textdiff.train.prompts import Prompts, scored_share
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,27 @@ class TrainingBatches(Dataset[Batch | OpenBatch]):
         if family.learned is not None:
             pair = [self._uniforms(s, samples) for s in (Stream.POSITION, Stream.PAIR)]
             return OpenBatch(x0, v, torch.stack(pair), ids, family.block_size)
-        noise = self.noise(family, samples, v, rates=self.ranges[family.block_size])
-        return corrupt(family, x0, noise, ids)
+        rates = self.ranges[family.block_size]
+        prompts = self.prompts(samples, blocks)
+        if prompts is None:
+            return corrupt(family, x0, self.noise(family, samples, v, rates=rates), ids)
+        noise = self.noise(family, samples, v, rates=rates, scorable=~prompts.given)
+        return prompts.hide(corrupt(family, x0, noise, ids), family.process.mask_token_id)
+
+    def prompts(self, samples: Tensor, blocks: Blocks) -> Prompts | None:
+        """What is given of some samples; None: nothing of any."""
+        settings = self.config.diffusion.noise
+        if not settings.prompts:
+            return None
+        u = uniforms(
+            self.config.run.seed, Stream.PROMPT, row=samples[:, None], position=torch.arange(3)
+        )
+        return Prompts.draw(u, blocks, settings.prompts, settings.prompt_dropout)
+
+    def scored_tokens(self, batch: Batch | OpenBatch) -> float:
+        """Tokens of a micro-batch that cost nats, as expected: all but prompts."""
+        blocks = Blocks.of(self.config.data.sequence_length, batch.block_size)
+        return scored_share(blocks, self.config.diffusion.noise.prompts) * batch.x0.numel()
 
     def block_size(self, step: int) -> int | None:
         """The block size of a step, each of those listed equally often."""
@@ -144,6 +164,7 @@ class TrainingBatches(Dataset[Batch | OpenBatch]):
         v: Tensor,
         seed: int | None = None,
         rates: Range = FULL_RANGE,
+        scorable: Tensor | None = None,
     ) -> Noise:
         """The noise of some samples.
 
@@ -153,12 +174,13 @@ class TrainingBatches(Dataset[Batch | OpenBatch]):
             v: [B, blocks] uniforms of the noise levels.
             seed: of which positions are hit; None: the run's.
             rates: smallest and largest mask rate.
+            scorable: [B, L] bool, positions that may be hit; None: all.
         """
         u = self._uniforms(Stream.POSITION, samples, seed)
         draws_tokens = family.process.draws_tokens
         u_token = self._uniforms(Stream.TOKEN, samples, seed) if draws_tokens else None
         blocks, draw = family.blocks(u.shape[1]), self.config.diffusion.noise.draw
-        return draw_noise(family, draw, v, u, blocks, None, rates, u_token)
+        return draw_noise(family, draw, v, u, blocks, scorable, rates, u_token)
 
     def _uniforms(self, stream: Stream, samples: Tensor, seed: int | None = None) -> Tensor:
         """[B, L] uniforms of the samples' positions."""

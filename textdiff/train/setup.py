@@ -78,9 +78,12 @@ def architecture(config: Config, vocabulary: int, **special_ids: Any) -> TextDif
         dropout=network.dropout,
         adaln=network.adaln,
         time_conditioning=network.time_conditioning,
-        diffusion=config.diffusion.model_dump(
-            mode="json", include={"process", "schedule", "objective", "block_size", "timesteps"}
-        ),
+        diffusion={
+            **config.diffusion.model_dump(
+                mode="json", include={"process", "schedule", "objective", "block_size", "timesteps"}
+            ),
+            "prompt_dropout": config.diffusion.noise.prompt_dropout,
+        },
         **special_ids,
     )
     # Not a constructor argument: transformers would check the package before we can say why not.

@@ -196,7 +196,7 @@ class Trainer:
             with self.accelerator.accumulate(self.module):
                 with self.accelerator.autocast():  # which FSDP2 leaves to the caller
                     total, _ = self.module(batch)
-                mean = total / batch.x0.numel()
+                mean = total / self.batches.scored_tokens(batch)
                 self.accelerator.backward(carrying(mean))
                 loss += mean.detach() / self.batches.accumulation
                 if self.accelerator.sync_gradients:

@@ -39,6 +39,13 @@ class Prediction:
         """[N, V] log-probabilities of the clean token."""
         return self._log_x0 if isinstance(self._log_x0, Tensor) else self._log_x0()
 
+    def at(self, index: Tensor) -> "Prediction":
+        """The predictions of some of the positions, [n] into N."""
+        score = self.log_score
+        return Prediction(
+            lambda: self.log_x0[index], None if score is None else score[index], self.mixture
+        )
+
 
 @dataclass(frozen=True)
 class Objective(ABC):

@@ -16,6 +16,7 @@ from textdiff.diffusion.randomness import Stream
 from textdiff.diffusion.schedule import NoiseSchedule
 from textdiff.errors import ConfigError
 from textdiff.sampling.context import Context
+from textdiff.sampling.contrast import Contrast
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_weighed, inverse_cdf
 from textdiff.sampling.rules.rule import Denoise, Step, Uniforms
@@ -106,7 +107,7 @@ def redraw(
         chosen = controls.cold() if greedy_tail and interval.last else controls
         context = Context(canvas, positions, t, process.vocabulary)
         taken = chosen.applied(prediction, context)
-        weights = law(taken, before, interval)
+        weights = _weights(law, process, taken, before, interval)
         if interval.last:  # a token that is impossible has no chance from rounding either
             weights = weights.where(taken.log_x0 > -torch.inf, 0.0)
         u = uniforms(Stream.TOKEN, interval.index).flatten()[positions].to(canvas.device)
@@ -116,6 +117,19 @@ def redraw(
         canvas = canvas.flatten().index_copy(0, here, tokens).view_as(canvas)
         changed = positions[(tokens != before).cpu()]
         yield Step(interval.index, t, canvas, changed, interval.index + 1)
+
+
+def _weights(
+    law: Law, process: ForwardProcess, taken: Prediction, before: Tensor, interval: Interval
+) -> Tensor:
+    """[N, V] the law of the next tokens; guided ones are mixed where a token was noised."""
+    if not isinstance(taken, Contrast) or not process.draws_tokens:
+        return law(taken, before, interval)
+    mixed = taken.mixed(lambda part: law(part, before, interval))
+    if not process.has_mask:
+        return mixed
+    masked = (before == process.mask_token_id)[:, None]
+    return torch.where(masked, law(taken, before, interval), mixed)
 
 
 def ancestral_law(process: ForwardProcess) -> Law:
