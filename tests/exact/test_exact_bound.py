@@ -181,6 +181,7 @@ def test_masked_count_of_the_oracle_is_the_likelihood(joint):
     assert bound.tokens == LENGTH * len(TEXTS)
 
 
+@pytest.mark.slow
 def test_stated_errors_cover_the_truth_as_often_as_they_say(arbitrary):
     denoiser = TableDenoiser(arbitrary)
     windows = one_document_per_text(family())

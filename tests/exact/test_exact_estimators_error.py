@@ -7,7 +7,7 @@ import torch
 from exact_tables import LENGTH, TableDenoiser, all_sequences, family, random_table
 
 from textdiff.likelihood import Estimates, Windows, cut_windows, estimate
-from textdiff.likelihood.estimate import MIN_REPLICATES, _planned
+from textdiff.likelihood.estimate import FEW_TOKENS_REPLICATES, MIN_REPLICATES, _planned
 from textdiff.likelihood.estimators import ESTIMATORS
 
 REPETITIONS = 1000
@@ -50,6 +50,22 @@ def coverage(found: Estimates, exact: float) -> float:
     """The share of documents whose 95 % interval holds what they all cost."""
     intervals = [found.document(index).interval(0.95) for index in range(REPETITIONS)]
     return sum(low <= exact <= high for low, high in intervals) / REPETITIONS
+
+
+def test_texts_of_a_few_tokens_get_more_replicates():
+    """One window of three tokens: the mean of 8 replicates is no more normal than its masks."""
+    worst, x = random_table(2), all_sequences()[5]
+    array, clean = x.to(torch.int32).numpy(), family().process.vocabulary.clean
+    one = cut_windows([array], ["abc"], LENGTH, clean)
+    many = cut_windows([array] * REPETITIONS, ["abc"] * REPETITIONS, LENGTH, clean)
+    denoiser = TableDenoiser(worst)
+    assert len(estimate(denoiser, family(), one, seed=4).nats) == FEW_TOKENS_REPLICATES
+    assert len(estimate(denoiser, family(), one, estimator="exact", seed=4).nats) == 1
+    found = estimate(denoiser, family(), many, seed=4, replicates=FEW_TOKENS_REPLICATES)
+    exact = worst.nelbo(x) / LENGTH
+    assert 0.93 <= coverage(found, exact) <= 0.97
+    fewer = Estimates({"diffusion": found.nats[:MIN_REPLICATES]}, many)
+    assert coverage(fewer, exact) < 0.93  # why there are more
 
 
 def test_random_times_state_too_small_an_error_and_say_so(table):

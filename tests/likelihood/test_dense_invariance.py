@@ -63,6 +63,7 @@ def test_company_does_not_matter(model, case, block_size):
     family, texts = family_of(case, block_size), documents()
     together = nats(model, family, windows_of(texts, family))
     alone = nats(model, family, windows_of(texts[:1], family))
+    alone = alone[: len(together)]  # a text of a few tokens has more replicates
     assert (together[:, :1] - alone).abs().max() < 1e-9
     changed = [texts[0], *(text.flip(0) for text in texts[1:])]
     others = nats(model, family, windows_of(changed, family))

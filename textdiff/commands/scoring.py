@@ -20,7 +20,8 @@ class Scoring:
     any_order, importance, chain_rule or exact; docs/bounds.md compares them."""
 
     replicates: int = 8
-    """Independent estimates that the error comes from, at least 8; exact estimators take one."""
+    """Independent estimates that the error comes from, at least 8 (32 for texts of fewer than 8
+    tokens); exact estimators take one."""
 
     precision: str | None = None
     """Add replicates until the 95 % interval of the perplexity is this narrow on either side, such

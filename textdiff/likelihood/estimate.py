@@ -30,6 +30,12 @@ from textdiff.models import TextDiffusionModel
 MIN_REPLICATES = 8
 MAX_REPLICATES = 4096
 
+FEW_TOKENS = 8
+"""Texts of fewer tokens have so few masks that the mean of 8 replicates is far from normal."""
+
+FEW_TOKENS_REPLICATES = 32
+"""Replicates that make 95 % intervals of such texts hold the truth as often as they say."""
+
 END = "end_of_text"
 """The part of a bound that documents' ends cost."""
 
@@ -59,7 +65,8 @@ def estimate(
         windows: what to score.
         estimator: a name in `ESTIMATORS`; None: `masked_count`, or `finite_t` for models in steps.
         seed: seed of the noise.
-        replicates: independent replicates, at least 8; exact estimators take one.
+        replicates: independent replicates, at least 8 (32 for texts of fewer than 8 tokens); exact
+            estimators take one.
         precision: adds replicates until the 95 % interval of the perplexity is within this fraction
             of it on either side, or there are 4096. By Stein's rule: the spread of the first
             `replicates` says how many it takes, and the interval stays as sure as it says.
@@ -86,7 +93,7 @@ def estimate(
         raise ConfigError(f"estimator {name} weighs whole orders: it has no nats per token")
     job = _Job(denoiser, family, windows, chosen, seed, batch_tokens, shard, attribute)
     saved = State.open(state, job.fingerprint() if state else {}, shard[0] == 0)
-    first = 1 if chosen.exact else max(replicates, MIN_REPLICATES)
+    first = 1 if chosen.exact else max(replicates, least_replicates(windows))
     while (done := len(saved.shares)) < (
         planned := _planned(saved.shares, windows, precision, first)
     ):
@@ -204,6 +211,12 @@ class _Job:
                 learned=self.learned[number] if self.learned else None,
                 allocation=self.allocations[number] if self.allocations else None,
             )
+
+
+def least_replicates(windows: Windows) -> int:
+    """Replicates that it takes for Student's t to be right about their mean."""
+    few = int(windows.document_tokens.sum()) < FEW_TOKENS
+    return FEW_TOKENS_REPLICATES if few else MIN_REPLICATES
 
 
 def _refuse_unseen_context(windows: Windows, family: Family) -> None:
