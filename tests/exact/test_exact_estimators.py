@@ -28,6 +28,8 @@ from exact_tables import (
     subsets,
 )
 
+from textdiff.diffusion.blocks import Blocks
+from textdiff.diffusion.noise import noise_by_time
 from textdiff.errors import CheckpointError, ConfigError
 from textdiff.likelihood import cut_windows, estimate
 from textdiff.likelihood.estimators import ESTIMATORS
@@ -302,15 +304,23 @@ def test_one_step_is_the_product_of_marginals_and_the_oracle_gap_halves(joint, t
 
 
 def second_moment(table: Table, x, eps: float) -> float:
-    """E of the squared published estimate at a linear schedule, by quadrature in log t."""
+    """E of the squared published estimate at a linear schedule, by quadrature in log t.
+
+    Times, mask rates and weights are those of the library's noise, sets of masks are enumerated.
+    """
     u = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
     t = torch.exp(math.log(eps) * (1.0 - u))
+    v = ((t - eps) / (1.0 - eps))[:, None]
+    blocks = Blocks.of(LENGTH, None)
+    noise = noise_by_time(family().schedule, v, v, blocks, rates=(eps, 1.0))
+    rate, weight = noise.threshold[:, 0], noise.weight[:, 0]
     total = 0.0
     for s in subsets():
         k = len(s)
-        chance = t**k * (1.0 - t) ** (LENGTH - k)
-        # dt = t |ln eps| du, and the estimate is CE_S / t.
-        total += float((chance / t).mean()) * -math.log(eps) * table.cross_entropy(x, s) ** 2
+        chance = rate**k * (1.0 - rate) ** (LENGTH - k)
+        # dt = t |ln eps| du
+        square = (weight * table.cross_entropy(x, s)) ** 2
+        total += float((t * chance * square).mean()) * -math.log(eps)
     return total / (1.0 - eps)
 
 
