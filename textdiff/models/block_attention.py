@@ -112,14 +112,15 @@ class _BlockAttention(torch.autograd.Function):
     def forward(ctx, q, k, v, chunks):
         ctx.save_for_backward(q, k, v)
         ctx.chunks = chunks
-        out = torch.empty_like(q, memory_format=torch.contiguous_format)
-        scale = 1 / math.sqrt(q.shape[-1])
-        for piece, biases in _pieces(q, chunks):
-            a, b, c, o = (x.flatten(0, 1)[piece] for x in (q, k, v, out))
+        rows, heads, queries, size = q.shape
+        out = q.new_empty(rows, queries, heads, size).transpose(1, 2)  # heads end up side by side
+        scale = 1 / math.sqrt(size)
+        for part, biases in _pieces(q, chunks):
+            a, b, c = (x[part].flatten(0, 1) for x in (q, k, v))
             a, keys, values = a * scale, _Seen(b, chunks), _Seen(c, chunks)
             for (noisy, clean), bias in zip(chunks, biases, strict=True):
                 p = _probabilities(_asking(a, noisy, clean), keys.at(noisy), bias)
-                _put(o, torch.bmm(p, values.at(noisy)), noisy, clean)
+                _put(out[part], torch.bmm(p, values.at(noisy)), noisy, clean)
         return out
 
     @staticmethod
@@ -129,16 +130,17 @@ class _BlockAttention(torch.autograd.Function):
         chunks, scale = ctx.chunks, 1 / math.sqrt(q.shape[-1])
         contiguous = torch.contiguous_format
         grads = [torch.empty_like(x, memory_format=contiguous) for x in (q, k, v)]
-        for piece, biases in _pieces(q, chunks):
-            a, b, c, g = (x.flatten(0, 1)[piece] for x in (q, k, v, grad))
-            to_q, to_k, to_v = (x.flatten(0, 1)[piece] for x in grads)
+        for part, biases in _pieces(q, chunks):
+            a, b, c = (x[part].flatten(0, 1) for x in (q, k, v))
+            to_k, to_v = (x[part].flatten(0, 1) for x in grads[1:])
             a, held_keys, held_values = a * scale, _Seen(b, chunks), _Seen(c, chunks)
             for (noisy, clean), bias in zip(chunks, biases, strict=True):
-                asks, slope = _asking(a, noisy, clean), _asking(g, noisy, clean)
+                asks = _asking(a, noisy, clean)
+                slope = _asking(grad[part], noisy, clean).flatten(0, 1)
                 keys, values = held_keys.at(noisy), held_values.at(noisy)
                 p = _probabilities(asks, keys, bias)
                 slopes = torch._softmax_backward_data(torch.bmm(slope, values.mT), p, -1, p.dtype)
-                _put(to_q, torch.bmm(slopes, keys).mul_(scale), noisy, clean)
+                _put(grads[0][part], torch.bmm(slopes, keys).mul_(scale), noisy, clean)
                 _add(to_k, torch.bmm(slopes.mT, asks), noisy, clean)
                 _add(to_v, torch.bmm(p.mT, slope), noisy, clean)
         return *grads, None
@@ -159,24 +161,30 @@ class _Seen:
         return self.buffer[:, :end]
 
 
-def _pieces(q: Tensor, chunks: Chunks) -> Iterator[tuple[slice, list[Tensor]]]:
-    """Slices of rows x heads whose scores in one chunk are about `SCORES`, and their biases."""
+def _pieces(q: Tensor, chunks: Chunks) -> Iterator[tuple[tuple[slice, slice], list[Tensor]]]:
+    """Slices of rows and heads whose scores in one chunk are about `SCORES`, and their biases.
+
+    Heads of one row, or whole rows.
+    """
     rows, heads, queries, _ = q.shape
     largest = 2 * chunks.size * (chunks.length + chunks.size)
     room = max(1, SCORES * torch.get_num_threads() // (largest * q.itemsize))
-    of = torch.arange(rows).repeat_interleave(heads)
+    many, some = max(1, room // heads), min(room, heads)
     biases: list[Tensor] = []
-    for start in range(0, rows * heads, room):
-        piece = slice(start, start + room)
-        if chunks.document_ids is not None or not biases:
-            streams = queries // chunks.length
-            biases = [chunks.bias(noisy, of[piece], streams, q.dtype) for noisy, _ in chunks]
-        yield piece, biases
+    for row in range(0, rows, many):
+        for head in range(0, heads, some):
+            part = slice(row, row + many), slice(head, head + some)
+            if chunks.document_ids is not None or not biases:
+                streams = queries // chunks.length
+                of = torch.arange(rows)[part[0]].repeat_interleave(len(range(heads)[part[1]]))
+                biases = [chunks.bias(noisy, of, streams, q.dtype) for noisy, _ in chunks]
+            yield part, biases
 
 
 def _asking(x: Tensor, noisy: slice, clean: slice) -> Tensor:
-    """[P, T, D] -> the queries of a chunk: its noisy and, if they are there, its clean ones."""
-    return x[:, noisy] if x.shape[1] < clean.stop else torch.cat([x[:, noisy], x[:, clean]], 1)
+    """[..., T, D] -> the queries of a chunk: its noisy and, if they are there, its clean ones."""
+    asks = x[..., noisy, :]
+    return asks if x.shape[-2] < clean.stop else torch.cat([asks, x[..., clean, :]], -2)
 
 
 def _probabilities(asks: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
@@ -187,11 +195,11 @@ def _probabilities(asks: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
 
 
 def _put(out: Tensor, part: Tensor, noisy: slice, clean: slice) -> None:
-    """Writes what belongs to a chunk's queries to [P, T, D]."""
-    size = noisy.stop - noisy.start
-    out[:, noisy] = part[:, :size]
-    if part.shape[1] > size:
-        out[:, clean] = part[:, size:]
+    """Writes what belongs to a chunk's queries, [P, queries, D], to [rows, heads, T, D]."""
+    size, part = noisy.stop - noisy.start, part.view(*out.shape[:2], *part.shape[1:])
+    out[:, :, noisy] = part[:, :, :size]
+    if part.shape[2] > size:
+        out[:, :, clean] = part[:, :, size:]
 
 
 def _add(whole: Tensor, part: Tensor, noisy: slice, clean: slice) -> None:

@@ -43,10 +43,11 @@ def dropout_add(x: Tensor, h: Tensor, p: float, training: bool) -> Tensor:
 def in_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """A function of rows, on a CPU applied to few enough of them at a time.
 
-    What it makes on the way should stay below 32 MiB, taking it for eight times as wide as `x`:
-    larger buffers glibc takes from the system anew every time, which has to clear their pages.
+    What it makes on the way, up to eight times as wide as `x`, should stay near the core, and below
+    the 32 MiB from which on glibc takes a buffer from the system anew every time, cleared.
     """
-    rows = max(1, 2**25 // (8 * x[0].numel() * x.itemsize)) if len(x) else 1
+    room = 2 * CHUNK_BYTES * torch.get_num_threads()
+    rows = max(1, room // (8 * x[0].numel() * x.itemsize)) if len(x) else 1
     if not applies(x) or len(x) <= rows:
         return function(x)
     return torch.cat([function(part) for part in x.split(rows)])
