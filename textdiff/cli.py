@@ -103,13 +103,20 @@ def _guarded(words: list[str], debug: bool) -> int:
             with suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-        _say(f"textdiff: error: {error}")
+        _say(f"textdiff: error: {_refusal(error)}")
         return 1
     except KeyboardInterrupt:
         _say("textdiff: interrupted")
         return 130
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
+
+
+def _refusal(error: OSError) -> str:
+    """What the system refused, in words: the file first."""
+    if not error.strerror:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
 def _leave_others(code: int) -> None:

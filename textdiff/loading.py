@@ -162,7 +162,10 @@ def load_tokenizer(folder: Path, config: TextDiffusionConfig) -> PreTrainedToken
         what = f"is damaged ({reason[0]})" if file.is_file() else f"cannot be read without {file}"
         raise CheckpointError(f"the tokenizer in {folder} {what}; export the model again") from None
     if tokenizer.mask_token_id is None:
-        raise CheckpointError(f"the tokenizer in {folder} has no mask token; it is needed here")
+        raise CheckpointError(
+            f"the tokenizer in {folder} has no mask token, which the model was trained with "
+            "(mask_token in tokenizer_config.json); export the model again"
+        )
     if tokenizer.mask_token_id != config.mask_token_id or len(tokenizer) > config.vocab_size:
         raise CheckpointError(
             f"the tokenizer in {folder} ({len(tokenizer)} tokens, mask {tokenizer.mask_token_id}) "

@@ -1,16 +1,21 @@
 """What a run survives: other runs, full disks, damaged files, broken samples, kills in between."""
 
+import errno
+import gc
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from children import child, finished
@@ -22,9 +27,10 @@ from textdiff.errors import CheckpointError
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.checkpoint import checkpoints, damage
 from textdiff.train.divergence import DivergenceGuard
-from textdiff.train.files import sweep, whole_folder
+from textdiff.train.files import sweep, whole_folder, writing
 from textdiff.train.lock import RunLock
 from textdiff.train.loss import DenoisingLoss
+from textdiff.train.metrics import MetricsFile
 from textdiff.train.setup import check_resume
 from textdiff.train.signals import StopRequest
 from textdiff.train.trainer import Trainer
@@ -168,6 +174,49 @@ def test_a_folder_is_whole_whenever_its_writer_dies(tmp_path, monkeypatch, death
     assert (target / "x").read_text() in ("old", "new")
 
 
+@pytest.mark.parametrize("victims", [1, 2])
+def test_a_killed_data_loader_worker_is_told_in_a_sentence(
+    folder, whole, tmp_path, monkeypatch, capsys, victims
+):
+    step, ignored = Trainer._step, []
+
+    def losing(trainer, *arguments):
+        if trainer.progress.step == 5:
+            children = psutil.Process().children()
+            assert len(children) >= 2
+            for worker in children[:victims]:
+                worker.kill()
+        return step(trainer, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_step", losing)
+        patch.setattr(sys, "unraisablehook", lambda failure: ignored.append(failure.exc_value))
+        assert train(folder, tmp_path / "run", "--data.num-workers=2") == 1
+        gc.collect()
+    shown = said(capsys)
+    assert "a data-loader worker ended unexpectedly" in shown
+    assert "data.num_workers" in shown
+    assert ignored == []
+    assert train(folder, tmp_path / "run", "--data.num-workers=2") == 0
+    assert outcome(tmp_path / "run") == outcome(whole)
+
+
+def test_what_a_worker_raises_itself_is_passed_on(folder, tmp_path, monkeypatch):
+    def fail(batches, index):
+        raise FileNotFoundError("of a row")
+
+    monkeypatch.setattr(TrainingBatches, "__getitem__", fail)
+    with pytest.raises(FileNotFoundError, match="of a row"):
+        train(folder, tmp_path / "run", "--data.num-workers=1", "--debug")
+    assert psutil.Process().children() == []  # the error does not keep them
+
+
+def test_a_run_that_is_done_says_so(folder, half, capsys):
+    assert train(folder, half, "--train.steps=6") == 0
+    shown = capsys.readouterr().out
+    assert "nothing is left to train: the run has made 8 steps, and train.steps is 6" in shown
+
+
 # --- two runs in one directory -------------------------------------------------------------------
 
 
@@ -230,20 +279,67 @@ def test_starting_over_keeps_the_directory_locked(folder, half, monkeypatch):
 # --- places that cannot be written ---------------------------------------------------------------
 
 
-def test_a_file_that_cannot_grow_ends_the_run_with_a_sentence(folder, half):
-    """The limit of the file size stands for a full disk: every write may fail halfway."""
+@contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    """Stands for a full disk: every write may fail halfway."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("largest", ["model.safetensors", "optimizer.pt"])
+def test_a_file_that_cannot_grow_ends_the_run_with_a_sentence(folder, half, capsys, largest):
     before = {p: p.read_bytes() for p in (half / "checkpoints").rglob("*") if p.is_file()}
     export = (half / "export" / "model.safetensors").read_bytes()
-    words = [sys.executable, "-m", "textdiff", "train", folder / "c.yaml", f"--run.dir={half}"]
-    done = finished(["bash", "-c", 'ulimit -f 60; exec "$@"', "bash", *words])  # kilobytes
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert "cannot write" in done.stderr
-    assert "step-000012" in done.stderr
-    assert "step-000008" in done.stderr  # what is left
+    with no_file_larger_than(len(before[half / "checkpoints" / "step-000008" / largest]) - 1000):
+        assert train(folder, half) == 1
+    shown = said(capsys)
+    assert f"cannot write {half / 'checkpoints' / 'step-000012'}: " in shown
+    assert "File too large" in shown
+    assert "step-000008" in shown  # what is left
+    assert "start the same command again" in shown
     assert {p: p.read_bytes() for p in (half / "checkpoints").rglob("*") if p.is_file()} == before
     assert (half / "export" / "model.safetensors").read_bytes() == export
     assert [path.name for path in half.rglob(".*-*")] == []
+
+
+@pytest.mark.parametrize(
+    ("error", "where"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "in {run}"),
+        (PermissionError(errno.EACCES, "Permission denied", "x.jsonl"), "x.jsonl"),
+    ],
+)
+def test_what_a_run_notes_beside_its_checkpoints_may_not_be_written(
+    folder, whole, half, monkeypatch, capsys, error, where
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsFile, "write", lambda *arguments: (_ for _ in ()).throw(error))
+        assert train(folder, half) == 1
+    shown = said(capsys)
+    assert f"cannot write {where.format(run=half)}: {error.strerror}; the newest" in shown
+    assert "step-000008; make room" in shown
+    assert train(folder, half) == 0
+    assert outcome(half) == outcome(whole)
+
+
+def test_a_thread_that_cannot_write_leaves_the_word_to_the_run(tmp_path, monkeypatch):
+    """TensorBoard writes in a thread, and raises in the next call what happened there."""
+    heard = []
+    monkeypatch.setattr(threading, "excepthook", lambda failure: heard.append(failure.exc_type))
+
+    def fail(error):
+        raise error
+
+    with writing(tmp_path, lambda: ""):
+        for error in (OSError(errno.ENOSPC, "full"), ValueError("a bug")):
+            thread = threading.Thread(target=fail, args=(error,))
+            thread.start()
+            thread.join()
+    assert heard == [ValueError]
 
 
 @pytest.mark.parametrize("function", ["save_file", "torch.save"])
@@ -263,6 +359,11 @@ def test_each_writer_may_fail(folder, whole, half, monkeypatch, capsys, function
     assert damage(half / "checkpoints" / "step-000008") is None
     assert train(folder, half) == 0
     assert outcome(half) == outcome(whole)
+
+
+def test_an_error_that_is_none_of_writing_stays_what_it_is(tmp_path):
+    with pytest.raises(FileNotFoundError), writing(tmp_path, lambda: ""):
+        (tmp_path / "missing").read_text()
 
 
 def test_a_directory_that_cannot_be_made(folder, tmp_path, capsys):

@@ -26,6 +26,7 @@ SUFFIXES = (".txt", ".txt.gz", ".txt.xz", ".jsonl", ".jsonl.gz", ".jsonl.xz", ".
 _BOM = b"\xef\xbb\xbf"
 _READ_BYTES = 1 << 20
 _LONGEST_LINE_BYTES = 1 << 28  # a line is held three times: as bytes, as JSON and as its text
+_ONE_OBJECT = 'every line has to be an object such as {"text": "..."}'
 _DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 _log = logging.getLogger(__name__)
@@ -94,7 +95,14 @@ def read_file(path: Path, text_column: str) -> Iterator[Block]:
         blank = blank and not block.text.strip()
         yield block
     if blank:
-        raise DataError(f"{path}: holds no text (it is empty or only white space)")
+        raise no_text(str(path))
+
+
+def no_text(where: str) -> DataError:
+    """The error for a file or a data set without any text."""
+    return DataError(
+        f"{where}: holds no text (it is empty or only white space); give one that holds some"
+    )
 
 
 def _rows(texts: Iterator[str]) -> Iterator[Block]:
@@ -223,9 +231,9 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{where}: not valid JSON ({error})") from None
+        raise DataError(f"{where}: not valid JSON ({error}); {_ONE_OBJECT}") from None
     if not isinstance(row, dict):
-        raise DataError(f'{where}: expected an object such as {{"text": "..."}}')
+        raise DataError(f"{where}: not an object; {_ONE_OBJECT}")
     return row
 
 

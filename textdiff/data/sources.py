@@ -28,6 +28,7 @@ from textdiff.data.files import (
     checked_text,
     is_text_file,
     missing_column,
+    no_text,
     read_file,
     text_files,
 )
@@ -172,7 +173,7 @@ def _streamed(rows: datasets.IterableDataset, where: str, column: str) -> Iterat
             f"{where}: the stream broke off ({_brief(error)}); run the command again"
         ) from None
     if blank:
-        raise DataError(f"{where}: holds no text (it is empty or only white space)")
+        raise no_text(where)
 
 
 def _check_hub(name: str, label: str, advice: str) -> str | None:
@@ -227,7 +228,7 @@ def _rows(dataset: Dataset, where: str, column: str) -> Iterator[Block]:
                 yield Block(text, True)
         row += len(values)
     if blank:
-        raise DataError(f"{where}: holds no text (it is empty or only white space)")
+        raise no_text(where)
 
 
 def _brief(error: Exception) -> str:

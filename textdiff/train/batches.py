@@ -7,7 +7,10 @@ every row's is marginally uniform.
 
 import signal
 import sys
+import threading
+import traceback
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -21,6 +24,7 @@ from textdiff.diffusion.blocks import Blocks
 from textdiff.diffusion.family import Family, draw_noise
 from textdiff.diffusion.noise import Noise
 from textdiff.diffusion.randomness import Stream, stratified, uniforms
+from textdiff.errors import LostProcessError
 from textdiff.likelihood import Batch, corrupt
 from textdiff.train.prompts import Prompts, scored_share
 
@@ -201,21 +205,70 @@ class TrainingBatches(Dataset[Batch | OpenBatch]):
             try:
                 while number < stop and self.ranges == made_under:
                     number += 1
-                    yield next(batches)
+                    yield self._fetched(batches)
             finally:
                 del batches
 
+    def _fetched(self, batches: Iterator[Batch | OpenBatch]) -> Batch | OpenBatch:
+        try:
+            with losing_no_worker(self.config.data.num_workers):
+                return next(batches)
+        except BaseException as error:
+            # Frames that an error keeps hold the workers, and a process that ends waits for these.
+            link: BaseException | None = error
+            while link is not None:
+                traceback.clear_frames(link.__traceback__)
+                link = link.__context__
+            raise
+
     def _prepared(self, numbers: range) -> Iterator[Batch | OpenBatch]:
-        return iter(
-            DataLoader(
-                self,
-                batch_size=None,
-                sampler=numbers,
-                num_workers=self.config.data.num_workers,
-                worker_init_fn=_start_worker,
-                pin_memory=torch.cuda.is_available(),
-            )
+        loader = DataLoader(
+            self,
+            batch_size=None,
+            sampler=numbers,
+            num_workers=self.config.data.num_workers,
+            worker_init_fn=_start_worker,
+            pin_memory=torch.cuda.is_available(),
         )
+        with _own_signals():
+            return iter(loader)
+
+
+@contextmanager
+def losing_no_worker(workers: int) -> Iterator[None]:
+    """While a batch is fetched, turns the end of a data-loader worker into a sentence.
+
+    Args:
+        workers: how many there are.
+
+    Raises:
+        LostProcessError: in place of what torch, or the connection to the worker, says.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError) as error:
+        ended = "DataLoader worker (pid" in str(error) or not isinstance(error, RuntimeError)
+        # What a worker raised itself is passed on as "Caught …".
+        if not workers or not ended or str(error).startswith("Caught "):
+            raise
+        raise LostProcessError(
+            "a data-loader worker ended unexpectedly, perhaps for want of memory or of shared "
+            "memory; start the same command again to continue from the last checkpoint, with a "
+            "smaller data.num_workers if it happens again"
+        ) from None
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keeps torch from raising wherever the run is when a worker ends: fetching finds it, too."""
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGCHLD)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
 
 def _start_worker(worker: int) -> None:

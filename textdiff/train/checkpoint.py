@@ -49,13 +49,11 @@ class Checkpoint:
             CheckpointError: it cannot be written; the earlier ones are as they were.
         """
         target = root / f"step-{self.state['step']:06d}"
-        earlier = checkpoints(root)
-        rescue = f"the newest checkpoint is {earlier[-1]}" if earlier else "there is no checkpoint"
-        with whole_folder(target, rescue) as folder:
+        with whole_folder(target, rescue(root)) as folder:
             for name, tensors in (("model", self.model), ("ema", self.ema)):
                 contiguous = {k: v.contiguous() for k, v in tensors.items()}
                 save_file(contiguous, folder / f"{name}.safetensors")
-            torch.save(list(self.optimizers), folder / "optimizer.pt")
+            _save(list(self.optimizers), folder / "optimizer.pt")
             (folder / "trainer.json").write_text(json.dumps(self.state, indent=2) + "\n")
             (folder / "manifest.json").write_text(json.dumps(_manifest(folder), indent=2) + "\n")
         for old in checkpoints(root)[:-keep]:
@@ -96,6 +94,13 @@ class Checkpoint:
 def checkpoints(root: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
     return sorted(root.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def rescue(root: Path) -> str:
+    """What is left of a run that cannot write, and how it goes on; the end of a sentence."""
+    found = checkpoints(root)
+    left = f"the newest checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
+    return f"{left}; make room or allow writing there, then start the same command again"
 
 
 def newest_usable(root: Path, tell: Callable[[str], None]) -> Path | None:
@@ -161,6 +166,21 @@ def _check_format(path: Path, found: int, version: str) -> None:
 def optimizer_states(optimizers: Sequence[Optimizer]) -> list[dict[str, Any]]:
     """State dicts of the optimizers, in order."""
     return [optimizer.state_dict() for optimizer in optimizers]
+
+
+def _save(states: list[dict[str, Any]], path: Path) -> None:
+    """`torch.save` into a file of Python's, which knows why a write fails.
+
+    Raises:
+        OSError: it did.
+    """
+    try:
+        with path.open("wb") as file:
+            torch.save(states, file)
+    except RuntimeError as error:  # about the end of the archive, in the middle of that failure
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from textdiff.generation import SampleDefaults
 from textdiff.likelihood import Bound
 from textdiff.pipeline import TextDiffusion
 from textdiff.provenance import TRAINING_FILE, code_record
+from textdiff.train.checkpoint import rescue
 from textdiff.train.files import whole_folder
 
 
@@ -35,7 +36,7 @@ def write_export(
     Raises:
         CheckpointError: it cannot be written; the earlier export is as it was.
     """
-    with whole_folder(target, "training can continue from its last checkpoint") as folder:
+    with whole_folder(target, rescue(target.with_name("checkpoints"))) as folder:
         model.save_pretrained(folder)
         (folder / "README.md").write_text(model_card(config, state, bound), encoding="utf-8")
         record = json.dumps(_training_record(config, state), indent=2, ensure_ascii=False)

@@ -4,9 +4,11 @@ A folder is written as `.partial-NAME` and renamed; one that it replaces waits a
 then. `sweep` puts in order what a kill left in between.
 """
 
+import errno
 import os
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +17,13 @@ from safetensors import SafetensorError
 from textdiff.errors import CheckpointError
 
 PARTIAL, OLD = ".partial-", ".old-"
+
+# How a system refuses to write: full, over a quota, too large, not allowed, broken.
+_REFUSALS = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EFBIG", "EACCES", "EPERM", "EROFS", "EIO")
+    if hasattr(errno, name)
+}
 
 
 @contextmanager
@@ -41,13 +50,43 @@ def whole_folder(target: Path, rescue: str) -> Iterator[Path]:
         scratch.rename(target)
         _flush(target.parent)
         shutil.rmtree(old, ignore_errors=True)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        # Safetensors and torch.save report a failed write in their own ways.
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(scratch, ignore_errors=True)
-        if isinstance(error, RuntimeError) and "write" not in str(error):
-            raise
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise CheckpointError(f"cannot write {target}: {reason}; {rescue}") from error
+
+
+@contextmanager
+def writing(directory: Path, rescue: Callable[[], str]) -> Iterator[None]:
+    """Says where writing failed: an error of the system may not, and knows nothing of the rest.
+
+    Args:
+        directory: where everything is written.
+        rescue: what is left then, the end of that sentence.
+
+    Raises:
+        CheckpointError: in place of an error about writing; others pass.
+    """
+    before = threading.excepthook
+
+    def report(failure: threading.ExceptHookArgs) -> None:
+        if not _refused(failure.exc_value):  # raised once more by the next call of that writer
+            before(failure)
+
+    threading.excepthook = report
+    try:
+        yield
+    except OSError as error:
+        if not _refused(error):
+            raise
+        place = error.filename or f"in {directory}"
+        raise CheckpointError(f"cannot write {place}: {error.strerror}; {rescue()}") from error
+    finally:
+        threading.excepthook = before
+
+
+def _refused(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) and error.errno in _REFUSALS
 
 
 def discard(folder: Path) -> None:

@@ -34,11 +34,12 @@ from textdiff.train.checkpoint import (
     damage,
     newest_usable,
     optimizer_states,
+    rescue,
 )
 from textdiff.train.divergence import DivergenceGuard, as_record, carrying, describe, examine
 from textdiff.train.ema import EMA
 from textdiff.train.export import sample_defaults, write_export
-from textdiff.train.files import sweep
+from textdiff.train.files import sweep, writing
 from textdiff.train.loss import training_loss
 from textdiff.train.metrics import MetricsFile, evaluation_values
 from textdiff.train.optim import build_optimizers, lr_multiplier, set_learning_rate
@@ -141,8 +142,16 @@ class Trainer:
         Returns:
             0, or the number of the signal that stopped the run (with everything saved).
         """
+        saved = self.directory / "checkpoints"
+        with writing(self.directory, lambda: rescue(saved)):
+            self._start()
+            signalled = self._loop()
+            if not signalled:
+                self._finish()
+        return signalled
+
+    def _loop(self) -> int:
         config, progress = self.config.train, self.progress
-        self._start()
         with (
             StopRequest() as stop,
             closing(self.batches.loader(progress.step, config.steps)) as batches,
@@ -168,7 +177,6 @@ class Trainer:
                     return signalled
                 if self._due(config.log_every):
                     clock, tokens_before = time.perf_counter(), progress.tokens
-        self._finish()
         return 0
 
     def _due(self, every: int) -> bool:
@@ -252,7 +260,9 @@ class Trainer:
             record = as_record(step + 1, norm, findings)
             path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         last = checkpoints(self.directory / "checkpoints")
-        export = " (train.init_from takes the weights of this export)" if last else ""
+        export = (
+            f" (train.init_from: {self.directory / 'export'} goes on from there)" if last else ""
+        )
         return TextDiffError(
             f"step {step + 1} is not finite (gradient norm {norm:.4g}): {describe(findings)}; "
             f"nothing of it was kept, all its samples are in {path}; last checkpoint: "
@@ -395,6 +405,11 @@ class Trainer:
                 "corpus": self.corpus.record,
             }
         )
+        if progress.step >= self.config.train.steps:
+            self.reporter.message(
+                f"nothing is left to train: the run has made {progress.step} steps, and "
+                f"train.steps is {self.config.train.steps}; raise it to go on"
+            )
 
     def _state(self) -> dict[str, Any]:
         return {
