@@ -114,10 +114,9 @@ class _BlockAttention(torch.autograd.Function):
         ctx.chunks = chunks
         rows, heads, queries, size = q.shape
         out = q.new_empty(rows, queries, heads, size).transpose(1, 2)  # heads end up side by side
-        scale = 1 / math.sqrt(size)
         for part, biases in _pieces(q, chunks):
             a, b, c = (x[part].flatten(0, 1) for x in (q, k, v))
-            a, keys, values = a * scale, _Seen(b, chunks), _Seen(c, chunks)
+            keys, values = _Seen(b, chunks), _Seen(c, chunks)
             for (noisy, clean), bias in zip(chunks, biases, strict=True):
                 p = _probabilities(_asking(a, noisy, clean), keys.at(noisy), bias)
                 _put(out[part], torch.bmm(p, values.at(noisy)), noisy, clean)
@@ -133,15 +132,15 @@ class _BlockAttention(torch.autograd.Function):
         for part, biases in _pieces(q, chunks):
             a, b, c = (x[part].flatten(0, 1) for x in (q, k, v))
             to_k, to_v = (x[part].flatten(0, 1) for x in grads[1:])
-            a, held_keys, held_values = a * scale, _Seen(b, chunks), _Seen(c, chunks)
+            held_keys, held_values = _Seen(b, chunks), _Seen(c, chunks)
             for (noisy, clean), bias in zip(chunks, biases, strict=True):
                 asks = _asking(a, noisy, clean)
                 slope = _asking(grad[part], noisy, clean).flatten(0, 1)
                 keys, values = held_keys.at(noisy), held_values.at(noisy)
                 p = _probabilities(asks, keys, bias)
                 slopes = torch._softmax_backward_data(torch.bmm(slope, values.mT), p, -1, p.dtype)
-                _put(grads[0][part], torch.bmm(slopes, keys).mul_(scale), noisy, clean)
-                _add(to_k, torch.bmm(slopes.mT, asks), noisy, clean)
+                _put(grads[0][part], _scaled(slopes, keys, scale), noisy, clean)
+                _add(to_k, _scaled(slopes.mT, asks, scale), noisy, clean)
                 _add(to_v, torch.bmm(p.mT, slope), noisy, clean)
         return *grads, None
 
@@ -189,9 +188,15 @@ def _asking(x: Tensor, noisy: slice, clean: slice) -> Tensor:
 
 def _probabilities(asks: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
     """[P, queries, keys] softmax of the scores of one chunk, whose last keys have a bias."""
-    p = torch.bmm(asks, keys.mT)
+    p = _scaled(asks, keys.mT, 1 / math.sqrt(asks.shape[-1]))
     p[..., -bias.shape[-1] :] += bias
     return torch.softmax(p, -1, out=p)
+
+
+def _scaled(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """[P, n, m] a b, times a number that the product takes along."""
+    out = a.new_empty(len(a), a.shape[1], b.shape[2])
+    return torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
 
 
 def _put(out: Tensor, part: Tensor, noisy: slice, clean: slice) -> None:
