@@ -13,7 +13,6 @@ the cache, as a table and as a plot.
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from speed import GEMM_SIZES, SIZES, Size
+from speed import GEMM_SIZES, SIZES, Size, cpu_model
 
 from textdiff.diffusion.family import Family, build_family
 from textdiff.diffusion.process import Vocabulary
@@ -171,7 +170,7 @@ def main() -> None:
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": "OMP_NUM_THREADS=1 python evals/generation.py",
         "torch": torch.__version__,
-        "machine": platform.processor() or platform.machine(),
+        "cpu": cpu_model(),
     }
     arguments.out.write_text(json.dumps(known, indent=2) + "\n")
 
