@@ -277,8 +277,10 @@ def test_texts_around_holes(held):
 
 def test_patterns_bans_and_hooks(held):
     options = {"max_new_tokens": 9, "num_samples": 5, "seed": 2}
-    done = held.generate("ab", regex="(no|yes|é)+", ban=["yesyes", "nono"], **options)
+    wanted = {"regex": "(no|yes|é)+", "ban": ["yesyes", "nono"], "force": "éno"}
+    done = held.generate("ab", **wanted, **options)
     for text in done.completions:
+        assert "éno" in text
         assert re.fullmatch("(no|yes|é)+", text)
         assert "nono" not in text
         assert "yesyes" not in text

@@ -35,6 +35,7 @@ class SampleDefaults:
         guidance: weight of classifier-free guidance by what is given; 0: none.
         regex: pattern that the text of every hole matches; None: any text.
         ban: strings that no hole holds.
+        force: strings that every hole holds.
         window: tokens before a block that it sees, a multiple of the block size; None: all of texts
             no longer than the context, and beyond as many as in training; 0: all.
         stride: tokens that a full-sequence model adds at a time beyond its context; None: half the
@@ -54,6 +55,7 @@ class SampleDefaults:
     guidance: float = 0.0
     regex: str | None = None
     ban: Sequence[str] = ()
+    force: Sequence[str] = ()
     window: int | None = None
     stride: int | None = None
 
@@ -62,8 +64,7 @@ class SampleDefaults:
         """Reads an export's file; keys that are not ours are left alone."""
         known = {f.name for f in fields(cls)}
         given = {key: value for key, value in read_json(path).items() if key in known}
-        if "ban" in given:
-            given["ban"] = tuple(given["ban"])
+        given |= {key: tuple(given[key]) for key in ("ban", "force") if key in given}
         return cls(**given)
 
     def changed(self, options: Mapping[str, Any]) -> "SampleDefaults":

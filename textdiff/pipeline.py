@@ -464,13 +464,16 @@ class TextDiffusion:
 
     def _pattern(self, settings: SampleDefaults) -> Constraint | None:
         """The constraint that the settings name, if they do."""
-        if settings.regex is None and not settings.ban:
+        if settings.regex is None and not settings.ban and not settings.force:
             return None
         clean = self.family.process.vocabulary.clean.cpu()
         tokens = token_bytes(self.tokenizer)
         tokens += [None] * (len(clean) - len(tokens))
         spelled = [t if ok else None for t, ok in zip(tokens, clean.tolist(), strict=True)]
-        banned = (settings.ban,) if isinstance(settings.ban, str) else tuple(settings.ban)
+        banned, forced = (
+            (texts,) if isinstance(texts, str) else tuple(texts)
+            for texts in (settings.ban, settings.force)
+        )
         return build_pattern(
             settings.regex,
             banned,
@@ -478,6 +481,7 @@ class TextDiffusion:
             end_id(self.tokenizer, clean),
             settings.min_new_tokens,
             self.model.device,
+            forced,
         )
 
     def _window(self, job: Job, window: int | None) -> int | None:

@@ -78,6 +78,21 @@ def test_banned_strings_are_nowhere():
     assert not accepts(automaton(None, ["x"]), b"a\xffx")
 
 
+def test_forced_strings_are_somewhere():
+    """Overlapping ones, one inside another, beside a pattern and a ban."""
+    machine = automaton("[ab]*", ["bbb"], ["aba", "bb", "b"])
+    for length in range(8):
+        for letters in product("ab", repeat=length):
+            text = "".join(letters)
+            wanted = "aba" in text and "bb" in text and "bbb" not in text
+            assert accepts(machine, text.encode()) == wanted
+    assert len(automaton(None, [], ["aab"]).moves) == 4  # what was found is not looked for again
+    assert accepts(automaton(None, [], ["é"]), "aé\n".encode())
+    assert not accepts(automaton(None, [], ["é"]), "é".encode()[:1])
+    with pytest.raises(ConfigError, match="a forced string is empty"):
+        automaton(None, [], ["a", ""])
+
+
 @pytest.mark.parametrize(
     ("pattern", "said"),
     [
@@ -128,7 +143,7 @@ def rows_of(model, family, job, rule, pattern, steps=3, **options):
     return [row[:n].tolist() for row, n in zip(last.canvas, job.lengths.tolist(), strict=True)]
 
 
-def check_row(row, prompt, new, pattern: str, banned=()):
+def check_row(row, prompt, new, pattern: str, banned=(), forced=()):
     """Every hole matches by itself; an open end up to where the text ends."""
     places = [*[token is None for token in prompt], *[True] * new]
     start = None
@@ -142,6 +157,7 @@ def check_row(row, prompt, new, pattern: str, banned=()):
             text = spelled(hole)
             assert re.fullmatch(pattern, text.decode()), (hole, text)
             assert not any(ban.encode() in text for ban in banned)
+            assert all(force.encode() in text for force in forced)
             start = None
 
 
@@ -157,11 +173,11 @@ CASES = [
 @pytest.mark.parametrize("size", [None, 4])
 def test_every_hole_matches_under_every_rule_in_any_batch(model, case, rule, size):
     family, job = family_of(case).with_block_size(size), Job(PROMPTS, NEW, seed=5)
-    pattern = build_pattern("(a|bab|é|cc)+", ["aa"], TOKENS, END, min_new_tokens=2)
+    pattern = build_pattern("(a|bab|é|cc)+", ["aa"], TOKENS, END, min_new_tokens=2, forced=["a"])
     pattern.check(job)
     together = rows_of(model, family, job, rule, pattern)
     for row, prompt, new in zip(together, PROMPTS, NEW, strict=True):
-        check_row(row, prompt, new, "(a|bab|é|cc)+", ["aa"])
+        check_row(row, prompt, new, "(a|bab|é|cc)+", ["aa"], ["a"])
         tail = max(
             [place + 1 for place, token in enumerate(prompt) if token is not None], default=0
         )
@@ -187,13 +203,17 @@ def test_many_rows_all_match(model):
 def test_what_cannot_match_is_said_before_the_network_runs():
     pattern = build_pattern("a{6}", [], TOKENS, END, min_new_tokens=4)
     pattern.check(Job([[]], [6]))
-    with pytest.raises(ConfigError, match=r"no text of exactly 5 tokens satisfies .*'a\{6\}'"):
+    with pytest.raises(ConfigError, match=r"no text of exactly 5 tokens satisfies .*`a\{6\}`"):
         pattern.check(Job([[None] * 5 + [0]], [0]))
     with pytest.raises(ConfigError, match="no text of up to 5 tokens"):
         pattern.check(Job([[]], [5]))
     late = build_pattern("a?", [], TOKENS, END, min_new_tokens=3)
     with pytest.raises(ConfigError, match="no text of up to 9 tokens"):
         late.check(Job([[]], [9]))
+    forced = build_pattern(None, [], TOKENS, END, forced=["cc", "éa"])
+    forced.check(Job([[]], [5]))
+    with pytest.raises(ConfigError, match="up to 4 tokens satisfies the forced `cc`, `éa`"):
+        forced.check(Job([[]], [4]))
     endless = build_pattern("a?", [], TOKENS, None)
     with pytest.raises(ConfigError, match="exactly 9 tokens"):
         endless.check(Job([[]], [9]))

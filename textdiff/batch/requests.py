@@ -167,7 +167,8 @@ def option_types() -> dict[str, Any]:
     hints = get_type_hints(SampleDefaults)
     types = {field.name: hints[field.name] for field in fields(SampleDefaults)}
     types["steps"] = types.pop("max_denoising_steps")
-    return types | {"prompt": str, "suffix": str, "seed": int, "stop": str | list[str]}
+    strings = dict.fromkeys(("stop", "ban", "force"), str | list[str])
+    return types | strings | {"prompt": str, "suffix": str, "seed": int}
 
 
 def _checked(key: str, value: Any, kind: Any) -> Any:

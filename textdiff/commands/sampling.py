@@ -55,7 +55,10 @@ class Sampling:
     """Regular expression that the text of every hole matches as a whole, up to where it ends."""
 
     ban: tuple[str, ...] = ()
-    """Strings that are not generated."""
+    """Strings that no hole holds."""
+
+    force: tuple[str, ...] = ()
+    """Strings that every hole holds, somewhere; to say where, write a template."""
 
     suffix: str = ""
     """Text that follows what is generated."""
@@ -97,6 +100,7 @@ class Sampling:
             "guidance": self.guidance,
             "regex": self.regex,
             "ban": self.ban or None,
+            "force": self.force or None,
             "suffix": self.suffix,
             "stop": self.stop,
             "window": self.window,

@@ -1,4 +1,4 @@
-"""Patterns and banned strings as one deterministic automaton over the bytes of UTF-8.
+"""Patterns, banned strings and forced ones as one deterministic automaton over the bytes of UTF-8.
 
 Tokens are strings of bytes, and some of them only parts of a character, so characters become
 sequences of byte ranges first. A pattern's tree becomes a nondeterministic automaton (Thompson,
@@ -93,6 +93,12 @@ class _Loose:
             start = following
         self.edges[start].append((*spans[-1], end))
 
+    def find(self, text: str, start: int) -> tuple[int, range]:
+        """Adds the characters of a text behind a state; the last state, and those on the way."""
+        last = self.state()
+        self._chain([(byte, byte) for byte in text.encode()], start, last)
+        return last, range(last + 1, len(self.free))
+
     def closure(self, states: set[int]) -> frozenset[int]:
         """All states that these lead to without a byte."""
         found, waiting = set(states), list(states)
@@ -104,16 +110,22 @@ class _Loose:
         return frozenset(found)
 
 
-def automaton(pattern: str | None, banned: Sequence[str]) -> ByteAutomaton:
-    """Accepts what matches the pattern and holds none of the banned strings.
+def automaton(
+    pattern: str | None, banned: Sequence[str], forced: Sequence[str] = ()
+) -> ByteAutomaton:
+    """Accepts what matches the pattern, holds none of the banned strings and all forced ones.
 
     Args:
         pattern: a regular expression; None: any text.
         banned: strings.
+        forced: strings.
 
     Raises:
-        ConfigError: no regular expression, an empty banned string, or more states than are handled.
+        ConfigError: no regular expression, an empty string, or more states than are handled.
     """
+    for what, texts in (("banned", banned), ("forced", forced)):
+        if "" in texts:
+            raise ConfigError(f"a {what} string is empty; give at least one character")
     loose = _Loose()
     start = loose.state()
     if pattern is None:
@@ -121,23 +133,35 @@ def automaton(pattern: str | None, banned: Sequence[str]) -> ByteAutomaton:
         loose.edges[start].append((0, 255, start))
     else:
         end = loose.add(parse(pattern), start)
-    search, caught = loose.state(), set()  # states before this one are the pattern's
-    if banned:
-        loose.edges[search].append((0, 255, search))
-    for text in banned:
-        if not text:
-            raise ConfigError("a banned string is empty; give at least one character")
-        last = loose.state()
-        loose._chain([(byte, byte) for byte in text.encode()], search, last)
-        caught.add(last)
-    return _determined(loose, loose.closure({start, search}), end, search, caught)
+    search = loose.state()  # states before this one are the pattern's
+    loose.edges[search].append((0, 255, search))
+    caught = {loose.find(text, search)[0] for text in banned}
+    found = dict(loose.find(text, search) for text in forced)
+    for last in found:
+        loose.edges[last].append((0, 255, last))
+    return _determined(loose, loose.closure({start, search}), end, search, caught, found)
 
 
 def _determined(
-    loose: _Loose, first: frozenset[int], end: int, search: int, caught: set[int]
+    loose: _Loose,
+    first: frozenset[int],
+    end: int,
+    search: int,
+    caught: set[int],
+    found: dict[int, range],
 ) -> ByteAutomaton:
-    """Sets of states as states (Rabin and Scott, 1959)."""
+    """Sets of states as states (Rabin and Scott, 1959).
+
+    Args:
+        loose: the states.
+        first: those that a text begins in.
+        end: the one that the pattern ends in.
+        search: this state and later ones are not the pattern's.
+        caught: states that a text must not come to.
+        found: states that it has to be in at its end, with those on the way to each.
+    """
     numbers, waiting = {first: 0}, deque([first])
+    ends = {end, *found}
     moves: list[list[int]] = []
     while waiting:
         states = waiting.popleft()
@@ -150,7 +174,10 @@ def _determined(
         for target in targets:
             key = frozenset(target)
             if key not in known:
-                known[key] = loose.closure(target)
+                reached = loose.closure(target)
+                for last, way in found.items():  # what is found need not be looked for again
+                    reached = reached.difference(way) if last in reached else reached
+                known[key] = reached
             reached = known[key]
             if reached & caught or all(state >= search for state in reached):
                 row.append(-1)
@@ -161,11 +188,11 @@ def _determined(
                 if len(numbers) > MOST_STATES:
                     raise ConfigError(
                         f"the pattern takes more than {MOST_STATES} states; repeat less, or ban "
-                        "fewer strings"
+                        "or force fewer strings"
                     )
             row.append(numbers[reached])
         moves.append(row)
-    return ByteAutomaton(moves, [end in states for states in numbers])
+    return ByteAutomaton(moves, [ends <= states for states in numbers])
 
 
 def _utf8(ranges: Ranges) -> Iterator[tuple[Span, ...]]:

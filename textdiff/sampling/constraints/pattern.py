@@ -1,4 +1,4 @@
-"""The text of every hole matches a pattern, and holds no banned string.
+"""The text of every hole matches a pattern, holds no banned string and every forced one.
 
 Positions are revealed in any order, so what may stand at one of them depends on both sides: on the
 states that the automaton can be in there, read from the left, and on those from which the rest of
