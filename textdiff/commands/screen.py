@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
+from textdiff.commands.sampling import written
 from textdiff.commands.showing import Showing
 from textdiff.pipeline import TextDiffusion
 from textdiff.sampling import Job, Step
@@ -107,10 +108,10 @@ def _title(task: Mapping[str, Any]) -> str:
 
 def _facts(model: TextDiffusion, name: str, task: Mapping[str, Any]) -> dict[str, str]:
     """What the film says about its making: the model, and what was asked of it."""
-    asked = {key: value for key, value in task.items() if value not in (None, (), [])}
+    asked = {key: value for key, value in task.items() if value not in (None, (), [], "")}
     settings = {"rule": model.defaults.rule, "steps": model.defaults.max_denoising_steps, **asked}
     hidden = ("prompts", "batch_size", "cache")
-    facts = {key.replace("_", " "): str(value) for key, value in settings.items()}
+    facts = {key.replace("_", " "): written(value) for key, value in settings.items()}
     return {"model": name} | {k: v for k, v in facts.items() if k.replace(" ", "_") not in hidden}
 
 

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
 from textdiff.commands.arguments import writable
-from textdiff.commands.sampling import Sampling
+from textdiff.commands.sampling import Sampling, written
 from textdiff.commands.screen import Texts, can_animate, live, recorders
 from textdiff.commands.showing import Showing
 from textdiff.errors import ConfigError, DataError, closest
@@ -180,8 +180,8 @@ class Session:
             own = {"steps": "max_denoising_steps"}.get(field.name, field.name)
             if value in (None, (), ""):
                 value = getattr(self.model.defaults, own, None)
-                value = "-" if value in (None, {}, ()) else f"{value} (the model's)"
-            self._say(f"{field.name.replace('_', '-'):>20}  {value}")
+                value = "-" if value in (None, {}, ()) else f"{written(value)} (the model's)"
+            self._say(f"{field.name.replace('_', '-'):>20}  {written(value)}")
         self._say(f"{'samples':>20}  {self.num_samples}")
 
     def _rule(self, words: list[str]) -> None:
