@@ -104,7 +104,7 @@ def test_settings_are_shown_and_refused_ones_change_nothing(play):
     )
     assert "top-k  5" in out
     assert "rule  confidence" in out
-    assert "('order=margin',)" in out
+    assert "knobs  order=margin" in out
     assert "temperature  1.0 (the model's)" in out
     assert "confidence *" in out
 
