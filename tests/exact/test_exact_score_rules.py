@@ -285,3 +285,26 @@ def test_rules_along_scores_need_a_network_that_predicts_them():
                 build_rule(name, chosen)
         with pytest.raises(ConfigError, match="noise here is hybrid"):
             build_rule(name, world("hybrid", "gidd"))
+
+
+def test_a_banned_token_has_no_chance_from_rounding():
+    """Under uniform noise the last step subtracts; what is left of nothing is a rounding error."""
+    chosen, rows = world("uniform", "sedd"), 400
+    generator = torch.Generator().manual_seed(0)
+    raw = torch.randn(rows, ROWS, generator=generator, dtype=torch.float64)
+    log_x0 = raw.masked_fill(~chosen.process.vocabulary.clean, -torch.inf).log_softmax(-1)
+
+    def denoise(canvas, t, positions):
+        xt, alpha = canvas.flatten()[positions], chosen.schedule.alpha(t[positions])
+        score = chosen.process.log_score(log_x0[positions], xt, alpha)
+        return Prediction(log_x0[positions], score)
+
+    def least(stream, step):  # draws the first token that has any weight
+        return torch.full((rows, 1), 1e-300, dtype=torch.float64)
+
+    start = torch.full((rows, 1), CLEAN[1])
+    controls = Controls(banned=(CLEAN[0],))
+    for name in ("euler", "tweedie"):
+        rule = build_rule(name, chosen)
+        last = run(rule, denoise, start, least, 3, chosen, controls=controls)[-1]
+        assert (last.canvas == CLEAN[1]).all()

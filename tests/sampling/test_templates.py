@@ -29,6 +29,18 @@ def model():
     return tiny_model(adaln=True, time_conditioning=True)
 
 
+@pytest.fixture(scope="module")
+def attentive():
+    """Four layers that look at many places at once, so that one that is missing shows."""
+    model = tiny_model(adaln=True, time_conditioning=True)
+    model.blocks.extend(tiny_model(1, adaln=True, time_conditioning=True).blocks)
+    model.config.num_hidden_layers = len(model.blocks)
+    for layer, block in enumerate(model.blocks):
+        block.layer = layer
+        block.attn_qkv.weight.data.mul_(0.3)
+    return model
+
+
 def rows_of(model, family, job, rule, controls=HOT, **options):
     *_, last = generate(model, family, job, rule=rule, steps=3, controls=controls, **options)
     return [row[:n].tolist() for row, n in zip(last.canvas, job.lengths.tolist(), strict=True)]
@@ -74,7 +86,7 @@ def test_given_blocks_are_stored_in_a_ring_without_a_call_of_a_rule(window):
 
 
 @pytest.mark.parametrize("window", [4, 8, None])
-def test_given_blocks_are_stored_as_those_of_a_prompt(model, window, monkeypatch):
+def test_given_blocks_are_stored_as_those_of_a_prompt(attentive, window, monkeypatch):
     """What is behind a hole is, once that is filled, what a longer prompt is: to the logits."""
     predict, seen = MDLM.predict, []
 
@@ -85,9 +97,9 @@ def test_given_blocks_are_stored_as_those_of_a_prompt(model, window, monkeypatch
     monkeypatch.setattr(MDLM, "predict", watched)
     family, options = tiny_family(4), {"window": window, "cache": True}
     job = Job([[None] + [A, B, C] * 8 + [None]], [0], seed=2)
-    row = rows_of(model, family, job, "first_hitting", **options)[0]
+    row = rows_of(attentive, family, job, "first_hitting", **options)[0]
     prompt = Job([row[:25]], [1], seed=2)
-    assert rows_of(model, family, prompt, "first_hitting", **options)[0] == row
+    assert rows_of(attentive, family, prompt, "first_hitting", **options)[0] == row
     assert len(seen) == 3
     torch.testing.assert_close(seen[1], seen[2], rtol=0, atol=1e-10)
 
