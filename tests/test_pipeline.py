@@ -410,8 +410,17 @@ def test_save_and_load(held, tmp_path):
 def test_loading_says_what_is_wrong(tmp_path):
     with pytest.raises(CheckpointError, match="no such directory"):
         TextDiffusion.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match=r"config\.json is missing"):
+    with pytest.raises(CheckpointError, match=r"no config\.json; give a run's export directory"):
         TextDiffusion.from_pretrained(tmp_path)
+    run = tmp_path / "runs" / "one"
+    (run / "export").mkdir(parents=True)
+    for name in ("config.yaml", "metrics.jsonl"):
+        (run / name).touch()
+    with pytest.raises(CheckpointError, match=r"continue it with .*one/config\.yaml"):
+        TextDiffusion.from_pretrained(run)
+    (run / "export" / "config.json").touch()
+    with pytest.raises(CheckpointError, match=r"holds no model: .* give .*runs/one/export"):
+        TextDiffusion.from_pretrained(run.parent)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(CheckpointError, match="not a textdiff export"):
         TextDiffusion.from_pretrained(tmp_path)

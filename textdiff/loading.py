@@ -93,6 +93,25 @@ def locate(path: str | Path, patterns: list[str] | None = None) -> Path:
         ) from None
 
 
+def locate_export(path: str | Path) -> Path:
+    """The folder of an export, of a run that has one, or of a model fetched from the hub.
+
+    Raises:
+        CheckpointError: there is no model, with what there is instead.
+    """
+    folder = locate(path)
+    if (folder / "config.json").is_file():
+        return folder
+    if (folder / "config.yaml").is_file() and (folder / "metrics.jsonl").is_file():
+        raise CheckpointError(
+            f"{path} is a run without an export, which it gets with its first checkpoint; continue "
+            f"it with textdiff train {path}/config.yaml"
+        )
+    inside = sorted(folder.glob("*/export/config.json")) + sorted(folder.glob("*/config.json"))
+    instead = inside[0].parent if inside else "a run's export directory (runs/NAME/export)"
+    raise CheckpointError(f"{path} holds no model: it has no config.json; give {instead}")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """One of an export's JSON files.
 

@@ -43,7 +43,7 @@ from textdiff.loading import (
     family_of,
     load_model,
     load_tokenizer,
-    locate,
+    locate_export,
 )
 from textdiff.models import TextDiffusionModel
 from textdiff.provenance import TRAINING_FILE, training_record
@@ -86,7 +86,7 @@ class TextDiffusion:
         Raises:
             CheckpointError: a file is missing, damaged or does not fit the others.
         """
-        folder = locate(path)
+        folder = locate_export(path)
         where = torch.device(device or default_device())
         model = load_model(folder, DTYPES[dtype]).to(where).eval()
         tokenizer = load_tokenizer(folder, model.config)
