@@ -2,8 +2,9 @@
 
     python evals/variance.py [MODEL TEXT] [--cases text windows] [--windows 16] [--repetitions 40]
 
-Without arguments it trains `configs/shakespeare-char.yaml` first. Estimators that do not fit the
-model are left out. Two cases: `windows`, where every
+Without arguments it trains `configs/shakespeare-char.yaml` first, on
+`$TEXTDIFF_DATA/tinyshakespeare/input.txt` if that is set, else on the hub's copy. Estimators that do
+not fit the model are left out. Two cases: `windows`, where every
 window is a document of its own (the variance is the mean over documents), and `text`, where all
 windows are one document, so that estimators can stratify over them. The cost is the network rows of
 an estimate of 8 replicates, a pilot included; `gain` is how much smaller variance times rows is
@@ -13,6 +14,7 @@ than that of `time` as published: one time per row in [0.001, 1], stratified ove
 import argparse
 import json
 import math
+import os
 import shlex
 import subprocess
 import sys
@@ -35,6 +37,7 @@ ROWS: dict[str, list[tuple[str, dict, int]]] = {
     "text": [
         ("time", {"complete": False}, 600),
         ("balanced", {"samples": 8}, 160),
+        ("balanced", {"samples": 16}, 160),
         ("masked_count", {"samples": 1}, 400),
         ("masked_count", {"samples": 2}, 300),
         ("masked_count", {"samples": 8}, 60),
@@ -59,6 +62,8 @@ def train(folder: Path) -> tuple[Path, Path]:
     """Trains the small character model; returns its export and its validation text."""
     config = ROOT / "configs/shakespeare-char.yaml"
     words = [sys.executable, "-m", "textdiff", "train", str(config), f"--run.dir={folder}"]
+    if data := os.environ.get("TEXTDIFF_DATA"):
+        words.append(f"--data.sources.0.source={data}/tinyshakespeare/input.txt")
     subprocess.run(words, check=True, stdout=sys.stderr)
     return folder / "export", folder / "validation.jsonl"
 

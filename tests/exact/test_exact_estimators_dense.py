@@ -1,7 +1,9 @@
 """Uniform and hybrid noise: boundary terms complete the bound by time, counts need none."""
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import CLEAN, EXCLUDED, MASK, ROWS, tiny_model
@@ -81,6 +83,52 @@ def test_models_in_steps_are_scored_in_steps(model, process):
     for name in ("masked_count", "time", "balanced"):
         with pytest.raises(ConfigError, match="6 steps"):
             estimate(model, chosen, windows(chosen, 4), estimator=name, seed=0)
+
+
+def test_steps_of_a_schedule_without_ideal_ends_have_all_three_terms(model):
+    """One token under uniform noise, by matrices: steps, what is noisy at t = 0, what is left."""
+    schedule = {"kind": "geometric", "sigma_min": 0.2, "sigma_max": 2.0}
+    steps, size = 3, len(CLEAN)
+    chosen = dense_family("uniform", "d3pm", schedule, timesteps=steps)
+    x = 3
+    alphas = [math.exp(-(0.2 ** (1 - i / steps)) * 2.0 ** (i / steps)) for i in range(steps + 1)]
+    eye, even = torch.eye(size).double(), torch.full((size, size), 1.0 / size).double()
+
+    def move(s: float, t: float) -> torch.Tensor:
+        return t / s * eye + (1.0 - t / s) * even
+
+    def said(alpha: float) -> torch.Tensor:
+        """[z, x] p(x | z) of the network."""
+        sigma = torch.full((size, 1), -math.log(alpha), dtype=torch.float32)
+        with torch.no_grad():
+            logits = model(torch.tensor(CLEAN)[:, None], sigma=sigma).logits[:, 0]
+        return logits[:, list(CLEAN)].log_softmax(-1).exp()
+
+    def back(s: float, t: float) -> torch.Tensor:
+        """[z, w, y] q(x_s = y | x_t = z, x_0 = w)."""
+        joint = move(s, t)[:, None, :] * move(1.0, s)[None, :, :]
+        return joint / joint.sum(-1, keepdim=True)
+
+    diffusion = 0.0
+    for s, t in itertools.pairwise(alphas):
+        q = back(s, t)
+        p = (said(t)[:, :, None] * q).sum(1)
+        kl = (q[:, x] * (q[:, x] / p).log()).sum(-1)
+        diffusion += float((move(1.0, t)[x] * kl).sum())
+    first, last = move(1.0, alphas[0])[x], move(1.0, alphas[-1])[x]
+    reconstruction = -float((first * said(alphas[0])[:, x].log()).sum())
+    prior = float((last * (last * size).log()).sum())
+
+    array = np.array([CLEAN[x]], dtype=np.int32)
+    clean = chosen.process.vocabulary.clean
+    alone = cut_windows([array] * COPIES, ["a"] * COPIES, LENGTH, clean)
+    parts = estimate(model, chosen, alone, seed=0).parts
+    assert float(parts["prior"].mean()) == pytest.approx(prior, abs=1e-12)
+    for name, exact in (("diffusion", diffusion), ("reconstruction", reconstruction)):
+        nats = parts[name].flatten()
+        stderr = float(nats.std()) / math.sqrt(len(nats))
+        assert stderr < 0.05 * exact
+        assert abs(float(nats.mean()) - exact) < 4 * stderr
 
 
 @pytest.mark.parametrize("name", ["any_order", "importance", "chain_rule", "exact", "balanced"])
