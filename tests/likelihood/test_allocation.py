@@ -171,3 +171,30 @@ def test_forecast_allocation_and_rows_have_orders_of_their_own(monkeypatch):
     assert all(steps.values())
     assert not steps["learn"] & steps["allocate"]
     assert not (steps["learn"] | steps["allocate"]) & steps["score"]
+
+
+@pytest.mark.parametrize("part", [0, PARTS - 1])
+def test_rows_are_drawn_as_allocated(part, monkeypatch):
+    """Masked tokens per row: their mean is that of the allocated density, not of the fixed one."""
+    factors = torch.full((1, PARTS), 0.5, dtype=torch.float64)
+    factors[0, part] = 2.0
+    monkeypatch.setattr(
+        Balanced, "allocate", lambda self, view, scorer: factors.expand(len(view.x0), -1)
+    )
+    held = job(TableDenoiser(random_table(0)), family(), all_sequences())
+    held.replicate(0, lambda done: None)  # the pilot, once
+    counts, original = [], held.scorer.nats
+
+    def counting(x0, noise, *rest):
+        counts.append(noise.hit.sum(1).double())
+        return original(x0, noise, *rest)
+
+    monkeypatch.setattr(held.scorer, "nats", counting)
+    for replicate in range(1, 30):
+        held.replicate(replicate, lambda done: None)
+    drawn_counts = torch.cat(counts)
+    k, fixed = torch.arange(LENGTH + 1).double(), densities(torch.tensor([LENGTH]))
+    mean = float((k * allocated(fixed, factors)).sum())
+    stderr = float(drawn_counts.std()) / len(drawn_counts) ** 0.5
+    assert abs(float(drawn_counts.mean()) - mean) < 4 * stderr
+    assert abs(float((k * fixed).sum()) - mean) > 4 * stderr
