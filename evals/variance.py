@@ -3,9 +3,9 @@
     python evals/variance.py [MODEL TEXT] [--cases text windows] [--windows 16] [--repetitions 40]
 
 Without arguments it trains `configs/shakespeare-char.yaml` first, on
-`$TEXTDIFF_DATA/tinyshakespeare/input.txt` if that is set, else on the hub's copy. Estimators that do
-not fit the model are left out. Two cases: `windows`, where every
-window is a document of its own (the variance is the mean over documents), and `text`, where all
+`$TEXTDIFF_DATA/tinyshakespeare/input.txt` if that is set, else on the hub's copy. Estimators that
+do not fit the model are left out. Two cases: `windows`, where every window is a document of its
+own (the variance is the mean over documents), and `text`, where all
 windows are one document, so that estimators can stratify over them. The cost is the network rows of
 an estimate of 8 replicates, a pilot included; `gain` is how much smaller variance times rows is
 than that of `time` as published: one time per row in [0.001, 1], stratified over all windows.
