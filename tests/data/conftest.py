@@ -6,6 +6,7 @@ import pytest
 
 from textdiff.config import BpeTokenizer, ByteTokenizer, CharTokenizer
 from textdiff.data.documents import Documents, from_texts
+from textdiff.data.python_docs import python_docs
 from textdiff.data.tokenizer import train_tokenizer
 
 STORY = (
@@ -24,6 +25,12 @@ def story() -> str:
 def corpus() -> list[str]:
     """Forty different documents of different lengths."""
     return [f"Chapter {n}.\n" + STORY * (1 + n % 5) for n in range(40)]
+
+
+@pytest.fixture(scope="session")
+def documentation() -> list[str]:
+    """This Python's own prose, read once."""
+    return python_docs()
 
 
 @pytest.fixture(scope="session")

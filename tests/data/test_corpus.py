@@ -23,6 +23,7 @@ from textdiff.data import (
     files,
     load_documents,
     prepare_corpus,
+    sources,
     split_documents,
     tokenize,
     train_tokenizer,
@@ -93,7 +94,8 @@ def test_everything_is_equal_the_second_time(tmp_path: Path, corpus: list[str]):
     assert np.array_equal(first.train.rows(indices).tokens, second.train.rows(indices).tokens)
 
 
-def test_python_docs_records_the_version(tmp_path: Path):
+def test_python_docs_records_the_version(tmp_path: Path, documentation, monkeypatch):
+    monkeypatch.setattr(sources, "python_docs", lambda: documentation)
     corpus = prepare_corpus(DataConfig(cache_dir=str(tmp_path)), ByteTokenizer(), seed=0)
     assert corpus.record["sources"][0]["python"] == platform.python_version()
     held_out = corpus.record["validation"]["characters"]

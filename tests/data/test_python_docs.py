@@ -11,19 +11,14 @@ from textdiff.errors import DataError
 module = sys.modules["textdiff.data.python_docs"]
 
 
-@pytest.fixture(scope="module")
-def documents():
-    return python_docs()
+def test_size_and_determinism(documentation):
+    assert 1_500_000 <= sum(map(len, documentation)) <= 2_000_000
+    assert all(len(text) >= 200 for text in documentation)
+    assert python_docs() == documentation
 
 
-def test_size_and_determinism(documents):
-    assert 1_500_000 <= sum(map(len, documents)) <= 2_000_000
-    assert all(len(text) >= 200 for text in documents)
-    assert python_docs() == documents
-
-
-def test_reads_like_prose(documents):
-    text = "".join(documents)
+def test_reads_like_prose(documentation):
+    text = "".join(documentation)
     letters = sum(map(str.isalpha, text)) / len("".join(text.split()))
     assert letters > 0.9
     assert ">>>" not in text
@@ -31,14 +26,14 @@ def test_reads_like_prose(documents):
     assert not re.search(r"[ \t]$", text, re.MULTILINE)
 
 
-def test_no_paragraph_occurs_twice(documents):
+def test_no_paragraph_occurs_twice(documentation):
     # Otherwise held-out documents would quote the training split.
-    paragraphs = [p.strip("\n") for text in documents for p in re.split(r"\n\n+", text)]
+    paragraphs = [p.strip("\n") for text in documentation for p in re.split(r"\n\n+", text)]
     assert len(paragraphs) == len(set(paragraphs))
 
 
-def test_modules_are_not_imported(documents):
-    assert any("Turtle graphics is a popular way" in text for text in documents)
+def test_modules_are_not_imported(documentation):
+    assert any("Turtle graphics is a popular way" in text for text in documentation)
     assert "turtle" not in sys.modules
     assert "antigravity" not in sys.modules
 
