@@ -11,7 +11,7 @@ Without `--config` it trains a tiny model on a corpus of its own, over several e
 data-loader workers, dropout, and a checkpoint every few steps.
 
 With several processes (on this machine, over gloo) a kill hits one of them or all of them, and the
-ones that are left must end by themselves. Exit code 0: equal; 1: not.
+ones that are left must end by themselves, once they have met. Exit code 0: equal; 1: not.
 """
 
 import hashlib
@@ -138,8 +138,13 @@ class Run:
         return sorted(name for name in names if name.startswith((".partial-", ".old-")))
 
     def kill(self, victims: list[int]) -> None:
-        """SIGKILL for some, then the end of all."""
-        for victim in victims:
+        """SIGKILL for some, then the end of all.
+
+        Processes that have not met yet wait for each other as long as a slow start may take;
+        whoever launches them ends the others when one is gone, and so does this.
+        """
+        met = self.training()
+        for victim in victims if met else range(len(self.ranks)):
             self.ranks[victim].send_signal(signal.SIGKILL)
         for rank in self.ranks:
             rank.wait(PATIENCE_SECONDS)
