@@ -1,5 +1,6 @@
 """The examples of the pages about generation are run as they stand, on a model without training."""
 
+import json
 import re
 import shlex
 from dataclasses import replace
@@ -77,3 +78,21 @@ def test_the_training_example_is_a_config_that_hides_prompts(root):
     )
     config = load(root / "configs" / "quickstart.yaml", words[3:])
     assert (config.diffusion.noise.prompts, config.diffusion.noise.prompt_dropout) == (0.5, 0.1)
+
+
+def test_the_frontier_shown_is_the_one_measured(root):
+    result = json.loads((root / "evals" / "results" / "frontier.json").read_text())
+    text = (root / "docs" / "sampling.md").read_text()
+    table = [line for line in text.splitlines() if line.startswith("| `")]
+    for point in result["points"]:
+        figures, excess = point["figures"], point["excess"]
+        said = [
+            f"| `{point['sampling']['rule']}",
+            f"| {point['sampling']['temperature']} | {point['tokens_per_call']:.2f} |",
+            f"| {figures['gen_ppl']['value']:.0f} (",
+            f"| {figures['entropy']['value']:.2f} (",
+            "| baseline |" if point["baseline"] else "| -",
+        ]
+        if excess and excess["value"] is not None:
+            said[-1] = f"| {excess['value']:.2f} ("
+        assert any(all(part in line for part in said) for line in table), said
