@@ -200,6 +200,14 @@ def test_default_length_shrinks_to_the_context_and_an_explicit_one_does_not(full
     assert len(full.generate("x" * 30, stride=8, max_new_tokens=9).sequences[0]) == 39
 
 
+def test_a_full_sequence_model_keeps_what_is_finished_when_asked_to(full):
+    options = {"max_new_tokens": 40, "num_samples": 16, "stride": 8}
+    kept = full.generate("a prompt", cache="approximate", **options)
+    assert kept != full.generate("a prompt", **options)
+    one = full.generate("a prompt", cache="approximate", **options | {"num_samples": 1})
+    assert one.sequences == kept.sequences[:1]
+
+
 def test_blocks_write_beyond_the_context_and_see_long_prompts(blocks):
     done = blocks.generate(["x" * 30, "ab"], max_new_tokens=41, window=0)
     end = blocks.tokenizer.eos_token_id

@@ -47,7 +47,7 @@ from textdiff.loading import (
 )
 from textdiff.models import TextDiffusionModel
 from textdiff.provenance import TRAINING_FILE, training_record
-from textdiff.sampling import Constraint, Hook, Job, Step, build_pattern, generate
+from textdiff.sampling import Cache, Constraint, Hook, Job, Step, build_pattern, generate
 from textdiff.sampling.guidance import check_guidance
 from textdiff.sampling.rules import build_rule
 from textdiff.template import Form
@@ -144,7 +144,7 @@ class TextDiffusion:
         num_samples: int = 1,
         batch_size: int = 16,
         stop: str | Sequence[str] = (),
-        cache: bool | None = None,
+        cache: Cache | None = None,
         hooks: Sequence[Hook] = (),
         constraint: Constraint | None = None,
         streamer: Any = None,
@@ -162,7 +162,8 @@ class TextDiffusion:
             batch_size: rows per network call; texts do not depend on it.
             stop: strings that end a text, which is cut before them; so does the end-of-text token.
             cache: whether to keep keys and values of finished blocks, which changes nothing but
-                speed; None: for models in blocks, which alone can.
+                speed; None: for models in blocks, which alone can. "approximate": for models of
+                the whole sequence, keep those of what is given or finished, which changes texts.
             hooks: functions of (`sampling.Context`, log_x0 [N, V]) that return the log-weights
                 [N, V] to draw tokens from, before temperature and truncation.
             constraint: a law of the text of your own (`sampling.Constraint`), instead of `regex`
@@ -242,7 +243,7 @@ class TextDiffusion:
         self,
         order: Order,
         batch_size: int = 16,
-        cache: bool | None = None,
+        cache: Cache | None = None,
         watchers: Sequence[Watcher] = (),
     ) -> Generation:
         """Generates what was ordered; see `generate`.
@@ -250,7 +251,7 @@ class TextDiffusion:
         Args:
             order: rows and settings.
             batch_size: rows per network call.
-            cache: whether to keep keys and values of finished blocks.
+            cache: whether to keep keys and values.
             watchers: who looks on.
         """
         slots = max(1, batch_size)
@@ -272,7 +273,7 @@ class TextDiffusion:
         *,
         suffix: str | Sequence[str] = "",
         num_samples: int = 1,
-        cache: bool | None = None,
+        cache: Cache | None = None,
         parts: Collection[str] = (),
         seed: int = 0,
         **options: Any,
@@ -442,7 +443,7 @@ class TextDiffusion:
         return ended
 
     def _run(
-        self, order: Order, cache: bool | None, slots: int, parts: Collection[str]
+        self, order: Order, cache: Cache | None, slots: int, parts: Collection[str]
     ) -> Generator[Step, None, Tensor]:
         settings = order.settings
         job = replace(order.job, ended=self._ended(order.stops))

@@ -116,6 +116,19 @@ def test_an_interrupted_job_ends_as_an_uninterrupted_one(
     assert output.read_bytes() == whole
 
 
+def test_a_cache_that_changes_texts_is_part_of_the_job(exports, prompts, tmp_path, capsys):
+    output = tmp_path / "out.jsonl"
+    command = words(exports, "a", prompts, output)
+    assert main([*command, "--cache", "approximate"]) == 0
+    assert capsys.readouterr().err.count("approximation") == 1
+    assert main([*command, "--cache", "approximate"]) == 0
+    assert main(command) == 2
+    assert "cache" in capsys.readouterr().err
+    other = words(exports, "a", prompts, tmp_path / "other.jsonl")
+    assert main([*other, "--cache", "off"]) == 0
+    assert main(other) == 0  # these two are the same job
+
+
 def test_lines_that_were_torn_by_a_kill_are_written_again(exports, prompts, tmp_path, monkeypatch):
     output = tmp_path / "out.jsonl"
     monkeypatch.setattr(run, "_Keeper", Stop)

@@ -183,6 +183,16 @@ def test_generate_to_a_pipe_is_plain_text(trained):
     assert done.stderr == ""
 
 
+def test_an_approximation_is_told_once(trained, capsys):
+    words = ["generate", str(trained), "The cat", "--max-new-tokens", "5", "--num-samples", "2"]
+    assert main([*words, "--cache", "approximate"]) == 0
+    said = capsys.readouterr()
+    assert said.out.count("The cat") == 2
+    assert said.err.count("approximation") == len(said.err.splitlines()) == 1
+    assert main([*words, "--cache", "off"]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_resume_of_a_finished_run_says_so_and_changes_nothing(trained, corpus, capsys):
     before = (trained / "metrics.jsonl").read_text()
     capsys.readouterr()
@@ -262,6 +272,7 @@ def test_wrong_usage(words, code, said, capsys):
         (["--window", "8"], "full-sequence"),
         (["--stride", "33"], "1..32"),
         (["--cache", "on"], "approximation"),
+        (["--cache", "on"], "--cache approximate"),
         (["--num-samples", "0"], "at least 1"),
         (["--temperature", "-1"], "0 or more"),
         (["--top-p", "0"], "more than 0"),

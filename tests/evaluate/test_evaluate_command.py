@@ -8,6 +8,9 @@ from tiny_judges import export
 
 from textdiff.cli import main
 from textdiff.evaluate import frontier as sweep
+from textdiff.evaluate.plan import Plan
+from textdiff.evaluate.sampled import settings
+from textdiff.pipeline import TextDiffusion
 
 PROSE = "the cat sat on the mat. a dog ran over the hill.\n" * 8
 
@@ -54,6 +57,13 @@ def test_samples_beside_real_text(place, judges, capsys):
     assert again["samples"]["texts_sha256"] == found["samples"]["texts_sha256"]
     same = pytest.approx(found["samples"]["figures"]["gen_ppl"]["value"], rel=1e-5)
     assert again["samples"]["figures"]["gen_ppl"]["value"] == same
+
+
+def test_a_cache_that_changes_texts_is_recorded(place):
+    model = TextDiffusion.from_pretrained(place / "model", "cpu")
+    for cache, recorded in ((None, None), (False, None), ("approximate", "approximate")):
+        plan = Plan(model, "model", options={"cache": cache}, num_samples=8)
+        assert settings(plan, {}).get("cache") == recorded
 
 
 def test_the_table_fits_and_never_shows_perplexity_alone(place, judges, capsys):

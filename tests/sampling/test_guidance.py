@@ -48,7 +48,7 @@ def test_the_one_that_is_not_told_sees_masks(model):
     canvas, t = torch.tensor([[A, MASK, B, CLEAN[5]]]), torch.tensor([0.4]).double()
     width = torch.tensor([4])
     guided.admit(canvas, torch.tensor([1]))
-    guided.enter(canvas, torch.tensor([0]), width)
+    guided.enter(canvas, torch.tensor([0]), width, canvas != MASK)
     found = guided(canvas, t, torch.tensor([1])).log_x0
     plain = Denoiser(model, family, width)
     told = plain(canvas, t, torch.tensor([1])).log_x0

@@ -13,6 +13,7 @@ from textdiff.batch.requests import Request
 from textdiff.errors import TextDiffError
 from textdiff.generation import Order
 from textdiff.pipeline import TextDiffusion
+from textdiff.sampling import Cache
 from textdiff.watching import FinishedRow, Watcher
 
 Window = list[int]
@@ -48,7 +49,7 @@ def fill(
     output: Output,
     *,
     batch_size: int,
-    cache: bool | None,
+    cache: Cache | None,
     share: tuple[int, int],
     progress: Callable[[int, int], None],
 ) -> None:

@@ -13,6 +13,7 @@ import tyro
 
 from textdiff.commands.arguments import writable
 from textdiff.commands.processes import Processes, find_processes
+from textdiff.commands.sampling import say_approximate
 from textdiff.commands.showing import Showing
 from textdiff.commands.terminal import BatchBar
 from textdiff.errors import ConfigError
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from textdiff.batch.output import Output
     from textdiff.batch.requests import Request
     from textdiff.pipeline import TextDiffusion
+    from textdiff.sampling import Cache
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _TOLD = 10  # lines that cannot be used are named one by one, up to so many
@@ -108,6 +110,7 @@ def generate_batch(
         stack.enter_context(output)
         if processes.first:
             _say_before(batch.input, requests, output)
+            say_approximate(cache)
         _fill(model, requests, output, processes, batch_size=batch_size, cache=cache)
     return _say_after(batch.input, requests, output) if processes.first else 0
 
@@ -115,17 +118,18 @@ def generate_batch(
 def _job(
     model: "TextDiffusion", path: Path, options: Mapping[str, Any], num_samples: int
 ) -> dict[str, Any]:
-    """All that the output depends on; batches, devices and processes are not among it."""
+    """All that the output depends on: neither batches, devices and processes nor an exact cache."""
     from textdiff.provenance import file_hash, model_record
 
-    asked = {key: value for key, value in options.items() if key != "cache"}
+    cache = "approximate" if options["cache"] == "approximate" else None
     return {
         "input_sha256": file_hash([path]),
         **model_record(model.folder),
         "block_size": model.family.block_size,
         "dtype": str(model.model.dtype).removeprefix("torch."),
         "defaults": asdict(model.defaults),
-        **asked,
+        **options,
+        "cache": cache,
         "num_samples": num_samples,
     }
 
@@ -137,7 +141,7 @@ def _fill(
     processes: Processes,
     *,
     batch_size: int,
-    cache: bool | None,
+    cache: "Cache | None",
 ) -> None:
     """Generates what is missing; an interruption says how to go on."""
     from textdiff.batch.run import fill

@@ -10,7 +10,7 @@ import tyro
 
 from textdiff.commands.arguments import BlockSize, Dtype, JsonFlag, ModelArgument, held_model
 from textdiff.commands.batch import BatchFlags, generate_batch
-from textdiff.commands.sampling import SamplingFlags, read_template
+from textdiff.commands.sampling import SamplingFlags, read_template, say_approximate
 from textdiff.commands.showing import ShowingFlags
 from textdiff.commands.terminal import make_console, quiet_libraries
 from textdiff.errors import ConfigError
@@ -106,6 +106,7 @@ def _generate(
     if done is None:
         print(f"{len(rows)} of {texts.rows} texts were finished", file=sys.stderr)
         raise KeyboardInterrupt
+    say_approximate(task["cache"])
     _say_beyond(held, max(len(row.tokens) for row in rows), task)
     _say_unseen(held, task["prompts"], task["suffix"])
     return 0

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,8 +76,9 @@ class Sampling:
     """For full-sequence models, tokens added at a time beyond the context; the default is half the
     context."""
 
-    cache: Literal["auto", "on", "off"] = "auto"
-    """Keep keys and values of finished blocks; auto: where that is exact, in blocks."""
+    cache: Literal["auto", "on", "off", "approximate"] = "auto"
+    """Keep keys and values of finished blocks; auto: where that is exact, in blocks. approximate:
+    for full-sequence models, keep those of what is given or finished, which changes the text."""
 
     seed: int = 0
     """Seed; the same seed gives the same text."""
@@ -106,7 +108,7 @@ class Sampling:
             "stop": self.stop,
             "window": self.window,
             "stride": self.stride,
-            "cache": {"auto": None, "on": True, "off": False}[self.cache],
+            "cache": {"auto": None, "on": True, "off": False}.get(self.cache, self.cache),
             "seed": self.seed,
         }
 
@@ -138,6 +140,16 @@ def read_template(path: str, prompt: str, suffix: str) -> str:
     if all(isinstance(piece, str) for piece in pieces_of(text)):
         raise ConfigError(f"{path} has no hole: write [MASK:n] where n tokens are to be filled in")
     return text
+
+
+def say_approximate(cache: bool | str | None) -> None:
+    """Says that a text is not quite the model's, if that was asked for."""
+    if cache == "approximate":
+        print(
+            "note: the text is drawn from an approximation of the model: what was given or finished"
+            " is kept as it was when its segment began (--cache off is exact)",
+            file=sys.stderr,
+        )
 
 
 SamplingFlags = Annotated[Sampling, tyro.conf.arg(name="")]

@@ -110,7 +110,9 @@ def _facts(model: TextDiffusion, name: str, task: Mapping[str, Any]) -> dict[str
     """What the film says about its making: the model, and what was asked of it."""
     asked = {key: value for key, value in task.items() if value not in (None, (), [], "")}
     settings = {"rule": model.defaults.rule, "steps": model.defaults.max_denoising_steps, **asked}
-    hidden = ("prompts", "batch_size", "cache")
+    hidden = ["prompts", "batch_size"]
+    if task.get("cache") != "approximate":  # an exact one has no part in the text
+        hidden.append("cache")
     facts = {key.replace("_", " "): written(value) for key, value in settings.items()}
     return {"model": name} | {k: v for k, v in facts.items() if k.replace(" ", "_") not in hidden}
 

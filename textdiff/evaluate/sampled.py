@@ -47,6 +47,8 @@ def settings(plan: Plan, options: Mapping[str, Any]) -> dict[str, Any]:
     changed = {key: value for key, value in given.items() if key not in own}
     found = asdict(plan.model.defaults.changed(changed))
     found["steps"] = found.pop("max_denoising_steps")
+    if given.get("cache") == "approximate":  # others change no text
+        found["cache"] = given["cache"]
     return found | {
         "seed": plan.seed,
         "num_samples": plan.num_samples,

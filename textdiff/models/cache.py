@@ -6,7 +6,8 @@ values of all its tokens at their places and reads back what may be seen; those 
 written over until their block is finished, so that nothing has to be kept apart.
 
 It is exact where what a finished token computes depends on nothing later: in causal and block
-causal layouts, the noise level of finished blocks being zero. With a window the cache is a ring,
+causal layouts, the noise level of finished blocks being zero. In the full layout it is not, and
+whoever wants a cache there has to ask for an `approximate_view`. With a window the cache is a ring,
 and a token may have read others that have since been dropped: what comes out then differs from a
 network run on the window alone.
 """
@@ -74,7 +75,7 @@ class KVCache:
         if layout.kind not in ("causal", "block_causal"):
             raise ValueError(
                 f"a cache needs a causal or block_causal layout: under {layout.kind} finished "
-                "tokens depend on later ones"
+                "tokens depend on later ones (approximate_view keeps them all the same)"
             )
         device = self.store.device
         end = int(starts.max()) + length
@@ -97,6 +98,30 @@ class KVCache:
             None if slots is None else slots.to(device),
             width,
             None if mask is None else mask.to(device),
+        )
+
+    def approximate_view(self, at: Tensor, lengths: Tensor, slots: Tensor | None) -> "CacheView":
+        """What one call of the full layout writes and reads, the other tokens being as stored.
+
+        It is an approximation: these would be different beside the tokens of this call.
+
+        Args:
+            at: [R, T] host positions of the tokens. What fills up shorter rows may be at any place
+                that no row has, such as the last one of a cache with one to spare.
+            lengths: [R] host tokens of each row, all of which are seen.
+            slots: [R] host slots of the rows; None: the first R.
+        """
+        device = self.store.device
+        width, first = int(lengths.max()), int(at[0, 0])
+        together = bool((at == first + torch.arange(at.shape[1])).all())
+        seen = (torch.arange(width) < lengths[:, None])[:, None, None]  # [R, 1, 1, width]
+        return CacheView(
+            self.store,
+            at[0] if together else at,
+            slice(first, first + at.shape[1]) if together else at.to(device),
+            None if slots is None else slots.to(device),
+            width,
+            None if bool(seen.all()) else seen.to(device),
         )
 
 
@@ -139,7 +164,7 @@ class CacheView:
         place: where they are written: a slice of places, or [R, T].
         slots: [R] slots of the rows; None: the first R.
         width: places that are read.
-        mask: [R or 1, 1, T, width] bool; None: all of them are seen.
+        mask: [R or 1, 1, T or 1, width] bool; None: all of them are seen.
     """
 
     store: Tensor

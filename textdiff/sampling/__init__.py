@@ -3,12 +3,13 @@
 from textdiff.sampling.constraints import Constraint, Draws, build_pattern
 from textdiff.sampling.context import Context, Scene
 from textdiff.sampling.controls import Controls, Hook
-from textdiff.sampling.generate import generate
+from textdiff.sampling.generate import Cache, generate
 from textdiff.sampling.job import Job
 from textdiff.sampling.rules import RULES, Step
 
 __all__ = [
     "RULES",
+    "Cache",
     "Constraint",
     "Context",
     "Controls",

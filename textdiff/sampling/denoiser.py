@@ -1,8 +1,9 @@
 """A network as a decoding rule sees it: the canvas of a segment in, predictions out.
 
 `Denoiser` runs the network on all that a segment may see. `CachedDenoiser` runs it on what is new:
-the active block, and before its first call the blocks finished since. Letters: A active rows, S
-canvas positions, r rows of one call, N wanted positions.
+the active block, and before its first call the blocks finished since. A third kind, in
+`approximate.py`, keeps what is final of a full canvas. Letters: A active rows, S canvas positions,
+r rows of one call, N wanted positions.
 """
 
 from abc import ABC, abstractmethod
@@ -59,13 +60,14 @@ class Predictor(ABC):
             )
 
     @abstractmethod
-    def enter(self, text: Tensor, starts: Tensor, widths: Tensor) -> None:
+    def enter(self, text: Tensor, starts: Tensor, widths: Tensor, frozen: Tensor) -> None:
         """Turns to the next segment of the active rows.
 
         Args:
             text: [A, W] tokens of the rows from their beginning, final before the segment.
             starts: [A] host position at which each canvas starts.
             widths: [A] host positions of each canvas; what lies beyond is padding.
+            frozen: [A, S] bool on the host, canvas positions that the segment does not change.
         """
 
     @abstractmethod
@@ -135,7 +137,8 @@ class Denoiser(Predictor):
         super().__init__(model, family)
         self.window = window
         if widths is not None:
-            self.enter(torch.zeros(len(widths), 0, dtype=torch.int64), 0 * widths, widths)
+            frozen = torch.zeros(len(widths), int(widths.max()), dtype=torch.bool)
+            self.enter(frozen[:, :0].long(), 0 * widths, widths, frozen)
 
     def admit(self, text: Tensor, finished: Tensor) -> None:
         """Nothing is known of rows between segments."""
@@ -143,7 +146,7 @@ class Denoiser(Predictor):
     def keep(self, order: Sequence[int]) -> None:
         """Likewise."""
 
-    def enter(self, text: Tensor, starts: Tensor, widths: Tensor) -> None:
+    def enter(self, text: Tensor, starts: Tensor, widths: Tensor, frozen: Tensor) -> None:
         """Cuts out what the segments see before their canvas."""
         self.widths = widths
         self.before = torch.zeros_like(starts)
@@ -262,7 +265,7 @@ class CachedDenoiser(Predictor):
             if others:
                 self.cache.copy(first + leader, [first + row for row in others])
 
-    def enter(self, text: Tensor, starts: Tensor, widths: Tensor) -> None:
+    def enter(self, text: Tensor, starts: Tensor, widths: Tensor, frozen: Tensor) -> None:
         """Has the finished blocks at hand, to be stored with the first call.
 
         A ring has room for one of them: where given text made a row skip blocks, the earlier ones

@@ -8,7 +8,7 @@ company: its uniforms are keyed by its index in the job, and it sees nothing of 
 from collections import deque
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from textdiff.diffusion.family import Family
 from textdiff.diffusion.randomness import Stream, signed, uniforms
 from textdiff.errors import ConfigError
 from textdiff.models import TextDiffusionModel
+from textdiff.sampling.approximate import ApproximateDenoiser
 from textdiff.sampling.context import Scene
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.denoiser import CachedDenoiser, Denoiser, Predictor
@@ -24,6 +25,9 @@ from textdiff.sampling.guidance import Guided, check_guidance
 from textdiff.sampling.job import Job, Segments
 from textdiff.sampling.rules import Rule, Step, Uniforms, build_rule
 from textdiff.sampling.watch import Watch
+
+Cache = bool | Literal["approximate"]
+"""Whether keys and values are kept, which in blocks is exact; of a full canvas it never is."""
 
 
 @torch.no_grad()
@@ -37,7 +41,7 @@ def generate(
     controls: Controls,
     knobs: Mapping[str, Any] | None = None,
     slots: int | None = None,
-    cache: bool = False,
+    cache: Cache = False,
     window: int | None = None,
     stride: int | None = None,
     guidance: float = 0.0,
@@ -54,7 +58,8 @@ def generate(
         controls: how the law of tokens departs from the model's.
         knobs: the rule's own settings.
         slots: rows that are active together; None: all.
-        cache: whether to keep keys and values of finished blocks, which changes nothing but speed.
+        cache: whether to keep keys and values of finished blocks, which changes nothing but speed;
+            "approximate": for full-sequence models, those of what is final when a segment begins.
         window: for models in blocks, tokens before a block that it sees, a multiple of the block
             size; None: all, beyond what the model was trained on too. With a cache a window is an
             approximation: what is seen has itself seen what no longer is.
@@ -108,7 +113,7 @@ def generate(
         place = active[:, None] * room + columns.clamp(max=room - 1)  # [A, S], in the flat text
         here = here & open_.flatten()[place]
         known = text[_on(text, active)]
-        denoise.enter(known, starts, widths)
+        denoise.enter(known, starts, widths, ~here)
         ordinals = segments.ordinals(starts, rows.passed[active])
         behind = torch.minimum(starts + widths, lengths[active])
         for step in _walk(
@@ -223,10 +228,12 @@ def _predictor(
     family: Family,
     slots: int,
     room: int,
-    cache: bool,
+    cache: Cache,
     window: int | None,
 ) -> Predictor:
     """What runs the network."""
+    if cache not in (True, False, "approximate"):
+        raise ConfigError(f"cache {cache!r}: give True, False or 'approximate'")
     size = family.block_size
     if window is not None and (size is None or window < size or window % size):
         raise ConfigError(
@@ -240,10 +247,18 @@ def _predictor(
     if not cache:
         return Denoiser(model, family, window=window)
     if size is None:
+        if cache == "approximate":
+            return ApproximateDenoiser(model, family, slots, room)
         raise ConfigError(
             "a cache of a full-sequence model would be an approximation: every token sees all "
             "others, so what a finished one computes changes with each new token; generate without "
-            "a cache, or train in blocks (diffusion.block_size)"
+            "a cache, accept that with --cache approximate (cache='approximate' in Python), or "
+            "train in blocks (diffusion.block_size)"
+        )
+    if cache == "approximate":
+        raise ConfigError(
+            "the cache of a model in blocks is exact, as finished tokens see nothing later: use "
+            "--cache on (cache=True in Python); an approximate one is for full-sequence models"
         )
     return CachedDenoiser(model, family, slots, room, window)
 

@@ -78,14 +78,14 @@ class Guided(Predictor):
         self.informed.keep(order)
         self.ignorant.keep(order)
 
-    def enter(self, text: Tensor, starts: Tensor, widths: Tensor) -> None:
+    def enter(self, text: Tensor, starts: Tensor, widths: Tensor, frozen: Tensor) -> None:
         """Both turn to the next segment, the one at an earlier place if tokens are not there."""
         columns = starts[:, None] + torch.arange(int(widths.max()))
         last = self.given.shape[1] - 1
         known = self.given[self.row[:, None], columns.clamp(max=last)] & (columns <= last)
         self.known = known.to(text.device)
-        self.informed.enter(text, starts, widths)
-        self.ignorant.enter(self._without(text, slice(None)), starts - self.hidden, widths)
+        self.informed.enter(text, starts, widths, frozen)
+        self.ignorant.enter(self._without(text, slice(None)), starts - self.hidden, widths, frozen)
         self._count()
 
     def __call__(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
