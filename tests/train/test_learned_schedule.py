@@ -135,7 +135,7 @@ def test_shakespeare_moves_the_exponents(folder, data_folder):
     corpus.write_text(text, encoding="utf-8")
     flags = [f"--data.sources.0.source={corpus}", "--diffusion.schedule.exponent=1.0"]
     flags += ["--train.steps=1000", "--evaluate.every=1000", "--train.log-every=100"]
-    flags += ["--train.learning-rate=0.01"]
+    flags += ["--train.learning-rate=0.003"]
     *_, last = train(folder, "slice", *flags)
     held = TextDiffusion.from_pretrained(folder / "slice" / "export", device="cpu")
     assert 1.0 < last["bound_nats"] < 3.3
