@@ -170,9 +170,12 @@ def in_fresh_process(vocabulary: int, raw: dict) -> dict[str, float]:
 
 def row(name: str, found: dict[str, float]) -> dict:
     """Predicted and measured bytes of one configuration."""
+    import torch
+
     from textdiff.config import Config
     from textdiff.planning import peak_memory, plan
 
+    torch.set_num_threads(1)  # as where it was measured
     vocabulary, raw = CASES[name]
     config = Config.model_validate(raw)
     predicted = peak_memory(plan(config, vocabulary, config.train.mixed_precision == "bf16"))

@@ -12,7 +12,10 @@ counted.
 
 from dataclasses import dataclass, replace
 
+import torch
+
 from textdiff.likelihood.terms import CHUNK_LOGITS
+from textdiff.models.fused import CHUNK_BYTES
 from textdiff.planning.network import Plan
 
 FLOAT = 4
@@ -218,10 +221,13 @@ def backward(plan: Plan) -> int:
     """Gradients of stream, branch and the MLP's inner values; recomputed activations."""
     width = inner_size(plan) * (1 if plan.config.model.mlp == "gelu" else 2)
     hidden = plan.config.model.hidden_size
-    per_position = FLOAT * hidden + value(plan) * (hidden + width)
+    inner = tokens(plan) * value(plan) * width
+    if plan.chunked:  # some rows at a time
+        inner = min(inner, 2 * CHUNK_BYTES * torch.get_num_threads())
+    per_position = (FLOAT + value(plan)) * hidden
     if plan.config.model.gradient_checkpointing:
         per_position += block_activations(plan)
-    return tokens(plan) * per_position
+    return tokens(plan) * per_position + inner
 
 
 def head_gradients(plan: Plan) -> int:
