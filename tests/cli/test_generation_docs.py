@@ -70,6 +70,22 @@ def test_python_examples_run(page, root, folder, capsys):
         assert re.match(r"(\d+ tensor\(.*\)\n)+The iterator", out)
 
 
+def test_the_classifier_shown_moves_texts_towards_its_class(root, folder):
+    model = TextDiffusion.from_pretrained("runs/quickstart/export", "cpu")
+    known = {"model": model}
+    (block,) = (b for b in examples(root, "control", "python") if "def toward(" in b)
+    exec(compile(block, "docs/control.md", "exec"), known)
+    odds = known["odds"]
+    assert odds[ord("m")] > odds[ord("f")]
+    means = []
+    for gamma in (-10.0, 0.0, 10.0):
+        options = {"hooks": [known["toward"](odds, gamma)], "num_samples": 64, "batch_size": 64}
+        done = model.generate("The", min_new_tokens=8, **options)
+        ids = torch.tensor(done.sequences)[:, -8:]
+        means.append(float(odds[ids].sum(1).mean()))
+    assert means[0] + 0.5 < means[1] < means[2] - 0.5, means
+
+
 def test_the_training_example_is_a_config_that_hides_prompts(root):
     (words,) = (
         shlex.split(block)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.randomness import Stream, uniforms
-from textdiff.sampling import Controls
+from textdiff.sampling import Context, Controls
 from textdiff.sampling.rules import Rule, Step
 
 LENGTH = 4
@@ -53,7 +53,9 @@ def run(rule: Rule, denoise, canvas: Tensor, draws, steps: int, chosen=None, **r
     )
 
 
-def forced(rule: Rule, table: Table, steps: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+def forced(
+    rule: Rule, table: Table, steps: int, seed: int = 0, controls: Controls | None = None
+) -> tuple[Tensor, Tensor]:
     """Probability of every text under a rule that reveals each position once, by its own walk.
 
     One row per text. Whatever the network says, the token's uniform is put in the middle of the
@@ -68,11 +70,13 @@ def forced(rule: Rule, table: Table, steps: int, seed: int = 0) -> tuple[Tensor,
     token_u = torch.zeros(targets.shape, dtype=torch.float64)
     share = torch.ones(targets.shape, dtype=torch.float64)
     same_row = keyed(torch.zeros(len(targets), dtype=torch.int64), table.length, seed)
-    ask = reader(table)
+    ask, controls = reader(table), controls or Controls()
+    vocabulary = family().process.vocabulary
 
     def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
         prediction = ask(canvas, t, positions)
-        p = prediction.log_x0.exp()
+        p = controls.probabilities(prediction.log_x0, Context(canvas, positions, t, vocabulary))
+        p = p / p.sum(-1, keepdim=True)
         token = targets.flatten()[positions][:, None]
         mine = p.gather(-1, token).squeeze(-1)
         below = p.cumsum(-1).gather(-1, token).squeeze(-1) - 0.5 * mine
@@ -85,7 +89,8 @@ def forced(rule: Rule, table: Table, steps: int, seed: int = 0) -> tuple[Tensor,
 
     law = torch.ones(len(targets), dtype=torch.float64)
     nats = torch.zeros(len(targets), dtype=torch.float64)
-    walk = run(rule, denoise, torch.full_like(targets, MASK), draws, steps)
+    start = torch.full_like(targets, MASK)
+    walk = run(rule, denoise, start, draws, steps, controls=controls)
     for step in walk:
         # What is revealed later is asked for again, so shares are read when they count.
         law.index_put_((step.changed // table.length,), share.flatten()[step.changed].log(), True)
