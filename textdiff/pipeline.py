@@ -10,7 +10,7 @@ print(td.score(["Return a new list."])[0].perplexity)
 import json
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.data import encode_documents
+from textdiff.data import continuation, encode_documents
 from textdiff.data.tokenizer import end_id, token_bytes
 from textdiff.diffusion.family import Family, block_sizes
 from textdiff.errors import ConfigError
@@ -227,6 +227,8 @@ class TextDiffusion:
         build_rule(settings.rule, self.family, settings.knobs)
         check_guidance(settings.guidance, self.family)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if "" in stops:
+            raise ConfigError("a stop string is empty; give at least one character")
         if stops and bool((job.tails == job.lengths).all()):
             raise ConfigError(
                 "stop strings end a text in the hole that nothing follows, and here given text "
@@ -496,16 +498,27 @@ class TextDiffusion:
         """A row whose tokens are known."""
         seed, index = order.job.row_keys[row]
         tail, spans = int(order.job.tails[row]), order.job.holes(row)
-        whole, new = self.finished([ids, ids[tail:]], [tail, 0])
+        (whole,) = self.finished([ids], [tail])
+        new = self._part(ids, tail, tail + len(self._until_end(ids[tail:])))
         cut = min((new.find(stop) for stop in order.stops if stop in new), default=len(new))
         text = whole[: len(whole) - (len(new) - cut)]
-        holes = [self.decode(ids[start:end]) for start, end in spans]
+        holes = [self._part(ids, start, end) for start, end in spans]
         if spans[-1][0] == tail:  # the open end, which ends where the text does
             holes[-1] = new[:cut]
-        between = [self.decode(ids[a:b]) for (_, a), (b, _) in pairwise(spans)]
+        between = [self._part(ids, a, b) for (_, a), (b, _) in pairwise(spans)]
         completion = "".join(chain.from_iterable(zip(holes, [*between, ""], strict=True)))
         written = sum(min(end, len(ids)) - start for start, end in spans)
         return FinishedRow(seed, index, text, completion, holes, ids, written)
+
+    def _part(self, ids: list[int], start: int, stop: int) -> str:
+        """Some tokens of a row as they stand in its text, whose beginning may be decoded apart."""
+        tokenizer = self._onward if start else self.tokenizer
+        return str(tokenizer.decode(ids[start:stop], skip_special_tokens=True))
+
+    @cached_property
+    def _onward(self) -> PreTrainedTokenizerFast:
+        """The tokenizer for text that goes on."""
+        return continuation(self.tokenizer)
 
     def _until_end(self, ids: list[int]) -> list[int]:
         end = self.tokenizer.eos_token_id

@@ -1,18 +1,19 @@
 """Texts with holes: `The [MASK:5] sat` is given but for five tokens.
 
 `[MASK]` is a hole of one token, `[MASK:n]` one of n; `\\[MASK` stands for the characters `[MASK`.
-What is given is cut into tokens piece by piece, each piece between two holes on its own.
+What is given is cut into tokens piece by piece, each piece between two holes on its own. What some
+tokenizers do to the beginning of a text they do to the first piece alone, if no hole precedes it.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.data import encode_documents
+from textdiff.data import continuation, encode_documents
 from textdiff.errors import ConfigError, DataError
 
 HOLE = re.compile(r"(?<!\\)\[MASK(?:\]|:([^\]\n]*)\])")
@@ -74,24 +75,17 @@ def forms_of(
         DataError: characters that the tokenizer does not know.
     """
     split = [pieces_of(text) for text in texts]
-    given = [piece for pieces in split for piece in pieces if isinstance(piece, str)]
-    given += [suffix for suffix in suffixes if suffix]
-    encoded = iter(encode_documents(tokenizer, given))
-    words = iter(given)
-
-    def tokens() -> list[int]:
-        text, ids = next(words), next(encoded)
-        if not bool(clean[torch.from_numpy(ids).long()].all()):
-            raise DataError(
-                f"the prompt {text!r:.60} has characters that the tokenizer was not trained on"
-            )
-        return [int(token) for token in ids]
-
+    first = [piece for pieces in split for piece in pieces[:1] if isinstance(piece, str)]
+    later = [piece for pieces in split for piece in pieces[1:] if isinstance(piece, str)]
+    later += [suffix for suffix in suffixes if suffix]
+    firsts = _encoded(tokenizer, first, clean)
+    laters = _encoded(continuation(tokenizer) if later else tokenizer, later, clean)
     rows = []
     for pieces in split:
         row: list[int | None] = []
-        for piece in pieces:
-            row += [None] * piece if isinstance(piece, int) else tokens()
+        for number, piece in enumerate(pieces):
+            given = laters if number else firsts
+            row += [None] * piece if isinstance(piece, int) else next(given)
         rows.append(tuple(row))
     forms = []
     for row_tokens, pieces, suffix in zip(rows, split, suffixes, strict=True):
@@ -101,5 +95,17 @@ def forms_of(
                 "a suffix follows what is generated after a prompt; in a template with holes write "
                 "it behind the last hole"
             )
-        forms.append(Form(row_tokens, tuple(tokens()) if suffix else (), holes))
+        forms.append(Form(row_tokens, tuple(next(laters)) if suffix else (), holes))
     return forms
+
+
+def _encoded(
+    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], clean: Tensor
+) -> Iterator[list[int]]:
+    """The tokens of each text; `DataError` where they are none that the model can predict."""
+    for text, ids in zip(texts, encode_documents(tokenizer, texts), strict=True):
+        if not bool(clean[torch.from_numpy(ids).long()].all()):
+            raise DataError(
+                f"the prompt {text!r:.60} has characters that the tokenizer was not trained on"
+            )
+        yield ids.tolist()

@@ -289,6 +289,7 @@ def test_wrong_usage(words, code, said, capsys):
         (["--regex", "(a"], "character 3: a group is not closed"),
         (["--regex", "a{900}"], "no text of up to"),
         (["--ban", ""], "banned string is empty"),
+        (["--stop", ""], "stop string is empty"),
         (["--suffix", "x" * 40], "leave none to generate"),
         (["--suffix", " end", "--stop", "e"], "leave the stop strings out"),
         (["--device", "gpu7"], "--device gpu7"),

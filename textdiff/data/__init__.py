@@ -1,5 +1,6 @@
 """Corpora, tokenizers and training sequences: from a source of text to rows of token ids."""
 
+from textdiff.data.continuation import continuation
 from textdiff.data.corpus import Corpus, prepare_corpus
 from textdiff.data.documents import Documents
 from textdiff.data.encode import encode_documents
@@ -29,6 +30,7 @@ __all__ = [
     "Rows",
     "Split",
     "TokenStream",
+    "continuation",
     "corpus_fingerprint",
     "encode_documents",
     "ensure_special_tokens",

@@ -10,9 +10,12 @@ from functools import lru_cache
 
 from transformers import PreTrainedTokenizerFast
 
+from textdiff.data import continuation
+
 END = "∎"
 """How an end-of-text token is shown."""
 
+_BEGINNING = -1  # stands for the token before a text
 _BROKEN = "\ufffd"
 _LONGEST = 4  # bytes of a character, and so tokens
 
@@ -27,6 +30,7 @@ class Pieces:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, hidden: Sequence[int]):
         self.tokenizer, self.hidden = tokenizer, frozenset(hidden)
+        self.onward = continuation(tokenizer)
         self.special = {
             token: END if token == tokenizer.eos_token_id else str(tokenizer.decode([token]))
             for token in tokenizer.all_special_ids
@@ -47,8 +51,8 @@ class Pieces:
         return shown
 
     def _decode_after(self, before: int | None, tokens: tuple[int, ...]) -> str:
-        alone = str(self.tokenizer.decode(list(tokens)))
-        if before is None:
+        alone = str((self.tokenizer if before == _BEGINNING else self.onward).decode(list(tokens)))
+        if before is None or before == _BEGINNING:
             return alone
         first = str(self.tokenizer.decode([before]))
         both = str(self.tokenizer.decode([before, *tokens]))
@@ -65,7 +69,7 @@ class _Run:
 
     def __init__(self, after: Callable[[int | None, tuple[int, ...]], str], shown: list[str]):
         self.after, self.shown = after, shown
-        self.before: int | None = None
+        self.before: int | None = _BEGINNING
         self.pending: list[int] = []  # tokens since a character was complete
         self.told = 0  # characters of these that are shown already
 
