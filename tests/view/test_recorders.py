@@ -269,6 +269,7 @@ def test_pictures_fit_the_terminal_and_the_last_one_has_the_text(held, size, sam
         assert len(lines) <= size[1] - 1
         assert all(console.measure(line).maximum <= size[0] for line in lines)
         assert lines[-1].startswith("call ")
+        assert console.measure(lines[-1] + "^C").maximum <= size[0]  # an interrupted view clears up
     assert f"{done.tokens_per_forward:.1f} tokens/call" in view.figures(200).plain
     if samples == 1 and size == (100, 30):
         text = "".join(pictures[-1][:-1])
