@@ -197,6 +197,33 @@ def test_what_is_masked_follows_the_chances_step_by_step_also_between_calls():
     assert [t for t, _ in seen] == pytest.approx([t for t, _ in expected])
 
 
+def test_conf_masks_again_what_was_least_likely_when_it_was_drawn():
+    """Rows that show a token of 0.9 beside one of 0.05, whatever would have been the likeliest."""
+    rows, steps, common, rare = 40_000, 4, CLEAN[0], CLEAN[1:]
+    chances = {common: 0.9, rare[0]: 0.05, rare[1]: 0.05}
+
+    def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+        log_x0 = torch.full((len(positions), ROWS), -torch.inf, dtype=torch.float64)
+        for token, chance in chances.items():
+            log_x0[:, token] = math.log(chance)
+        return Prediction(log_x0)
+
+    rule = build_rule("remask", family(), {"remasking": "conf"})
+    start = torch.full((rows, LENGTH), MASK)
+    walk = run(rule, denoise, start, keyed(rows, LENGTH), steps)
+    before, step = walk[1].canvas, walk[2]  # alpha from 1/2 to 3/4: half a token per row is masked
+    unlike = (before != MASK).all(1) & ((before == common).sum(1) == 1)
+    lost = torch.zeros(rows * LENGTH, dtype=torch.bool).index_fill(0, step.remasked, True)
+    lost = lost.view(rows, LENGTH)[unlike]
+    sure = before[unlike] == common
+    found = torch.tensor([lost[~sure].sum(), lost[sure].sum()]).double()
+    shares = torch.tensor([-0.05, -0.9], dtype=torch.float64).softmax(0) * 0.5 * int(unlike.sum())
+    assert len(lost) > 500
+    for hits, expected in zip(found, shares, strict=True):
+        pair = torch.stack([hits, len(lost) - hits])
+        assert chi_square_p(pair, torch.stack([expected, len(lost) - expected])) > 1e-3
+
+
 # --- predictor and corrector ----------------------------------------------------------------------
 
 CASES = {
