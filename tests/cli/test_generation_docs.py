@@ -78,8 +78,12 @@ def test_the_classifier_shown_moves_texts_towards_its_class(root, folder):
     odds = known["odds"]
     assert odds[ord("m")] > odds[ord("f")]
     means = []
-    for gamma in (-10.0, 0.0, 10.0):
-        options = {"hooks": [known["toward"](odds, gamma)], "num_samples": 64, "batch_size": 64}
+    for hook in (
+        known["toward"](-odds, 10.0),
+        known["toward"](odds, 0.0),
+        known["toward"](odds, 10.0),
+    ):
+        options = {"hooks": [hook], "num_samples": 64, "batch_size": 64}
         done = model.generate("The", min_new_tokens=8, **options)
         ids = torch.tensor(done.sequences)[:, -8:]
         means.append(float(odds[ids].sum(1).mean()))
