@@ -11,6 +11,7 @@ from textdiff.errors import ConfigError, DataError
 from textdiff.evaluate.excess import Place, excess
 from textdiff.evaluate.grid import default_grid, read_grid
 from textdiff.evaluate.mauve import Histograms, area, mauve
+from textdiff.evaluate.picture import _series
 from textdiff.evaluate.report import free_of_cost
 from textdiff.evaluate.texts import given_texts, of_sequences, real_pieces
 from textdiff.pipeline import TextDiffusion
@@ -154,3 +155,18 @@ def test_grid_keys_survive_json(model):
     grid = read_grid(default_grid(model.family, 8), model.family)
     assert len({s.key for s in grid.settings}) == len(grid.settings)
     assert all(json.loads(setting.key) for setting in grid.settings)
+
+
+def test_settings_of_one_rule_look_alike_and_can_be_told_apart(root):
+    points = json.loads((root / "evals" / "results" / "frontier.json").read_text())["points"]
+    series = _series([point for point in points if not point["baseline"]])
+    assert sum(len(mine) for mine, _ in series) == sum(not point["baseline"] for point in points)
+    looks = {(style["color"], style["marker"], style["fillstyle"]) for _, style in series}
+    assert len(looks) == len(series)
+    for mine, style in series:
+        (rule,) = {point["sampling"]["rule"] for point in mine}
+        assert len({json.dumps(point["sampling"]["knobs"]) for point in mine}) == 1
+        assert style["label"].startswith(rule)
+        assert "steps" not in style["label"]
+    colours = {(mine[0]["sampling"]["rule"], style["color"]) for mine, style in series}
+    assert len(colours) == len({rule for rule, _ in colours}) == len({c for _, c in colours})

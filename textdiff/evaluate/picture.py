@@ -9,6 +9,7 @@ from textdiff.errors import ConfigError
 # Okabe and Ito's palette, which colour-blind people can tell apart; markers differ as well.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_FILLS = ("full", "none", "left", "right", "top", "bottom")  # settings of one rule
 _BASELINE = "#000000"
 
 Point = Mapping[str, Any]
@@ -42,23 +43,13 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     figure_class = require()
     from matplotlib.ticker import LogLocator
 
-    figure = figure_class(figsize=(10.5, 4.6), layout="constrained")
+    figure = figure_class(figsize=(10.5, 5.4), layout="constrained")
     plane, cost = figure.subplots(1, 2)
     points = record["points"]
     baseline = [point for point in points if point["baseline"]]
-    rules = list(dict.fromkeys(p["sampling"]["rule"] for p in points if not p["baseline"]))
     _draw_baseline(plane, baseline)
     _draw_real(plane, record["reference"]["figures"])
-    for number, rule in enumerate(rules):
-        mine = [p for p in points if p["sampling"]["rule"] == rule and not p["baseline"]]
-        style = {
-            "color": _COLOURS[number % len(_COLOURS)],
-            "marker": _MARKERS[number % len(_MARKERS)],
-            "linestyle": "none",
-            "markersize": 5,
-            "elinewidth": 0.8,
-            "label": rule,
-        }
+    for mine, style in _series([point for point in points if not point["baseline"]]):
         _draw_plane(plane, mine, style)
         _draw_cost(cost, mine, style)
     plane.set_yscale("log")
@@ -76,9 +67,34 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     cost.set_title("0: as good as the baseline, below is better", fontsize=10)
     for axes in (plane, cost):
         axes.grid(alpha=0.25, linewidth=0.5)
-    figure.legend(*plane.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.legend(
+        *plane.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8
+    )
     figure.suptitle(_title(record), fontsize=10)
     figure.savefig(path, dpi=110)
+
+
+def _series(points: Sequence[Point]) -> list[tuple[list[Point], dict[str, Any]]]:
+    """Points of one rule and its knobs, whatever their steps and temperature, and their style."""
+    groups: dict[str, dict[str, list[Point]]] = {}
+    for point in points:
+        asked = point["sampling"]
+        name = point["curve"].removesuffix(f", {asked['steps']} steps")
+        groups.setdefault(asked["rule"], {}).setdefault(name, []).append(point)
+    found = []
+    for number, settings in enumerate(groups.values()):
+        for variant, (name, mine) in enumerate(settings.items()):
+            style = {
+                "color": _COLOURS[number % len(_COLOURS)],
+                "marker": _MARKERS[number % len(_MARKERS)],
+                "fillstyle": _FILLS[variant % len(_FILLS)],
+                "linestyle": "none",
+                "markersize": 6,
+                "elinewidth": 0.8,
+                "label": name,
+            }
+            found.append((mine, style))
+    return found
 
 
 def _title(record: Mapping[str, Any]) -> str:
