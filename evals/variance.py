@@ -27,7 +27,7 @@ import torch
 from textdiff.data import encode_documents
 from textdiff.errors import ConfigError
 from textdiff.likelihood import Windows, cut_windows, estimate
-from textdiff.likelihood.estimate import MIN_REPLICATES
+from textdiff.likelihood.stopping import LEAST_DRAWS, MIN_REPLICATES
 from textdiff.pipeline import TextDiffusion
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -134,7 +134,7 @@ def pilot_rows(
         windows.document_tokens[:1],
         windows.document_bytes[:1],
     )
-    for replicates in (MIN_REPLICATES, 2 * MIN_REPLICATES):
+    for replicates in (LEAST_DRAWS, 2 * LEAST_DRAWS):  # fewer may be raised for one window
         counts.append(
             estimate(
                 held.model,

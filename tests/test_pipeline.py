@@ -370,9 +370,13 @@ def test_prompts_are_context(held):
 def test_compare_with_another_model(held):
     other = build(num_layers=1)
     texts = ["Some words.", "And some more of them, longer than the context."]
-    difference = held.compare(other, texts, seed=2)
-    apart = held.estimate(texts, seed=2).bound().mean - other.estimate(texts, seed=2).bound().mean
-    assert difference.mean == pytest.approx(apart)
+    settings = {
+        "seed": 2,
+        "replicates": 32,
+    }  # as many of both
+    difference = held.compare(other, texts, **settings)
+    means = [model.estimate(texts, **settings).bound().mean for model in (held, other)]
+    assert difference.mean == pytest.approx(means[0] - means[1])
     assert difference.unit == "nats/token"
 
 

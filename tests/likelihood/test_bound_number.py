@@ -9,7 +9,7 @@ from exact_tables import LENGTH, TableDenoiser, all_sequences, family, random_ta
 
 from textdiff.likelihood import Bound, Estimates, Windows, cut_windows, estimate
 from textdiff.likelihood.bound import student_t_quantile
-from textdiff.likelihood.estimate import MIN_REPLICATES
+from textdiff.likelihood.stopping import MAX_REPLICATES, MIN_REPLICATES, replicates_for
 
 # Published tables, to all printed digits.
 T_TABLE = {
@@ -151,7 +151,7 @@ def problem():
     return TableDenoiser(table), family(), cut_windows(documents, ["abc"] * 6, LENGTH, clean)
 
 
-def test_a_precision_adds_whole_replicates_until_it_is_reached(problem):
+def test_a_precision_takes_the_replicates_that_reach_it(problem):
     first = estimate(*problem, seed=1)
     assert len(first.nats) == MIN_REPLICATES
     for precision in (0.2, 0.05):
@@ -163,17 +163,28 @@ def test_a_precision_adds_whole_replicates_until_it_is_reached(problem):
         assert high / result.perplexity - 1.0 <= precision * (1 + 1e-9)
         assert 1.0 - low / result.perplexity <= precision * (1 + 1e-9)
         assert result.replicates == len(more.nats)
+        assert result.pilot == more.pilot >= max(MIN_REPLICATES, result.replicates // 4)
 
 
 def test_a_precision_already_reached_adds_nothing(problem):
     assert len(estimate(*problem, seed=1, precision=50.0).nats) == MIN_REPLICATES
 
 
-def test_a_precision_does_not_overshoot_by_much(problem):
-    """About (width / wanted) ** 2 times the replicates, at most doubled at a time."""
+def test_a_precision_costs_as_its_square(problem):
+    """Four times the replicates for half the width, up to what the two pilots differ by."""
     reached = len(estimate(*problem, seed=1, precision=0.05).nats)
     half = len(estimate(*problem, seed=1, precision=0.1).nats)
     assert 2.0 < reached / half < 8.0
+
+
+def test_replicates_for_a_precision_by_hand():
+    """Spread 0.3 in 11 replicates: 10 degrees, whose 10 % point of chi-square is 4.8652."""
+    pilot = torch.linspace(-1.0, 1.0, 11, dtype=torch.float64)
+    pilot = 2.0 + 0.3 * pilot / pilot.std()
+    need = 1.959964**2 * 0.09 * 10 / 4.8652 / math.log1p(0.1) ** 2 + 2.42
+    assert replicates_for(0.1, pilot) == pytest.approx(need, abs=1.5)
+    assert replicates_for(1e-6, pilot) == MAX_REPLICATES
+    assert replicates_for(0.1, torch.full((8,), 2.0, dtype=torch.float64)) <= MIN_REPLICATES
 
 
 def test_fewer_replicates_than_eight_are_raised_to_eight(problem):

@@ -7,6 +7,7 @@ from textdiff.errors import ConfigError
 from textdiff.likelihood import Difference, Estimates
 from textdiff.likelihood.estimators import ESTIMATORS, build_estimator, default_estimator
 from textdiff.likelihood.published import find_protocol
+from textdiff.likelihood.stopping import MAX_REPLICATES
 from textdiff.pipeline import TextDiffusion
 from textdiff.view.training import describe_bound, figure
 
@@ -35,13 +36,20 @@ def bound_lines(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str
             yield f"about this interval: {caveat}"
         wanted = record["precision"]
         if wanted is not None and high > bound.perplexity * (1.0 + wanted) * (1.0 + 1e-9):
-            yield f"the precision of {wanted:.3g} was not reached: no more replicates are drawn"
+            yield (
+                f"this is wider than the precision of {wanted:.3g} asked for: "
+                + (
+                    f"no more than {MAX_REPLICATES} replicates are planned"
+                    if bound.replicates >= MAX_REPLICATES
+                    else f"a pilot of {bound.pilot} replicates saw less spread; ask for a bit more"
+                )
+            )
     if bound.text_stderr is not None:
         what = "chunks" if record["protocol"] != "none" else "documents"
         yield f"standard error over {bound.documents} {what}: {bound.text_stderr:.4f} nats/token"
     yield (
         f"{bound.tokens:,} tokens, {bound.bytes:,} bytes; estimator {bound.estimator}, "
-        f"{bound.replicates} replicate(s), seed {record['seed']}; "
+        f"{bound.replicates} replicate(s){_planned(bound.pilot)}, seed {record['seed']}; "
         f"weights: {record['provenance']['weights']}"
     )
     yield from _windows(estimates, record)
@@ -51,6 +59,10 @@ def bound_lines(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str
             "what follows it in its block stays masked"
         )
     yield from _verdict(estimates, record)
+
+
+def _planned(pilot: int) -> str:
+    return f" planned from {pilot} others" if pilot else ""
 
 
 def _windows(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str]:

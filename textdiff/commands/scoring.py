@@ -20,12 +20,12 @@ class Scoring:
     any_order, importance, chain_rule or exact; docs/bounds.md compares them."""
 
     replicates: int = 8
-    """Independent estimates that the error comes from, at least 8 (32 for texts of fewer than 8
-    tokens); exact estimators take one."""
+    """Independent estimates that the error comes from: at least 8, and at least as many as draw
+    noise 64 times in all (short texts); exact estimators take one."""
 
     precision: str | None = None
-    """Add replicates until the 95 % interval of the perplexity is this narrow on either side, such
-    as 0.5%."""
+    """Draw as many replicates as it takes for the 95 % interval of the perplexity to be this narrow
+    on either side (nine times in ten), such as 0.5%; a pilot of others says how many."""
 
     samples: int | None = None
     """Noise draws per window and replicate."""

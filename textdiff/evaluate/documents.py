@@ -47,7 +47,7 @@ def document_records(
 def _figures(estimates: Estimates, index: int) -> dict[str, Any]:
     """What all tokens of a document cost together."""
     nats = estimates.nats[:, index]
-    stderr = 0.0 if estimates.exact else standard_error(nats, estimates.pilot)
+    stderr = 0.0 if estimates.exact else standard_error(nats)
     found = {"nats": float(nats.mean()), "stderr_nats": stderr, "is_bound": not estimates.note}
     if END in estimates.parts:
         found["end_of_text_nats"] = float(estimates.parts[END][:, index].mean())

@@ -22,7 +22,7 @@ class Bound:
         terms: nats per token of each part; they add up to `mean`.
         is_bound: whether the expectation of `mean` is an upper bound.
         note: what keeps it from being one.
-        pilot: how many of the replicates `stderr` takes their spread from; None: all.
+        pilot: further replicates that said how many it takes, and are no part of the number.
     """
 
     mean: float
@@ -36,7 +36,7 @@ class Bound:
     terms: Mapping[str, float] = field(default_factory=dict)
     is_bound: bool = True
     note: str = ""
-    pilot: int | None = None
+    pilot: int = 0
 
     @property
     def perplexity(self) -> float:
@@ -57,8 +57,7 @@ class Bound:
         """Student-t interval of `mean` in nats per token, Monte-Carlo error only."""
         if self.stderr == 0.0:  # nothing random, or a single replicate of it
             return self.mean, self.mean
-        degrees = (self.pilot or self.replicates) - 1
-        width = student_t_quantile(0.5 + confidence / 2, degrees) * self.stderr
+        width = student_t_quantile(0.5 + confidence / 2, self.replicates - 1) * self.stderr
         return self.mean - width, self.mean + width
 
     def perplexity_interval(self, confidence: float = 0.95) -> tuple[float, float]:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from textdiff.diffusion.family import Family
 from textdiff.errors import CheckpointError, ConfigError
-from textdiff.likelihood.bound import student_t_quantile
 from textdiff.likelihood.endings import with_rest
 from textdiff.likelihood.estimates import Estimates
 from textdiff.likelihood.estimators import Estimator, build_estimator, default_estimator
@@ -25,16 +24,14 @@ from textdiff.likelihood.estimators.view import View
 from textdiff.likelihood.protocols import Windows
 from textdiff.likelihood.scorer import Scorer
 from textdiff.likelihood.state import State, model_digest
+from textdiff.likelihood.stopping import (
+    MIN_REPLICATES,
+    PILOT,
+    PILOT_SHARE,
+    least_replicates,
+    replicates_for,
+)
 from textdiff.models import TextDiffusionModel
-
-MIN_REPLICATES = 8
-MAX_REPLICATES = 4096
-
-FEW_TOKENS = 8
-"""Texts of fewer tokens have so few masks that the mean of 8 replicates is far from normal."""
-
-FEW_TOKENS_REPLICATES = 32
-"""Replicates that make 95 % intervals of such texts hold the truth as often as they say."""
 
 END = "end_of_text"
 """The part of a bound that documents' ends cost."""
@@ -65,11 +62,12 @@ def estimate(
         windows: what to score.
         estimator: a name in `ESTIMATORS`; None: `masked_count`, or `finite_t` for models in steps.
         seed: seed of the noise.
-        replicates: independent replicates, at least 8 (32 for texts of fewer than 8 tokens); exact
-            estimators take one.
-        precision: adds replicates until the 95 % interval of the perplexity is within this fraction
-            of it on either side, or there are 4096. By Stein's rule: the spread of the first
-            `replicates` says how many it takes, and the interval stays as sure as it says.
+        replicates: independent replicates; at least 8, and as many as draw noise 64 times in all
+            (32 for one window of one block under the default). Exact estimators take one.
+        precision: takes as many replicates as make the 95 % interval of the perplexity likely (nine
+            times in ten) to be within this fraction of it on either side; at least `replicates`, at
+            most 4096. A pilot with noise of its own says how many, so that the number has neither
+            bias nor too narrow an interval from it.
         attribute: whether to keep the nats of every token.
         batch_tokens: tokens per network call; results do not depend on it beyond rounding.
         state: a file that every replicate is saved to, and that an interrupted job continues from.
@@ -93,12 +91,13 @@ def estimate(
         raise ConfigError(f"estimator {name} weighs whole orders: it has no nats per token")
     job = _Job(denoiser, family, windows, chosen, seed, batch_tokens, shard, attribute)
     saved = State.open(state, job.fingerprint() if state else {}, shard[0] == 0)
-    first = 1 if chosen.exact else max(replicates, least_replicates(windows))
-    while (done := len(saved.shares)) < (
-        planned := _planned(saved.shares, windows, precision, first)
-    ):
-        share = job.replicate(done, _counting_on(progress, done, planned, len(windows.tokens)))
-        saved.add(*job.split(reduce(share)))
+    wanted = 1 if chosen.exact else max(replicates, least_replicates(windows, family, chosen.draws))
+    if precision is not None and not chosen.exact:
+        wanted = _plan(job, saved, precision, wanted, reduce, progress)
+    pilot = len(saved.pilot) if precision is not None else 0
+    while (done := len(saved.shares)) < wanted:
+        told = _counting_on(progress, pilot + done, pilot + wanted, len(windows.tokens))
+        saved.add(*job.split(reduce(job.replicate(done, told))))
     parts = torch.stack(saved.shares).unbind(1)
     return Estimates(
         dict(zip(job.parts, parts, strict=True)),
@@ -106,7 +105,7 @@ def estimate(
         estimator=name,
         exact=chosen.exact,
         note=chosen.missing(family),
-        pilot=first if len(saved.shares) > first else None,
+        pilot=pilot,
         tokens=saved.tokens,
         rows=job.scorer.rows,
     )
@@ -213,12 +212,6 @@ class _Job:
             )
 
 
-def least_replicates(windows: Windows) -> int:
-    """Replicates that it takes for Student's t to be right about their mean."""
-    few = int(windows.document_tokens.sum()) < FEW_TOKENS
-    return FEW_TOKENS_REPLICATES if few else MIN_REPLICATES
-
-
 def _refuse_unseen_context(windows: Windows, family: Family) -> None:
     """Refuses context that blocks before it are to be predicted from."""
     if windows.scored is None or family.block_size is None:
@@ -246,14 +239,28 @@ def _refuse_infinite(parts: Parts, view: View) -> None:
             )
 
 
-def _planned(shares: list[Tensor], windows: Windows, precision: float | None, first: int) -> int:
-    """Replicates to draw, judged from the first ones alone (Stein's two-stage rule)."""
-    if precision is None or first == 1 or len(shares) < first:
-        return first
-    per_token = torch.stack(shares[:first]).sum((1, 2)) / windows.document_tokens.sum()
-    width = student_t_quantile(0.975, first - 1) * float(per_token.std())
-    need = math.ceil((width / math.log1p(precision)) ** 2)
-    return min(max(need, first), max(first, MAX_REPLICATES))
+def _plan(
+    job: _Job,
+    saved: State,
+    precision: float,
+    first: int,
+    reduce: Callable[[Tensor], Tensor],
+    progress: Callable[[int, int], None],
+) -> int:
+    """Draws what is missing of a precision's pilot; returns the replicates that it asks for."""
+    windows = job.windows
+
+    def wanted() -> int:
+        if len(saved.pilot) < first:
+            return first
+        per_token = torch.tensor(saved.pilot) / windows.document_tokens.sum().clamp(min=1)
+        return max(first, replicates_for(precision, per_token))
+
+    while (done := len(saved.pilot)) < (size := max(first, wanted() // PILOT_SHARE)):
+        told = _counting_on(progress, done, size + wanted(), len(windows.tokens))
+        nats, _ = job.split(reduce(job.replicate(PILOT + done, told)))
+        saved.add_pilot(float(nats.sum()))
+    return wanted()
 
 
 def _counting_on(

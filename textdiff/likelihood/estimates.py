@@ -22,8 +22,8 @@ class Estimates:
         estimator: name of the estimator.
         exact: whether there is no Monte-Carlo error.
         note: what keeps this from being a bound; empty if it is one.
-        pilot: replicates whose spread the error is made of; None: all. A precision decides by the
-            spread of the first ones how many more to draw, and that spread alone keeps its law.
+        pilot: further replicates that a precision was planned from; they are in no other figure
+            but `rows`.
         tokens: [T] float64 nats of every token of every window in turn, summed over replicates;
             empty unless asked for.
         rows: rows that this process ran the network on.
@@ -34,7 +34,7 @@ class Estimates:
     estimator: str = "masked_count"
     exact: bool = False
     note: str = ""
-    pilot: int | None = None
+    pilot: int = 0
     tokens: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)
     rows: int = 0
 
@@ -88,7 +88,7 @@ class Estimates:
         nats = self.nats[:, part]
         return Bound(
             mean=sum(terms.values()),
-            stderr=0.0 if self.exact else standard_error(nats.sum(1) / total, self.pilot),
+            stderr=0.0 if self.exact else standard_error(nats.sum(1) / total),
             text_stderr=text_error(nats.mean(0), tokens),
             tokens=total,
             bytes=int(self.windows.document_bytes[part].sum()),
@@ -113,9 +113,9 @@ class Estimates:
         return f"{which} no token to share its bound among; ending costs {nats:.4f} nats"
 
 
-def standard_error(values: Tensor, pilot: int | None = None) -> float:
-    """Standard error of the mean of [R] values, by the spread of the first `pilot` of them."""
-    return float(values[:pilot].std(correction=1)) / math.sqrt(len(values))
+def standard_error(values: Tensor) -> float:
+    """Standard error of the mean of [R] values."""
+    return float(values.std(correction=1)) / math.sqrt(len(values))
 
 
 def text_error(nats: Tensor, tokens: Tensor) -> float | None:

@@ -25,6 +25,7 @@ class State:
         writes: whether this process is the one that saves.
         shares: [P, D] nats of each replicate.
         tokens: [T] nats of every token, summed over replicates; empty unless they are kept.
+        pilot: nats of each replicate of a precision's pilot.
     """
 
     path: Path | None
@@ -32,6 +33,7 @@ class State:
     writes: bool = True
     shares: list[Tensor] = field(default_factory=list)
     tokens: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    pilot: list[float] = field(default_factory=list)
 
     @classmethod
     def open(cls, path: Path | None, fingerprint: dict[str, str], writes: bool) -> "State":
@@ -47,6 +49,7 @@ class State:
             with safe_open(path, "pt") as file:
                 found = file.metadata() or {}
                 shares, tokens = file.get_tensor("shares"), file.get_tensor("tokens")
+                pilot = file.get_tensor("pilot")
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path} is no saved estimate ({error}); delete it") from None
         for key, value in fingerprint.items():
@@ -55,17 +58,30 @@ class State:
                     f"{path} was saved with another {key}; delete it or name another file"
                 )
         state.shares, state.tokens = list(shares.unbind(0)), tokens
+        state.pilot = pilot.tolist()
         return state
 
     def add(self, share: Tensor, tokens: Tensor) -> None:
         """Adds a replicate and saves it: the file is always a whole one."""
         self.tokens = tokens if not self.shares else self.tokens + tokens
         self.shares.append(share)
+        self._save()
+
+    def add_pilot(self, nats: float) -> None:
+        """Adds a replicate of a pilot and saves it."""
+        self.pilot.append(nats)
+        self._save()
+
+    def _save(self) -> None:
         if self.path is None or not self.writes:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(self.path.name + ".part")
-        tensors = {"shares": torch.stack(self.shares), "tokens": self.tokens}
+        tensors = {
+            "shares": torch.stack(self.shares) if self.shares else torch.zeros(0),
+            "tokens": self.tokens,
+            "pilot": torch.tensor(self.pilot, dtype=torch.float64),
+        }
         save_file(tensors, part, metadata=self.fingerprint)
         os.replace(part, self.path)
 
