@@ -157,7 +157,14 @@ def test_a_wanted_precision_keeps_the_law_of_its_replicates(windows, precision):
 def test_replicates_of_a_precision_are_those_of_their_number(table):
     """The pilot says how many and nothing else: it has draws of its own and is in no figure."""
     problem = TableDenoiser(table), family(), repetitions(3)
-    found = estimate(*problem, seed=3, precision=0.02, attribute=True)
+    shares = []
+
+    def watched(share):
+        shares.append(float(share.sum()))
+        return share
+
+    found = estimate(*problem, seed=3, precision=0.02, attribute=True, reduce=watched)
+    assert not set(shares[: found.pilot]) & set(shares[found.pilot :])
     assert found.replicates > found.pilot >= MIN_REPLICATES
     fixed = estimate(*problem, seed=3, replicates=found.replicates, attribute=True)
     assert torch.equal(found.nats, fixed.nats)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from exact_tables import LENGTH, TableDenoiser, all_sequences, family, random_table
+from safetensors.torch import load_file
 from tiny_models import CLEAN, tiny_family, tiny_model
 
 from textdiff.errors import CheckpointError, ConfigError, DataError
@@ -147,6 +148,8 @@ def test_an_interrupted_precision_continues(model, tmp_path):
 
         with pytest.raises(Interrupted):
             estimate(model, chosen, windows, state=path, reduce=interrupt, **options)
+        if stop == 3:
+            assert len(load_file(path)["pilot"]) == 2
     resumed = estimate(model, chosen, windows, state=path, **options)
     assert torch.equal(resumed.nats, whole.nats)
     assert resumed.pilot == whole.pilot
