@@ -53,10 +53,12 @@ def batches(total: int, micro: int) -> dict:
 CASES = {
     "tiny": (257, TINY),
     "tiny, bf16": (257, merged(TINY, BF16)),
+    "tiny, block 16": (257, merged(TINY, {"diffusion": {"block_size": 16}})),
     "tiny, rows 32, recomputed": (257, merged(TINY, batches(32, 32), RECOMPUTED)),
     "tiny, V 50257": (50257, TINY),
     "tiny, V 50257, bf16, rows 4 of 16": (50257, merged(TINY, BF16, batches(16, 4))),
     "small": (8193, SMALL),
+    "small, block 16": (8193, merged(SMALL, {"diffusion": {"block_size": 16}})),
     "small, bf16": (8193, merged(SMALL, BF16)),
     "small, rows 16, recomputed": (8193, merged(SMALL, batches(16, 16), RECOMPUTED)),
     "small, bf16, rows 16, recomputed": (

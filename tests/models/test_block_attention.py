@@ -105,3 +105,15 @@ def test_a_network_trains_the_same(options, checkpointed, ids):
         results.append([logits.detach(), *gradients])
     for found, wanted in zip(*results, strict=True):
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(("length", "keeps"), [(16, True), (512, False)])
+def test_what_is_kept_is_at_most_twice_the_inputs(length, keeps, monkeypatch):
+    """Probabilities where they are small, so that memory stays linear in the length."""
+    monkeypatch.setattr(block_attention, "CHUNK", 64)
+    tensors = [torch.randn(2, 2, 2 * length, 16).requires_grad_() for _ in range(3)]
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, id):
+        block_attention.block_attention(*tensors, Layout("block_diffusion", 4))
+    inputs = sum(x.numel() for x in tensors)
+    assert inputs < sum(sizes) <= 2 * inputs if keeps else sum(sizes) == inputs

@@ -11,6 +11,7 @@ from textdiff.planning import largest_micro_batch, peak_memory, plan, training_f
 from textdiff.planning.memory import (
     activations,
     block_activations,
+    block_probabilities,
     optimizer_state,
     tokens,
     with_rows,
@@ -128,7 +129,10 @@ def test_two_streams_double_activations_and_recomputing_keeps_inputs_alone():
     whole = plan(made, VOCABULARY, half=True)
     blocks = plan(config(diffusion={"block_size": 16}), VOCABULARY, half=True)
     again = plan(config({"gradient_checkpointing": True}), VOCABULARY, half=True)
-    assert activations(blocks) == 2 * activations(whole)  # bfloat16 keeps no log-sum-exp
+    kept = block_activations(blocks) - block_probabilities(blocks)
+    assert kept == block_activations(whole)  # bfloat16 keeps no log-sum-exp
+    assert tokens(blocks) == 2 * tokens(whole)
+    assert 1.5 < activations(blocks) / activations(whole) < 2.5
     assert activations(again) == 2 * 4 * 64 * 64 * 4  # layers x tokens x hidden x float32
     left_to_right = {"objective": {"kind": "ar"}, "block_size": 1}
     assert plan(config(diffusion=left_to_right), VOCABULARY, half=True).streams == 1

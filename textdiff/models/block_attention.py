@@ -4,8 +4,9 @@ A chunk of positions needs, for the queries of both streams, the clean tokens be
 2c x 2c square of its own clean and noisy tokens, most of which is allowed. So every chunk is one
 plain product with [clean prefix, clean chunk, noisy chunk], and only the square has a mask. From
 the last chunk to the first these keys are the beginning of one buffer: the clean stream, over whose
-end, which is no longer needed, each chunk's noisy tokens are written. Scores are made again in the
-backward pass; none outlive their chunk.
+end, which is no longer needed, each chunk's noisy tokens are written. Probabilities are kept for
+the backward pass where they are no larger than queries, keys and values; those of longer sequences
+are made again, so that memory stays linear in the length.
 
 Shapes: B rows, H heads, L positions per stream, D channels, c positions per chunk.
 """
@@ -63,6 +64,21 @@ class Chunks:
             end = min(start + self.size, self.length)
             yield slice(start, end), slice(self.length + start, self.length + end)
 
+    def scores(self, streams: int) -> int:
+        """Pairs of queries and keys whose scores are computed, per row and head."""
+        widths = [(noisy.start, noisy.stop - noisy.start) for noisy, _ in self]
+        return sum(streams * size * (start + 2 * size) for start, size in widths)
+
+    def kept(self, streams: int, channels: int) -> int:
+        """Probabilities that the backward pass finds again, per row and head: all or none.
+
+        Args:
+            streams: 1 if the noisy stream alone asks, 2 with the clean one.
+            channels: D.
+        """
+        scores = self.scores(streams)
+        return scores if scores <= (streams + 4) * self.length * channels else 0
+
     def bias(self, noisy: slice, rows: Tensor, queries: int, dtype: torch.dtype) -> Tensor:
         """What is added to the scores of a chunk's last keys, 0 or -inf.
 
@@ -110,9 +126,10 @@ class _BlockAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, chunks):
-        ctx.save_for_backward(q, k, v)
         ctx.chunks = chunks
         rows, heads, queries, size = q.shape
+        keeps = any(ctx.needs_input_grad) and chunks.kept(queries // chunks.length, size) > 0
+        kept = []
         out = q.new_empty(rows, queries, heads, size).transpose(1, 2)  # heads end up side by side
         for part, biases in _pieces(q, chunks):
             a, b, c = (x[part].flatten(0, 1) for x in (q, k, v))
@@ -120,12 +137,16 @@ class _BlockAttention(torch.autograd.Function):
             for (noisy, clean), bias in zip(chunks, biases, strict=True):
                 p = _probabilities(_asking(a, noisy, clean), keys.at(noisy), bias)
                 _put(out[part], torch.bmm(p, values.at(noisy)), noisy, clean)
+                if keeps:
+                    kept.append(p)
+        ctx.save_for_backward(q, k, v, *kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        q, k, v = ctx.saved_tensors
+        q, k, v, *saved = ctx.saved_tensors
+        kept = iter(saved)
         chunks, scale = ctx.chunks, 1 / math.sqrt(q.shape[-1])
         contiguous = torch.contiguous_format
         grads = [torch.empty_like(x, memory_format=contiguous) for x in (q, k, v)]
@@ -137,7 +158,7 @@ class _BlockAttention(torch.autograd.Function):
                 asks = _asking(a, noisy, clean)
                 slope = _asking(grad[part], noisy, clean).flatten(0, 1)
                 keys, values = held_keys.at(noisy), held_values.at(noisy)
-                p = _probabilities(asks, keys, bias)
+                p = next(kept) if saved else _probabilities(asks, keys, bias)
                 slopes = torch._softmax_backward_data(torch.bmm(slope, values.mT), p, -1, p.dtype)
                 _put(grads[0][part], _scaled(slopes, keys, scale), noisy, clean)
                 _add(to_k, _scaled(slopes.mT, asks, scale), noisy, clean)

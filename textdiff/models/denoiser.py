@@ -100,10 +100,13 @@ class Block(nn.Module):
 
     def _mix(self, x: Tensor, rotary: Rotary, attention: Attention, first: int | None) -> Tensor:
         """[B, T, H] -> [B, T or first, H]: what attention gathers, heads side by side."""
-        q, k, v = rotary(self._project(x[:, :first], 3), slice(first))
-        if first is not None:  # of the others nothing is read but keys and values
-            rest = rotary(self._project(x[:, first:], 2), slice(first, None))
-            k, v = (torch.cat(pair, dim=2) for pair in zip((k, v), rest, strict=True))
+        if first is None:
+            q, k, v = rotary(self._project(x, 3))
+        else:  # of the others nothing is read but keys and values
+            asking, seen = x.tensor_split((first,), dim=1)
+            q, *own = rotary(self._project(asking, 3), slice(first))
+            rest = rotary(self._project(seen, 2), slice(first, None))
+            k, v = (torch.cat(pair, dim=2) for pair in zip(own, rest, strict=True))
         return attend(attention, q, k, v, self.layer).transpose(1, 2).flatten(-2)
 
     def _project(self, x: Tensor, parts: int) -> Tensor:

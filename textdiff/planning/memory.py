@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from textdiff.likelihood.terms import CHUNK_LOGITS
+from textdiff.models import Layout
+from textdiff.models.block_attention import Chunks
 from textdiff.models.fused import CHUNK_BYTES
 from textdiff.planning.network import Plan
 
@@ -94,8 +96,8 @@ def peak_memory(plan: Plan) -> Memory:
 def kept_by_allocator(activations: int, backward: int, head: int) -> int:
     """Freed memory that glibc's allocator cannot use again: empirical, on a CPU.
 
-    What comes and goes leaves holes between activations. The fit to 13 measured configurations is
-    within 10 % (`evals/estimate_check.py`); with MALLOC_MMAP_THRESHOLD_=1048576 in the environment
+    What comes and goes leaves holes between activations. The fit to 15 measured configurations is
+    within 15 % (`evals/estimate_check.py`); with MALLOC_MMAP_THRESHOLD_=1048576 in the environment
     nothing is kept and training is a quarter to a half slower.
     """
     return activations // 3 + backward + head
@@ -139,7 +141,10 @@ def activations(plan: Plan) -> int:
     """What the blocks keep: everything the backward pass reads, or their inputs alone."""
     if plan.config.model.gradient_checkpointing:
         return tokens(plan) * layers(plan) * FLOAT * plan.config.model.hidden_size
-    return tokens(plan) * layers(plan) * block_activations(plan)
+    every = tokens(plan) * layers(plan) * block_activations(plan)
+    # After its attention the last block goes on with scored positions of the noisy stream alone.
+    dropped = round(tokens(plan) * (1 - plan.scored / plan.streams))
+    return every - dropped * (residual_bytes(plan) + norm_bytes(plan) // 2 + mlp_bytes(plan))
 
 
 def block_activations(plan: Plan) -> int:
@@ -185,13 +190,26 @@ def attention_bytes(plan: Plan) -> int:
         length = plan.config.data.sequence_length * plan.streams
         kept += e * model.num_heads * length
     elif plan.streams == 1 and not (plan.half and plan.chunked):
-        # The flash kernels keep a log-sum-exp; our own ones make scores again.
+        # The flash kernels keep a log-sum-exp; that of half precision makes scores again.
         kept += FLOAT * model.num_heads
         kept += e * model.hidden_size if plan.chunked else 0  # and another layout of the mixture
+    elif plan.streams == 2 and plan.chunked:
+        kept += block_probabilities(plan)
     if model.qk_norm:  # the projection (float32 copies in half precision), and normalised twice
         kept += 2 * 2 * FLOAT * model.hidden_size + 2 * FLOAT * model.num_heads
         kept += 0 if plan.half else FLOAT * model.hidden_size
     return kept
+
+
+def block_probabilities(plan: Plan) -> int:
+    """Those that attention in blocks keeps: the most over the block sizes that are trained."""
+    model, length = plan.config.model, plan.config.data.sequence_length
+    dtype = torch.bfloat16 if plan.half else torch.float32
+    sizes = [size or length for size in plan.config.diffusion.block_sizes]
+    layouts = [Layout("block_diffusion", size) for size in sizes]
+    channels = model.hidden_size // model.num_heads
+    kept = max(Chunks.of(layout, length, dtype).kept(2, channels) for layout in layouts)
+    return value(plan) * model.num_heads * kept // (2 * length)
 
 
 def inner_size(plan: Plan) -> int:
