@@ -38,7 +38,7 @@ def test_gidd_is_the_rate_of_the_divergence_of_one_small_step(x, z):
     for t, value in zip(TIMES, found(world("hybrid", "gidd"), p, x, z, TIMES), strict=True):
         q, model = posterior(point(x), z, t - h, t), posterior(p, z, t - h, t)
         kl = (q * (q / model).log()).nan_to_num(0.0).sum() / h
-        assert float(value) == pytest.approx(float(kl), rel=3e-3, abs=1e-3)
+        assert float(value) == pytest.approx(float(kl), rel=1e-4, abs=1e-4)
 
 
 @pytest.mark.parametrize(("x", "z"), PAIRS)

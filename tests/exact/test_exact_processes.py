@@ -151,6 +151,20 @@ def test_staggered_scores_give_the_plugged_posterior(name):
 
 
 @pytest.mark.parametrize("name", PROCESSES)
+def test_any_score_is_staggered_by_the_inverse_of_the_move(name):
+    """exp(-(sigma_t - sigma_s) Q) s, also for scores that no distribution has."""
+    process, states = process_of(name), list(STATES[name])
+    generator = torch.Generator().manual_seed(3)
+    for s, t in itertools.combinations(TIMES, 2):
+        alpha_s, alpha_t = (kernel(name, t_(x))[0] for x in (s, t))
+        score = torch.randn(1, ROWS, generator=generator, dtype=torch.float64).exp()
+        move = process.transition(alpha_s, alpha_t)[states][:, states]
+        exact = torch.linalg.solve(move, score[0, states])
+        found = process.staggered_score(score.log(), alpha_s[None], alpha_t[None])[0, states]
+        assert ((found - exact) / exact.abs().max()).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize("time", [0.0, 0.3, 0.75, 1.0])
 def test_law_of_corrupt_by_walking_a_grid_of_uniforms(name, time):
     process, cells = process_of(name), 1200

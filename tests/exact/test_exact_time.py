@@ -1,4 +1,7 @@
-"""Identities 3 and 32: times, counts and orders are one bound; networks may see the noise level."""
+"""Identities 3, 5 and 32: times, counts and orders are one bound, steps a looser one.
+
+Networks may see the noise level.
+"""
 
 import itertools
 import math
@@ -9,15 +12,19 @@ import torch
 from exact_stats import beta_cdf, chi_square_p, gauss_legendre, ks_statistic
 from exact_tables import (
     LENGTH,
+    MASK,
     TableDenoiser,
     all_sequences,
+    code,
     family,
+    oracle,
+    random_joint,
     random_table,
     subsets,
 )
 from torch import Tensor
 
-from textdiff.diffusion.noise import noise_by_count, noise_by_time
+from textdiff.diffusion.noise import noise_by_count, noise_by_step, noise_by_time
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.likelihood import PositionTerms, corrupt
 
@@ -68,11 +75,13 @@ IDEAL = [
 def test_every_schedule_integrates_to_the_mean_over_orders(schedule):
     table = random_table(0)
     denoiser = TableDenoiser(table)
+    polynomial = schedule["kind"] == "loglinear"  # in t: the quadrature is exact
+    tolerance = 1e-12 if polynomial else 1e-8
     for x in TEXTS:
         chains = [table.chain(x, order) for order in itertools.permutations(range(LENGTH))]
         value = time_integral(denoiser, family(schedule=schedule), x)
-        assert value == pytest.approx(fmean(chains), abs=1e-8)
-        assert value == pytest.approx(table.nelbo(x), abs=1e-8)
+        assert value == pytest.approx(fmean(chains), abs=tolerance)
+        assert value == pytest.approx(table.nelbo(x), abs=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -94,6 +103,51 @@ def test_schedules_without_ideal_ends_cover_only_their_own_rates(schedule):
             exact += share * table.cross_entropy(x, subset)
         value = time_integral(TableDenoiser(table), chosen, x)
         assert value == pytest.approx(exact, abs=1e-8)
+
+
+# --- identity 5 ----------------------------------------------------------------------------------
+
+
+def step_expectation(denoiser, family, x: Tensor, steps: int) -> float:
+    """The expectation over the steps of the library's noise and over independent hits."""
+    v = ((torch.arange(steps, dtype=torch.float64) + 0.5) / steps)[:, None]
+    total = 0.0
+    for subset in [(), *subsets()]:
+        u = torch.ones(steps, LENGTH, dtype=torch.float64)
+        u[:, list(subset)] = 0.0
+        noise = noise_by_step(family.schedule, steps, v, u, family.blocks(LENGTH))
+        assert noise.hit.sum(1).eq(len(subset)).all()
+        rate = noise.threshold[:, 0]
+        chance = rate ** len(subset) * (1.0 - rate) ** (LENGTH - len(subset))
+        found = row_nats(denoiser, family, x.expand(steps, -1), noise)
+        total += float((chance * found).mean())
+    return total
+
+
+@pytest.mark.parametrize("schedule", IDEAL, ids=lambda s: "-".join(map(str, s.values())))
+def test_one_step_is_the_product_of_what_is_said_about_masks_alone(schedule):
+    table = random_table(0)
+    blank = int(code(torch.full((LENGTH,), MASK)))
+    for x in TEXTS:
+        exact = -sum(float(table.log_p[blank, i, x[i]]) for i in range(LENGTH))
+        value = step_expectation(TableDenoiser(table), family(schedule=schedule), x, 1)
+        assert value == pytest.approx(exact, abs=1e-12)
+
+
+def test_gap_of_the_oracle_is_positive_and_halves_as_steps_double():
+    joint = random_joint(3)
+    denoiser = TableDenoiser(oracle(joint))
+    gaps = [
+        sum(
+            float(p) * (step_expectation(denoiser, family(), x, steps) + math.log(p))
+            for x, p in zip(all_sequences(), joint, strict=True)
+        )
+        for steps in (4, 8, 16, 32)
+    ]
+    assert all(gap > 0.0 for gap in gaps)
+    ratios = [coarse / fine for coarse, fine in itertools.pairwise(gaps)]
+    assert all(1.6 < ratio < 2.05 for ratio in ratios)
+    assert ratios == sorted(ratios)
 
 
 # --- identity 32 ---------------------------------------------------------------------------------
