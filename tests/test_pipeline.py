@@ -350,7 +350,8 @@ def test_unknown_option(held):
 def test_score_agrees_with_estimate(held):
     texts = ["A first text that is longer than the context.", "Short."]
     scores = held.score(texts, seed=4)
-    whole = held.estimate(texts, seed=4).bound()
+    whole = held.estimate(texts, seed=4, each_document=True).bound()
+    assert {score.replicates for score in scores} == {whole.replicates}
     tokens = [score.tokens for score in scores]
     assert tokens == [len(text) for text in texts]
     mean = sum(s.mean * s.tokens for s in scores) / sum(tokens)

@@ -33,9 +33,10 @@ from textdiff.generation import (
     make_job,
     prompt_forms,
 )
-from textdiff.likelihood import Bound, Difference, Estimates, Windows, compare, estimate
+from textdiff.likelihood import Bound, Difference, Estimates, Windows, compare, estimate, paired
 from textdiff.likelihood.endings import end_token
 from textdiff.likelihood.published import find_protocol, published_windows
+from textdiff.likelihood.stopping import MIN_REPLICATES
 from textdiff.likelihood.texts import Span, pieces_of, windows_of
 from textdiff.loading import (
     DTYPES,
@@ -395,10 +396,12 @@ class TextDiffusion:
     def score(self, texts: Sequence[str], **options: Any) -> list[Bound]:
         """The bound of each text; takes the options of `estimate` except a protocol.
 
+        Every text draws noise often enough for an interval of its own.
+
         Raises:
             DataError: a text has no token, or characters the tokenizer does not know.
         """
-        estimates = self.estimate(texts, **options)
+        estimates = self.estimate(texts, each_document=True, **options)
         return [estimates.document(index) for index in range(len(texts))]
 
     def compare(self, other: "TextDiffusion", texts: Sequence[str], **options: Any) -> Difference:
@@ -410,10 +413,17 @@ class TextDiffusion:
         Raises:
             DataError: see `estimate`.
         """
-        mine, others = (held.estimate(texts, **options) for held in (self, other))
+        run = partial(self._at_least, texts=texts, options=options)
+        others_run = partial(other._at_least, texts=texts, options=options)
+        mine, others = paired(run, others_run, options.get("replicates", MIN_REPLICATES))
         return compare(mine, others, per_byte=mine.windows.digest != others.windows.digest)
 
     # --- inside ---
+
+    def _at_least(
+        self, replicates: int, texts: Sequence[str], options: dict[str, Any]
+    ) -> Estimates:
+        return self.estimate(texts, **(options | {"replicates": replicates}))
 
     @property
     def _context(self) -> int:

@@ -156,6 +156,7 @@ def test_documents_and_tokens_add_up(exports, prose, tmp_path, capsys):
     assert [row["document"] for row in rows] == [1, 2, 3, 4]
     total = sum(row["nats"] for row in rows)
     assert total == pytest.approx(found["mean"] * found["tokens"])
+    assert {row["replicates"] for row in rows} == {found["replicates"]} == {32}
     for row in rows:
         assert len(row["token_nats"]) == row["tokens"]
         assert sum(row["token_nats"]) == pytest.approx(row["nats"])

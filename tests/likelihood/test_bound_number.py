@@ -9,7 +9,12 @@ from exact_tables import LENGTH, TableDenoiser, all_sequences, family, random_ta
 
 from textdiff.likelihood import Bound, Estimates, Windows, cut_windows, estimate
 from textdiff.likelihood.bound import student_t_quantile
-from textdiff.likelihood.stopping import MAX_REPLICATES, MIN_REPLICATES, replicates_for
+from textdiff.likelihood.stopping import (
+    LEAST_PILOT,
+    MAX_REPLICATES,
+    MIN_REPLICATES,
+    replicates_for,
+)
 
 # Published tables, to all printed digits.
 T_TABLE = {
@@ -64,6 +69,8 @@ def test_interval_is_student_t_with_one_degree_less_than_replicates():
     assert 1.5 - low == pytest.approx(0.236462425, abs=1e-8)
     low, high = bound(replicates=10).interval(0.99)
     assert high - low == pytest.approx(2 * 0.324983554, abs=1e-8)
+    low, high = bound(replicates=50, pilot=8).interval(0.95)  # whose spread the error is of
+    assert high - low == pytest.approx(2 * 0.236462425, abs=1e-8)
     assert bound().perplexity_interval() == pytest.approx(tuple(map(math.exp, bound().interval())))
 
 
@@ -163,7 +170,12 @@ def test_a_precision_takes_the_replicates_that_reach_it(problem):
         assert high / result.perplexity - 1.0 <= precision * (1 + 1e-9)
         assert 1.0 - low / result.perplexity <= precision * (1 + 1e-9)
         assert result.replicates == len(more.nats)
-        assert result.pilot == more.pilot >= max(MIN_REPLICATES, result.replicates // 4)
+        assert result.pilot == len(more.pilot) == LEAST_PILOT
+        spread = float((more.pilot / 18).std())
+        assert result.stderr == pytest.approx(spread / math.sqrt(result.replicates), rel=1e-12)
+        assert more.document(0).pilot == 0
+        own = (more.nats[:, 0] / LENGTH).std() / math.sqrt(result.replicates)
+        assert more.document(0).stderr == pytest.approx(float(own), rel=1e-12)
 
 
 def test_a_precision_already_reached_adds_nothing(problem):
@@ -171,20 +183,20 @@ def test_a_precision_already_reached_adds_nothing(problem):
 
 
 def test_a_precision_costs_as_its_square(problem):
-    """Four times the replicates for half the width, up to what the two pilots differ by."""
-    reached = len(estimate(*problem, seed=1, precision=0.05).nats)
-    half = len(estimate(*problem, seed=1, precision=0.1).nats)
-    assert 2.0 < reached / half < 8.0
+    """Four times the replicates for half the width: of one seed the pilot is the same."""
+    reached = len(estimate(*problem, seed=1, precision=math.expm1(0.05)).nats)
+    half = len(estimate(*problem, seed=1, precision=math.expm1(0.1)).nats)
+    assert half > MIN_REPLICATES
+    assert reached / half == pytest.approx(4.0, abs=4.0 / half)
 
 
 def test_replicates_for_a_precision_by_hand():
-    """Spread 0.3 in 11 replicates: 10 degrees, whose 10 % point of chi-square is 4.8652."""
+    """Spread 0.3 in 11 replicates: 10 degrees, whose t is 2.22814, so (2.22814 * 0.3 / width)^2."""
     pilot = torch.linspace(-1.0, 1.0, 11, dtype=torch.float64)
     pilot = 2.0 + 0.3 * pilot / pilot.std()
-    need = 1.959964**2 * 0.09 * 10 / 4.8652 / math.log1p(0.1) ** 2 + 2.42
-    assert replicates_for(0.1, pilot) == pytest.approx(need, abs=1.5)
+    assert replicates_for(math.expm1(0.1), pilot) == 45  # 44.68
     assert replicates_for(1e-6, pilot) == MAX_REPLICATES
-    assert replicates_for(0.1, torch.full((8,), 2.0, dtype=torch.float64)) <= MIN_REPLICATES
+    assert replicates_for(0.1, torch.full((8,), 2.0, dtype=torch.float64)) == 0
 
 
 def test_fewer_replicates_than_eight_are_raised_to_eight(problem):

@@ -1,6 +1,7 @@
 """What holds for every estimator: batches, shards, interruptions, strides and comparisons."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 from tiny_models import CLEAN, tiny_family, tiny_model
 
 from textdiff.errors import CheckpointError, ConfigError, DataError
-from textdiff.likelihood import Estimates, Windows, compare, cut_windows, estimate
+from textdiff.likelihood import Estimates, Windows, compare, cut_windows, estimate, paired
 from textdiff.likelihood.estimators.strata import strata
 
 WINDOW = 6
@@ -137,7 +138,7 @@ def test_an_interrupted_precision_continues(model, tmp_path):
     options = {"seed": 1, "precision": 0.05}
     whole = estimate(model, chosen, windows, **options)
     assert whole.replicates > 8
-    for stop in (3, whole.pilot + 2):
+    for stop in (3, len(whole.pilot) + 2):
         calls = []
 
         def interrupt(share, calls=calls, stop=stop):
@@ -152,13 +153,13 @@ def test_an_interrupted_precision_continues(model, tmp_path):
             assert len(load_file(path)["pilot"]) == 2
     resumed = estimate(model, chosen, windows, state=path, **options)
     assert torch.equal(resumed.nats, whole.nats)
-    assert resumed.pilot == whole.pilot
+    assert torch.equal(resumed.pilot, whole.pilot)
     assert resumed.rows < whole.rows
     again = estimate(model, chosen, windows, state=path, **options)
     assert again.rows == 0
     fixed = estimate(model, chosen, windows, state=path, seed=1, replicates=whole.replicates)
     assert torch.equal(fixed.nats, whole.nats)
-    assert (fixed.rows, fixed.pilot) == (0, 0)
+    assert (fixed.rows, len(fixed.pilot)) == (0, 0)
 
 
 @pytest.mark.parametrize("what", ["seed", "text", "model", "estimator"])
@@ -257,6 +258,27 @@ def test_a_difference_is_that_of_the_bounds_with_less_error():
     per_byte = compare(*exact, per_byte=True)
     assert per_byte.mean == pytest.approx(truth.mean / math.log(2.0))  # one byte per token here
     assert per_byte.unit == "bits/byte"
+
+
+def test_both_models_of_a_pair_have_the_replicates_that_either_needs(model):
+    """One window: blocks of two draw noise three times as often as the whole."""
+    text, calls = documents((6,)), []
+
+    def run(block_size, replicates):
+        chosen = tiny_family(block_size)
+        calls.append((block_size, replicates))
+        return estimate(model, chosen, windows_of(text, chosen), seed=5, replicates=replicates)
+
+    for sizes in ((None, 2), (2, None)):
+        whole, blocks = (partial(run, size) for size in sizes)
+        found = paired(whole, blocks, 8)
+        assert {e.least for e in found} == {32, 11}
+        assert [e.replicates for e in found] == [32, 32]
+        assert compare(*found).replicates == 32
+    assert calls == [(None, 8), (2, 32), (2, 8), (None, 11), (2, 32)]
+    exact = partial(estimate, model, tiny_family(2), found[0].windows, seed=5, estimator="exact")
+    pair = paired(lambda n: exact(replicates=n), partial(run, None), 8)
+    assert [e.replicates for e in pair] == [1, 32]
 
 
 def test_other_texts_and_other_tokens_are_refused():

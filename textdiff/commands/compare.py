@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -47,20 +48,22 @@ def compare(
     texts = reading.texts(text)
     from textdiff.commands.report import difference_lines
     from textdiff.likelihood import compare as difference
+    from textdiff.likelihood import paired
 
     processes = find_processes()
-    found: list[Estimates] = []
-    records: list[dict[str, Any]] = []
-    for name in (model_a, model_b):
-        estimates, record = _score(name, texts, scoring, reading)
-        found.append(estimates)
-        records.append(record)
+    records: dict[int, dict[str, Any]] = {}
+
+    def scored(place: int, name: str, replicates: int) -> "Estimates":
+        estimates, records[place] = _score(name, texts, scoring, reading, replicates)
+        return estimates
+
+    found = paired(partial(scored, 0, model_a), partial(scored, 1, model_b), scoring.replicates)
     per_byte = found[0].windows.digest != found[1].windows.digest
     result = difference(*found, per_byte=per_byte)
     if not processes.first:
         return 0
     if json_output:
-        print(json.dumps(_record(result, records), indent=2))
+        print(json.dumps(_record(result, [records[0], records[1]]), indent=2))
         return 0
     for name, estimates in zip((model_a, model_b), found, strict=True):
         _show(name, estimates)
@@ -72,9 +75,9 @@ def compare(
 
 
 def _score(
-    name: str, texts: list[str], scoring: Scoring, reading: Reading
+    name: str, texts: list[str], scoring: Scoring, reading: Reading, replicates: int
 ) -> "tuple[Estimates, dict[str, Any]]":
-    """One model's estimates, and what they depend on."""
+    """One model's estimates in at least so many replicates, and what they depend on."""
     from textdiff.evaluate import evaluation_record
 
     processes = find_processes()
@@ -83,7 +86,7 @@ def _score(
     with ProgressBar(f"scoring by {name}", processes.first) as progress:
         estimates = held.estimate(
             texts,
-            **scoring.options(),
+            **(scoring.options() | {"replicates": replicates}),
             shard=(processes.rank, processes.count),
             reduce=processes.reduce,
             progress=progress,

@@ -36,7 +36,8 @@ class Task:
     """Key of a list of [start, end] characters in .jsonl files: these are scored given the rest."""
 
     per_document: str | None = None
-    """Write one JSON line per document to this file."""
+    """Write one JSON line per document to this file; each then draws noise often enough for an
+    error of its own."""
 
     per_token: bool = False
     """Add the nats of every token to the lines of --per-document."""
@@ -124,7 +125,8 @@ def perplexity(
     processes = find_processes()
     device = scoring.device or processes.device
     held = held_model(model, device, scoring.dtype, scoring.block_size)
-    options |= {"attribute": task.per_token, "state": state}
+    each = task.per_document is not None
+    options |= {"each_document": each, "attribute": task.per_token, "state": state}
     estimates = _estimate(held, scored | options, processes, state)
     if not processes.first:
         return 0

@@ -37,12 +37,8 @@ def bound_lines(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str
         wanted = record["precision"]
         if wanted is not None and high > bound.perplexity * (1.0 + wanted) * (1.0 + 1e-9):
             yield (
-                f"this is wider than the precision of {wanted:.3g} asked for: "
-                + (
-                    f"no more than {MAX_REPLICATES} replicates are planned"
-                    if bound.replicates >= MAX_REPLICATES
-                    else f"a pilot of {bound.pilot} replicates saw less spread; ask for a bit more"
-                )
+                f"this is wider than the precision of {wanted:.3g} asked for: no more than "
+                f"{MAX_REPLICATES} replicates are planned"
             )
     if bound.text_stderr is not None:
         what = "chunks" if record["protocol"] != "none" else "documents"
@@ -62,7 +58,7 @@ def bound_lines(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str
 
 
 def _planned(pilot: int) -> str:
-    return f" planned from {pilot} others" if pilot else ""
+    return f" planned from {pilot} others, whose spread is the error" if pilot else ""
 
 
 def _windows(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str]:

@@ -25,7 +25,7 @@ class Scoring:
 
     precision: str | None = None
     """Draw as many replicates as it takes for the 95 % interval of the perplexity to be this narrow
-    on either side (nine times in ten), such as 0.5%; a pilot of others says how many."""
+    on either side, such as 0.5%; a pilot of others says how many."""
 
     samples: int | None = None
     """Noise draws per window and replicate."""

@@ -23,10 +23,10 @@ def document_records(
             must have kept them (`attribute=True`).
 
     Yields:
-        `document` (from 1), `tokens`, `bytes`, and unless nothing is scored `nats`, `stderr_nats`,
-        `is_bound`, what follows its end (`after_the_end`) and, where ends are scored, what that
-        costs of the nats (`end_of_text_nats`); documents with tokens have `perplexity` and
-        `bits_per_byte` besides.
+        `document` (from 1), `tokens`, `bytes`, and unless nothing is scored `nats`, `stderr_nats`
+        and the `replicates` it comes from, `is_bound`, what follows its end (`after_the_end`) and,
+        where ends are scored, what that costs of the nats (`end_of_text_nats`); documents with
+        tokens have `perplexity` and `bits_per_byte` besides.
     """
     windows = estimates.windows
     tokens = _tokens(model, estimates) if per_token else {}
@@ -48,7 +48,8 @@ def _figures(estimates: Estimates, index: int) -> dict[str, Any]:
     """What all tokens of a document cost together."""
     nats = estimates.nats[:, index]
     stderr = 0.0 if estimates.exact else standard_error(nats)
-    found = {"nats": float(nats.mean()), "stderr_nats": stderr, "is_bound": not estimates.note}
+    found: dict[str, Any] = {"nats": float(nats.mean()), "stderr_nats": stderr}
+    found |= {"replicates": estimates.replicates, "is_bound": not estimates.note}
     if END in estimates.parts:
         found["end_of_text_nats"] = float(estimates.parts[END][:, index].mean())
     return found

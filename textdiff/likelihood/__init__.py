@@ -1,7 +1,7 @@
 """Perplexity bounds: estimators, their errors, and what exactly is scored."""
 
 from textdiff.likelihood.bound import Bound
-from textdiff.likelihood.compare import Difference, compare
+from textdiff.likelihood.compare import Difference, compare, paired
 from textdiff.likelihood.estimate import estimate
 from textdiff.likelihood.estimates import Estimates
 from textdiff.likelihood.estimators import ESTIMATORS
@@ -20,4 +20,5 @@ __all__ = [
     "corrupt",
     "cut_windows",
     "estimate",
+    "paired",
 ]

@@ -18,11 +18,12 @@ class Bound:
         bytes: UTF-8 bytes of the scored text.
         documents: documents scored.
         estimator: name of the estimator.
-        replicates: independent replicates that `stderr` comes from.
+        replicates: independent replicates that `mean` is of, and without a pilot `stderr`.
         terms: nats per token of each part; they add up to `mean`.
         is_bound: whether the expectation of `mean` is an upper bound.
         note: what keeps it from being one.
-        pilot: further replicates that said how many it takes, and are no part of the number.
+        pilot: further replicates that said how many it takes; their spread is that of `stderr`, and
+            they are no part of `mean`. 0: there were none.
     """
 
     mean: float
@@ -57,7 +58,8 @@ class Bound:
         """Student-t interval of `mean` in nats per token, Monte-Carlo error only."""
         if self.stderr == 0.0:  # nothing random, or a single replicate of it
             return self.mean, self.mean
-        width = student_t_quantile(0.5 + confidence / 2, self.replicates - 1) * self.stderr
+        degrees = (self.pilot or self.replicates) - 1
+        width = student_t_quantile(0.5 + confidence / 2, degrees) * self.stderr
         return self.mean - width, self.mean + width
 
     def perplexity_interval(self, confidence: float = 0.95) -> tuple[float, float]:

@@ -1,6 +1,7 @@
 """Which of two models a text prefers, and how sure that is."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,24 @@ class Difference:
             return self.mean, self.mean
         width = student_t_quantile(0.5 + confidence / 2, self.replicates - 1) * self.stderr
         return self.mean - width, self.mean + width
+
+
+def paired(
+    first: Callable[[int], Estimates], second: Callable[[int], Estimates], replicates: int
+) -> tuple[Estimates, Estimates]:
+    """Estimates of two models, with the replicates that either of them needs.
+
+    They need different numbers where they draw noise differently often: a short text in blocks, or
+    in smaller windows.
+
+    Args:
+        first: estimates by the first model, in a given number of replicates at least.
+        second: likewise by the second.
+        replicates: how many were asked for.
+    """
+    a = first(replicates)
+    b = second(max(replicates, a.least))
+    return (a if a.exact or a.replicates >= b.least else first(b.least)), b
 
 
 def compare(a: Estimates, b: Estimates, *, per_byte: bool = False) -> Difference:

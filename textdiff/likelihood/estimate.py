@@ -25,9 +25,9 @@ from textdiff.likelihood.protocols import Windows
 from textdiff.likelihood.scorer import Scorer
 from textdiff.likelihood.state import State, model_digest
 from textdiff.likelihood.stopping import (
+    LEAST_PILOT,
     MIN_REPLICATES,
     PILOT,
-    PILOT_SHARE,
     least_replicates,
     replicates_for,
 )
@@ -46,6 +46,7 @@ def estimate(
     seed: int,
     replicates: int = MIN_REPLICATES,
     precision: float | None = None,
+    each_document: bool = False,
     attribute: bool = False,
     batch_tokens: int = 8192,
     state: Path | None = None,
@@ -64,10 +65,11 @@ def estimate(
         seed: seed of the noise.
         replicates: independent replicates; at least 8, and as many as draw noise 64 times in all
             (32 for one window of one block under the default). Exact estimators take one.
-        precision: takes as many replicates as make the 95 % interval of the perplexity likely (nine
-            times in ten) to be within this fraction of it on either side; at least `replicates`, at
-            most 4096. A pilot with noise of its own says how many, so that the number has neither
-            bias nor too narrow an interval from it.
+        precision: takes as many replicates as it takes for the 95 % interval of the perplexity to
+            be within this fraction of it on either side; at least `replicates`, at most 4096. A
+            pilot with noise of its own says how many, and the interval is of its spread.
+        each_document: whether every document draws noise 64 times, so that its own interval is
+            right too.
         attribute: whether to keep the nats of every token.
         batch_tokens: tokens per network call; results do not depend on it beyond rounding.
         state: a file that every replicate is saved to, and that an interrupted job continues from.
@@ -91,12 +93,16 @@ def estimate(
         raise ConfigError(f"estimator {name} weighs whole orders: it has no nats per token")
     job = _Job(denoiser, family, windows, chosen, seed, batch_tokens, shard, attribute)
     saved = State.open(state, job.fingerprint() if state else {}, shard[0] == 0)
-    wanted = 1 if chosen.exact else max(replicates, least_replicates(windows, family, chosen.draws))
+    least = 1 if chosen.exact else least_replicates(windows, family, chosen.draws, each_document)
+    wanted = 1 if chosen.exact else max(replicates, least)
+    pilot = torch.zeros(0, dtype=torch.float64)
     if precision is not None and not chosen.exact:
-        wanted = _plan(job, saved, precision, wanted, reduce, progress)
-    pilot = len(saved.pilot) if precision is not None else 0
+        pilot = _pilot(job, saved, max(wanted, LEAST_PILOT), wanted, reduce, progress)
+        per_token = pilot / windows.document_tokens.sum().clamp(min=1)
+        wanted = max(wanted, replicates_for(precision, per_token))
     while (done := len(saved.shares)) < wanted:
-        told = _counting_on(progress, pilot + done, pilot + wanted, len(windows.tokens))
+        before = len(pilot)
+        told = _counting_on(progress, before + done, before + wanted, len(windows.tokens))
         saved.add(*job.split(reduce(job.replicate(done, told))))
     parts = torch.stack(saved.shares).unbind(1)
     return Estimates(
@@ -105,6 +111,7 @@ def estimate(
         estimator=name,
         exact=chosen.exact,
         note=chosen.missing(family),
+        least=least,
         pilot=pilot,
         tokens=saved.tokens,
         rows=job.scorer.rows,
@@ -239,28 +246,23 @@ def _refuse_infinite(parts: Parts, view: View) -> None:
             )
 
 
-def _plan(
+def _pilot(
     job: _Job,
     saved: State,
-    precision: float,
-    first: int,
+    size: int,
+    following: int,
     reduce: Callable[[Tensor], Tensor],
     progress: Callable[[int, int], None],
-) -> int:
-    """Draws what is missing of a precision's pilot; returns the replicates that it asks for."""
-    windows = job.windows
+) -> Tensor:
+    """[size] nats of a precision's pilot, of which what is missing is drawn.
 
-    def wanted() -> int:
-        if len(saved.pilot) < first:
-            return first
-        per_token = torch.tensor(saved.pilot) / windows.document_tokens.sum().clamp(min=1)
-        return max(first, replicates_for(precision, per_token))
-
-    while (done := len(saved.pilot)) < (size := max(first, wanted() // PILOT_SHARE)):
-        told = _counting_on(progress, done, size + wanted(), len(windows.tokens))
+    At least `following` replicates come after it.
+    """
+    while (done := len(saved.pilot)) < size:
+        told = _counting_on(progress, done, size + following, len(job.windows.tokens))
         nats, _ = job.split(reduce(job.replicate(PILOT + done, told)))
         saved.add_pilot(float(nats.sum()))
-    return wanted()
+    return torch.tensor(saved.pilot[:size], dtype=torch.float64)
 
 
 def _counting_on(

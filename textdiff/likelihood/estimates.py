@@ -22,8 +22,10 @@ class Estimates:
         estimator: name of the estimator.
         exact: whether there is no Monte-Carlo error.
         note: what keeps this from being a bound; empty if it is one.
-        pilot: further replicates that a precision was planned from; they are in no other figure
-            but `rows`.
+        least: replicates that Student's t needs to be right about their mean.
+        pilot: [P] float64 nats of all documents in further replicates, from which a precision was
+            planned: the error of the whole is their spread, and they are in no other figure but
+            `rows`. Empty: none was asked for.
         tokens: [T] float64 nats of every token of every window in turn, summed over replicates;
             empty unless asked for.
         rows: rows that this process ran the network on.
@@ -34,7 +36,8 @@ class Estimates:
     estimator: str = "masked_count"
     exact: bool = False
     note: str = ""
-    pilot: int = 0
+    least: int = 1
+    pilot: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)
     tokens: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)
     rows: int = 0
 
@@ -54,7 +57,7 @@ class Estimates:
         Raises:
             DataError: all of them are empty.
         """
-        return self._of(slice(None))
+        return self._of(slice(None), self.pilot)
 
     def document(self, index: int) -> Bound:
         """The bound of one document.
@@ -62,7 +65,7 @@ class Estimates:
         Raises:
             DataError: the document has no token to share it among.
         """
-        return self._of(slice(index, index + 1))
+        return self._of(slice(index, index + 1), torch.zeros(0))
 
     def token_nats(self) -> list[Tensor]:
         """Nats of every token, [length] float64 per window, averaged over replicates.
@@ -77,7 +80,7 @@ class Estimates:
         lengths = [len(tokens) for tokens in self.windows.tokens]
         return list(torch.split(self.tokens / self.replicates, lengths))
 
-    def _of(self, part: slice) -> Bound:
+    def _of(self, part: slice, pilot: Tensor) -> Bound:
         tokens = self.windows.document_tokens[part]
         total = int(tokens.sum())
         if not total:
@@ -86,9 +89,10 @@ class Estimates:
             name: float((nats[:, part].sum(1) / total).mean()) for name, nats in self.parts.items()
         }
         nats = self.nats[:, part]
+        spread = pilot if len(pilot) else nats.sum(1)
         return Bound(
             mean=sum(terms.values()),
-            stderr=0.0 if self.exact else standard_error(nats.sum(1) / total),
+            stderr=0.0 if self.exact else standard_error(spread / total, self.replicates),
             text_stderr=text_error(nats.mean(0), tokens),
             tokens=total,
             bytes=int(self.windows.document_bytes[part].sum()),
@@ -98,7 +102,7 @@ class Estimates:
             terms=terms,
             is_bound=not self.note,
             note=self.note,
-            pilot=self.pilot,
+            pilot=len(pilot),
         )
 
     def _nothing(self, part: slice) -> str:
@@ -113,9 +117,9 @@ class Estimates:
         return f"{which} no token to share its bound among; ending costs {nats:.4f} nats"
 
 
-def standard_error(values: Tensor) -> float:
-    """Standard error of the mean of [R] values."""
-    return float(values.std(correction=1)) / math.sqrt(len(values))
+def standard_error(values: Tensor, count: int | None = None) -> float:
+    """Standard error of a mean of `count` draws (None: of these), from the spread of [R] values."""
+    return float(values.std(correction=1)) / math.sqrt(count or len(values))
 
 
 def text_error(nats: Tensor, tokens: Tensor) -> float | None:

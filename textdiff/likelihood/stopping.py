@@ -1,18 +1,24 @@
 """How many replicates a number takes: for its interval to be right, and to be as narrow as asked.
 
-A precision is planned from a pilot whose draws are no part of the number. Costs are skewed: few
-draws with large weights make mean and spread large together. Replicates that decide how many follow
-are therefore stopped where they happen to lie low and close to each other, and counting them in
-biases the mean by skewness / sqrt(replicates) standard errors, and the interval with it. Counted
-replicates that had no say have the law of a fixed number of them, whatever the pilot finds.
+A precision is reached in two stages (Stein, 1945). The spread s of a pilot of P replicates says
+that t s / sqrt(R) is narrow enough, t being Student's quantile for P - 1 degrees of freedom; R
+replicates with noise of their own are the number, and that is its interval. It is never wider than
+asked, and it is right: R depends on the pilot alone, so that the mean of the R is unbiased and does
+not know s.
+
+Going on until the spread of counted replicates is small enough is not. Costs are skewed: few draws
+with large weights make mean and spread large together, and replicates that decide how many follow
+are stopped where they lie low, which biases their mean and narrows their interval.
 """
 
 import math
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from textdiff.diffusion.family import Family
+from textdiff.likelihood.bound import student_t_quantile
 from textdiff.likelihood.protocols import Windows
 
 MIN_REPLICATES = 8
@@ -24,38 +30,44 @@ LEAST_DRAWS = 64
 PILOT = 2**42
 """Number of the first replicate of a pilot: random numbers that no counted replicate has."""
 
-PILOT_SHARE = 4
-"""A pilot grows to this part of the replicates that it asks for: few say little about a spread."""
+LEAST_PILOT = 16
+"""Replicates of a pilot: not knowing the spread any better takes a fifth more than knowing it."""
 
 
-def least_replicates(windows: Windows, family: Family, draws: int) -> int:
+def least_replicates(
+    windows: Windows, family: Family, draws: int, each_document: bool = False
+) -> int:
     """Replicates that it takes for Student's t to be right about their mean.
 
     Args:
         windows: what is scored.
         family: says how windows fall into blocks, each of which draws noise of its own.
         draws: noise draws per block and replicate.
+        each_document: for it to be right about every document; else about all of them together.
     """
     size = family.blocks(int(windows.lengths.max())).size
-    blocks = 0
-    for w, tokens in enumerate(windows.tokens[:LEAST_DRAWS]):  # more windows are enough anyway
-        scored = np.ones(len(tokens), bool) if windows.scored is None else windows.scored[w]
-        blocks += len(np.unique(np.flatnonzero(scored) // size))
-    return max(MIN_REPLICATES, -(-LEAST_DRAWS // (blocks * draws)))
+    blocks = torch.tensor([_scored_blocks(windows, w, size) for w in range(len(windows.tokens))])
+    least = int(blocks.sum())
+    if each_document:
+        totals = torch.zeros(len(windows.document_tokens), dtype=torch.int64)
+        totals = totals.index_add(0, windows.document, blocks)
+        least = int(totals[totals > 0].min())
+    return max(MIN_REPLICATES, -(-LEAST_DRAWS // (least * draws)))
+
+
+def _scored_blocks(windows: Windows, window: int, size: int) -> int:
+    """Blocks of a window that have a token to score."""
+    if windows.scored is None:
+        return -(-len(windows.tokens[window]) // size)
+    return len(np.unique(np.flatnonzero(windows.scored[window]) // size))
 
 
 def replicates_for(precision: float, pilot: Tensor) -> int:
-    """Replicates whose 95 % interval of the perplexity is likely within `precision` of it.
-
-    Likely: for the spread that the pilot exceeds nine times in ten (a chi-square quantile by Wilson
-    & Hilferty, 1931). Student's t takes (z ** 2 + 1) / 2 replicates more than the normal law.
+    """Replicates whose 95 % interval of the perplexity is within `precision` of it.
 
     Args:
         precision: the share of the perplexity on either side.
-        pilot: [R] nats per token of replicates.
+        pilot: [P] nats per token of the pilot's replicates, whose spread the interval is of.
     """
-    degrees, z, least = len(pilot) - 1, 1.959964, 1.281552
-    part = (1.0 - 2.0 / (9.0 * degrees) - least * math.sqrt(2.0 / (9.0 * degrees))) ** 3
-    variance = float(pilot.var()) / part
-    need = z**2 * variance / math.log1p(precision) ** 2 + (z**2 + 1.0) / 2.0
-    return math.ceil(min(need, MAX_REPLICATES))
+    width = student_t_quantile(0.975, len(pilot) - 1) * float(pilot.std())
+    return math.ceil(min((width / math.log1p(precision)) ** 2, MAX_REPLICATES))
