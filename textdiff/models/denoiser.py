@@ -22,9 +22,8 @@ from transformers.modeling_outputs import MaskedLMOutput
 from .attention import Attention, attend, prepare, unavailable
 from .cache import CacheView, KVCache
 from .configuration import TextDiffusionConfig
-from .fused import dropout_add, in_rows
+from .fused import dropout_add
 from .layers import (
-    MLPS,
     NORMS,
     PLAIN,
     LayerNorm,
@@ -37,6 +36,7 @@ from .layers import (
     modulation,
 )
 from .layout import FULL, Layout
+from .mlp import MLPS
 
 
 class Block(nn.Module):
@@ -93,7 +93,7 @@ class Block(nn.Module):
             m = m.at(positions, x.shape)
             x, mixed = x.flatten(0, 1)[positions], mixed.flatten(0, 1)[positions]
         x = self._add(x, m.gate(self.attn_out(mixed), 2))
-        return self._add(x, m.gate(in_rows(self.mlp, m.modulate(self.norm2(x), 3)), 5))
+        return self._add(x, m.gate(self.mlp(m.modulate(self.norm2(x), 3)), 5))
 
     def _add(self, x: Tensor, h: Tensor) -> Tensor:
         return dropout_add(x, h, self.dropout, self.training)

@@ -13,7 +13,7 @@ Shapes: B rows, T positions, H heads, D channels per head.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -38,19 +38,6 @@ def dropout_add(x: Tensor, h: Tensor, p: float, training: bool) -> Tensor:
     if p == 1.0 or not applies(x):
         return x + functional.dropout(h, p)
     return _DropoutAdd.apply(x, h, p)
-
-
-def in_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """A function of rows, on a CPU applied to few enough of them at a time.
-
-    What it makes on the way, up to eight times as wide as `x`, should stay near the core, and below
-    the 32 MiB from which on glibc takes a buffer from the system anew every time, cleared.
-    """
-    room = 2 * CHUNK_BYTES * torch.get_num_threads()
-    rows = max(1, room // (8 * x[0].numel() * x.itemsize)) if len(x) else 1
-    if not applies(x) or len(x) <= rows:
-        return function(x)
-    return torch.cat([function(part) for part in x.split(rows)])
 
 
 def rotate(projected: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:

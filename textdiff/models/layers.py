@@ -96,31 +96,6 @@ def modulation(inputs: int, size: int, parts: int, gates: tuple[int, ...] = ()) 
     return linear
 
 
-class SwiGLU(nn.Module):
-    """Gated MLP of 8/3 the width, as many parameters as the 4x one (arXiv:2002.05202)."""
-
-    def __init__(self, size: int):
-        super().__init__()
-        inner = 64 * -(-8 * size // (3 * 64))
-        self.gate_up = nn.Linear(size, 2 * inner, bias=False)
-        self.down = nn.Linear(inner, size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., H] -> [..., H]."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(functional.silu(gate) * up)
-
-
-def gelu_mlp(size: int) -> nn.Sequential:
-    """Linear, tanh-approximated GELU, linear."""
-    return nn.Sequential(
-        nn.Linear(size, 4 * size), nn.GELU(approximate="tanh"), nn.Linear(4 * size, size)
-    )
-
-
-MLPS = {"gelu": gelu_mlp, "swiglu": SwiGLU}
-
-
 class Rotary:
     """Cosines and sines of one forward pass, applied to queries and keys.
 

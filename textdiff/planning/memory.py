@@ -219,8 +219,12 @@ def inner_size(plan: Plan) -> int:
 
 
 def mlp_bytes(plan: Plan) -> int:
-    """Before and after the activation; SwiGLU: gate and up, the gate's activation, the product."""
-    tensors = 2 if plan.config.model.mlp == "gelu" else 4
+    """Before and after the activation; SwiGLU: gate and up, the gate's activation, the product.
+
+    A CPU in float32 keeps what is before the activation alone.
+    """
+    before, after = (1, 1) if plan.config.model.mlp == "gelu" else (2, 2)
+    tensors = before + (after if plan.half or not plan.chunked else 0)
     return tensors * value(plan) * inner_size(plan)
 
 
@@ -240,8 +244,9 @@ def backward(plan: Plan) -> int:
     width = inner_size(plan) * (1 if plan.config.model.mlp == "gelu" else 2)
     hidden = plan.config.model.hidden_size
     inner = tokens(plan) * value(plan) * width
-    if plan.chunked:  # some rows at a time
-        inner = min(inner, 2 * CHUNK_BYTES * torch.get_num_threads())
+    if plan.chunked:  # some rows at a time, in float32 of activations and their gradients too
+        together = 1 if plan.half else 2
+        inner = min(inner, 2 * CHUNK_BYTES * torch.get_num_threads()) * together
     per_position = (FLOAT + value(plan)) * hidden
     if plan.config.model.gradient_checkpointing:
         per_position += block_activations(plan)
