@@ -350,11 +350,25 @@ def finite_value(table: Table, x, steps: int) -> float:
     return total
 
 
-@pytest.mark.parametrize("steps", [1, 4])
-def test_finite_time_expectation(table, steps):
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("steps", [1, 4, 50])
+def test_finite_time_expectation(table, steps, samples):
     texts = TEXTS[::4]
     exact = [finite_value(table, x, steps) for x in texts]
-    agrees(TableDenoiser(table), family(), texts, exact, "finite_t", timesteps=steps)
+    options = {"timesteps": steps, "samples": samples}
+    agrees(TableDenoiser(table), family(), texts, exact, "finite_t", **options)
+
+
+def test_one_step_has_no_variance_and_many_have_that_of_counts(table):
+    """Uniform steps with independent hits would weigh 1000 at the first of them."""
+    problem = TableDenoiser(table), family(), windows(family())
+    one = estimate(*problem, estimator="finite_t", timesteps=1, seed=0).nats
+    assert one.std(0).max() < 1e-12
+    many, counts = (
+        estimate(*problem, estimator=name, seed=0, replicates=200, **options).nats.var(0).mean()
+        for name, options in (("finite_t", {"timesteps": 1000}), ("masked_count", {}))
+    )
+    assert 0.8 < float(many / counts) < 1.3
 
 
 # --- variance ------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from functools import lru_cache
 import pytest
 import torch
 from exact_tables import LENGTH, TableDenoiser, all_sequences, family, random_table
-from test_exact_estimators import importance_value
+from test_exact_estimators import finite_value, importance_value
 
 from textdiff.likelihood import Estimates, Windows, cut_windows, estimate
 from textdiff.likelihood.bound import student_t_quantile
@@ -51,6 +51,8 @@ def truth(table, windows: int = 9) -> float:
         ("balanced", {"samples": 2}),
         ("any_order", {}),
         ("importance", {"orders": 2}),
+        ("finite_t", {"timesteps": 6}),
+        ("finite_t", {"timesteps": 200}),
     ],
     ids=str,
 )
@@ -63,7 +65,7 @@ def test_intervals_of_a_fixed_number_of_replicates(table, name, options, windows
         family(),
         repetitions(REPETITIONS, windows),
         estimator=name,
-        seed=4,
+        seed=5,
         replicates=one,
         **options,
     )
@@ -138,6 +140,8 @@ STOPPED = [
     (1, 2, "balanced", {"samples": 2}),
     (3, 0, "balanced", {}),
     (1, 2, "importance", {"orders": 2}),
+    (3, 0, "finite_t", {"timesteps": 6}),
+    (1, 2, "finite_t", {"timesteps": 200}),
 ]
 
 
@@ -189,6 +193,8 @@ def expected(name: str, options: dict, table, x: torch.Tensor) -> float:
     """What an estimator's mean is for one window, by enumeration."""
     if name == "importance":
         return importance_value(table, x, options["orders"])
+    if name == "finite_t":
+        return finite_value(table, x, options["timesteps"])
     return table.nelbo(x)
 
 

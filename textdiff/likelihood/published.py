@@ -108,8 +108,8 @@ PROTOCOLS = {
         skips_first=False,
         draws=1,
         data_biases=(
-            "[BOS] and [EOS] stand at fixed places of every chunk, cost nearly nothing and count "
-            "as 2 of its tokens (low)",
+            "[BOS] and [EOS] stand at fixed places of every chunk and count as 2 of its tokens; a "
+            "model trained on such chunks pays nearly nothing for them (low), others a lot (high)",
             "the end-of-text tokens between documents are counted as text; the published code adds "
             "them, the published zero-shot figures are said to be without",
             _PACKED,

@@ -107,8 +107,8 @@ def require_absorbing(name: str, family: Family) -> None:
     if not isinstance(family.process, Absorbing):
         kind = type(family.process).__name__.lower()
         raise ConfigError(
-            f"estimator {name} reveals masked tokens one after another, which {kind} noise has no "
-            "notion of; use masked_count or time"
+            f"estimator {name} is of noise that masks tokens and does nothing else, unlike {kind} "
+            "noise; use masked_count or time"
         )
 
 

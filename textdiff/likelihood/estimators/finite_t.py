@@ -6,12 +6,12 @@ from typing import ClassVar
 import torch
 
 from textdiff.diffusion.family import Family
-from textdiff.diffusion.noise import noise_by_step
 from textdiff.diffusion.objectives import MDLM
 from textdiff.diffusion.randomness import Stream
 from textdiff.errors import ConfigError
 from textdiff.likelihood.estimators.boundary import clean_end, infinite_prior, prior_nats
 from textdiff.likelihood.estimators.estimator import BOUNDARY, Estimator, Parts
+from textdiff.likelihood.estimators.steps import noise_by_step_and_hits
 from textdiff.likelihood.estimators.view import View
 from textdiff.likelihood.protocols import Windows
 from textdiff.likelihood.scorer import Scorer
@@ -20,17 +20,17 @@ from textdiff.models import TextDiffusionModel
 
 @dataclass(frozen=True)
 class FiniteT(Estimator):
-    """One random step of T, weight T (Eq. 8, arXiv:2406.07524; Eq. 1, arXiv:2107.03006).
+    """Random steps of T (Eq. 8, arXiv:2406.07524; Eq. 1, arXiv:2107.03006), drawn with their hits.
 
     The first step's term is the reconstruction: it is part of `diffusion`.
 
     Attributes:
         timesteps: T; None: the model's own.
-        samples: draws per window and replicate.
+        samples: draws per window and replicate, with steps in strata.
     """
 
     timesteps: int | None = None
-    samples: int = 1
+    samples: int = 2
 
     name: ClassVar[str] = "finite_t"
 
@@ -62,7 +62,7 @@ class FiniteT(Estimator):
         assert steps is not None
         nats = torch.zeros(view.x0.shape, dtype=torch.float64)
         for s in range(self.samples):
-            noise = noise_by_step(
+            noise = noise_by_step_and_hits(
                 view.family.schedule,
                 steps,
                 view.v[:, s],
@@ -70,6 +70,7 @@ class FiniteT(Estimator):
                 view.blocks,
                 view.scorable,
                 view.tokens(s, self.samples),
+                view.family.objective.dense,
             )
             nats += scorer.nats(view.x0, noise, view.real) / self.samples
         # Draws of other replicates' numbers from 2 ** 40 on: no diffusion draw has them.

@@ -1,0 +1,75 @@
+"""Noise of a process in T steps, drawn so that no weight is large.
+
+A step drawn uniformly, with independent hits, weighs T (alpha_s - alpha_t) / lambda, lambda = 1 -
+alpha_t: T at the first steps of a linear schedule, where hardly anything is hit. Here a step i has
+the chance p_i = (alpha_s - alpha_t) / (alpha_0 - alpha_T), one of the n positions is hit in any
+case and the others independently with probability lambda. A set of k positions then has the chance
+
+    sum_i p_i (k / n) lambda_i ** (k - 1) (1 - lambda_i) ** (n - k),
+
+of which the bound's terms are the share n (alpha_0 - alpha_T) / k: the weight is that of counts in
+continuous time, and T = 1 has no variance at all.
+
+Where positions that are not hit cost nats too, nothing is hit in one of n + 1 draws. Its step has a
+chance in proportion to p_i (1 - lambda_i) ** n and a weight in proportion to 1 / lambda_i, because
+what is paid there falls with lambda.
+"""
+
+import torch
+from torch import Tensor
+
+from textdiff.diffusion.blocks import Blocks
+from textdiff.diffusion.noise import Noise
+from textdiff.diffusion.schedule import NoiseSchedule
+from textdiff.likelihood.estimators.subsets import NEVER
+
+
+def noise_by_step_and_hits(
+    schedule: NoiseSchedule,
+    timesteps: int,
+    v: Tensor,
+    u: Tensor,
+    blocks: Blocks,
+    scorable: Tensor,
+    u_token: Tensor | None = None,
+    dense: bool = False,
+) -> Noise:
+    """One of T grid points per block, and hits of its rate beside one that is certain.
+
+    Args:
+        schedule: gives alpha.
+        timesteps: T.
+        v: [B, blocks] uniforms that place the step (stratify them).
+        u: [B, L] uniforms of the positions; a block's smallest is the one hit in any case.
+        blocks: how L falls into blocks.
+        scorable: [B, L] bool, the positions that may be hit.
+        u_token: [B, L] uniforms of what hit positions become.
+        dense: whether positions that are not hit cost nats too.
+    """
+    alphas = schedule.alpha(torch.arange(timesteps + 1, dtype=torch.float64) / timesteps)
+    shares, total = alphas[:-1] - alphas[1:], alphas[0] - alphas[-1]
+    n = blocks.split(scorable, False).sum(-1)
+    bare = int(dense)  # draws of n + bare that hit nothing
+    empty = v * (n + bare) < bare
+    step = _drawn(shares, ((v * (n + bare) - bare) / n.clamp(min=1)).clamp(min=0.0))
+    rest = torch.zeros_like(v)
+    for size in sorted(set(n[empty].tolist())):
+        here, quiet = empty & (n == size), shares * alphas[1:] ** size
+        step[here], rest[here] = _drawn(quiet, v[here] * (size + bare)), quiet.sum()
+    alpha_s, alpha = alphas[step], alphas[step + 1]
+    place = u.masked_fill(~scorable, NEVER)
+    first = blocks.spread(blocks.split(place, NEVER).amin(-1))
+    # Given which is the smallest, the others are uniform above it.
+    place = ((place - first) / (1.0 - first)).masked_fill(~scorable, NEVER)
+    threshold = blocks.spread((1.0 - alpha).masked_fill(empty, 0.0))
+    k = blocks.split(place < threshold, False).sum(-1)
+    each = torch.where(empty, rest / (1.0 - alpha), total / k.clamp(min=1))
+    weight = blocks.spread(((n + bare) * each).masked_fill(n == 0, 0.0))
+    return Noise(blocks.spread(alpha), threshold, place, weight, u_token, blocks.spread(alpha_s))
+
+
+def _drawn(chances: Tensor, v: Tensor) -> Tensor:
+    """[...] indices where the running sum of `chances` [T], whatever it adds up to, passes v."""
+    running = chances.cumsum(0)
+    at = torch.searchsorted(running / running[-1], v.contiguous(), right=True)
+    return at.clamp(max=len(chances) - 1)
