@@ -55,7 +55,7 @@ class Material:
     """Add MAUVE; needs a transformers judge, a reference and the package mauve-text."""
 
     resamples: int = 1000
-    """Sets of texts drawn with replacement, which intervals come from."""
+    """Random halves of the texts, which intervals come from."""
 
     def check(self) -> None:
         """Refuses values out of range, and what is not installed, before anything is loaded.
