@@ -156,6 +156,18 @@ def test_the_left_to_right_model_decodes_from_its_cache():
     assert row[1:] == best[1:].tolist()
 
 
+def test_the_left_to_right_model_may_be_asked_again_about_a_token():
+    """A token that is masked again is drawn again, from a cache that holds its place already."""
+    model, family = tiny_model(), tiny_family(1)
+    family = replace(family, objective=build_objective(family.process, "ar"))
+    job = Job(PROMPTS, NEW, seed=5)
+    often = {"rule": "remask", "steps": 8, "knobs": {"eta": 1.0}}
+    plain = rows_of(model, family, job, **often)
+    assert rows_of(model, family, job, cache=True, slots=4, **often) == plain
+    *_, last = generate(model, family, job, controls=Controls(), **often)
+    assert last.calls > max(NEW)  # there are tokens that were drawn twice
+
+
 class TestWindow:
     def test_is_exact_while_nothing_has_been_dropped(self, model):
         family, job = tiny_family(4), Job([[], [CLEAN[3]] * 5], [16, 11], seed=5)

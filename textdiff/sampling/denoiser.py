@@ -293,7 +293,8 @@ class CachedDenoiser(Predictor):
         alpha = self._alpha(t[rows])
         found: list[tuple[Tensor, Tensor]] = []
         # Rows whose last block is not stored yet give it along; mostly all do, or none.
-        lengths = self.starts + self.size - self.stored
+        # A network that reads one token late has stored the block itself with the first call.
+        lengths = (self.starts + self.size - self.stored).clamp(min=self.size)
         for length in sorted(set(lengths[rows].tolist())):
             mine = rows[lengths[rows] == length]
             wanted = (lengths[owners] == length).nonzero().squeeze(1)
@@ -311,7 +312,7 @@ class CachedDenoiser(Predictor):
     def _run(self, canvas: Tensor, rows: Tensor, length: int, alpha: Tensor, at: Tensor) -> Tensor:
         """Logits [n, V] of some rows, their last `length` tokens being new."""
         everyone = len(rows) == len(canvas)
-        begins, there = self.stored[rows], rows.to(canvas.device)
+        begins, there = self.starts[rows] + self.size - length, rows.to(canvas.device)
         text = self.text if everyone else self.text[there]
         active = canvas if everyone else canvas[there]
         if self.shifted:  # the network reads tokens one late: never those of the canvas
