@@ -22,7 +22,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
 from filelock import FileLock, Timeout
@@ -54,8 +53,11 @@ _log = logging.getLogger(__name__)
 
 def cache_root(cache_dir: str | None) -> Path:
     """The folder of all token caches; None is the cache of `datasets`."""
-    root = Path(cache_dir if cache_dir is not None else datasets.config.HF_DATASETS_CACHE)
-    return root.expanduser() / "textdiff"
+    if cache_dir is None:
+        import datasets
+
+        cache_dir = str(datasets.config.HF_DATASETS_CACHE)
+    return Path(cache_dir).expanduser() / "textdiff"
 
 
 def tokenize(

@@ -23,6 +23,7 @@ _SKIPPED_FOLDERS = frozenset(
 _SHORTEST_DOCUMENT_CHARACTERS = 200
 _SMALLEST_CORPUS_CHARACTERS = 500_000
 _PROSE_LETTERS = 0.75
+_BODIES = ("body", "handlers", "orelse", "finalbody", "cases")  # of statements, in source order
 _RULE = re.compile(r"[ \t]*([*=~^+#.-])\1{2,}[ \t]*")
 _BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 
@@ -109,8 +110,9 @@ def _walk(node: ast.AST) -> Iterator[str]:
         docstring = ast.get_docstring(node, clean=False)
         if docstring:
             yield inspect.cleandoc(docstring)
-    for child in ast.iter_child_nodes(node):
-        yield from _walk(child)
+    for part in _BODIES:  # expressions, most of the tree, hold no docstring
+        for child in getattr(node, part, ()):
+            yield from _walk(child)
 
 
 def _clean(parts: list[str], seen: set[str]) -> str:

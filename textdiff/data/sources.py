@@ -9,11 +9,10 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, DatasetDict
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -34,6 +33,9 @@ from textdiff.data.files import (
 )
 from textdiff.data.python_docs import python_docs
 from textdiff.errors import DataError
+
+if TYPE_CHECKING:  # it brings pandas: a second that text files and models do without
+    import datasets
 
 _HUB_TIMEOUT_SECONDS = 10.0
 
@@ -123,11 +125,13 @@ def _is_saved(path: Path) -> bool:
 
 
 def _load_saved(path: Path, source: Source) -> Documents:
+    import datasets
+
     try:
         saved = datasets.load_from_disk(str(path))
     except Exception as error:  # whatever a damaged folder makes of the readers below
         raise DataError(f"{path}: not a readable save_to_disk folder ({_brief(error)})") from None
-    if isinstance(saved, DatasetDict):
+    if isinstance(saved, datasets.DatasetDict):
         if source.split not in saved:
             splits = ", ".join(map(str, saved))
             raise DataError(f"{path}: no split {source.split!r}; set split to one of: {splits}")
@@ -138,6 +142,8 @@ def _load_saved(path: Path, source: Source) -> Documents:
 
 
 def _load_hub(source: Source) -> Documents:
+    import datasets
+
     label = f"hub dataset {source.source!r}"
     advice = "check the spelling and the network, or give a local file"
     revision = _check_hub(source.source, label, advice)
@@ -155,7 +161,7 @@ def _load_hub(source: Source) -> Documents:
     return _from_dataset(loaded, label, source.text_column, signature)
 
 
-def _streamed(rows: datasets.IterableDataset, where: str, column: str) -> Iterator[Block]:
+def _streamed(rows: "datasets.IterableDataset", where: str, column: str) -> Iterator[Block]:
     """Reads a hub dataset over the network, in its order, without keeping it."""
     blank = True
     try:
@@ -184,6 +190,8 @@ def _check_hub(name: str, label: str, advice: str) -> str | None:
     Returns:
         The dataset's commit; None without a network.
     """
+    import datasets
+
     # A bare "text" or "json" means "whatever lies in the working directory" to load_dataset.
     if name in datasets.packaged_modules._PACKAGED_DATASETS_MODULES:
         raise DataError(f"{name!r} is a file format, no dataset; give a path such as data/*.jsonl")
@@ -204,7 +212,9 @@ def _check_hub(name: str, label: str, advice: str) -> str | None:
     return None
 
 
-def _from_dataset(dataset: Dataset, where: str, column: str, signature: str) -> Documents:
+def _from_dataset(
+    dataset: "datasets.Dataset", where: str, column: str, signature: str
+) -> Documents:
     if column not in dataset.column_names:
         raise missing_column(where, column, dataset.column_names)
     kind = dataset.features[column]
@@ -214,7 +224,7 @@ def _from_dataset(dataset: Dataset, where: str, column: str, signature: str) -> 
     return Documents(lambda: _rows(table, where, column), signature)
 
 
-def _rows(dataset: Dataset, where: str, column: str) -> Iterator[Block]:
+def _rows(dataset: "datasets.Dataset", where: str, column: str) -> Iterator[Block]:
     row = 0
     blank = True
     for batch in dataset.iter(batch_size=256):
