@@ -9,8 +9,8 @@ model trained on such a corpus can be judged by the very law that it was to lear
 perplexity of the corpus is the least that a model of that law can have at its entropy.
 
 `evals/results/frontier.json` is of a model trained on the first 15,800 texts and compared with the
-others (`evals/stories.yaml`). One core of a Zen 3 server CPU takes about 5 minutes for the texts, 24
-for the training and 10 to 15 for the sweep, each extrapolated from a part of it:
+others (`evals/stories.yaml`). One core of a Zen 3 server CPU takes about 5 minutes for the texts,
+24 for the training and 10 to 15 for the sweep, each extrapolated from a part of it:
 
     python evals/sampled_corpus.py stories260K all.jsonl --texts 17046
     head -n 15800 all.jsonl > corpus.jsonl && tail -n +15801 all.jsonl > reference.jsonl
