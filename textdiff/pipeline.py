@@ -256,8 +256,13 @@ class TextDiffusion:
             batch_size: rows per network call.
             cache: whether to keep keys and values.
             watchers: who looks on.
+
+        Raises:
+            ConfigError: a batch without rows.
         """
-        slots = max(1, batch_size)
+        if batch_size < 1:
+            raise ConfigError(f"batch_size {batch_size}: give at least 1")
+        slots = batch_size
         parts = {part for watcher in watchers for part in watcher.parts}
         done, written, row_calls = Generation(), 0, 0
         for first in range(0, len(order.job.prompts), 16 * slots):

@@ -274,6 +274,7 @@ def test_wrong_usage(words, code, said, capsys):
         (["--cache", "on"], "approximation"),
         (["--cache", "on"], "--cache approximate"),
         (["--num-samples", "0"], "at least 1"),
+        (["--batch-size", "0"], "batch_size 0: give at least 1"),
         (["--temperature", "-1"], "0 or more"),
         (["--top-p", "0"], "more than 0"),
         (["--top-k", "0"], "1 or more"),
