@@ -26,11 +26,12 @@ class ProgressBar:
 
     def __init__(self, title: str, shown: bool = True):
         from rich.console import Console
-        from rich.progress import Progress
+
+        from textdiff.view.bars import Bars
 
         console = Console(stderr=True)
         silent = not (shown and console.is_terminal)
-        self.bar = Progress(console=console, disable=silent, transient=True)
+        self.bar = Bars(console=console, disable=silent, transient=True)
         self.task = self.bar.add_task(title, total=None)
 
     def __enter__(self) -> Callable[[int, int], None]:
@@ -61,15 +62,16 @@ class BatchBar:
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
-            Progress,
             TextColumn,
             TimeRemainingColumn,
         )
 
+        from textdiff.view.bars import Bars
+
         console = Console(stderr=True)
         self.title, self.rows = title, rows
         self.plain = shown and not console.is_terminal
-        self.bar = Progress(
+        self.bar = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -116,16 +118,17 @@ class PreparationView:
         from rich.console import Console
         from rich.progress import (
             BarColumn,
-            Progress,
             TaskProgressColumn,
             TextColumn,
             TimeElapsedColumn,
             TimeRemainingColumn,
         )
 
+        from textdiff.view.bars import Bars
+
         console = Console(stderr=True)
         self.plain = shown and not console.is_terminal
-        self.bar = Progress(
+        self.bar = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),

@@ -8,6 +8,7 @@ from rich.live import Live
 from rich.text import Text
 
 from textdiff.sampling import Job, Step
+from textdiff.view.bars import ECHO
 from textdiff.view.cells import Cell, Reader
 from textdiff.view.rows import RowStep, RowSteps, given_of
 from textdiff.view.screen import lay_out, visible_lines
@@ -18,7 +19,6 @@ SECONDS = 4.0
 
 _FRAME = 0.04  # seconds between pictures at least: no eye sees more, and drawing costs time
 _LEAST = 3  # lines of a row
-_ECHO = 2  # columns of the ^C that a terminal writes: it must not begin a line, which would stay
 
 
 @dataclass
@@ -127,7 +127,7 @@ class LiveRows(Watcher):
                 lines.append(_heading(row, width))
             laid = lay_out(self._cells(row), width)
             lines += [line.text() for line in visible_lines(laid, each, self._busy(row))]
-        return Group(*lines, self.figures(width - _ECHO))
+        return Group(*lines, self.figures(width - ECHO))
 
     def figures(self, width: int) -> Text:
         """The status line."""

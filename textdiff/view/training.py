@@ -7,7 +7,6 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
-    Progress,
     TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
@@ -16,6 +15,7 @@ from rich.progress import (
 from textdiff.likelihood import Bound
 from textdiff.train.ranges import RangeChoice
 from textdiff.train.reporter import Reporter, StepReport
+from textdiff.view.bars import Bars
 
 
 def describe_bound(bound: Bound) -> str:
@@ -93,7 +93,7 @@ class LiveView(PlainView):
     def __init__(self, console: Console):
         super().__init__(console)
         self.report: StepReport | None = None
-        self.progress = Progress(
+        self.progress = Bars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             TaskProgressColumn(),
