@@ -4,9 +4,9 @@ import json
 import os
 import re
 import shutil
-import subprocess
 
 import pytest
+from children import finished
 
 from textdiff.view.cells import Kind, Reader
 from textdiff.view.film import KINDS, Film
@@ -91,19 +91,8 @@ def said(tmp_path_factory):
     ]
     flags += ["--no-sandbox"] if os.getuid() == 0 else []
     address = (folder / "film.html").as_uri() + f"#step={LONG // 2}"
-    done = subprocess.run(
-        [
-            BROWSER,
-            *flags,
-            f"--user-data-dir={folder}/profile",
-            "--virtual-time-budget=5000",
-            "--dump-dom",
-            address,
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    words = [BROWSER, *flags, f"--user-data-dir={folder}/profile", "--virtual-time-budget=5000"]
+    done = finished([*words, "--dump-dom", address], seconds=120)
     found = re.search(r'<pre id="report">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found, done.stdout[-2000:] + done.stderr[-2000:]
     return json.loads(found[1].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
