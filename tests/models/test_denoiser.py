@@ -361,3 +361,39 @@ def test_a_last_block_at_some_positions_is_the_whole_one_read_there(options, che
         results.append([logits, *gradients])
     for found, whole in zip(*results, strict=True):
         torch.testing.assert_close(found, whole, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+@pytest.mark.parametrize("checkpointed", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"norm": "rmsnorm", "qk_norm": True},
+        {"adaln": True},
+        {"adaln": True, "time_conditioning": True},
+        {"num_hidden_layers": 1},
+    ],
+    ids=str,
+)
+def test_projecting_distinct_tokens_once_changes_nothing(
+    options, checkpointed, streams, monkeypatch
+):
+    """Values and all gradients, also where the noise level tells equal tokens apart."""
+    model = tiny(dropout=0.0, **options).train()
+    if checkpointed:
+        model.gradient_checkpointing_enable()
+    ids, context = torch.randint(0, 7, (2, 3, 12)).unbind(0)
+    layout = Layout("block_diffusion", 4) if streams == 2 else Layout()
+    levels = torch.rand(3, 3 if streams == 2 else 1)
+    projected, results = [], []
+    model.blocks[0].attn_qkv.register_forward_pre_hook(lambda _, x: projected.append(x[0].shape[1]))
+    for least in (10**9, 1):
+        monkeypatch.setattr("textdiff.models.denoiser.DISTINCT_FROM", least)
+        logits = model(ids, context if streams == 2 else None, levels, layout).logits
+        gradients = torch.autograd.grad(logits.square().sum(), list(model.parameters()))
+        results.append([logits, *gradients])
+    for found, whole in zip(*results, strict=True):
+        torch.testing.assert_close(found, whole, rtol=1e-12, atol=1e-10)
+    shared = not ({"time_conditioning", "num_hidden_layers"} & options.keys())
+    assert (projected[-1] == 7) == shared
