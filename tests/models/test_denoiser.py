@@ -388,6 +388,7 @@ def test_projecting_distinct_tokens_once_changes_nothing(
     levels = torch.rand(3, 3 if streams == 2 else 1)
     projected, results = [], []
     model.blocks[0].attn_qkv.register_forward_pre_hook(lambda _, x: projected.append(x[0].shape[1]))
+    monkeypatch.setattr("textdiff.models.denoiser.DISTINCT_SHARE", 1.0)
     for least in (10**9, 1):
         monkeypatch.setattr("textdiff.models.denoiser.DISTINCT_FROM", least)
         logits = model(ids, context if streams == 2 else None, levels, layout).logits

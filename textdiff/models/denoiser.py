@@ -38,9 +38,9 @@ from .layers import (
 from .layout import FULL, Layout
 from .mlp import MLPS
 
-
-# Tokens of one call from which on it pays to find the distinct ones.
+# Finding the distinct tokens of a call pays from so many tokens on, using them up to this share.
 DISTINCT_FROM = 512
+DISTINCT_SHARE = 0.25
 
 
 class Kinds(NamedTuple):
@@ -322,6 +322,8 @@ class TextDiffusionModel(PreTrainedModel):
         if not alike or compiled or tokens.numel() < DISTINCT_FROM or not applies(tokens):
             return self.vocab_embed(tokens), None
         ids, which = torch.unique(tokens, return_inverse=True)
+        if len(ids) > DISTINCT_SHARE * tokens.numel():
+            return self.vocab_embed(tokens), None
         rows = self.vocab_embed(ids)
         return spread(rows, which), Kinds(rows.unsqueeze(0), which)
 
