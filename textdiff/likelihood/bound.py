@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Any
 
 
@@ -91,6 +92,7 @@ def _exp(nats: float) -> float:
         return math.inf
 
 
+@cache
 def student_t_quantile(probability: float, degrees: int) -> float:
     """Quantile of Student's t for a whole number of degrees of freedom, by bisection.
 

@@ -55,8 +55,12 @@ class Windows:
     @cached_property
     def lengths(self) -> Tensor:
         """[W] int64, positions of each window."""
-        lengths = torch.tensor([len(tokens) for tokens in self.tokens])
-        return lengths if self.rest is None else lengths + self.rest
+        return self._sizes if self.rest is None else self._sizes + self.rest
+
+    @cached_property
+    def _sizes(self) -> Tensor:
+        """[W] int64, tokens of each window."""
+        return torch.tensor([len(tokens) for tokens in self.tokens])
 
     def followed(self, rest: Tensor) -> "Windows":
         """The same windows, each followed by `rest` [W] masked and unscored positions."""
@@ -72,16 +76,16 @@ class Windows:
         Returns:
             [B, longest] tokens, which of them are real (bool) and which of those are scored (bool).
         """
-        longest = max(int(self.lengths[w]) for w in which)
-        x0 = torch.full((len(which), longest), pad)
-        real = torch.zeros(len(which), longest, dtype=torch.bool)
-        scored = torch.zeros(len(which), longest, dtype=torch.bool)
-        for row, w in enumerate(which):
-            x0[row, : len(self.tokens[w])] = torch.from_numpy(self.tokens[w])
-            real[row, : int(self.lengths[w])] = True
-            scored[row, : len(self.tokens[w])] = (
-                True if self.scored is None else torch.from_numpy(self.scored[w])
-            )
+        chosen = torch.as_tensor(which)
+        at = torch.arange(int(self.lengths[chosen].max()))
+        real = at < self.lengths[chosen, None]
+        text = at < self._sizes[chosen, None]  # of which what follows is no part
+        x0 = torch.full(text.shape, pad)
+        x0[text] = torch.from_numpy(np.concatenate([self.tokens[w] for w in which]))
+        if self.scored is None:
+            return x0, real, text
+        scored = torch.zeros_like(text)
+        scored[text] = torch.from_numpy(np.concatenate([self.scored[w] for w in which]))
         return x0, real, scored
 
     @cached_property
