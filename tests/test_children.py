@@ -53,7 +53,7 @@ print(subprocess.Popen([sys.executable, "-c", {orphan!r}], start_new_session=Tru
     assert not left.is_running() or left.status() == psutil.STATUS_ZOMBIE
 
 
-@pytest.mark.parametrize("processes", [0, 1])
+@pytest.mark.parametrize("processes", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_time_limit_from_outside_is_told(tmp_path, processes):
     """What SIGTERM makes of pytest: the place, and no traceback of an innocent test."""
     (tmp_path / "conftest.py").write_text((TESTS / "conftest.py").read_text())

@@ -149,7 +149,13 @@ def generated(model: TextDiffusionModel, family: Family) -> None:
     assert last.canvas[1, :2].tolist() == prompt
 
 
-@pytest.mark.parametrize(("process", "objective"), DEFINED)
+@pytest.mark.parametrize(
+    ("process", "objective"),
+    [
+        pytest.param(*pair, marks=pytest.mark.slow if pair[1].startswith("mdlm") else ())
+        for pair in DEFINED
+    ],
+)
 def test_what_is_accepted_trains_scores_and_generates(process, objective):
     accepted = 0
     for choice in choices(process, objective):

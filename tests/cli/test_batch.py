@@ -222,6 +222,7 @@ def test_wrong_files_are_said_in_one_sentence(exports, tmp_path, monkeypatch, mo
     assert not Path("o.jsonl").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 def test_two_processes_write_what_one_does(exports, prompts, tmp_path):
     assert main(words(exports, "a", prompts, tmp_path / "one.jsonl")) == 0

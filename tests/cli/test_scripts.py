@@ -224,6 +224,7 @@ def test_the_part_that_a_cpu_can_check(root, tmp_path, capsys):
     assert not (root / "evals" / "results" / "check_gpu.json").exists()
 
 
+@pytest.mark.slow
 def test_a_wrong_kernel_is_found(root, monkeypatch):
     module = check_gpu(root)
     right = attention._BACKENDS["sdpa"]

@@ -110,6 +110,7 @@ def test_two_processes_stop_together_and_outlive_a_death(kill_loop, words, tmp_p
     assert kill_loop.outcome(tmp_path / "killed") == kill_loop.outcome(tmp_path / "alone")
 
 
+@pytest.mark.slow
 def test_processes_that_do_not_divide_the_batch(kill_loop, words, tmp_path):
     run = kill_loop.Run([*words, "--train.micro-batch-size=16"], tmp_path / "run", 2)
     assert [rank.wait(60) for rank in run.ranks] == [2, 2]

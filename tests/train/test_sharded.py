@@ -34,11 +34,13 @@ def tensors(folder) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.slow
 def test_sharded_training_is_training(runs, single, sharded):
     assert json.loads((runs / "sharded" / "env.json").read_text())["sharded"] is True
     assert_same_curve(sharded, single)
 
 
+@pytest.mark.slow
 def test_what_is_written_is_whole(runs, single, sharded):
     found, expected = tensors(runs / "sharded"), tensors(runs / "single")
     assert list(found) == list(expected)
@@ -57,6 +59,7 @@ def interrupted(runs, name: str) -> None:
     shutil.rmtree(runs / name / "export")
 
 
+@pytest.mark.slow
 def test_resumption_is_exact(runs, sharded):
     interrupted(runs, "resumed")
     found = runs.launch_sharded("resumed", "fsdp2", "--train.micro-batch-size=2")
@@ -67,6 +70,7 @@ def test_resumption_is_exact(runs, sharded):
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+@pytest.mark.slow
 def test_a_sharded_run_goes_on_in_one_process(runs, single, sharded):
     interrupted(runs, "alone")
     found = runs.train("alone")

@@ -20,6 +20,7 @@ def test_workers_change_nothing_at_all(runs, single):
     assert [line.get("loss") for line in found] == [line.get("loss") for line in single]
 
 
+@pytest.mark.slow
 @pytest.mark.dist
 @pytest.mark.parametrize("file", ["cpu", "ddp"])
 def test_two_processes(runs, single, file):
