@@ -10,9 +10,10 @@ from transformers import AutoTokenizer, TextDiffusionStreamer
 from textdiff.config import ByteTokenizer, Config
 from textdiff.data import train_tokenizer
 from textdiff.errors import CheckpointError, ConfigError, DataError
-from textdiff.generation import Order
+from textdiff.generation import Order, SampleDefaults
 from textdiff.loading import family_of
 from textdiff.pipeline import TextDiffusion
+from textdiff.sampling import build_pattern
 from textdiff.train.export import sample_defaults
 from textdiff.train.setup import model_config
 from textdiff.watching import Watcher
@@ -302,6 +303,37 @@ def test_patterns_bans_and_hooks(held):
     hooked = held.generate("ab", hooks=[vowels], **options)
     assert {letter for text in hooked.completions for letter in text} <= set("aeiou")
     assert set(spelled) == set(range(2, 11))
+
+
+def test_a_pattern_is_made_once(held, monkeypatch):
+    made = []
+
+    def counted(*arguments):
+        made.append(arguments[0])
+        return build_pattern(*arguments)
+
+    monkeypatch.setattr("textdiff.pipeline.build_pattern", counted)
+    fresh = replace(held)
+    texts = [
+        fresh.generate("ab", regex=regex, ban="bb", max_new_tokens=n, seed=n).completions[0]
+        for regex, n in [("[ab]+", 3), ("[ab]+", 5), ("c+", 4), ("[ab]+", 7)]
+    ]
+    assert made == ["[ab]+", "c+"]
+    assert all(1 <= len(t) <= n for t, n in zip(texts, [3, 5, 4, 7], strict=True))
+    assert all(set(text) <= set("ab") and "bb" not in text for text in (*texts[:2], texts[3]))
+
+
+@pytest.mark.parametrize("option", [{"stop": "b\udcff"}, {"ban": ["\ud800"]}, {"regex": "\ud800"}])
+def test_strings_that_no_text_can_hold_are_refused(held, option):
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        held.generate("ab", **option)
+
+
+def test_defaults_may_name_one_banned_string_or_none(tmp_path):
+    path = tmp_path / "generation_config.json"
+    path.write_text('{"ban": "zq", "force": null}')
+    found = SampleDefaults.read(path)
+    assert (found.ban, found.force) == (("zq",), ())
 
 
 class Rising:

@@ -13,8 +13,10 @@ from transformers import PreTrainedTokenizerFast
 from textdiff.errors import ConfigError
 from textdiff.loading import read_json
 from textdiff.sampling import Constraint, Controls, Hook, Job, Step
-from textdiff.template import Form, forms_of
+from textdiff.template import MOST_TOKENS, Form, forms_of
 from textdiff.watching import FinishedRow, Watcher
+
+MOST_STEPS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,9 @@ class SampleDefaults:
         """Reads an export's file; keys that are not ours are left alone."""
         known = {f.name for f in fields(cls)}
         given = {key: value for key, value in read_json(path).items() if key in known}
-        given |= {key: tuple(given[key]) for key in ("ban", "force") if key in given}
+        for key in ("ban", "force"):
+            texts = given.get(key) or ()
+            given[key] = (texts,) if isinstance(texts, str) else tuple(texts)
         return cls(**given)
 
     def changed(self, options: Mapping[str, Any]) -> "SampleDefaults":
@@ -253,10 +257,14 @@ def make_job(
             leaves, if that is anything.
 
     Raises:
-        ConfigError: nothing to generate, or given text that would not be seen.
+        ConfigError: nothing to generate, too much, or given text that would not be seen.
     """
-    if settings.max_new_tokens < 1:
-        raise ConfigError(f"max_new_tokens {settings.max_new_tokens}: give at least 1")
+    for name, most in (("max_new_tokens", MOST_TOKENS), ("max_denoising_steps", MOST_STEPS)):
+        count, said = getattr(settings, name), "steps" if "steps" in name else name
+        if count < 1:
+            raise ConfigError(f"{said} {count}: give at least 1")
+        if count > most:
+            raise ConfigError(f"{said} {count}: give at most {most}")
     prompts: list[tuple[int | None, ...]] = []
     new_tokens: list[int] = []
     for form in forms:

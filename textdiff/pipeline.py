@@ -10,7 +10,7 @@ print(td.score(["Return a new list."])[0].perplexity)
 import json
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,7 @@ from textdiff.loading import (
 from textdiff.models import TextDiffusionModel
 from textdiff.provenance import TRAINING_FILE, training_record
 from textdiff.sampling import Cache, Constraint, Hook, Job, Step, build_pattern, generate
+from textdiff.sampling.constraints import Pattern
 from textdiff.sampling.guidance import check_guidance
 from textdiff.sampling.rules import build_rule
 from textdiff.template import Form
@@ -111,7 +112,6 @@ class TextDiffusion:
         Raises:
             ConfigError: a size that was not trained, or that no network could use.
         """
-        known = " or ".join(str(size or "full") for size in self.block_sizes)
         if block_size is not None and not 1 <= block_size <= self._context:
             raise ConfigError(
                 f"block size {block_size}: give 1 to {self._context}, the context of the model"
@@ -119,8 +119,9 @@ class TextDiffusion:
         fixed = self.family.objective.shifted  # left to right it could not read blocks
         if block_size not in self.block_sizes and (trained or fixed):
             raise ConfigError(
-                f"the model was trained in blocks of {known}, not {block_size or 'full'}: in "
-                "others its text is poor and its bound loose; choose one that it was trained in"
+                f"the model was trained {_in_blocks(self.block_sizes)}, not "
+                f"{_in_blocks([block_size])}: there its text would be poor and its bound loose; "
+                "choose what it was trained in"
                 + ("" if fixed else ", or insist in Python: with_block_size(..., trained=False)")
             )
         return replace(self, family=self.family.with_block_size(block_size))
@@ -228,6 +229,7 @@ class TextDiffusion:
         build_rule(settings.rule, self.family, settings.knobs)
         check_guidance(settings.guidance, self.family)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        _refuse_half_characters([*stops, *settings.ban, *settings.force, settings.regex or ""])
         if "" in stops:
             raise ConfigError("a stop string is empty; give at least one character")
         if stops and bool((job.tails == job.lengths).all()):
@@ -484,23 +486,31 @@ class TextDiffusion:
         """The constraint that the settings name, if they do."""
         if settings.regex is None and not settings.ban and not settings.force:
             return None
-        clean = self.family.process.vocabulary.clean.cpu()
-        tokens = token_bytes(self.tokenizer)
-        tokens += [None] * (len(clean) - len(tokens))
-        spelled = [t if ok else None for t, ok in zip(tokens, clean.tolist(), strict=True)]
         banned, forced = (
             (texts,) if isinstance(texts, str) else tuple(texts)
             for texts in (settings.ban, settings.force)
         )
-        return build_pattern(
-            settings.regex,
-            banned,
-            spelled,
-            end_id(self.tokenizer, clean),
-            settings.min_new_tokens,
-            self.model.device,
-            forced,
-        )
+        return self._patterns(settings.regex, banned, forced, settings.min_new_tokens)
+
+    @cached_property
+    def _patterns(self) -> Callable[[str | None, tuple[str, ...], tuple[str, ...], int], Pattern]:
+        """The pattern of a regex, bans and forced strings; the last ones are kept.
+
+        Making one takes seconds at 50,000 tokens, and the lines of a file mostly share theirs.
+        """
+        clean = self.family.process.vocabulary.clean.cpu()
+        tokens = token_bytes(self.tokenizer)
+        tokens += [None] * (len(clean) - len(tokens))
+        spelled = [t if ok else None for t, ok in zip(tokens, clean.tolist(), strict=True)]
+        end = end_id(self.tokenizer, clean)
+
+        @lru_cache(maxsize=16)
+        def pattern(
+            regex: str | None, ban: tuple[str, ...], force: tuple[str, ...], least: int
+        ) -> Pattern:
+            return build_pattern(regex, ban, spelled, end, least, self.model.device, force)
+
+        return pattern
 
     def _window(self, job: Job, window: int | None) -> int | None:
         """Tokens that a block sees before it; by default no more than in training."""
@@ -538,3 +548,19 @@ class TextDiffusion:
     def _until_end(self, ids: list[int]) -> list[int]:
         end = self.tokenizer.eos_token_id
         return ids[: ids.index(end)] if end in ids else ids
+
+
+def _in_blocks(sizes: Sequence[int | None]) -> str:
+    """Block sizes in words."""
+    whole = ["on whole sequences"] if None in sizes else []
+    blocks = [str(size) for size in sizes if size is not None]
+    return " and ".join([*whole, *(["in blocks of " + " and ".join(blocks)] if blocks else [])])
+
+
+def _refuse_half_characters(texts: Sequence[str]) -> None:
+    """Stops at what no UTF-8 text can hold."""
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ConfigError(f"{text!r:.60} is not UTF-8 text: no text can hold it") from None

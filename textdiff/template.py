@@ -17,6 +17,9 @@ from textdiff.data import continuation, encode_documents
 from textdiff.errors import ConfigError, DataError
 
 HOLE = re.compile(r"(?<!\\)\[MASK(?:\]|:([^\]\n]*)\])")
+MISSPELT = re.compile(r"(?<!\\)\[MASK(?=[:\s\d]|$)[^\]\n]{,20}\]?")
+MOST_TOKENS = 10_000_000  # of a text; more would be a slip, and tables larger than memory
+LENGTH = re.compile(r"[0-9]{1,9}")
 ESCAPED = "\\[MASK"
 
 
@@ -39,16 +42,22 @@ def pieces_of(text: str) -> list[str | int]:
     """Given strings and lengths of holes, in order; empty strings are left out.
 
     Raises:
-        ConfigError: a hole whose length is no whole number of 1 or more.
+        ConfigError: a hole whose length is no whole number of 1 or more, or that is not closed.
     """
     pieces: list[str | int] = []
     end = 0
+    wrong = MISSPELT.search(HOLE.sub("", text))
+    if wrong:
+        raise ConfigError(
+            f"{wrong[0]!r} in the prompt is no hole: write [MASK:n] for n tokens, or \\[MASK for "
+            "these characters"
+        )
     for hole in HOLE.finditer(text):
         digits = "1" if hole[1] is None else hole[1].strip()
-        if not (digits.isascii() and digits.isdigit() and int(digits) > 0):
+        if not (LENGTH.fullmatch(digits) and 0 < int(digits) <= MOST_TOKENS):
             raise ConfigError(
-                f"hole {hole[0]} at character {hole.start() + 1} of the template: give its length "
-                "in tokens, 1 or more, such as [MASK:5]"
+                f"hole {hole[0]:.40} at character {hole.start() + 1} of the template: give its "
+                f"length in tokens, 1 to {MOST_TOKENS}, such as [MASK:5]"
             )
         pieces += [text[end : hole.start()], int(digits)]
         end = hole.end()

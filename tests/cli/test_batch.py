@@ -176,6 +176,33 @@ def test_lines_that_cannot_be_used_are_reported_and_the_rest_goes_on(exports, tm
     assert "10 lines of" in said
 
 
+def test_lines_that_no_machine_could_do_stop_no_others(exports, tmp_path, capsys):
+    """Each is one sentence, on the first run and when the job goes on."""
+    prompts, output = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+    lines = {
+        2: (r'{"prompt": "a", "id": "\ud800"}', "surrogate"),
+        3: (r'{"prompt": "a", "regex": "\ud800"}', "surrogate"),
+        4: ("[" * 200_000, "too deeply nested"),
+        5: ('{"prompt": "a[MASK:1000000000000000000]"}', "1 to 10000000"),
+        6: ('{"prompt": "a[MASK:' + "9" * 5000 + ']"}', "1 to 10000000"),
+        7: ('{"prompt": "a", "max_new_tokens": 1000000000000000}', "at most 10000000"),
+        8: ('{"prompt": "a", "steps": 1000000000000}', "at most 1000000"),
+        9: ('{"prompt": "a", "steps": 0}', "steps 0: give at least 1"),
+    }
+    first, last = '\ufeff{"prompt": "the"}', '{"prompt": "the"}'  # a byte-order mark is no text
+    prompts.write_text("\n".join([first, *(line for line, _ in lines.values()), last]))
+    for _ in range(2):
+        assert main(words(exports, "a", prompts, output, "--num-samples", "2")) == 1
+        said = capsys.readouterr().err
+        assert "4 texts are in" in said
+        errors = {x["line"]: x["error"] for x in records(output) if "error" in x}
+        assert sorted(errors) == list(lines)
+        for line, (_, part) in lines.items():
+            assert part in errors[line]
+            assert len(errors[line]) < 300
+        assert [x["line"] for x in records(output) if "text" in x] == [1, 1, 10, 10]
+
+
 def test_an_output_goes_on_only_as_it_was_begun(exports, prompts, tmp_path, capsys):
     output = tmp_path / "out.jsonl"
     assert main(words(exports, "a", prompts, output)) == 0

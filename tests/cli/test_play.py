@@ -122,6 +122,18 @@ def test_films_traces_and_texts_are_of_the_last_prompt(play, tmp_path):
     assert '"index":1' in film.read_text()
 
 
+def test_settings_of_now_do_not_pass_for_those_of_the_last_texts(play, tmp_path):
+    trace, saved = tmp_path / "t.jsonl", tmp_path / "s.jsonl"
+    change = ("/set seed 7", "/set temperature 0.1", "/samples 3")
+    _, out, _ = play("the", *change, f"/trace {trace}", f"/save {saved}", name="c")
+    (record,) = [json.loads(line) for line in saved.read_text().splitlines()]
+    assert record["text"] == out.split("\nwritten to")[0]
+    assert record["seed"] == 0
+    assert "temperature" not in record
+    tokens = {x["position"]: x["text"] for x in map(json.loads, trace.read_text().splitlines())}
+    assert "the" + "".join(tokens[at] for at in sorted(tokens)) == record["text"]
+
+
 def test_words_are_completed(exports):
     held = TextDiffusion.from_pretrained(exports / "a")
     session = Session(held, "a", Sampling(), make_console())

@@ -192,7 +192,17 @@ def test_holes_are_found(text, pieces):
     assert pieces_of(text) == pieces
 
 
-@pytest.mark.parametrize("hole", ["[MASK:0]", "[MASK:x]", "[MASK:]", "[MASK:-3]", "[MASK:1.5]"])
+@pytest.mark.parametrize("hole", ["[MASK:5 sat", "[MASK 5]", "[MASK5]", "[MASK"])
+def test_what_was_meant_to_be_a_hole_is_no_text(hole):
+    with pytest.raises(ConfigError, match=r"is no hole: write \[MASK:n\]"):
+        pieces_of("The [MASK:3] or " + hole)
+    assert pieces_of("The \\" + hole) == ["The " + hole]
+
+
+@pytest.mark.parametrize(
+    "hole",
+    ["[MASK:0]", "[MASK:x]", "[MASK:]", "[MASK:-3]", "[MASK:1.5]", "[MASK:10000001]", "[MASK:²]"],
+)
 def test_holes_without_a_length_are_refused(hole):
     with pytest.raises(ConfigError, match=r"at character 3 of the template: give its length"):
         pieces_of("ab" + hole)

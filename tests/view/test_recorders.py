@@ -51,8 +51,8 @@ def build(block_size: int | None, process: str = "absorbing") -> TextDiffusion:
 
 @pytest.fixture(
     scope="module",
-    params=[(None, "absorbing"), (4, "absorbing"), (None, "uniform")],
-    ids=["full", "blocks", "uniform"],
+    params=[(None, "absorbing"), (4, "absorbing"), (None, "uniform"), (4, "uniform")],
+    ids=["full", "blocks", "uniform", "uniform-blocks"],
 )
 def held(request) -> TextDiffusion:
     return build(*request.param)
@@ -95,6 +95,16 @@ def test_a_trace_replayed_is_the_text(held):
         start = len(["ab", "", "xyz"][row])
         assert [tokens[row, at] for at in range(start, len(ids))] == ids[start:]
     assert (lost > 0) == (not held.family.process.draws_tokens)
+
+
+def test_what_steps_say_of_a_row_is_of_the_row_alone(held):
+    """Noise that draws tokens fills the last block of a shorter row; nothing is said of that."""
+
+    def dependence(prompts: list[str]) -> float:
+        steps = held.stream(prompts, max_new_tokens=3, seed=3, parts=("entropy",))
+        return sum(float(step.dependence[0]) for step in steps)
+
+    assert dependence(["ab", "abcdefgh"]) == pytest.approx(dependence(["ab"]), rel=1e-9)
 
 
 def test_a_trace_tells_rows_in_their_own_steps_whatever_the_batch(held):

@@ -5,6 +5,7 @@ user's own, which come back in the output. What a row becomes depends on its lin
 `seed` if it has one, else on the job's seed and its number.
 """
 
+import codecs
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,7 +56,7 @@ class Request:
         return _dump({"line": self.line, "sample": self.sample, **self.record, **found})
 
 
-def _dump(record: Mapping[str, Any]) -> str:
+def _dump(record: Any) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
 
 
@@ -100,6 +101,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
+    content = content.removeprefix(codecs.BOM_UTF8)
     for number, words in enumerate(content.split(b"\n"), start=1):
         if words.strip():
             yield number, words
@@ -109,12 +111,17 @@ def _record(words: bytes) -> dict[str, Any]:
     """A line's object.
 
     Raises:
-        DataError: it is none, has no prompt, or a key that the output needs itself.
+        DataError: it is none, has a key that the output needs itself, or cannot be written again.
     """
     try:
         record = json.loads(words.decode())
+        _dump(record).encode()
     except UnicodeDecodeError as error:
         raise DataError(f"byte {error.start} is not UTF-8") from None
+    except UnicodeEncodeError:
+        raise DataError("half of a surrogate pair (\\ud800 to \\udfff) is no character") from None
+    except RecursionError:
+        raise DataError("not JSON that can be read: too deeply nested") from None
     except ValueError as error:
         raise DataError(f"not JSON: {error}") from None
     if not isinstance(record, dict):

@@ -188,10 +188,11 @@ def _say_before(path: Path, requests: "Sequence[Request]", output: "Output") -> 
 
 def _say_after(path: Path, requests: "Sequence[Request]", output: "Output") -> int:
     """What became of the lines; 1 if some could not be used."""
-    found = {found["line"]: found["error"] for found in output.records() if "error" in found}
+    failed = [found for found in output.records() if "error" in found]
+    found = {row["line"]: row["error"] for row in failed}
     known = {request.line for request in requests if request.error is not None}
     _say_errors(path, {line: error for line, error in found.items() if line not in known})
-    print(f"{output.rows - len(found)} texts are in {output.path}", file=sys.stderr)
+    print(f"{output.rows - len(failed)} texts are in {output.path}", file=sys.stderr)
     if not found:
         return 0
     count = f"{len(found)} line{'s' if len(found) > 1 else ''} of {path}"

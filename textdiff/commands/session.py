@@ -34,7 +34,7 @@ class Command:
 
 
 class Session:
-    """A loaded model, settings, and the last prompt.
+    """A loaded model, settings, and what the last texts were made with.
 
     Args:
         model: generates.
@@ -46,7 +46,7 @@ class Session:
     def __init__(self, model: TextDiffusion, name: str, sampling: Sampling, console: Console):
         self.model, self.name, self.sampling, self.console = model, name, sampling, console
         self.num_samples = 1
-        self.last: str | None = None
+        self.last: dict[str, Any] | None = None  # the last generation's task
         self.texts: list[str] = []
         self.over = False
         self.commands = {
@@ -102,8 +102,7 @@ class Session:
     def generate(self, prompt: str) -> None:
         """Shows a text being denoised, or prints it; a text that is stopped is kept as it is."""
         self.check()
-        self.last = prompt
-        task = self._task(prompt)
+        self.last = task = self._task(prompt)
         animated = can_animate(self.console)
         texts = Texts(self.model, held=animated)
         screen = live(self.console, self.model, task) if animated else nullcontext()
@@ -204,7 +203,7 @@ class Session:
         self.num_samples = count
 
     def _again(self, words: list[str]) -> None:
-        self.generate(self._prompt())
+        self.generate(self._last()["prompts"])
 
     def _blank(self, words: list[str]) -> None:
         self.generate("")
@@ -216,8 +215,8 @@ class Session:
         self._record(Showing(trace=_file("/trace", words)))
 
     def _record(self, showing: Showing) -> None:
-        """Generates the last prompt once more, which gives the same text."""
-        task = self._task(self._prompt())
+        """Generates once more as the last time, which gives the same text."""
+        task = self._last()
         with recorders(showing, self.model, self.name, task) as watchers:
             self.model.generate(**task, watchers=watchers)
         self._say(f"written to {showing.film or showing.trace}")
@@ -226,8 +225,10 @@ class Session:
         path = _file("/save", words)
         if not self.texts:
             raise ConfigError("/save: there is no text yet; type a prompt first")
-        asked = {k: v for k, v in self.sampling.options().items() if v not in (None, ())}
-        record = {"model": self.name, "prompt": self.last, **asked}
+        task = self._last()
+        apart = ("prompts", "num_samples")
+        asked = {k: v for k, v in task.items() if k not in apart and v not in (None, ())}
+        record = {"model": self.name, "prompt": task["prompts"], **asked}
         try:
             with path.open("a", encoding="utf-8") as file:
                 for text in self.texts:
@@ -236,7 +237,7 @@ class Session:
             raise DataError(f"/save {path}: {error.strerror}") from None
         self._say(f"{len(self.texts)} appended to {path}")
 
-    def _prompt(self) -> str:
+    def _last(self) -> dict[str, Any]:
         if self.last is None:
             raise ConfigError("there is no prompt yet; type one first")
         return self.last

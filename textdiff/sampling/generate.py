@@ -137,7 +137,7 @@ def generate(
                 ends=rows.final.index_copy(0, active, behind),
                 done=rows.done.clone(),
             )
-            yield _whole(inside, text, active, place, here, int(lengths.max()))
+            yield _whole(inside, text, active, place, here, lengths)
             index += 1
         denoise.check()
         gone = rows.advance(behind, text)
@@ -342,16 +342,16 @@ def _put(text: Tensor, place: Tensor, canvas: Tensor, here: Tensor) -> Tensor:
 
 
 def _whole(
-    step: Step, text: Tensor, active: Tensor, place: Tensor, here: Tensor, width: int
+    step: Step, text: Tensor, active: Tensor, place: Tensor, here: Tensor, lengths: Tensor
 ) -> Step:
-    """A step of some segments as one of the whole job, rows cut to `width`."""
-    rows, room = text.shape
+    """A step of some segments as one of the whole job, of each row what belongs to it."""
+    (rows, room), width = text.shape, int(lengths.max())
     at = place.flatten()
 
     def outside(positions: Tensor) -> tuple[Tensor, Tensor]:
         """Flat positions in [R, width], and which of those given they are."""
         row, column = at[positions] // room, at[positions] % room
-        inside = column < width
+        inside = column < lengths[row]
         return (row * width + column)[inside], inside
 
     changed, kept = outside(step.changed)

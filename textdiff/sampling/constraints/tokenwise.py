@@ -60,15 +60,15 @@ class TokenAutomaton:
         ended, stuck = states, states + 1
         by_byte = torch.tensor([*machine.moves, [stuck] * 256, [stuck] * 256])
         by_byte[by_byte < 0] = stuck
-        longest = max(len(token or b"") for token in tokens)
-        spelled = torch.zeros(len(tokens), max(1, longest), dtype=torch.int64)
         lengths = torch.tensor([len(token or b"") for token in tokens])
-        for row, token in zip(spelled, tokens, strict=True):
-            if token:
-                row[: len(token)] = torch.tensor(list(token))
+        text = torch.tensor(list(b"".join(token or b"" for token in tokens)), dtype=torch.int64)
+        starts = lengths.cumsum(0) - lengths
+        order = lengths.argsort(descending=True)  # most tokens are much shorter than the longest
         moves = torch.arange(states + 2)[:, None].repeat(1, len(tokens))
-        for index in range(longest):
-            moves = torch.where(index < lengths, by_byte[moves, spelled[:, index]], moves)
+        for index in range(int(lengths.max())):
+            longer = order[: int((lengths > index).sum())]
+            moves[:, : len(longer)] = by_byte[moves[:, : len(longer)], text[starts[longer] + index]]
+        moves = moves[:, order.argsort()]
         known = lengths > 0
         moves[:, ~known] = stuck
         moves[ended] = torch.where(known, ended, stuck)
