@@ -4,15 +4,33 @@ Models are frozen; unknown keys are refused; ranges are checked here and nowhere
 `config_file` reads and writes them. This module imports neither torch nor anything of textdiff.
 """
 
+import os
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 
 class Section(BaseModel):
-    """A frozen group of keys; an unknown key is an error."""
+    """A frozen group of keys; an unknown key is an error, and so is a number that is not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+def _expanded(path: str) -> str:
+    """Return a path with the home folder in place of `~`, as a shell would."""
+    if not path.strip():
+        raise ValueError("it is blank; give a path")
+    if not path.startswith("~"):
+        return path
+    full = os.path.expanduser(path)
+    if full.startswith("~") and not os.path.exists(path):
+        raise ValueError(f"{path}: there is no such user; write ./{path} if that is a name")
+    return full
+
+
+PathText = Annotated[str, AfterValidator(_expanded)]
 
 
 # --- run, data, tokenizer ------------------------------------------------------------------------
@@ -21,7 +39,9 @@ class Section(BaseModel):
 class RunConfig(Section):
     """Where the run lives and what seeds it."""
 
-    dir: str = Field("runs/run", min_length=1, description="directory the run writes to")
+    dir: PathText = Field(
+        "runs/run", description="directory the run writes to: new, empty or an earlier run's"
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of every random number of the run")
 
 
@@ -31,8 +51,7 @@ class Source(Section):
     The first reading that fits wins: `python-docs`, a local path or glob, a hub id.
     """
 
-    source: str = Field(
-        min_length=1,
+    source: PathText = Field(
         description="`python-docs`, a .txt/.jsonl/.parquet file, a folder or glob of them, a "
         "`save_to_disk` folder, or a Hugging Face dataset id",
     )
@@ -42,7 +61,6 @@ class Source(Section):
     weight: float | None = Field(
         None,
         gt=0.0,
-        allow_inf_nan=False,
         description="share of the training tokens, relative to the other sources' weights; null: "
         "each source is read once per epoch",
     )
@@ -68,7 +86,7 @@ class DataConfig(Section):
     document_mask: bool = Field(False, description="attention stays inside documents")
     num_proc: int = Field(1, ge=1, description="processes that tokenise (the result is the same)")
     num_workers: int = Field(0, ge=0, description="processes that prepare training batches")
-    cache_dir: str | None = Field(None, description="token cache; null: the datasets cache")
+    cache_dir: PathText | None = Field(None, description="token cache; null: the datasets cache")
 
     @model_validator(mode="after")
     def _weighted(self) -> "DataConfig":
@@ -105,7 +123,7 @@ class PretrainedTokenizer(Section):
     """Any Hugging Face tokenizer; a mask token is added if it has none."""
 
     kind: Literal["pretrained"] = "pretrained"
-    path: str = Field(min_length=1, description="folder or hub id of the tokenizer")
+    path: PathText = Field(description="folder or hub id of the tokenizer")
 
 
 Tokenizer = Annotated[
@@ -474,7 +492,9 @@ class TrainConfig(Section):
         "auto", description="auto: bf16 where the device computes it natively"
     )
     compile: bool = Field(False, description="torch.compile the Transformer blocks")
-    init_from: str | None = Field(None, description="export directory to take the weights from")
+    init_from: PathText | None = Field(
+        None, description="export directory to take the weights from"
+    )
     log_every: int = Field(10, ge=1, description="steps between log lines")
     checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept")

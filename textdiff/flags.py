@@ -7,10 +7,13 @@ shows everybody, while its hooks for errors are private and change.
 import difflib
 import functools
 import io
+import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stderr
-from typing import Any, TypeVar
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from textdiff.errors import ConfigError
 
@@ -51,9 +54,21 @@ def parse(
         if not stop.code:
             raise
         command, _, usage = prog.partition(" [")
-        sentence = explain(said.getvalue(), re.findall(r"--[\w-]+", usage))
+        own = [*_options(target), *re.findall(r"--[\w-]+", usage)]
+        sentence = explain(said.getvalue(), own)
         more = "" if sentence.endswith("?") else f"; see {command} --help"
         raise ConfigError(sentence + more) from None
+
+
+def _options(target: Any) -> Iterator[str]:
+    """Yield the options that a function takes, those of its groups included."""
+    for name, hint in get_type_hints(target, include_extras=True).items():
+        inner, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        if is_dataclass(inner):
+            yield from _options(inner)
+        elif name != "return" and not any("Positional" in repr(mark) for mark in marks):
+            own = [mark.name for mark in marks if getattr(mark, "name", None)]
+            yield "--" + (own or [name])[0].replace("_", "-")
 
 
 def deferred(function: Callable[..., T]) -> Callable[..., Callable[[], T]]:
@@ -61,9 +76,38 @@ def deferred(function: Callable[..., T]) -> Callable[..., Callable[[], T]]:
 
     @functools.wraps(function)
     def note(*values: Any, **named: Any) -> Callable[[], T]:
-        return functools.partial(function, *values, **named)
+        checked = {name: _checked(name, value) for name, value in named.items()}
+        return functools.partial(function, *map(functools.partial(_checked, ""), values), **checked)
 
     return note
+
+
+def _checked(name: str, value: Any) -> Any:
+    """Return a flag's value: paths with the home folder for `~`, groups of flags likewise.
+
+    Raises:
+        ConfigError: a number that is not finite.
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"--{name.replace('_', '-')} {value}: give a finite number")
+    if isinstance(value, Path):
+        return _expanded(name, value)
+    if is_dataclass(value) and not isinstance(value, type):
+        found = {f.name: _checked(f.name, getattr(value, f.name)) for f in fields(value)}
+        return replace(value, **found)
+    if isinstance(value, tuple):
+        return tuple(_checked(name, item) for item in value)
+    return value
+
+
+def _expanded(name: str, path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"--{name.replace('_', '-')} {path}: there is no such user; write ./{path} if that is "
+            "a name"
+        ) from None
 
 
 def explain(box: str, own: Sequence[str] = ()) -> str:
@@ -71,13 +115,12 @@ def explain(box: str, own: Sequence[str] = ()) -> str:
 
     Args:
         box: what tyro printed.
-        own: options of the command that tyro does not know.
+        own: options of the command.
     """
     parts = _paragraphs(box)
     first = parts[0] or "the command line cannot be read"
     if found := re.match(r"Unrecognized options: (.+)", first):
-        near = re.findall(r"--[\w.-]+", " ".join(parts[1:-1]))
-        return _unknown(found[1].split(", ")[0], [*near, *own])
+        return _unknown(found[1].split(", ")[0], own)
     if found := re.match(r"Error parsing (\S+): (.*)", first):
         return _unreadable(found[1], found[2], " ".join(parts[1:]))
     if found := re.match(r"Missing value for argument '([^']+)'", first):
@@ -107,8 +150,10 @@ def _unknown(word: str, known: Sequence[str]) -> str:
     if not word.startswith("-"):
         return f"unexpected argument {word!r}"
     name = word.split("=")[0]
-    best = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"unknown option {name}" + (f"; did you mean {best[0]}?" if best else "")
+    names = [option.removeprefix("--") for option in known]
+    typed = name.lstrip("-").replace("_", "-")
+    best = difflib.get_close_matches(typed, names, n=1, cutoff=0.6)
+    return f"unknown option {name}" + (f"; did you mean --{best[0]}?" if best else "")
 
 
 def _unreadable(name: str, reason: str, help_text: str) -> str:

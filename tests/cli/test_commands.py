@@ -425,7 +425,7 @@ def test_typo_in_a_file_gets_a_suggestion(tmp_path, capsys):
         ("train:", "`train` is a section of keys, such as {steps: …} (given: nothing)"),
         ("tokenizer: char", "`tokenizer` is a section of keys, such as {kind: char}"),
         ("data: {sources: [a]}", "`data.sources.0` is a section of keys, such as {source: …}"),
-        ("data: {sources: 3}", "`data.sources`: Input should be a list (given: 3)"),
+        ("data: {sources: 3}", "`data.sources`: 3 is not a list"),
     ],
 )
 def test_a_value_in_a_sections_place(tmp_path, text, said, capsys):

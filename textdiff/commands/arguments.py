@@ -41,18 +41,31 @@ def load_config(arguments: Sequence[str], prog: str, extra: str = "") -> "Config
     from textdiff.config_file import load
 
     if arguments and arguments[0] in ("-h", "--help"):
-        words = f"usage: {prog} CONFIG {extra}[--section.key VALUE ...]"
-        # Lines are not broken within an option.
-        breakable = re.sub(r"\[[^]]*\]", lambda option: option[0].replace(" ", "\0"), words)
-        filled = fill(breakable, 79, subsequent_indent=" " * 7, break_on_hyphens=False)
-        print(filled.replace("\0", " "))
-        print("Give a config file before --help to see every option with its current value.")
+        print(_config_usage(f"{prog} CONFIG", extra))
+        print("Give a config file before --help to see every key with its current value.")
         raise SystemExit(0)
     if not arguments or arguments[0].startswith("-"):
         raise ConfigError(
             f"no config file given: {prog} CONFIG, for example configs/quickstart.yaml"
         )
-    return load(arguments[0], arguments[1:], prog=f"{prog} {arguments[0]} {extra}".strip())
+    flags = [word for word in arguments[1:] if word not in ("-h", "--help")]
+    command = f"{prog} {arguments[0]}"
+    config = load(arguments[0], flags, prog=f"{command} {extra}".strip())
+    if len(flags) < len(arguments) - 1:
+        from textdiff.config_help import describe
+
+        print(_config_usage(command, extra), describe(config), sep="\n\n")
+        raise SystemExit(0)
+    return config
+
+
+def _config_usage(command: str, extra: str) -> str:
+    """Return the usage line of a verb that takes a config, folded to a terminal's width."""
+    words = f"usage: {command} {extra}[--section.key VALUE ...]"
+    # Lines are not broken within an option.
+    breakable = re.sub(r"\[[^]]*\]", lambda option: option[0].replace(" ", "\0"), words)
+    filled = fill(breakable, 79, subsequent_indent=" " * 7, break_on_hyphens=False)
+    return filled.replace("\0", " ")
 
 
 def take_option(

@@ -95,14 +95,14 @@ class Material:
 class Sweep:
     """What a sweep goes over, and where results go."""
 
-    grid: str | None = None
+    grid: Path | None = None
     """YAML file with the settings of the suite frontier; docs/evaluation.md shows one."""
 
-    output: str | None = None
+    output: Path | None = None
     """Write the result to this JSON file; the suite frontier saves every point there, and goes on
     from it when it is started again."""
 
-    picture: str | None = None
+    picture: Path | None = None
     """Draw the suite frontier into this PNG file."""
 
     def check(self, suite: str, sweeps: bool) -> None:
@@ -112,7 +112,7 @@ class Sweep:
             ConfigError: with the flag.
         """
         for flag, name in (("--output", self.output), ("--picture", self.picture)):
-            path = Path(name or "result.json")
+            path = name or Path("result.json")
             if path.is_dir() or not path.parent.is_dir():
                 raise ConfigError(f"{flag} {path}: name a file in a folder that exists")
         if not sweeps:
@@ -132,13 +132,14 @@ class Sweep:
         """
         if self.grid is None:
             return None
-        import yaml
+        from textdiff.plain_data import parse_yaml
 
         try:
-            found = yaml.safe_load(Path(self.grid).read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+            text = self.grid.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"--grid {self.grid} cannot be read ({reason})") from None
+        found = parse_yaml(text, f"--grid {self.grid}")
         if not isinstance(found, dict):
             raise ConfigError(f"--grid {self.grid}: write `baseline:` and `points:` there")
         return found
@@ -147,11 +148,11 @@ class Sweep:
         """Writes the result where it was asked for."""
         if self.output:
             text = json.dumps(record, indent=1, ensure_ascii=False)
-            Path(self.output).write_text(text + "\n", encoding="utf-8")
+            self.output.write_text(text + "\n", encoding="utf-8")
         if self.picture:
             from textdiff.evaluate.picture import draw
 
-            draw(record, Path(self.picture))
+            draw(record, self.picture)
 
 
 MaterialFlags = Annotated[Material, tyro.conf.arg(name="")]
@@ -219,7 +220,7 @@ def evaluate(
         mauve=material.mauve,
         resamples=material.resamples,
         grid=grid,
-        output=None if sweep.output is None else Path(sweep.output),
+        output=sweep.output,
         command=["textdiff", *sys.argv[1:]],
     )
     found = _run(chosen, plan)

@@ -35,7 +35,7 @@ class Task:
     spans_column: str | None = None
     """Key of a list of [start, end] characters in .jsonl files: these are scored given the rest."""
 
-    per_document: str | None = None
+    per_document: Path | None = None
     """Write one JSON line per document to this file; each then draws noise often enough for an
     error of its own."""
 
@@ -66,7 +66,7 @@ class Task:
             raise ConfigError(f"--protocol {self.protocol} scores chunks: no --per-document")
         if self.per_token and not self.per_document:
             raise ConfigError("--per-token needs --per-document FILE to write to")
-        output = Path(self.per_document or "lines.jsonl")
+        output = self.per_document or Path("lines.jsonl")
         if output.is_dir() or not output.parent.is_dir():
             raise ConfigError(f"--per-document {output}: name a file in a folder that exists")
 
@@ -142,7 +142,7 @@ def perplexity(
         command=["textdiff", *sys.argv[1:]],
     )
     if task.per_document:
-        _write_documents(Path(task.per_document), held, estimates, task.per_token)
+        _write_documents(task.per_document, held, estimates, task.per_token)
     if json_output:
         print(json.dumps(record, indent=2))
     else:

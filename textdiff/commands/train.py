@@ -1,7 +1,7 @@
 """`textdiff train`: a run from a config, resumed by itself, with what to do next at its end."""
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ def train(arguments: Sequence[str]) -> int:
     config = load_config(arguments, "textdiff train", "[--resume auto|never|PATH] ")
     quiet_libraries()
     from textdiff.data import Corpus, prepare_corpus
+    from textdiff.train.directory import claim
     from textdiff.train.processes import losing_none, on_main
     from textdiff.train.trainer import Trainer, make_accelerator
     from textdiff.view.training import training_view
@@ -28,7 +29,7 @@ def train(arguments: Sequence[str]) -> int:
     view = training_view(console)
     with ExitStack() as stack:
         stack.enter_context(losing_none(accelerator))
-        on_main(accelerator, lambda: _take(Path(config.run.dir), resume, view.message, stack))
+        on_main(accelerator, lambda: claim(Path(config.run.dir), resume, view.message, stack))
         prepared: list[Corpus] = []
 
         def prepare() -> None:
@@ -63,27 +64,6 @@ def train(arguments: Sequence[str]) -> int:
         return 128 + signal
     _show_result(console, config, trainer)
     return 0
-
-
-def _take(directory: Path, resume: str, tell: Callable[[str], None], stack: ExitStack) -> None:
-    """Makes the directory this run's, until the stack unwinds; `never` begins with an empty one."""
-    from textdiff.train.lock import RunLock
-
-    stack.enter_context(RunLock(directory))
-    if resume == "never" and _set_aside(directory, tell):
-        stack.enter_context(RunLock(directory))
-
-
-def _set_aside(directory: Path, tell: Callable[[str], None]) -> bool:
-    """Moves an earlier run out of the way instead of deleting it; whether there was one."""
-    if not (directory / "checkpoints").exists() and not (directory / "metrics.jsonl").exists():
-        return False
-    number = 1
-    while (aside := directory.with_name(f"{directory.name}.old-{number}")).exists():
-        number += 1
-    directory.rename(aside)
-    tell(f"moved the earlier run to {aside}")
-    return True
 
 
 def _show_result(console: Any, config: "Config", trainer: Any) -> None:
