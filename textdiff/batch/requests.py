@@ -1,27 +1,39 @@
 """Lines of a file of prompts, as rows to generate.
 
-Each line is a JSON object: `prompt`, any option of the command line under its name, and keys of the
-user's own, which come back in the output. What a row becomes depends on its line alone: on its own
-`seed` if it has one, else on the job's seed and its number.
+Each line is a JSON object: `prompt` or `template`, any option of a generation under its name, and
+keys of the user's own, which come back in the output. What a row becomes depends on its line alone:
+on its own `seed` if it has one, else on the job's seed and its number. `null` is as if the key were
+not there.
 """
 
 import codecs
 import difflib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from textdiff.errors import DataError, TextDiffError
 from textdiff.generation import Order, SampleDefaults
 from textdiff.pipeline import TextDiffusion
+from textdiff.plain_data import parse_json
+from textdiff.sampling import Cache
+from textdiff.template import HOLE
 from textdiff.watching import FinishedRow
 
 WRITTEN = ("line", "sample", "text", "completion", "holes", "new_tokens", "error")
 """Keys of the output that are not the user's."""
+
+OF_THE_JOB = ("batch_size", "block_size", "device", "dtype", "watch", "film", "trace")
+"""Options of the command line that a line cannot have: its key of such a name is the user's own."""
+
+MOST_SAMPLES = 1_000_000
+
+CACHES: dict[Any, Cache | None] = {"auto": None, "on": True, "off": False}
+"""Names of caches on the command line; others stand for themselves."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +46,7 @@ class Request:
         record: the line's keys and values.
         order: the row to generate; None if the line cannot be used.
         error: why.
+        cache: whether to keep keys and values; see `TextDiffusion.generate`.
     """
 
     line: int
@@ -41,6 +54,7 @@ class Request:
     record: Mapping[str, Any]
     order: Order | None = None
     error: str | None = None
+    cache: Cache | None = None
 
     def failed(self, error: str) -> str:
         """The line of the output that says why there is no text."""
@@ -57,25 +71,47 @@ class Request:
 
 
 def _dump(record: Any) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
+    return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def read_requests(
-    model: TextDiffusion,
-    path: Path,
-    *,
-    num_samples: int,
-    seed: int,
-    options: Mapping[str, Any],
-) -> list[Request]:
-    """The rows that a file asks for, in its order; blank lines are none.
+@dataclass(frozen=True)
+class LineDefaults:
+    """What holds for lines that say nothing else.
+
+    Attributes:
+        num_samples: rows per line.
+        seed: seed of lines without their own.
+        cache: see `TextDiffusion.generate`.
+        options: of `TextDiffusion.order`.
+        read_template: reads a file that holds a text with holes; takes prompt and suffix as well.
+    """
+
+    num_samples: int
+    seed: int
+    cache: Cache | None
+    options: Mapping[str, Any]
+    read_template: Callable[[str, str, str], str]
+
+    def first_row(self, line: int, sample: int, own_seed: bool) -> int:
+        """Return the index of a row, which its random numbers depend on, besides the seed.
+
+        No two rows of a job share one, and it does not depend on the other lines: samples that a
+        line has beyond the job's number are counted where no line's other rows are.
+        """
+        if own_seed:
+            return sample
+        if sample < self.num_samples:
+            return (line - 1) * self.num_samples + sample
+        return (sample - self.num_samples + 1 << 32) + line - 1
+
+
+def read_requests(model: TextDiffusion, path: Path, job: LineDefaults) -> list[Request]:
+    """Read the rows that a file asks for, in its order; blank lines are none.
 
     Args:
-        model: tokenises prompts and knows which options fit it.
+        model: tokenises prompts and decides which options fit it.
         path: a .jsonl file.
-        num_samples: rows per line.
-        seed: of lines without their own.
-        options: of `TextDiffusion.order`, for lines that say nothing else.
+        job: what holds for lines that say nothing else.
 
     Raises:
         DataError: the file cannot be read or has no line.
@@ -88,7 +124,7 @@ def read_requests(
             requests.append(Request(number, 0, {}, error=str(error)))
             continue
         try:
-            requests += _rows(model, number, record, num_samples, seed, options)
+            requests += _rows(model, number, record, job)
         except TextDiffError as error:
             requests.append(Request(number, 0, record, error=str(error)))
     if not requests:
@@ -114,7 +150,7 @@ def _record(words: bytes) -> dict[str, Any]:
         DataError: it is none, has a key that the output needs itself, or cannot be written again.
     """
     try:
-        record = json.loads(words.decode())
+        record = parse_json(words.decode())
         _dump(record).encode()
     except UnicodeDecodeError as error:
         raise DataError(f"byte {error.start} is not UTF-8") from None
@@ -133,26 +169,25 @@ def _record(words: bytes) -> dict[str, Any]:
 
 
 def _rows(
-    model: TextDiffusion,
-    number: int,
-    record: dict[str, Any],
-    num_samples: int,
-    seed: int,
-    options: Mapping[str, Any],
+    model: TextDiffusion, number: int, record: dict[str, Any], job: LineDefaults
 ) -> list[Request]:
-    """The rows of one line, each an order of its own.
+    """Return the rows of one line, each an order of its own.
 
     Raises:
         TextDiffError: a value of a wrong kind or out of range, or a prompt that cannot be used.
     """
     types = option_types()
-    given = {key: _checked(key, value, types[key]) for key, value in record.items() if key in types}
-    if "prompt" not in given:
-        raise DataError("no key 'prompt'")
+    checked = {
+        key: _checked(key, value, types[key]) for key, value in record.items() if key in types
+    }
+    given = {key: value for key, value in checked.items() if value is not None}
+    prompt = _prompt(given, job)
     if "rule" in given:  # another rule has other knobs
         given.setdefault("knobs", {})
-    prompt, own = given.pop("prompt"), given.pop("seed", None)
-    first = (number - 1) * num_samples if own is None else 0
+    own, cache = given.pop("seed", None), given.pop("cache", job.cache)
+    samples = given.pop("num_samples", job.num_samples)
+    if not 1 <= samples <= MOST_SAMPLES:
+        raise DataError(f"num_samples {samples}: give 1 to {MOST_SAMPLES}")
     return [
         Request(
             number,
@@ -160,37 +195,74 @@ def _rows(
             record,
             model.order(
                 prompt,
-                first_row=first + sample,
-                seed=seed if own is None else own,
-                **{**options, **given},
+                first_row=job.first_row(number, sample, own is not None),
+                seed=job.seed if own is None else own,
+                **{**job.options, **given},
             ),
+            cache=CACHES.get(cache, cache),
         )
-        for sample in range(num_samples)
+        for sample in range(samples)
     ]
 
 
+def _prompt(given: dict[str, Any], job: LineDefaults) -> str:
+    """Take what is fixed of a line's text out of its options.
+
+    Raises:
+        TextDiffError: there is none, or a template that cannot be used.
+    """
+    prompt, template = given.pop("prompt", None), given.pop("template", None)
+    if template is None:
+        if prompt is None:
+            raise DataError("no key 'prompt'")
+        return str(prompt)
+    if HOLE.search(template):  # the text itself
+        if prompt or given.get("suffix"):
+            raise DataError("a template holds the whole text: leave prompt and suffix out")
+        return str(template)
+    return job.read_template(template, prompt or "", given.get("suffix", ""))
+
+
 def option_types() -> dict[str, Any]:
-    """What a line may say, with the type of its value."""
+    """Return what a line may say, with the type of its value."""
     hints = get_type_hints(SampleDefaults)
     types = {field.name: hints[field.name] for field in fields(SampleDefaults)}
-    types["steps"] = types.pop("max_denoising_steps")
+    types["steps"] = types["max_denoising_steps"]
     strings = dict.fromkeys(("stop", "ban", "force"), str | list[str])
-    return types | strings | {"prompt": str, "suffix": str, "seed": int}
+    texts = dict.fromkeys(("prompt", "template", "suffix"), str)
+    cache = bool | Literal["auto", "on", "off", "approximate"]
+    return types | strings | texts | {"seed": int, "num_samples": int, "cache": cache}
 
 
 def _checked(key: str, value: Any, kind: Any) -> Any:
     try:
-        adapter = TypeAdapter(kind | None, config=ConfigDict(strict=True))
+        adapter = TypeAdapter(kind | None, config=ConfigDict(strict=True, allow_inf_nan=False))
         return adapter.validate_python(value)
     except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        reason = reason[0].lower() + reason[1:]
+        reasons = [item["msg"].removeprefix("Input should be ") for item in error.errors()]
+        reason = "input should be " + " or ".join(dict.fromkeys(reasons))
         raise DataError(f"{key} {json.dumps(value)}: {reason}") from None
 
 
-def likely_typos(requests: Sequence[Request]) -> dict[str, str]:
-    """Keys that are passed through and look like options, with what they look like."""
+def template_files(requests: Sequence[Request]) -> list[Path]:
+    """List the files that lines name for their texts, which the output depends on."""
+    names = {request.record.get("template") for request in requests if request.error is None}
+    return [Path(n).expanduser() for n in sorted(filter(None, names)) if not HOLE.search(n)]
+
+
+def notes(requests: Sequence[Request]) -> list[str]:
+    """Say which keys are passed through although they look like options."""
     known = list(option_types())
     keys = sorted({key for request in requests for key in request.record} - set(known))
-    near = {key: difflib.get_close_matches(key, known, n=1, cutoff=0.8) for key in keys}
-    return {key: found[0] for key, found in near.items() if found}
+    found = []
+    for key in keys:
+        name = key.lstrip("-").replace("-", "_")
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        if name in OF_THE_JOB:
+            found.append(f"it is an option of the whole job, --{name.replace('_', '-')}")
+        elif near:
+            found.append(f"did you mean {near[0]!r}?")
+        else:
+            continue
+        found[-1] = f"the key {key!r} is passed through to the output; {found[-1]}"
+    return found

@@ -13,7 +13,6 @@ from textdiff.batch.requests import Request
 from textdiff.errors import TextDiffError
 from textdiff.generation import Order
 from textdiff.pipeline import TextDiffusion
-from textdiff.sampling import Cache
 from textdiff.watching import FinishedRow, Watcher
 
 Window = list[int]
@@ -30,7 +29,7 @@ def windows(requests: Sequence[Request], size: int) -> list[Window]:
     kinds: dict[str, Window] = {}
     for row, request in enumerate(requests):
         if request.order is not None:
-            kind = repr((request.order.settings, request.order.stops))
+            kind = repr((request.order.settings, request.order.stops, request.cache))
             kinds.setdefault(kind, []).append(row)
     found = [rows[at : at + size] for rows in kinds.values() for at in range(0, len(rows), size)]
     for window in found:
@@ -49,7 +48,6 @@ def fill(
     output: Output,
     *,
     batch_size: int,
-    cache: Cache | None,
     share: tuple[int, int],
     progress: Callable[[int, int], None],
 ) -> None:
@@ -60,7 +58,6 @@ def fill(
         requests: all rows of the job.
         output: where they go; ready to write.
         batch_size: rows per network call.
-        cache: see `TextDiffusion.generate`.
         share: number of this process, and how many there are.
         progress: told, with every row, how many are done and how many tokens this one has.
     """
@@ -76,6 +73,7 @@ def fill(
         keeper = _Keeper([requests[row] for row in window], window, output, progress)
         orders = [order for order in (requests[row].order for row in window) if order is not None]
         try:
+            cache = requests[window[0]].cache  # all rows of a window have the same
             model.fulfil(Order.joined(orders), batch_size, cache, [keeper])
         except TextDiffError as error:  # of settings, which these rows share
             for row in window:

@@ -13,7 +13,7 @@ import tyro
 
 from textdiff.commands.arguments import writable
 from textdiff.commands.processes import Processes, find_processes
-from textdiff.commands.sampling import say_approximate
+from textdiff.commands.sampling import read_template, say_approximate
 from textdiff.commands.showing import Showing
 from textdiff.commands.terminal import BatchBar
 from textdiff.errors import ConfigError
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from textdiff.batch.output import Output
     from textdiff.batch.requests import Request
     from textdiff.pipeline import TextDiffusion
-    from textdiff.sampling import Cache
 
 _SECONDS_BETWEEN_LOOKS = 0.5
 _TOLD = 10  # lines that cannot be used are named one by one, up to so many
@@ -89,7 +88,8 @@ def generate_batch(
         held: loads the model on a device.
     """
     from textdiff.batch.output import Output
-    from textdiff.batch.requests import read_requests
+    from textdiff.batch.requests import LineDefaults, read_requests, template_files
+    from textdiff.provenance import file_hash
     from textdiff.train.lock import RunLock
 
     assert batch.input is not None
@@ -98,20 +98,25 @@ def generate_batch(
     model = held(processes.device)
     wanted = dict(options)
     cache, seed = wanted.pop("cache"), wanted.pop("seed")
-    requests = read_requests(model, batch.input, num_samples=num_samples, seed=seed, options=wanted)
+    job = LineDefaults(num_samples, seed, cache, wanted, read_template)
+    requests = read_requests(model, batch.input, job)
     output = Output(batch.output, len(requests), processes.rank)
     with ExitStack() as stack:
         if processes.first:
             stack.enter_context(RunLock(output.folder, "--output", "writes"))
-            output.prepare(_job(model, batch.input, options, num_samples))
+            facts = _job(model, batch.input, options, num_samples)
+            if templates := template_files(requests):
+                facts["templates_sha256"] = file_hash(templates)
+            output.prepare(facts)
         processes.wait()
         output.load()
         processes.wait()
         stack.enter_context(output)
         if processes.first:
             _say_before(batch.input, requests, output)
-            say_approximate(cache)
-        _fill(model, requests, output, processes, batch_size=batch_size, cache=cache)
+            caches = {request.cache for request in requests}
+            say_approximate("approximate" if "approximate" in caches else None)
+        _fill(model, requests, output, processes, batch_size=batch_size)
     return _say_after(batch.input, requests, output) if processes.first else 0
 
 
@@ -141,7 +146,6 @@ def _fill(
     processes: Processes,
     *,
     batch_size: int,
-    cache: "Cache | None",
 ) -> None:
     """Generates what is missing; an interruption says how to go on."""
     from textdiff.batch.run import fill
@@ -154,7 +158,6 @@ def _fill(
                 requests,
                 output,
                 batch_size=batch_size,
-                cache=cache,
                 share=(processes.rank, processes.count),
                 progress=progress,
             )
@@ -174,15 +177,12 @@ def _fill(
 
 
 def _say_before(path: Path, requests: "Sequence[Request]", output: "Output") -> None:
-    from textdiff.batch.requests import likely_typos
+    from textdiff.batch.requests import notes
 
     if output.done:
         print(f"{len(output.done)} of {len(requests)} rows are there already", file=sys.stderr)
-    for key, near in likely_typos(requests).items():
-        print(
-            f"note: the key {key!r} is passed through to the output; did you mean {near!r}?",
-            file=sys.stderr,
-        )
+    for note in notes(requests):
+        print(f"note: {note}", file=sys.stderr)
     _say_errors(path, {r.line: r.error for r in requests if r.error is not None})
 
 
