@@ -2,8 +2,22 @@
 
 from typing import Any
 
-from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+import transformers
+
+NEEDED = (5, 10)
+"""The oldest transformers that loads a checkpoint's code: it copies all of it, not the first file's
+imports alone."""
+
+if tuple(map(int, transformers.__version__.split(".")[:2])) < NEEDED:
+    # Older ones lack what is imported below; this module is the first that they run.
+    wanted = ".".join(map(str, NEEDED))
+    raise ImportError(
+        f"this textdiff model needs transformers {wanted} or newer, and {transformers.__version__} "
+        f'is installed; upgrade it: pip install -U "transformers>={wanted}"'
+    )
+
+from huggingface_hub.dataclasses import strict  # noqa: E402
+from transformers import PreTrainedConfig  # noqa: E402
 
 
 @strict

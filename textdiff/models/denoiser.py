@@ -23,6 +23,7 @@ from .attention import Attention, attend, prepare, unavailable
 from .cache import CacheView, KVCache
 from .configuration import TextDiffusionConfig
 from .fused import applies, dropout_add
+from .interface import check_options, cross_entropy, resize
 from .layers import (
     NORMS,
     PLAIN,
@@ -230,16 +231,43 @@ class TextDiffusionModel(PreTrainedModel):
         """The head's linear map."""
         return self.output_layer.linear
 
+    def resize_token_embeddings(
+        self,
+        new_num_tokens: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        mean_resizing: bool = True,
+    ) -> nn.Module:
+        """Give embedding and head another number of rows, as for tokens added to the tokenizer.
+
+        Args:
+            new_num_tokens: rows; None: as many as there are.
+            pad_to_multiple_of: rows up to a multiple of it are added; they are never predicted.
+            mean_resizing: new embeddings have the mean and deviation of the old ones; else they are
+                those of an untrained network. New rows of the head are the average of the old ones.
+
+        Returns:
+            The embedding.
+
+        Raises:
+            ValueError: a special token would be cut off.
+        """
+        tokens = self.config.vocab_size if new_num_tokens is None else int(new_num_tokens)
+        rows = -(-tokens // (pad_to_multiple_of or 1)) * (pad_to_multiple_of or 1)
+        resize(self, tokens, rows, mean_resizing)
+        return self.vocab_embed
+
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         context_ids: Tensor | None = None,
         sigma: Tensor | None = None,
         layout: Layout = FULL,
         positions: Tensor | None = None,
         attention_mask: Tensor | None = None,
         cache: CacheView | None = None,
-    ) -> MaskedLMOutput:
+        labels: Tensor | None = None,
+        **options: Any,
+    ) -> MaskedLMOutput | tuple[Tensor, ...]:
         """Raw logits.
 
         Args:
@@ -251,17 +279,34 @@ class TextDiffusionModel(PreTrainedModel):
             attention_mask: [B, L], 0 at padding; a shorthand for a layout with document ids.
             cache: where the tokens before these are found, and these are left; its view fixes
                 their positions and takes the layout's place.
+            labels: [B, L], or [N] with positions, tokens to predict, -100 where none is: `.loss` is
+                their cross-entropy, the average over labels.
+            **options: `return_dict`, `num_items_in_batch` (labels to divide the loss by),
+                `token_type_ids` (ignored).
 
         Returns:
-            `.logits`: [N, V], or [B, L, V] when `positions` is None.
+            `.logits`: [N, V], or [B, L, V] when `positions` is None; `.loss` with labels. A tuple
+            of those where `return_dict` is False.
 
         Raises:
-            ValueError: the attention backend cannot run here, or a stream is missing.
+            ValueError: the attention backend cannot run here, a stream is missing, labels have
+                another shape, or an option of other models is asked for.
         """
+        check_options(options)
+        if input_ids is None:
+            raise ValueError("input_ids are missing: give the [B, L] tokens of the noisy texts")
         if attention_mask is not None and not bool(attention_mask.all()):
             layout = layout.within(attention_mask.to(torch.int64) - 1)
         x, condition = self.hidden(input_ids, context_ids, sigma, layout, positions, cache)
-        return MaskedLMOutput(logits=self.output_layer(x, condition))
+        logits, loss = self.output_layer(x, condition), None
+        if labels is not None:
+            loss = cross_entropy(logits, labels, positions, options.get("num_items_in_batch"))
+        whole = options.get("return_dict")
+        if whole is None:
+            whole = self.config.return_dict
+        if not whole:
+            return (logits,) if loss is None else (loss, logits)
+        return MaskedLMOutput(loss=loss, logits=logits)
 
     def hidden(
         self,

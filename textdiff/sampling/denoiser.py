@@ -100,6 +100,7 @@ class Predictor(ABC):
             tokens,
             sigma=sigma.to(device),
             positions=at.to(device),
+            return_dict=True,
             **options,
         )
         logits: Tensor = output.logits

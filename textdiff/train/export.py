@@ -9,6 +9,7 @@ import yaml
 from textdiff.config import Config
 from textdiff.generation import SampleDefaults
 from textdiff.likelihood import Bound
+from textdiff.models.configuration import NEEDED
 from textdiff.pipeline import TextDiffusion
 from textdiff.provenance import TRAINING_FILE, code_record
 from textdiff.train.checkpoint import rescue
@@ -77,6 +78,7 @@ def model_card(config: Config, state: dict[str, Any], bound: Bound | None) -> st
     sources = ", ".join(source.source for source in config.data.sources)
     whole = f"{config.data.sequence_length} (the whole sequence)"
     blocks = " or ".join(str(size or whole) for size in family.block_sizes)
+    oldest = ".".join(map(str, NEEDED))
     return f"""---
 {yaml.safe_dump(front, sort_keys=False).strip()}
 ---
@@ -106,6 +108,14 @@ from textdiff import TextDiffusion
 
 model = TextDiffusion.from_pretrained("path/of/this/folder")
 print(model.generate("", num_samples=1).texts[0])
+```
+
+The network alone, without textdiff, loads with transformers {oldest} or newer; the folder holds its code:
+
+```python
+from transformers import AutoModelForMaskedLM
+
+network = AutoModelForMaskedLM.from_pretrained("path/of/this/folder", trust_remote_code=True)
 ```
 
 ## Corpus record
