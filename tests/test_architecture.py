@@ -21,6 +21,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "textdiff"
 FLOORS = {
     "errors": 0,
     "provenance": 0,
+    "pointers": 1,
     "config": 1,
     "flags": 1,
     "plain_data": 1,

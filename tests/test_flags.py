@@ -2,11 +2,14 @@
 
 import io
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Literal
 
 import pytest
 import tyro
 
+from textdiff.cli import main
 from textdiff.errors import ConfigError
 from textdiff.flags import deferred, explain, parse
 
@@ -105,3 +108,56 @@ def test_help_is_tyros(capsys):
         parse(verb, "textdiff verb", ["--help"], ())
     assert stop.value.code == 0
     assert "--temperature FLOAT" in capsys.readouterr().out
+
+
+VERB_OPTIONS = {
+    "generate m": ["--max-new-tokens", "--num-samples", "--json", "--watch", "--input", "--top-p"],
+    "perplexity m t": ["--max-documents", "--precision", "--batch-tokens", "--per-document"],
+    "compare m n t": ["--replicates", "--text-column"],
+    "evaluate m": ["--judge", "--judge-dtype", "--picture"],
+    "play m": ["--temperature", "--block-size"],
+    "tokenizer train o t": ["--vocab-size"],
+    "doctor": ["--json"],
+    "estimate c.yaml": ["--memory", "--efficiency", "--vocabulary"],
+    "train c.yaml": ["--resume"],
+    "data inspect c.yaml": ["--json"],
+}
+
+
+@pytest.mark.parametrize("verb", VERB_OPTIONS)
+def test_every_verb_suggests_its_own_options(verb, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "c.yaml").write_text("")
+    for option in VERB_OPTIONS[verb]:
+        wrong = option[:-2] + option[-1]  # a letter is missing
+        for typed in {wrong, wrong.replace("-", "_").replace("__", "--"), option[1:] + "s"}:
+            for words in ([typed, "3"], [f"{typed}=3"], [typed, "3", "--othr", "4"]):
+                assert main([*verb.split(), *words]) == 2
+                said = capsys.readouterr().err
+                assert f"unknown option {typed}; did you mean {option}?" in said
+
+
+def test_numbers_are_finite_and_paths_have_no_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    @dataclass(frozen=True)
+    class Group:
+        film: Path | None = None
+        top_p: float | None = None
+
+    def verb(
+        state: Path = Path("x"),
+        eps: float = 1.0,
+        pair: tuple[float, float] = (0.0, 1.0),
+        group: Annotated[Group, tyro.conf.arg(name="")] = Group(),
+    ) -> tuple[Path, Path | None]:
+        """A verb."""
+        return state, group.film
+
+    ran = parse(deferred(verb), "textdiff verb", ["--state=~/a", "--film", "~/b"], ())
+    assert ran() == (tmp_path / "a", tmp_path / "b")
+    for words in (["--eps", "inf"], ["--top-p", "nan"], ["--pair", "1", "-inf"]):
+        with pytest.raises(ConfigError, match=f"^{words[0]} (-?inf|nan): give a finite number"):
+            parse(deferred(verb), "textdiff verb", words, ())
+    with pytest.raises(ConfigError, match="--film ~nobody9/x: there is no such user"):
+        parse(deferred(verb), "textdiff verb", ["--film", "~nobody9/x"], ())

@@ -12,6 +12,7 @@ from textdiff.diffusion.family import Family, build_family
 from textdiff.diffusion.process import Vocabulary
 from textdiff.errors import CheckpointError
 from textdiff.models import TextDiffusionConfig, TextDiffusionModel
+from textdiff.pointers import refuse_pointers
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
@@ -69,12 +70,13 @@ def locate(path: str | Path, patterns: list[str] | None = None) -> Path:
         patterns: names of the files to fetch; None: all.
 
     Raises:
-        CheckpointError: there is nothing of that name.
+        CheckpointError: there is nothing of that name, or it holds git-lfs pointers.
     """
     folder = Path(path).expanduser()
     if (folder / "export" / "config.json").is_file():
-        return folder / "export"
+        folder = folder / "export"
     if folder.is_dir():
+        refuse_pointers(folder, CheckpointError)
         return folder
     if folder.is_file():
         raise CheckpointError(f"{path} is a file; give the export directory that holds config.json")

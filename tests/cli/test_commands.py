@@ -473,6 +473,37 @@ def test_damaged_export(trained, tmp_path, name, how, capsys):
     assert str(export) in shown
 
 
+POINTER = (
+    "version https://git-lfs.github.com/spec/v1\n"
+    "oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "model.safetensors", "tokenizer.json", "generation_config.json"]
+)
+def test_git_lfs_pointers_are_named(trained, corpus, tmp_path, name, capsys):
+    shutil.copytree(trained / "export", tmp_path / "run" / "export")
+    (tmp_path / "run" / "export" / name).write_text(POINTER)
+    text = str(trained / "validation.jsonl")
+    for words in (
+        ["generate", str(tmp_path / "run")],
+        ["perplexity", str(tmp_path / "run" / "export"), text],
+        ["evaluate", str(trained), "--texts", text, "--judge", str(tmp_path / "run" / "export")],
+        ["train", *config(corpus, tmp_path / "new"), f"--train.init-from={tmp_path / 'run'}"],
+    ):
+        code, shown = error_of(capsys, *words)
+        assert code == 1
+        assert f"{name} is a git-lfs pointer" in shown
+        assert f"`git lfs pull` in {tmp_path / 'run' / 'export'}" in shown
+        assert "export the model again" not in shown
+    tokenizer = f'{{"kind": "pretrained", "path": "{tmp_path / "run" / "export"}"}}'
+    words = [*config(corpus, tmp_path / "new"), "--tokenizer", tokenizer]
+    words = [word for word in words if not word.startswith("--tokenizer.")]
+    code, shown = error_of(capsys, "train", *words)
+    assert (code, f"{name} is a git-lfs pointer" in shown) == (1, True)
+
+
 def test_tokenizer_without_a_mask(trained, tmp_path, capsys):
     export = tmp_path / "export"
     shutil.copytree(trained / "export", export)

@@ -25,6 +25,7 @@ from textdiff.config import (
 )
 from textdiff.data.encode import byte_characters, serialize, split_long
 from textdiff.errors import DataError
+from textdiff.pointers import refuse_pointers
 
 EOS, PAD, MASK, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|mask|>", "<|unk|>"
 
@@ -75,6 +76,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
     """
     folder = Path(path).expanduser()
     if folder.is_dir():
+        refuse_pointers(folder, DataError)
         tokenizer = _from_folder(folder)
     elif folder.exists():
         raise DataError(f"{path} is a file; give the folder that holds the tokenizer files")

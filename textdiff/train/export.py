@@ -110,7 +110,8 @@ model = TextDiffusion.from_pretrained("path/of/this/folder")
 print(model.generate("", num_samples=1).texts[0])
 ```
 
-The network alone, without textdiff, loads with transformers {oldest} or newer; the folder holds its code:
+The network alone loads with transformers {oldest} or newer, without textdiff; its code is in the
+folder:
 
 ```python
 from transformers import AutoModelForMaskedLM
