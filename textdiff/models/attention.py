@@ -70,8 +70,22 @@ def prepare(
     device: torch.device,
     batch: int,
     cache: CacheView | None = None,
+    compiled: bool = False,
 ) -> Attention:
-    """Builds the mask of one forward pass over `total` positions (both streams counted)."""
+    """Build the mask of one forward pass.
+
+    Args:
+        backend: its name.
+        layout: who sees whom.
+        total: positions, both streams counted.
+        device: where they are.
+        batch: rows.
+        cache: where keys and values of earlier tokens are.
+        compiled: whether the blocks are, which then want plain torch operations.
+
+    Raises:
+        ValueError: the backend cannot run the layout.
+    """
     if cache is not None:  # few queries and a mask of their own: what every device has will do
         return Attention("eager" if backend == "eager" else "sdpa", cache.mask, cache=cache)
     if backend == "flash_attention_2":
@@ -94,7 +108,7 @@ def prepare(
         return Attention(backend, mask, noisy=noisy)
     if backend == "sdpa" and layout.streams == 2:
         length = total // 2
-        if device.type == "cpu":
+        if device.type == "cpu" and not compiled:
             return Attention(backend, streams=layout)
         return Attention(backend, layout.mask(total, device), length=length)
     return Attention(backend, layout.mask(total, device))

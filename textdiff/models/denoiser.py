@@ -337,15 +337,17 @@ class TextDiffusionModel(PreTrainedModel):
         if cache is not None:
             at = cache.positions.to(tokens.device)
         rotary = Rotary(at, self.config.head_dim, self.config.rope_theta, self._compute_dtype())
-        attention = prepare(backend, layout, tokens.shape[1], tokens.device, batch, cache)
+        *others, last = self.blocks
+        compiled = last._compiled_call_impl is not None
+        device = tokens.device
+        attention = prepare(backend, layout, tokens.shape[1], device, batch, cache, compiled)
         condition, index = self._condition(sigma, layout, batch, length)
         noisy = length if layout.streams == 2 else None
-        *others, last = self.blocks
         x, kinds = self._embed(tokens, alike=condition is None or condition.shape[:2] == (1, 1))
         for block in others:
             x = self._run(block, x, rotary, attention, condition, index, None, None, kinds)
             kinds = None
-        if last._compiled_call_impl is None:
+        if not compiled:
             x = self._run(last, x, rotary, attention, condition, index, noisy, positions)
         else:  # a compiled block wants shapes that do not change with the number of positions
             x = self._run(last, x, rotary, attention, condition, index, noisy)
@@ -375,6 +377,8 @@ class TextDiffusionModel(PreTrainedModel):
         """A block, which is computed again in the backward pass if memory is to be saved."""
         if self.gradient_checkpointing and self.training:
             return checkpoint(block, *inputs, use_reentrant=False)
+        if any(isinstance(x, Attention) and x.cache is not None for x in inputs):
+            return block._call_impl(*inputs)  # never compiled: each call has a shape of its own
         return block(*inputs)
 
     def new_cache(self, slots: int, capacity: int) -> KVCache:

@@ -200,7 +200,9 @@ def _parts(total: int, size: int) -> Iterator[slice]:
 
 def _in_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """A function of rows [..., H], on a CPU applied to few enough of them at a time."""
-    rows = max(1, _rows(x) // max(1, x[0].numel() // x.shape[-1])) if x.numel() else 1
-    if not fused.applies(x) or len(x) <= rows:
+    if not fused.applies(x) or not x.numel():  # first, for the number of threads breaks a graph
+        return function(x)
+    rows = max(1, _rows(x) // max(1, x[0].numel() // x.shape[-1]))
+    if len(x) <= rows:
         return function(x)
     return torch.cat([function(part) for part in x.split(rows)])
