@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from textdiff.data.texts import checked_texts, one_or_more
 from textdiff.errors import ConfigError
 from textdiff.loading import read_json
 from textdiff.sampling import Constraint, Controls, Hook, Job, Step
@@ -210,12 +211,13 @@ def prompt_forms(
 
     Raises:
         ConfigError: no rows asked for, not as many suffixes as prompts, or a hole without a length.
-        DataError: a prompt with characters the tokenizer does not know.
+        DataError: a prompt that is not a string, or has characters the tokenizer does not know.
     """
     if num_samples < 1:
         raise ConfigError(f"num_samples {num_samples}: give at least 1")
-    texts = [prompts] if isinstance(prompts, str) else list(prompts)
-    suffixes = [suffix] * len(texts) if isinstance(suffix, str) else list(suffix)
+    texts = one_or_more(prompts, "prompts")
+    suffix = "" if suffix is None else suffix
+    suffixes = [suffix] * len(texts) if isinstance(suffix, str) else checked_texts(suffix, "suffix")
     if len(suffixes) != len(texts):
         raise ConfigError(
             f"{len(suffixes)} suffixes for {len(texts)} prompts: give one for all, or one for each"

@@ -20,9 +20,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from textdiff.data import continuation, encode_documents
+from textdiff.data.texts import checked_string, checked_texts, one_or_more
 from textdiff.data.tokenizer import end_id, token_bytes
 from textdiff.diffusion.family import Family, block_sizes
-from textdiff.errors import ConfigError
+from textdiff.errors import ConfigError, DataError
 from textdiff.generation import (
     Feed,
     Generation,
@@ -228,8 +229,10 @@ class TextDiffusion:
         job = make_job(forms, settings, self._reach, first_row, seed, explicit)
         build_rule(settings.rule, self.family, settings.knobs)
         check_guidance(settings.guidance, self.family)
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        _refuse_half_characters([*stops, *settings.ban, *settings.force, settings.regex or ""])
+        stops = () if stop is None else tuple(one_or_more(stop, "stop"))
+        bans, forced = one_or_more(settings.ban, "ban"), one_or_more(settings.force, "force")
+        regex = "" if settings.regex is None else checked_string(settings.regex, "regex")
+        _refuse_half_characters([*stops, *bans, *forced, regex])
         if "" in stops:
             raise ConfigError("a stop string is empty; give at least one character")
         if stops and bool((job.tails == job.lengths).all()):
@@ -340,8 +343,10 @@ class TextDiffusion:
             ConfigError: choices that exclude each other, or a name or number out of range.
             DataError: nothing to score, or characters the tokenizer does not know.
         """
-        if isinstance(texts, str):
-            raise ConfigError("texts is a single string; give a list of texts: [text]")
+        texts = checked_texts(texts, "texts")
+        if not texts:
+            raise DataError("no text given; give at least one")
+        prompts = None if prompts is None else checked_texts(prompts, "prompts")
         clean = self.family.process.vocabulary.clean.cpu()
         if protocol is None:
             pieces = pieces_of(texts, prompts, spans)
@@ -408,6 +413,9 @@ class TextDiffusion:
         Raises:
             DataError: a text has no token, or characters the tokenizer does not know.
         """
+        texts = checked_texts(texts, "texts")
+        if not texts:
+            return []
         estimates = self.estimate(texts, each_document=True, **options)
         return [estimates.document(index) for index in range(len(texts))]
 
@@ -420,6 +428,7 @@ class TextDiffusion:
         Raises:
             DataError: see `estimate`.
         """
+        texts = checked_texts(texts, "texts")
         run = partial(self._at_least, texts=texts, options=options)
         others_run = partial(other._at_least, texts=texts, options=options)
         mine, others = paired(run, others_run, options.get("replicates", MIN_REPLICATES))
@@ -487,8 +496,8 @@ class TextDiffusion:
         if settings.regex is None and not settings.ban and not settings.force:
             return None
         banned, forced = (
-            (texts,) if isinstance(texts, str) else tuple(texts)
-            for texts in (settings.ban, settings.force)
+            tuple(one_or_more(texts, name))
+            for name, texts in (("ban", settings.ban), ("force", settings.force))
         )
         return self._patterns(settings.regex, banned, forced, settings.min_new_tokens)
 

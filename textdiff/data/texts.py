@@ -1,0 +1,54 @@
+"""Checks of the texts that callers hand over."""
+
+from collections.abc import Iterable
+from os import PathLike
+from typing import Any
+
+from textdiff.errors import ConfigError
+
+
+def checked_texts(texts: Any, what: str) -> list[str]:
+    """Returns texts as a list.
+
+    Args:
+        texts: the texts, in any iterable but a string or a mapping.
+        what: their name for messages.
+
+    Raises:
+        ConfigError: something else, or one of them is not a string.
+    """
+    if isinstance(texts, str):
+        raise ConfigError(f"{what} is a single string; give a list of texts: [text]")
+    if isinstance(texts, bytes | bytearray | dict) or not isinstance(texts, Iterable):
+        raise ConfigError(f"{what} is {_named(texts)}; give a list of strings")
+    return [checked_string(text, f"{what}[{number}]") for number, text in enumerate(texts)]
+
+
+def checked_string(value: object, what: str) -> str:
+    """Returns `value` if it is a string.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if not isinstance(value, str):
+        raise ConfigError(f"{what} is {_named(value)}, not a string{_advice(value)}")
+    return value
+
+
+def one_or_more(texts: Any, what: str) -> list[str]:
+    """Returns a text, or several, as a list.
+
+    Raises:
+        ConfigError: see `checked_texts`.
+    """
+    return [texts] if isinstance(texts, str) else checked_texts(texts, what)
+
+
+def _named(value: object) -> str:
+    return "None" if value is None else f"of type {type(value).__name__}"
+
+
+def _advice(value: object) -> str:
+    if isinstance(value, bytes | bytearray):
+        return "; decode it"
+    return "; read the file first" if isinstance(value, PathLike) else ""
