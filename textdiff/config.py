@@ -52,7 +52,7 @@ class Source(Section):
     """
 
     source: PathText = Field(
-        description="`python-docs`, a .txt/.jsonl/.parquet file, a folder or glob of them, a "
+        description="`python-docs`, a file of text or rows, a folder or pattern of them, a "
         "`save_to_disk` folder, or a Hugging Face dataset id",
     )
     name: str | None = Field(None, description="configuration name of a hub dataset")
@@ -78,6 +78,11 @@ class DataConfig(Section):
 
     sources: tuple[Source, ...] = Field(
         (Source(source="python-docs"),), description="corpora, read one after another"
+    )
+    on_bad_rows: Literal["refuse", "skip"] = Field(
+        "refuse",
+        description="what becomes of rows without usable text (invalid JSON, no such column, null, "
+        "...): stop with the first one, or skip and count them",
     )
     validation: float = Field(
         0.05, gt=0.0, lt=0.5, description="fraction of the text that is held out (whole documents)"

@@ -19,6 +19,7 @@ from textdiff.config import (
 )
 from textdiff.data import (
     corpus_fingerprint,
+    decode,
     encode_documents,
     files,
     load_documents,
@@ -121,7 +122,6 @@ def test_pretrained_tokenizer(tmp_path: Path, shared_data: Path, story: str):
 
 def forbid_reading(monkeypatch) -> None:
     monkeypatch.setattr(files, "read_file", lambda *a: pytest.fail("read the text again"))
-    monkeypatch.setattr("textdiff.data.sources.read_file", files.read_file)
 
 
 def jsonl(folder: Path, corpus: list[str]) -> Path:
@@ -219,7 +219,7 @@ def test_progress_ends_at_the_whole(tmp_path, corpus):
 def test_split_is_cut_at_the_same_character_in_blocks(tmp_path, story, monkeypatch):
     text = story.replace("lamp", "läm\U0001f9ffp") * 40
     path = write(tmp_path / "a.txt", text)
-    monkeypatch.setattr(files, "_READ_BYTES", 97)
+    monkeypatch.setattr(decode, "_READ_BYTES", 97)
     corpus = prepare_corpus(config(tmp_path, path, validation=0.1), CharTokenizer(), seed=1)
     cut = int(0.9 * len(text))
     assert corpus.validation == [text[cut:]]

@@ -10,7 +10,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from textdiff.config import Source
-from textdiff.data import files, read_texts, sources
+from textdiff.data import decode, formats, jsons, read_texts, sources
 from textdiff.data.documents import iterate_texts
 from textdiff.data.sources import load_documents
 from textdiff.errors import DataError
@@ -66,7 +66,7 @@ def test_folder_is_recursive_sorted_and_skips_what_is_no_text(tmp_path: Path):
     write(tmp_path / "b.txt", "2")
     write(tmp_path / "a" / "z.jsonl", rows("0", "1"))
     write(tmp_path / "c.txt", "")
-    write(tmp_path / "d.csv", "no,text")
+    write(tmp_path / "d.py", "no text")
     write(tmp_path / ".hidden" / "e.txt", "no")
     pq.write_table(pa.table({"text": ["3"]}), tmp_path / "f.parquet")
     assert load(tmp_path) == ["0", "1", "2", "3"]
@@ -113,7 +113,7 @@ def test_read_texts_reads_paths_in_the_order_given(tmp_path: Path):
 
 
 def test_large_text_is_read_in_blocks(monkeypatch, tmp_path: Path):
-    monkeypatch.setattr(files, "_READ_BYTES", 5)
+    monkeypatch.setattr(decode, "_READ_BYTES", 5)
     text = "\ufeff".join(["é世\U0001f9ff", "x" * 23, "\r\n"]) * 7
     documents = load_documents(Source(source=str(write(tmp_path / "a.txt", text))))
     blocks = list(documents.blocks())
@@ -128,7 +128,7 @@ def test_large_text_is_read_in_blocks(monkeypatch, tmp_path: Path):
 
 
 def test_overlong_json_line_is_refused(monkeypatch, tmp_path: Path):
-    monkeypatch.setattr(files, "_LONGEST_LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(jsons, "_LONGEST_LINE_BYTES", 1 << 20)
     path = write(tmp_path / "a.jsonl", rows("x", "y" * (1 << 20)))
     with pytest.raises(DataError, match=r"line 2: longer than 1 MB; give so long a text as a .txt"):
         load(path)
@@ -162,7 +162,8 @@ def test_overlong_json_line_is_refused(monkeypatch, tmp_path: Path):
         ("a.jsonl", b'{"text": "\\ud800"}\n', "line 1: 'text' holds half of a surrogate"),
         ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', "not valid UTF-8 at byte 24"),
         ("a.parquet", b"PAR1 not really", "a.parquet: not a readable Parquet file"),
-        ("a.csv", b"x,y", "unknown kind of file; textdiff reads .txt"),
+        ("a.csv", b"x,y\n1,2", "no column 'text'; set text_column to one of: x, y"),
+        ("a.parquet.gz", b"PAR1", "a .parquet file cannot be read through .gz; unpack it"),
     ],
 )
 def test_bad_file(tmp_path: Path, name: str, data: bytes, message: str):
@@ -185,9 +186,9 @@ def test_bad_parquet_columns(tmp_path: Path):
 
 
 def test_folder_without_text(tmp_path: Path):
-    write(tmp_path / "a.csv", "x")
-    write(tmp_path / "b.txt", "")
-    with pytest.raises(DataError, match="no text files in this folder"):
+    write(tmp_path / "a.png", "x")
+    write(tmp_path / "b", "x")
+    with pytest.raises(DataError, match=r"in this folder \(left out: 2 files \(.png: 1, without"):
         load(tmp_path)
 
 
@@ -232,7 +233,7 @@ def test_hub_dataset(monkeypatch, tmp_path: Path):
 
 def test_hub_dataset_with_missing_values(monkeypatch, tmp_path: Path):
     hub(monkeypatch, tmp_path, None, Dataset.from_dict({"text": ["x", None]}))
-    with pytest.raises(DataError, match="row 2: 'text' holds nothing"):
+    with pytest.raises(DataError, match="row 2: 'text' holds NoneType"):
         load("owner/name")
 
 
@@ -331,4 +332,7 @@ def test_impossible_hub_id():
 
 
 def test_suffixes_are_all_readable(tmp_path: Path):
-    assert all(files.is_text_file(tmp_path / f"x{suffix.upper()}") for suffix in files.SUFFIXES)
+    kinds = {
+        suffix: formats.known_kind(tmp_path / f"x{suffix.upper()}") for suffix in formats.KINDS
+    }
+    assert kinds == formats.KINDS

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -53,6 +54,8 @@ def _prepared(arguments: Sequence[str], prog: str, extra: str = "") -> "tuple[Co
 
     with PreparationView() as progress:
         corpus = prepare_corpus(config.data, config.tokenizer, config.run.seed, progress=progress)
+    for note in corpus.notes:
+        print(note, file=sys.stderr)
     return config, corpus
 
 
@@ -71,7 +74,8 @@ def _findings(config: "Config", corpus: "Corpus") -> dict[str, Any]:
     train = corpus.record["train"]
     samples = config.train.steps * config.train.global_batch_size
     sources = source_statistics(corpus)
-    for source in sources:
+    for source, omitted in zip(sources, corpus.omissions, strict=True):
+        source |= {"left_out": dict(omitted.files), "bad_rows": omitted.bad_rows}
         length = source.get("sequences_per_epoch", train["sequences_per_epoch"])
         source["passes"] = samples * source.get("share", 1.0) / length
     return {

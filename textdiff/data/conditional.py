@@ -1,54 +1,53 @@
 """Rows of which only a part is scored: a prompt and its text, or a text and its spans."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from textdiff.data.files import checked_text, json_rows
+from textdiff.data.formats import kind_of
+from textdiff.data.jsons import json_rows
+from textdiff.data.paths import Files
+from textdiff.data.rows import checked_text
 from textdiff.errors import DataError
+
+Row = tuple[str, dict[str, Any]]
+"""Where a row stands, for messages, and the row."""
+
+
+def rows_of(files: Files) -> Iterator[Row]:
+    """Yields the rows of JSON lines files.
+
+    Raises:
+        DataError: another kind of file, or a line that is not an object.
+    """
+    for path in files.paths:
+        if kind_of(path) != "lines":
+            raise DataError(f"{path}: prompts and spans are read from .jsonl files only")
+        yield from json_rows(path)
 
 
 def read_conditional(
-    paths: Sequence[str], text_column: str, other_column: str, spans: bool
-) -> tuple[list[str], list[Any]]:
-    """Reads texts together with what belongs to them from JSON lines files.
+    rows: Iterable[Row], text_column: str, other_column: str, spans: bool
+) -> Iterator[tuple[str, Any]]:
+    """Yields texts together with what belongs to them; rows without text are left out.
 
     Args:
-        paths: .jsonl files, compressed or not.
+        rows: where they stand, and what they hold.
         text_column: key of the text.
         other_column: key of the prompt, or of a list of [start, end] characters.
         spans: whether it is the latter.
 
-    Returns:
-        The texts, and their prompts (str) or spans (lists of (start, end)). Rows without text are
-        left out.
-
     Raises:
-        DataError: another kind of file, or a row that lacks a key or holds something else.
+        DataError: a row that lacks a key or holds something else.
     """
-    texts: list[str] = []
-    others: list[Any] = []
-    for name in paths:
-        path = Path(name)
-        if ".jsonl" not in path.name.lower():
-            raise DataError(f"{name}: prompts and spans are read from .jsonl files only")
-        if not path.is_file():
-            raise DataError(f"{name}: no such file; check the path")
-        for where, row in json_rows(path):
-            for column in (text_column, other_column):
-                if column not in row:
-                    raise DataError(
-                        f"{where}: no key {column!r}; it has {', '.join(row) or 'none'}"
-                    )
-            text = checked_text(row[text_column], where, text_column)
-            value = row[other_column]
-            other = _spans(value, where) if spans else checked_text(value, where, other_column)
-            if text:
-                texts.append(text)
-                others.append(other)
-    if not texts:
-        raise DataError(f"{', '.join(paths)}: holds no text")
-    return texts, others
+    for where, row in rows:
+        for column in (text_column, other_column):
+            if column not in row:
+                raise DataError(f"{where}: no key {column!r}; it has {', '.join(row) or 'none'}")
+        text = checked_text(row[text_column], where, text_column)
+        value = row[other_column]
+        other = _spans(value, where) if spans else checked_text(value, where, other_column)
+        if text:
+            yield text, other
 
 
 def _spans(value: object, where: str) -> list[tuple[int, int]]:

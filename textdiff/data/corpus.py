@@ -13,7 +13,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from textdiff.data.loader import PackedSequences
 from textdiff.data.mixture import Mixture
 from textdiff.data.packing import cache_root, find_stream, locked, tokenize
 from textdiff.data.python_docs import corpus_fingerprint
+from textdiff.data.rows import Omissions
 from textdiff.data.sources import load_documents
 from textdiff.data.split import Scan, Split, join_scans, scan_documents, split_each
 from textdiff.data.stream import TokenStream
@@ -62,6 +63,7 @@ class Corpus:
         record: what the run writes down about its data; plain JSON values.
         streams: the tokens: of every source where they are mixed by weight, else of all.
         found: whether all of it lay in the cache.
+        omissions: what each source leaves out.
     """
 
     train: PackedSequences | Mixture
@@ -70,6 +72,14 @@ class Corpus:
     record: dict[str, Any]
     streams: tuple[TokenStream, ...]
     found: bool
+    omissions: tuple[Omissions, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about what the sources leave out."""
+        sources = self.record["sources"]
+        pairs = zip(sources, self.omissions, strict=True)
+        return [line for source, left in pairs for line in left.sentences(source["source"])]
 
 
 @dataclass(frozen=True)
@@ -81,12 +91,14 @@ class _Prepared:
         streams: the tokens, see `Corpus`.
         validation: the held-out documents.
         tokenizer: trained or loaded.
+        omissions: what reading each source left out.
     """
 
     sources: list[dict[str, Any]]
     streams: list[TokenStream]
     validation: list[str]
     tokenizer: PreTrainedTokenizerFast
+    omissions: list[Omissions]
 
 
 def prepare_corpus(
@@ -109,7 +121,8 @@ def prepare_corpus(
     Raises:
         DataError: a source or the tokenizer cannot be loaded, or the corpus is too short.
     """
-    corpora = [load_documents(source) for source in data.sources]
+    skip = data.on_bad_rows == "skip"
+    corpora = [load_documents(source, skip) for source in data.sources]
     entry = cache_root(data.cache_dir) / f"prepared-{_key(data, tokenizer, corpora)}"
     prepared = _find(entry, verify)
     found = prepared is not None
@@ -125,8 +138,12 @@ def prepare_corpus(
             ) from None
     train = _sequences(data, prepared.streams, seed)
     record = _record(data, tokenizer, prepared, train)
+    omissions = tuple(
+        omitted.with_files(documents.left_out)
+        for omitted, documents in zip(prepared.omissions, corpora, strict=True)
+    )
     streams = tuple(prepared.streams)
-    return Corpus(train, prepared.validation, prepared.tokenizer, record, streams, found)
+    return Corpus(train, prepared.validation, prepared.tokenizer, record, streams, found, omissions)
 
 
 def _weights(data: DataConfig) -> list[float] | None:
@@ -159,6 +176,7 @@ def _prepare(
     size = join(corpora).size
     reading = _Stage("reading", size, progress)
     scans = [scan_documents(documents, reading) for documents in corpora]
+    omissions = [Omissions.of(documents.tally) for documents in corpora]
     splits, owners = _splits(data, corpora, scans)
     train = join([split.train for split in splits])
     characters = sum(int(scan.characters.sum()) for scan in scans)
@@ -178,7 +196,7 @@ def _prepare(
         for split in splits
     ]
     facts = _facts(scans, splits, owners, streams, validation)
-    return _Prepared(facts, streams, validation, tokenizer)
+    return _Prepared(facts, streams, validation, tokenizer, omissions)
 
 
 class _Stage:
@@ -308,6 +326,7 @@ def _keep(entry: Path, prepared: _Prepared) -> None:
         (scratch / "validation.jsonl").write_text("".join(lines), encoding="utf-8")
         facts = {
             "sources": prepared.sources,
+            "omissions": [asdict(omitted) for omitted in prepared.omissions],
             "streams": [stream.folder.name for stream in prepared.streams],
             "validation": corpus_fingerprint(prepared.validation),
             "tokenizer": tokenizer_fingerprint(prepared.tokenizer),
@@ -329,11 +348,13 @@ def _find(entry: Path, verify: bool) -> _Prepared | None:
             for line in (entry / "validation.jsonl").read_text(encoding="utf-8").splitlines()
         ]
         tokenizer = load_tokenizer(str(entry / "tokenizer"))
-        kept = (corpus_fingerprint(validation), tokenizer_fingerprint(tokenizer))
-        if kept != (facts["validation"], facts["tokenizer"]):
+        hashes = (corpus_fingerprint(validation), tokenizer_fingerprint(tokenizer))
+        if hashes != (facts["validation"], facts["tokenizer"]):
             return None
         streams = [find_stream(entry.parent / name, verify) for name in facts["streams"]]
         whole = [stream for stream in streams if stream is not None]
         if len(whole) == len(streams):
-            return _Prepared(facts["sources"], whole, validation, tokenizer)
+            kept = facts.get("omissions", [{} for _ in facts["sources"]])
+            omissions = [Omissions(**omitted) for omitted in kept]
+            return _Prepared(facts["sources"], whole, validation, tokenizer, omissions)
     return None

@@ -6,11 +6,12 @@ split, the tokenizer's training, the encoding.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from textdiff.data.encode import PIECE_CHARACTERS
 from textdiff.data.python_docs import corpus_fingerprint
+from textdiff.data.rows import Tally
 from textdiff.errors import DataError
 
 
@@ -33,19 +34,30 @@ class Documents:
         signature: changes when the documents may have changed; cheap where it can be (of files it
             is the times and sizes, of a dataset its fingerprint).
         size: bytes of the files as they lie on disk, for a progress bar; None where unknown.
+        tally: what the last pass left out.
+        left_out: numbers of files that are not read, by the reason.
 
     Args:
         read: yields the blocks of every document in order, the same ones on every call.
         signature: see above.
         size: see above.
+        tally: see above.
+        left_out: see above.
     """
 
     def __init__(
-        self, read: Callable[[], Iterator[Block]], signature: str, size: int | None = None
+        self,
+        read: Callable[[], Iterator[Block]],
+        signature: str,
+        size: int | None = None,
+        tally: Tally | None = None,
+        left_out: Mapping[str, int] | None = None,
     ) -> None:
         self._read = read
         self.signature = signature
         self.size = size
+        self.tally = tally or Tally()
+        self.left_out = left_out or {}
 
     def blocks(self) -> Iterator[Block]:
         """Yields every document's blocks in order.
@@ -93,13 +105,19 @@ def section(documents: Documents, skip: int, limit: int | None) -> Documents:
         if number <= skip:
             raise DataError(f"skip_documents {skip} leaves nothing of {number} documents")
 
-    return Documents(read, f"{documents.signature} {skip} {limit}")
+    signature = f"{documents.signature} {skip} {limit}"
+    return Documents(read, signature, None, documents.tally, documents.left_out)
 
 
 def iterate_texts(documents: Documents) -> Iterator[str]:
     """Yields whole documents: for those that are known to fit into memory."""
+    return whole_texts(documents.blocks())
+
+
+def whole_texts(blocks: Iterable[Block]) -> Iterator[str]:
+    """Yields the documents that blocks make up."""
     parts: list[str] = []
-    for text, last in documents.blocks():
+    for text, last in blocks:
         parts.append(text)
         if last:
             yield "".join(parts) if len(parts) > 1 else text

@@ -4,15 +4,13 @@ Nothing is read before the documents are iterated, and only a block at a time: t
 they lie, `save_to_disk` folders and hub datasets from their memory-mapped tables.
 """
 
-import glob
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from glob import has_magic
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.compute as pc
 from huggingface_hub import HfApi
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -22,25 +20,22 @@ from huggingface_hub.errors import (
 
 from textdiff.config import Source
 from textdiff.data.documents import Block, Documents, from_texts, section
-from textdiff.data.files import (
-    SUFFIXES,
-    checked_text,
-    is_text_file,
-    missing_column,
-    no_text,
-    read_file,
-    text_files,
-)
+from textdiff.data.files import read_files
+from textdiff.data.formats import is_compressed, kind_of, known_kind
+from textdiff.data.paths import Files, existing, find_files, is_saved, missing
 from textdiff.data.python_docs import python_docs
+from textdiff.data.rows import Tally, all_bad, missing_column, no_text, text_of
+from textdiff.data.tables import column_texts
 from textdiff.errors import DataError
 
 if TYPE_CHECKING:  # it brings pandas: a second that text files and models do without
     import datasets
 
 _HUB_TIMEOUT_SECONDS = 10.0
+_HINT = "; data.on_bad_rows: skip leaves such rows out"
 
 
-def load_documents(source: Source) -> Documents:
+def load_documents(source: Source, skip_bad_rows: bool = False) -> Documents:
     """Finds one corpus.
 
     The first reading that fits wins: `python-docs`; an existing local file, folder or
@@ -49,6 +44,7 @@ def load_documents(source: Source) -> Documents:
     Args:
         source: where the text is and which part of it is wanted; `name` and `split` matter to hub
             datasets, `split` also to a saved `DatasetDict`.
+        skip_bad_rows: skip rows that cannot be used, and count them, instead of refusing them.
 
     Returns:
         The documents, none of them empty, in the same order on every pass.
@@ -56,40 +52,54 @@ def load_documents(source: Source) -> Documents:
     Raises:
         DataError: the source cannot be found. What is no usable text is found by reading it.
     """
-    documents = _find(source)
+    documents = _find(source, Tally(skip_bad_rows, _HINT))
     if source.skip_documents or source.max_documents is not None:
         return section(documents, source.skip_documents, source.max_documents)
     return documents
 
 
-def _find(source: Source) -> Documents:
+def _find(source: Source, tally: Tally) -> Documents:
     name = source.source
-    path = Path(name).expanduser()
     if name == "python-docs":
         return from_texts(python_docs())
-    if path.exists():
-        if path.is_dir() and _is_saved(path):
-            return _load_saved(path, source)
-        return _from_files(text_files(path), source.text_column)
-    if any(character in name for character in "*?["):
-        return _from_files(_matching(str(path)), source.text_column)
+    path = existing(name)
+    if path is not None and path.is_dir() and is_saved(path):
+        return _load_saved(path, source, tally)
+    if path is not None or has_magic(name):
+        return _from_files(find_files(name), source.text_column, tally)
+    if name == "-":
+        raise DataError(
+            "a corpus is read several times, and standard input can be read once; write it to a "
+            "file and name that"
+        )
     if _looks_local(name):
-        raise DataError(f"{name}: no such file or folder; check the path")
-    return _load_hub(source)
+        raise missing(name)
+    return _load_hub(source, tally)
 
 
-def _from_files(paths: list[Path], text_column: str) -> Documents:
-    def read() -> Iterator[Block]:
-        for path in paths:
-            yield from read_file(path, text_column)
+def _from_files(files: Files, text_column: str, tally: Tally) -> Documents:
+    paths = files.paths
+    for path in paths:
+        if not path.is_file():
+            raise DataError(f"{path}: not a regular file, and a corpus is read several times")
+    # A table is not read front to back, so its bytes say little about progress.
+    tables = ("parquet", "arrow")
+    plain = all(not is_compressed(path) and kind_of(path) not in tables for path in paths)
+    return Documents(
+        lambda: read_files(files, text_column, tally),
+        _signature(paths, _reading(text_column, tally)),
+        sum(path.stat().st_size for path in paths) if plain else None,
+        tally,
+        files.left_out,
+    )
 
-    # A Parquet file is not read front to back, so its bytes say little about progress.
-    plain = all(path.name.lower().endswith((".txt", ".jsonl")) for path in paths)
-    size = sum(path.stat().st_size for path in paths) if plain else None
-    return Documents(read, _signature(paths, text_column), size)
+
+def _reading(words: str, tally: Tally) -> str:
+    """How a source is read, as a part of its signature."""
+    return f"{words} without bad rows" if tally.skip else words
 
 
-def _signature(paths: list[Path], column: str) -> str:
+def _signature(paths: Sequence[Path], column: str) -> str:
     """Names, sizes and times: what tells a changed file from an unchanged one without reading."""
     digest = hashlib.sha256(column.encode())
     for path in paths:
@@ -99,32 +109,19 @@ def _signature(paths: list[Path], column: str) -> str:
     return digest.hexdigest()
 
 
-def _matching(pattern: str) -> list[Path]:
-    paths = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))]
-    files = [path for path in paths if path.is_file() and is_text_file(path)]
-    if not files:
-        known = ", ".join(SUFFIXES)
-        raise DataError(f"{pattern}: no text file matches this pattern; textdiff reads {known}")
-    return files
-
-
 def _looks_local(name: str) -> bool:
     """Whether a name that does not exist was meant as a path; hub ids are `name`, `owner/name`."""
     folder = os.path.dirname(name)
     return (
         name.startswith((".", "~", "/"))
-        or is_text_file(Path(name))
+        or known_kind(Path(name)) is not None
         or name.count("/") > 1
         or os.path.isabs(name)
         or bool(folder and os.path.isdir(folder))
     )
 
 
-def _is_saved(path: Path) -> bool:
-    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
-
-
-def _load_saved(path: Path, source: Source) -> Documents:
+def _load_saved(path: Path, source: Source, tally: Tally) -> Documents:
     import datasets
 
     try:
@@ -137,11 +134,11 @@ def _load_saved(path: Path, source: Source) -> Documents:
             raise DataError(f"{path}: no split {source.split!r}; set split to one of: {splits}")
         saved = saved[source.split]
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    signature = _signature(files, f"{source.split} {source.text_column}")
-    return _from_dataset(saved, str(path), source.text_column, signature)
+    signature = _signature(files, _reading(f"{source.split} {source.text_column}", tally))
+    return _from_dataset(saved, str(path), source.text_column, signature, tally)
 
 
-def _load_hub(source: Source) -> Documents:
+def _load_hub(source: Source, tally: Tally) -> Documents:
     import datasets
 
     label = f"hub dataset {source.source!r}"
@@ -156,30 +153,55 @@ def _load_hub(source: Source) -> Documents:
     if source.streaming:
         # The commit stands for the content; a stream has no other fingerprint.
         facts = (source.source, source.name, source.split, source.text_column, revision)
-        return Documents(lambda: _streamed(loaded, label, source.text_column), repr(facts))
-    signature = f"{loaded._fingerprint} {source.text_column}"
-    return _from_dataset(loaded, label, source.text_column, signature)
+        return Documents(
+            lambda: _streamed(loaded, label, source.text_column, tally),
+            _reading(repr(facts), tally),
+            tally=tally,
+        )
+    signature = _reading(f"{loaded._fingerprint} {source.text_column}", tally)
+    return _from_dataset(loaded, label, source.text_column, signature, tally)
 
 
-def _streamed(rows: "datasets.IterableDataset", where: str, column: str) -> Iterator[Block]:
+def _streamed(
+    rows: "datasets.IterableDataset", where: str, column: str, tally: Tally
+) -> Iterator[Block]:
     """Reads a hub dataset over the network, in its order, without keeping it."""
-    blank = True
+    tally.restart()
     try:
-        for number, row in enumerate(rows, start=1):
-            if column not in row:
-                raise missing_column(where, column, row)
-            text = checked_text(row[column], f"{where}, row {number}", column)
-            blank = blank and not text.strip()
-            if text:
-                yield Block(text, True)
+        yield from _documents(_streamed_texts(rows, where, column, tally), where, tally)
     except DataError:
         raise
     except Exception as error:  # the transport's errors change with the installed HTTP client
         raise DataError(
             f"{where}: the stream broke off ({_brief(error)}); run the command again"
         ) from None
+
+
+def _streamed_texts(
+    rows: "datasets.IterableDataset", where: str, column: str, tally: Tally
+) -> Iterator[str]:
+    for number, row in enumerate(rows, start=1):
+        try:
+            text = text_of(row, where if column not in row else f"{where}, row {number}", column)
+        except DataError as error:
+            tally.bad_row(error)
+        else:
+            yield text
+
+
+def _documents(texts: Iterator[str], where: str, tally: Tally) -> Iterator[Block]:
+    """Yields rows as documents.
+
+    Raises:
+        DataError: all of them are blank or bad.
+    """
+    blank = True
+    for text in texts:
+        blank = blank and not text.strip()
+        if text:
+            yield Block(text, True)
     if blank:
-        raise no_text(where)
+        raise all_bad(where, tally) if tally.bad_rows else no_text(where)
 
 
 def _check_hub(name: str, label: str, advice: str) -> str | None:
@@ -213,7 +235,7 @@ def _check_hub(name: str, label: str, advice: str) -> str | None:
 
 
 def _from_dataset(
-    dataset: "datasets.Dataset", where: str, column: str, signature: str
+    dataset: "datasets.Dataset", where: str, column: str, signature: str, tally: Tally
 ) -> Documents:
     if column not in dataset.column_names:
         raise missing_column(where, column, dataset.column_names)
@@ -221,24 +243,13 @@ def _from_dataset(
     if getattr(kind, "dtype", None) not in ("string", "large_string"):
         raise DataError(f"{where}: column {column!r} holds {kind}, not strings")
     table = dataset.select_columns([column]).with_format("arrow")
-    return Documents(lambda: _rows(table, where, column), signature)
 
+    def read() -> Iterator[Block]:
+        tally.restart()
+        columns = (batch.column(column) for batch in table.iter(batch_size=256))
+        yield from _documents(column_texts(columns, where, column, tally), where, tally)
 
-def _rows(dataset: "datasets.Dataset", where: str, column: str) -> Iterator[Block]:
-    row = 0
-    blank = True
-    for batch in dataset.iter(batch_size=256):
-        values: pa.ChunkedArray = batch.column(column)
-        if values.null_count:
-            first = row + pc.index(pc.is_null(values), True).as_py()
-            raise DataError(f"{where}, row {first + 1}: {column!r} holds nothing, not a string")
-        for text in values.to_pylist():
-            blank = blank and not text.strip()
-            if text:
-                yield Block(text, True)
-        row += len(values)
-    if blank:
-        raise no_text(where)
+    return Documents(read, signature, tally=tally)
 
 
 def _brief(error: Exception) -> str:

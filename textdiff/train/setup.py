@@ -25,7 +25,7 @@ from textdiff.sampling.rules import refuse
 # those, in `evaluate`, in `sample` and in `run.dir`.
 FIXED = ("data", "tokenizer", "model", "diffusion", "train")
 MAY_CHANGE = {
-    "data": {"num_proc", "num_workers", "cache_dir"},
+    "data": {"num_proc", "num_workers", "cache_dir", "on_bad_rows"},
     "model": {"attn_implementation", "gradient_checkpointing"},
     "train": {
         "steps",
