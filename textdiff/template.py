@@ -65,6 +65,11 @@ def pieces_of(text: str) -> list[str | int]:
     return [p.replace(ESCAPED, "[MASK") if isinstance(p, str) else p for p in pieces if p != ""]
 
 
+def quoted(text: str) -> str:
+    """The prompt that stands for a text, whatever holes the text seems to have."""
+    return text.replace("[MASK", ESCAPED)
+
+
 def forms_of(
     tokenizer: PreTrainedTokenizerFast,
     texts: Sequence[str],

@@ -48,6 +48,9 @@ def train(arguments: Sequence[str]) -> int:
         if not prepared:
             prepare()
         corpus = prepared[0]
+        if accelerator.is_main_process:
+            for note in corpus.notes:
+                view.message(note)
         trainer = Trainer(config, corpus, accelerator, view, resume)
         if hasattr(view, "close"):  # a live view has to give the terminal back
             stack.callback(view.close)
@@ -68,6 +71,7 @@ def train(arguments: Sequence[str]) -> int:
 
 def _show_result(console: Any, config: "Config", trainer: Any) -> None:
     from textdiff.commands.screen import can_animate, watch_rows
+    from textdiff.commands.suggestions import accepts, commands_to_try
     from textdiff.pipeline import TextDiffusion
     from textdiff.view.training import describe_bound
 
@@ -76,18 +80,15 @@ def _show_result(console: Any, config: "Config", trainer: Any) -> None:
     export = str(directory / "export")
     if config.sample.num_samples:
         # What was written, not what was trained: the weights of that may be spread over processes.
-        model = TextDiffusion.from_pretrained(export, device=str(trainer.accelerator.device))
+        written = TextDiffusion.from_pretrained(export, device=str(trainer.accelerator.device))
         if can_animate(console):
-            watch_rows(console, model, config.sample.num_samples, config.run.seed)
+            watch_rows(console, written, config.sample.num_samples, config.run.seed)
         else:
-            drawn = model.generate("", num_samples=config.sample.num_samples, seed=config.run.seed)
+            drawn = written.generate(
+                "", num_samples=config.sample.num_samples, seed=config.run.seed
+            )
             print("\n" + "\n\n---\n\n".join(drawn.texts))
-    prompt = " ".join(trainer.corpus.validation[0].split()[:3])
-    commands = [
-        ["textdiff", "generate", export, prompt, "--watch"],
-        ["textdiff", "generate", export, "--num-samples", "4", "--json"],
-        ["textdiff", "perplexity", export, str(directory / "validation.jsonl")],
-    ]
+    first, usable = trainer.corpus.validation[0], accepts(trainer.exported)
     print(f"\nThe model is in {export}. Try next:")
-    for command in commands:
-        print(f"  {shlex.join(command)}")
+    for command in commands_to_try(export, str(directory / "validation.jsonl"), first, usable):
+        print(f"  {command}")
