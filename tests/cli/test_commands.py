@@ -334,8 +334,8 @@ def test_template_files_that_cannot_be_used(trained, tmp_path, capsys):
     latin.write_bytes(b"caf\xe9 [MASK]")
     for words, code, said in (
         ([str(plain)], 2, "plain.txt has no hole: write [MASK:n]"),
-        ([str(latin)], 1, "latin.txt is not UTF-8 text (byte 3)"),
-        ([str(tmp_path / "none.txt")], 1, "none.txt cannot be read: no such file"),
+        ([str(latin)], 1, "latin.txt: not valid UTF-8 at byte 3"),
+        ([str(tmp_path / "none.txt")], 1, "none.txt: no such file"),
         ([str(plain), "--suffix", "x"], 2, "leave PROMPT and --suffix out"),
     ):
         found, shown = error_of(capsys, "generate", str(trained), "--template", *words)

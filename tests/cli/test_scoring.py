@@ -63,7 +63,7 @@ def test_patterns_and_standard_input(exports, prose, monkeypatch, capsys):
     assert run(capsys, *words, prose / "te*.txt")["tokens"] == 147
     code, shown = error_of(capsys, *words, prose / "no*.txt")
     assert code == 1
-    assert "no such file" in shown
+    assert "no text file matches this pattern" in shown
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("text é".encode())))
     assert run(capsys, *words, "-")["bytes"] == 7
 

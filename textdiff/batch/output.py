@@ -104,11 +104,13 @@ class Output:
         """Whether OUT has all rows."""
         return self.written == self.rows
 
-    def records(self) -> Iterator[dict[str, Any]]:
-        """What OUT holds."""
+    def failures(self) -> Iterator[dict[str, Any]]:
+        """Yields the records of OUT that have no text."""
         with self.path.open(encoding="utf-8") as file:
             for line in file:
-                yield json.loads(line)
+                record = json.loads(line)
+                if "error" in record:
+                    yield record
 
     def write(self, row: int, line: str) -> None:
         """Keeps a finished row."""

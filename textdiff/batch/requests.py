@@ -11,7 +11,6 @@ import difflib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -105,19 +104,22 @@ class LineDefaults:
         return (sample - self.num_samples + 1 << 32) + line - 1
 
 
-def read_requests(model: TextDiffusion, path: Path, job: LineDefaults) -> list[Request]:
+def read_requests(
+    model: TextDiffusion, content: bytes, name: str, job: LineDefaults
+) -> list[Request]:
     """Read the rows that a file asks for, in its order; blank lines are none.
 
     Args:
         model: tokenises prompts and decides which options fit it.
-        path: a .jsonl file.
+        content: JSON lines.
+        name: what to call them.
         job: what holds for lines that say nothing else.
 
     Raises:
-        DataError: the file cannot be read or has no line.
+        DataError: there is no line.
     """
     requests: list[Request] = []
-    for number, words in _lines(path):
+    for number, words in _lines(content):
         try:
             record = _record(words)
         except DataError as error:
@@ -128,15 +130,11 @@ def read_requests(model: TextDiffusion, path: Path, job: LineDefaults) -> list[R
         except TextDiffError as error:
             requests.append(Request(number, 0, record, error=str(error)))
     if not requests:
-        raise DataError(f"{path} has no line; write one JSON object a line, with a prompt")
+        raise DataError(f"{name} has no line; write one JSON object a line, with a prompt")
     return requests
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from None
+def _lines(content: bytes) -> Iterator[tuple[int, bytes]]:
     content = content.removeprefix(codecs.BOM_UTF8)
     for number, words in enumerate(content.split(b"\n"), start=1):
         if words.strip():
@@ -158,8 +156,10 @@ def _record(words: bytes) -> dict[str, Any]:
         raise DataError("half of a surrogate pair (\\ud800 to \\udfff) is no character") from None
     except RecursionError:
         raise DataError("not JSON that can be read: too deeply nested") from None
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise DataError(f"not JSON: {error}") from None
+    except ValueError:  # Python does not convert longer ones, so the output could not have it
+        raise DataError("an integer of more than 4300 digits: write it as a string") from None
     if not isinstance(record, dict):
         raise DataError(f"not a JSON object but {type(record).__name__}: write {{...}}")
     taken = [key for key in WRITTEN if key in record]

@@ -5,16 +5,14 @@ Nothing here imports torch until it is needed, so that `--help` stays quick.
 
 import os
 import re
-import sys
 from collections.abc import Sequence
-from glob import glob
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from textdiff.errors import ConfigError, DataError
+from textdiff.errors import ConfigError
 
 if TYPE_CHECKING:
     from textdiff.config import Config
@@ -83,30 +81,6 @@ def take_option(
                 raise ConfigError(f"{name} needs a value: {values}")
             return words[:index] + words[index + 2 :], words[index + 1]
     return words, default
-
-
-def read_given(names: Sequence[str], text_column: str) -> list[str]:
-    """The documents of files, folders and globs; `-` reads standard input as one document.
-
-    Raises:
-        DataError: a place that holds no usable text.
-    """
-    from textdiff.data import read_texts
-
-    texts: list[str] = []
-    for name in names:
-        if name != "-":
-            # A shell that finds no match, or was told not to look, hands the pattern through.
-            texts += read_texts(sorted(glob(name, recursive=True)) or [name], text_column)
-            continue
-        try:
-            text = sys.stdin.buffer.read().decode()
-        except UnicodeDecodeError as error:
-            raise DataError(f"standard input is not UTF-8 text (byte {error.start})") from None
-        if not text.strip():
-            raise DataError("standard input is empty; pipe a text into it")
-        texts.append(text)
-    return texts
 
 
 def fraction(words: str) -> float:

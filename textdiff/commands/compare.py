@@ -37,8 +37,8 @@ def compare(
     Args:
         model_a: export directory, run directory or hub id.
         model_b: the model that is subtracted.
-        text: .txt, .jsonl or .parquet files (also .gz, .xz), folders or globs; `-` reads standard
-            input.
+        text: files, folders or patterns: text, or rows (.jsonl, .csv, .parquet, ...), compressed or
+            not; `-` reads standard input.
         scoring: how texts are scored.
         reading: what is read.
         json_output: print one JSON object, with everything that the result depends on.

@@ -15,8 +15,8 @@ from textdiff.commands.arguments import (
     JsonFlag,
     ModelArgument,
     held_model,
-    read_given,
 )
+from textdiff.commands.inputs import check_standard_input, given_texts
 from textdiff.commands.sampling import SamplingFlags
 from textdiff.commands.terminal import ProgressBar, quiet_libraries
 from textdiff.errors import ConfigError
@@ -32,14 +32,15 @@ class Material:
     """What is measured, and by what."""
 
     texts: tuple[str, ...] = ()
-    """Measure the texts of these files instead of sampled ones: .txt (one text each), .jsonl or
-    .parquet; other systems' samples too."""
+    """Measure the texts of these files instead of sampled ones, other systems' samples too; `-`
+    reads standard input."""
 
     reference: tuple[str, ...] = ()
-    """Real text: files, folders or globs. It is cut into pieces as long as the samples."""
+    """Real text: files, folders or patterns, `-` for standard input. It is cut into pieces as long
+    as the samples."""
 
     text_column: str = "text"
-    """Column or key that holds the text in .jsonl and .parquet files."""
+    """Column or key that holds the text in files of rows."""
 
     judge: str | None = None
     """Causal language model that gives texts a likelihood: a folder or hub id in Hugging Face
@@ -63,6 +64,7 @@ class Material:
         Raises:
             ConfigError: with the flag.
         """
+        check_standard_input((*self.texts, *self.reference))
         if self.batch_tokens < 1:
             raise ConfigError(f"--batch-tokens {self.batch_tokens}: give at least 1")
         if self.mauve:
@@ -88,7 +90,7 @@ class Material:
 
     def read(self, names: tuple[str, ...]) -> list[str] | None:
         """The documents of files; None where none are named."""
-        return read_given(names, self.text_column) if names else None
+        return list(given_texts(names, self.text_column)) if names else None
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Sweep:
 
     output: Path | None = None
     """Write the result to this JSON file; the suite frontier saves every point there, and goes on
-    from it when it is started again."""
+    from it when it is started again. `-`: standard output, as --json."""
 
     picture: Path | None = None
     """Draw the suite frontier into this PNG file."""
@@ -115,6 +117,8 @@ class Sweep:
             path = name or Path("result.json")
             if path.is_dir() or not path.parent.is_dir():
                 raise ConfigError(f"{flag} {path}: name a file in a folder that exists")
+        if sweeps and self.output == "-":
+            raise ConfigError("--output -: a sweep goes on from what it has saved; name a file")
         if not sweeps:
             for flag, name in (("--grid", self.grid), ("--picture", self.picture)):
                 if name is not None:
@@ -146,7 +150,7 @@ class Sweep:
 
     def write(self, record: dict[str, Any]) -> None:
         """Writes the result where it was asked for."""
-        if self.output:
+        if self.output and self.output != "-":
             text = json.dumps(record, indent=1, ensure_ascii=False)
             self.output.write_text(text + "\n", encoding="utf-8")
         if self.picture:
@@ -226,7 +230,7 @@ def evaluate(
     found = _run(chosen, plan)
     sweep.write(found.record)
     text = json.dumps(found.record, indent=1, ensure_ascii=False)
-    print(text if json_output else "\n".join(found.lines))
+    print(text if json_output or sweep.output == "-" else "\n".join(found.lines))
     return 0
 
 

@@ -43,7 +43,7 @@ def generate(
         model: export directory, run directory or hub id.
         prompt: beginning of the text, or a whole text with holes: [MASK:5] is one of 5 tokens.
         sampling: how text is drawn.
-        template: file that holds such a text.
+        template: file that holds such a text; `-` reads standard input.
         showing: what is shown and recorded.
         batch: a file of prompts.
         num_samples: texts to generate.

@@ -5,16 +5,18 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from textdiff.commands.arguments import JsonFlag, ModelArgument, TextArgument, held_model
+from textdiff.commands.inputs import given_rows
 from textdiff.commands.processes import Processes, find_processes
 from textdiff.commands.scoring import Reading, ReadingFlags, ScoringFlags, state_path
 from textdiff.commands.terminal import ProgressBar, quiet_libraries
-from textdiff.errors import ConfigError
+from textdiff.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from textdiff.likelihood import Estimates
@@ -66,6 +68,8 @@ class Task:
             raise ConfigError(f"--protocol {self.protocol} scores chunks: no --per-document")
         if self.per_token and not self.per_document:
             raise ConfigError("--per-token needs --per-document FILE to write to")
+        if str(self.per_document) == "-":
+            raise ConfigError("--per-document -: name a file; the result is on standard output")
         output = self.per_document or Path("lines.jsonl")
         if output.is_dir() or not output.parent.is_dir():
             raise ConfigError(f"--per-document {output}: name a file in a folder that exists")
@@ -81,12 +85,14 @@ class Task:
             return {"texts": reading.texts(names), "protocol": self.published}
         from textdiff.data.conditional import read_conditional
 
-        if not names:
-            raise ConfigError("no text given: name one or more .jsonl files")
+        reading.check(names)
         spans = self.spans_column is not None
-        texts, others = read_conditional(names, reading.text_column, column, spans)
-        kept = slice(reading.max_documents)
-        return {"texts": texts[kept], "spans" if spans else "prompts": others[kept]}
+        rows = read_conditional(given_rows(names), reading.text_column, column, spans)
+        pairs = list(islice(rows, reading.max_documents))
+        if not pairs:
+            raise DataError(f"{', '.join(names)}: holds no text")
+        texts, others = zip(*pairs, strict=True)
+        return {"texts": texts, "spans" if spans else "prompts": others}
 
 
 TaskFlags = Annotated[Task, tyro.conf.arg(name="")]
@@ -109,8 +115,8 @@ def perplexity(
 
     Args:
         model: export directory, run directory or hub id.
-        text: .txt, .jsonl or .parquet files (also .gz, .xz), folders or globs; `-` reads standard
-            input.
+        text: files, folders or patterns: text, or rows (.jsonl, .csv, .parquet, ...), compressed or
+            not; `-` reads standard input.
         scoring: how texts are scored.
         reading: what is read.
         task: what is scored.

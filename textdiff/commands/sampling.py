@@ -5,12 +5,12 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
-from textdiff.errors import ConfigError, DataError
+from textdiff.commands.inputs import STANDARD_INPUT, read_text
+from textdiff.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ def read_template(path: str, prompt: str, suffix: str) -> str:
     """The text with holes in a file; a line break at its very end is not part of it.
 
     Args:
-        path: the file.
+        path: the file; `-` is standard input.
         prompt: the command line's own, which a template excludes.
         suffix: likewise.
 
@@ -129,16 +129,10 @@ def read_template(path: str, prompt: str, suffix: str) -> str:
 
     if prompt or suffix:
         raise ConfigError("--template holds the whole text: leave PROMPT and --suffix out")
-    try:
-        text = Path(path).expanduser().read_text(encoding="utf-8").removesuffix("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read: {(error.strerror or str(error)).lower()}"
-        ) from None
+    name = STANDARD_INPUT if path == "-" else path
+    text = read_text(path).replace("\r\n", "\n").replace("\r", "\n").removesuffix("\n")
     if all(isinstance(piece, str) for piece in pieces_of(text)):
-        raise ConfigError(f"{path} has no hole: write [MASK:n] where n tokens are to be filled in")
+        raise ConfigError(f"{name} has no hole: write [MASK:n] where n tokens are to be filled in")
     return text
 
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from textdiff.commands.arguments import BlockSize, Dtype, fraction, read_given
+from textdiff.commands.arguments import BlockSize, Dtype, fraction
+from textdiff.commands.inputs import given_texts
 from textdiff.errors import ConfigError
 
 
@@ -97,13 +99,24 @@ class Reading:
     """What is read."""
 
     text_column: str = "text"
-    """Column or key that holds the text in .jsonl and .parquet files."""
+    """Column or key that holds the text in files of rows."""
 
     detokenizer: str = "none"
     """Undo a benchmark's tokenisation first: ptb, wikitext, lm1b, lambada, scientific_papers."""
 
     max_documents: int | None = None
     """Score the first documents only."""
+
+    def check(self, names: Sequence[str]) -> None:
+        """Refuses what cannot be read before anything is.
+
+        Raises:
+            ConfigError: no text named, or a value out of range.
+        """
+        if not names:
+            raise ConfigError("no text given: name one or more files, or - for standard input")
+        if self.max_documents is not None and self.max_documents < 1:
+            raise ConfigError(f"--max-documents {self.max_documents}: give at least 1")
 
     def texts(self, names: Sequence[str]) -> list[str]:
         """The documents to score.
@@ -112,14 +125,11 @@ class Reading:
             ConfigError: no text named, or a value out of range.
             DataError: a place that holds no usable text.
         """
-        if not names:
-            raise ConfigError("no text given: name one or more files, or - for standard input")
-        if self.max_documents is not None and self.max_documents < 1:
-            raise ConfigError(f"--max-documents {self.max_documents}: give at least 1")
+        self.check(names)
         from textdiff.data.detokenize import detokenizer
 
         change = detokenizer(self.detokenizer)
-        texts = read_given(names, self.text_column)[: self.max_documents]
+        texts = islice(given_texts(names, self.text_column), self.max_documents)
         return [change(text) for text in texts]
 
 

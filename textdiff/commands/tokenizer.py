@@ -4,7 +4,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from textdiff.commands.arguments import TextArgument, read_given
+from textdiff.commands.arguments import TextArgument
+from textdiff.commands.inputs import given_texts
 from textdiff.commands.terminal import quiet_libraries
 from textdiff.errors import ConfigError
 
@@ -21,10 +22,11 @@ def train_tokenizer(
 
     Args:
         output: folder to write.
-        text: .txt, .jsonl or .parquet files, folders or globs of them; `-` reads standard input.
+        text: files, folders or patterns: text, or rows (.jsonl, .csv, .parquet, ...); `-` reads
+            standard input.
         kind: byte-level BPE, characters, or bytes.
         vocab_size: size of a bpe vocabulary, special tokens included.
-        text_column: column or key that holds the text in .jsonl and .parquet files.
+        text_column: column or key that holds the text in files of rows.
     """
     from textdiff.config import BpeTokenizer, ByteTokenizer, CharTokenizer
 
@@ -33,7 +35,7 @@ def train_tokenizer(
     if not text:
         raise ConfigError("no text given: name one or more files, or - for standard input")
     quiet_libraries()
-    texts = read_given(text, text_column)
+    texts = list(given_texts(text, text_column))
     from textdiff.data import encode_documents
     from textdiff.data import train_tokenizer as fit
 
