@@ -93,6 +93,9 @@ class Material:
         return list(given_texts(names, self.text_column)) if names else None
 
 
+STANDARD_OUTPUT = Path("-")
+
+
 @dataclass(frozen=True)
 class Sweep:
     """What a sweep goes over, and where results go."""
@@ -117,7 +120,7 @@ class Sweep:
             path = name or Path("result.json")
             if path.is_dir() or not path.parent.is_dir():
                 raise ConfigError(f"{flag} {path}: name a file in a folder that exists")
-        if sweeps and self.output == "-":
+        if sweeps and self.output == STANDARD_OUTPUT:
             raise ConfigError("--output -: a sweep goes on from what it has saved; name a file")
         if not sweeps:
             for flag, name in (("--grid", self.grid), ("--picture", self.picture)):
@@ -150,7 +153,7 @@ class Sweep:
 
     def write(self, record: dict[str, Any]) -> None:
         """Writes the result where it was asked for."""
-        if self.output and self.output != "-":
+        if self.output and self.output != STANDARD_OUTPUT:
             text = json.dumps(record, indent=1, ensure_ascii=False)
             self.output.write_text(text + "\n", encoding="utf-8")
         if self.picture:
@@ -230,7 +233,7 @@ def evaluate(
     found = _run(chosen, plan)
     sweep.write(found.record)
     text = json.dumps(found.record, indent=1, ensure_ascii=False)
-    print(text if json_output or sweep.output == "-" else "\n".join(found.lines))
+    print(text if json_output or sweep.output == STANDARD_OUTPUT else "\n".join(found.lines))
     return 0
 
 
