@@ -1,14 +1,14 @@
 """The door: `textdiff VERB …`. The table of verbs, and what every one of them has in common.
 
-Exit codes: 0 done, 1 an error, 2 wrong usage or config, 130 interrupted by Ctrl-C and 143 by
-SIGTERM with everything saved. Heavy imports wait until a verb needs them.
+Exit codes: 0 done, 1 an error, 2 wrong usage or config, 130 interrupted by Ctrl-C, 143 by SIGTERM
+and 129 by SIGHUP with everything saved. Heavy imports wait until a verb needs them.
 """
 
 import difflib
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 import tyro
 
@@ -20,8 +20,11 @@ from textdiff.commands.doctor import doctor
 from textdiff.commands.estimate import estimate
 from textdiff.commands.evaluate import evaluate
 from textdiff.commands.generate import generate
+from textdiff.commands.interruption import Interruption, interruptible
 from textdiff.commands.perplexity import perplexity
 from textdiff.commands.play import play
+from textdiff.commands.streams import check_written, safe_streams
+from textdiff.commands.threads import wait_asleep
 from textdiff.commands.tokenizer import train_tokenizer
 from textdiff.commands.train import train
 from textdiff.errors import ConfigError, LostProcessError, TextDiffError
@@ -75,6 +78,9 @@ VERBS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("doctor",): _typed(doctor, "textdiff doctor"),
 }
 
+_WRITES_FILES = {("train",), ("data", "prepare"), ("tokenizer", "train")}
+"""Verbs whose result is not what they print."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a verb and turns the user's errors into one sentence on standard error.
@@ -83,8 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code. One of several processes does not return, it ends here.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    code = _guarded([word for word in words if word != "--debug"], "--debug" in words)
-    _leave_others(code)
+    wait_asleep()
+    with safe_streams(), interruptible():
+        code = _guarded([word for word in words if word != "--debug"], "--debug" in words)
+        _leave_others(code)
     return code
 
 
@@ -99,15 +107,18 @@ def _guarded(words: list[str], debug: bool) -> int:
     except OSError as error:
         if debug:
             raise
-        if isinstance(error, BrokenPipeError):  # the reader went away: nobody to tell
-            with suppress(OSError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
         _say(f"textdiff: error: {_refusal(error)}")
         return 1
-    except KeyboardInterrupt:
+    except UnicodeEncodeError as error:
+        if debug or not any("\ud800" <= character <= "\udfff" for character in error.object):
+            raise
+        _say(
+            f"textdiff: error: {ascii(error.object[:80])} holds bytes that are not UTF-8; rename it"
+        )
+        return 1
+    except KeyboardInterrupt as stop:
         _say("textdiff: interrupted")
-        return 130
+        return 128 + (stop.number if isinstance(stop, Interruption) else signal.SIGINT)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
 
@@ -130,8 +141,7 @@ def _leave_others(code: int) -> None:
     if torch is None or not (torch.is_available() and torch.is_initialized()):
         return
     for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError):
-            stream.flush()
+        stream.flush()
     os._exit(code)
 
 
@@ -149,10 +159,12 @@ def _dispatch(words: list[str]) -> int:
         print(f"textdiff {__version__}")
         return 0
     for length in (2, 1):
-        verb = VERBS.get(tuple(words[:length]))
-        if verb is not None:
-            code = verb(words[length:])
+        verb = tuple(words[:length])
+        if verb in VERBS:
+            code = VERBS[verb](words[length:])
             sys.stdout.flush()
+            if verb not in _WRITES_FILES and code == 0:
+                check_written(sys.stdout)
             return code
     names = [" ".join(verb) for verb in VERBS]
     near = difflib.get_close_matches(" ".join(words[:2]), names, n=1, cutoff=0.4)

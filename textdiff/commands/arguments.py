@@ -46,7 +46,9 @@ def load_config(arguments: Sequence[str], prog: str, extra: str = "") -> "Config
         raise ConfigError(
             f"no config file given: {prog} CONFIG, for example configs/quickstart.yaml"
         )
-    flags = [word for word in arguments[1:] if word not in ("-h", "--help")]
+    # Files are named by whatever bytes they have; what a run writes about its config is UTF-8.
+    words = [given_text("the flag", word) for word in arguments[1:]]
+    flags = [word for word in words if word not in ("-h", "--help")]
     command = f"{prog} {arguments[0]}"
     config = load(arguments[0], flags, prog=f"{command} {extra}".strip())
     if len(flags) < len(arguments) - 1:
@@ -64,6 +66,29 @@ def _config_usage(command: str, extra: str) -> str:
     breakable = re.sub(r"\[[^]]*\]", lambda option: option[0].replace(" ", "\0"), words)
     filled = fill(breakable, 79, subsequent_indent=" " * 7, break_on_hyphens=False)
     return filled.replace("\0", " ")
+
+
+def given_text(what: str, words: str) -> str:
+    """A text of the command line, or of standard input, as UTF-8 whatever the locale says.
+
+    Args:
+        what: names it in an error.
+        words: as Python has decoded it: bytes that the locale does not have are surrogates.
+
+    Raises:
+        ConfigError: it is not UTF-8.
+    """
+    try:
+        words.encode()
+        return words
+    except UnicodeEncodeError:
+        pass
+    try:
+        return os.fsencode(words).decode()
+    except UnicodeError:
+        raise ConfigError(
+            f"{what} {ascii(words[:40])} is not UTF-8 text; give it as UTF-8"
+        ) from None
 
 
 def take_option(
@@ -109,6 +134,8 @@ def held_model(
     """
     from textdiff.pipeline import TextDiffusion
 
+    if name != given_text("the model's name", name):
+        raise ConfigError(f"the locale cannot name the model {ascii(name)}; use a UTF-8 locale")
     held = TextDiffusion.from_pretrained(name, checked_device(device), dtype)
     if block_size is None:
         return held

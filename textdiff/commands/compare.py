@@ -1,6 +1,5 @@
 """`textdiff compare`: which of two models a text prefers, under the same noise."""
 
-import json
 import sys
 from dataclasses import asdict
 from functools import partial
@@ -11,7 +10,7 @@ import tyro
 from textdiff.commands.arguments import JsonFlag, TextArgument, held_model
 from textdiff.commands.processes import find_processes
 from textdiff.commands.scoring import Reading, ReadingFlags, Scoring, ScoringFlags
-from textdiff.commands.terminal import ProgressBar, quiet_libraries
+from textdiff.commands.terminal import ProgressBar, print_json, quiet_libraries
 
 if TYPE_CHECKING:
     from textdiff.likelihood import Difference, Estimates
@@ -63,7 +62,7 @@ def compare(
     if not processes.first:
         return 0
     if json_output:
-        print(json.dumps(_record(result, [records[0], records[1]]), indent=2))
+        print_json(_record(result, [records[0], records[1]]))
         return 0
     for name, estimates in zip((model_a, model_b), found, strict=True):
         _show(name, estimates)

@@ -1,6 +1,5 @@
 """`textdiff data prepare | inspect`: a corpus tokenised ahead of training, and looked at."""
 
-import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -8,7 +7,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from textdiff.commands.arguments import load_config
-from textdiff.commands.terminal import PreparationView, make_console, quiet_libraries
+from textdiff.commands.terminal import (
+    PreparationView,
+    make_console,
+    print_json,
+    quiet_libraries,
+)
 
 if TYPE_CHECKING:
     from textdiff.config import Config
@@ -41,7 +45,7 @@ def inspect_data(arguments: Sequence[str]) -> int:
     config, corpus = _prepared(words, "textdiff data inspect", "[--json] ")
     found = _findings(config, corpus)
     if len(words) < len(arguments):
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print_json(found)
     else:
         _show(make_console(), config, found)
     return 0

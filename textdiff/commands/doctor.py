@@ -6,7 +6,6 @@ no values of the environment but the flags named here, and `~` for the home dire
 
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import re
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textdiff.commands.arguments import JsonFlag
-from textdiff.commands.terminal import make_console, quiet_libraries
+from textdiff.commands.terminal import make_console, print_json, quiet_libraries
 
 if TYPE_CHECKING:
     import torch
@@ -370,7 +369,7 @@ def _home(path: Path | str) -> str:
 
 
 def _print_json(findings: list[Finding], able: bool) -> None:
-    print(json.dumps({"ok": able, "findings": [asdict(f) for f in findings]}, indent=2))
+    print_json({"ok": able, "findings": [asdict(f) for f in findings]})
 
 
 MARKS = {"ok": " ", "no": "-", "warning": "!", "broken": "x"}

@@ -1,11 +1,10 @@
 """`textdiff estimate`: memory per device, the largest micro-batch and the speed, before a run."""
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from textdiff.commands.arguments import load_config, take_option
-from textdiff.commands.terminal import make_console, quiet_libraries
+from textdiff.commands.terminal import make_console, print_json, quiet_libraries
 from textdiff.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def estimate(arguments: Sequence[str]) -> int:
     _check_split(config, devices)
     record = _record(config, vocabulary, device, devices, memory, flops, efficiency)
     if as_json:
-        print(json.dumps({**record, "vocabulary_note": note}, indent=2))
+        print_json({**record, "vocabulary_note": note})
     else:
         _show(record, note)
     return 0

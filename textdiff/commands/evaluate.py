@@ -18,7 +18,7 @@ from textdiff.commands.arguments import (
 )
 from textdiff.commands.inputs import check_standard_input, given_texts
 from textdiff.commands.sampling import SamplingFlags
-from textdiff.commands.terminal import ProgressBar, quiet_libraries
+from textdiff.commands.terminal import ProgressBar, print_json, quiet_libraries
 from textdiff.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -155,7 +155,8 @@ class Sweep:
         """Writes the result where it was asked for."""
         if self.output and self.output != STANDARD_OUTPUT:
             text = json.dumps(record, indent=1, ensure_ascii=False)
-            self.output.write_text(text + "\n", encoding="utf-8")
+            # A path in the record may have bytes that are not UTF-8.
+            self.output.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         if self.picture:
             from textdiff.evaluate.picture import draw
 
@@ -232,8 +233,10 @@ def evaluate(
     )
     found = _run(chosen, plan)
     sweep.write(found.record)
-    text = json.dumps(found.record, indent=1, ensure_ascii=False)
-    print(text if json_output or sweep.output == STANDARD_OUTPUT else "\n".join(found.lines))
+    if json_output or sweep.output == STANDARD_OUTPUT:
+        print_json(found.record, indent=1)
+    else:
+        print("\n".join(found.lines))
     return 0
 
 

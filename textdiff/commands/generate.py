@@ -1,6 +1,5 @@
 """`textdiff generate`: text, printed or watched while it is denoised, or for a file of prompts."""
 
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -8,11 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from textdiff.commands.arguments import BlockSize, Dtype, JsonFlag, ModelArgument, held_model
+from textdiff.commands.arguments import (
+    BlockSize,
+    Dtype,
+    JsonFlag,
+    ModelArgument,
+    given_text,
+    held_model,
+)
 from textdiff.commands.batch import BatchFlags, generate_batch
 from textdiff.commands.sampling import SamplingFlags, read_template, say_approximate
 from textdiff.commands.showing import ShowingFlags
-from textdiff.commands.terminal import make_console, quiet_libraries
+from textdiff.commands.terminal import make_console, print_json, quiet_libraries
 from textdiff.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -54,7 +60,7 @@ def generate(
         dtype: dtype of the network.
         json_output: print one JSON object.
     """
-    options = sampling.options()
+    options, prompt = sampling.options(), given_text("the prompt", prompt)
     if template is not None:
         prompt = read_template(template, prompt, sampling.suffix)
     if batch.asked:
@@ -132,7 +138,7 @@ def _print_json(
         for row in rows
     ]
     record = {"model": model, "prompt": task["prompts"], "seed": task["seed"], **figures}
-    print(json.dumps({**record, "samples": samples}, indent=2, ensure_ascii=False))
+    print_json({**record, "samples": samples})
 
 
 def _say_beyond(model: "TextDiffusion", length: int, options: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from textdiff.commands.arguments import JsonFlag, ModelArgument, TextArgument, h
 from textdiff.commands.inputs import given_rows
 from textdiff.commands.processes import Processes, find_processes
 from textdiff.commands.scoring import Reading, ReadingFlags, ScoringFlags, state_path
-from textdiff.commands.terminal import ProgressBar, quiet_libraries
+from textdiff.commands.terminal import ProgressBar, print_json, quiet_libraries
 from textdiff.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def perplexity(
     if task.per_document:
         _write_documents(task.per_document, held, estimates, task.per_token)
     if json_output:
-        print(json.dumps(record, indent=2))
+        print_json(record)
     else:
         _show(held, estimates, record)
     return 0

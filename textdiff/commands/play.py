@@ -5,9 +5,16 @@ with a slash is a command, with two slashes a prompt that begins with one.
 """
 
 import sys
+from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
-from textdiff.commands.arguments import BlockSize, Dtype, ModelArgument, held_model
+from textdiff.commands.arguments import (
+    BlockSize,
+    Dtype,
+    ModelArgument,
+    given_text,
+    held_model,
+)
 from textdiff.commands.sampling import SamplingFlags
 from textdiff.commands.terminal import make_console, quiet_libraries
 from textdiff.errors import TextDiffError
@@ -51,6 +58,8 @@ def play(
     if by_hand:
         _use_readline(session)
         print(session.greeting())
+    elif isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8")  # as files are read, whatever the locale says
     return _loop(session, by_hand)
 
 
@@ -60,7 +69,7 @@ def _loop(session: "Session", by_hand: bool) -> int:
     while not session.over:
         try:
             line = input(_PROMPT if by_hand else "")
-        except EOFError:
+        except (EOFError, OSError):  # an error: the terminal is gone
             if by_hand:
                 print()
             break
@@ -74,7 +83,7 @@ def _loop(session: "Session", by_hand: bool) -> int:
             failed = True
             continue
         try:
-            session.take(line)
+            session.take(given_text("the line", line))
         except TextDiffError as error:
             print(f"textdiff: error: {error}", file=sys.stderr, flush=True)
             failed = True

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from textdiff.commands.arguments import given_text
 from textdiff.commands.inputs import STANDARD_INPUT, read_text
 from textdiff.errors import ConfigError
 
@@ -87,7 +88,7 @@ class Sampling:
         """Options of `TextDiffusion.generate` and `TextDiffusion.stream`.
 
         Raises:
-            ConfigError: a knob without a value.
+            ConfigError: a knob without a value, or a text that is not UTF-8.
         """
         return {
             "max_new_tokens": self.max_new_tokens,
@@ -101,11 +102,11 @@ class Sampling:
             "repetition_penalty": self.repetition_penalty,
             "min_new_tokens": self.min_new_tokens,
             "guidance": self.guidance,
-            "regex": self.regex,
-            "ban": self.ban or None,
-            "force": self.force or None,
-            "suffix": self.suffix,
-            "stop": self.stop,
+            "regex": None if self.regex is None else given_text("--regex", self.regex),
+            "ban": tuple(given_text("--ban", text) for text in self.ban) or None,
+            "force": tuple(given_text("--force", text) for text in self.force) or None,
+            "suffix": given_text("--suffix", self.suffix),
+            "stop": tuple(given_text("--stop", text) for text in self.stop),
             "window": self.window,
             "stride": self.stride,
             "cache": {"auto": None, "on": True, "off": False}.get(self.cache, self.cache),

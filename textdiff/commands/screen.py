@@ -15,6 +15,7 @@ from textdiff.view.film import Film
 from textdiff.view.live import LiveRows
 from textdiff.view.pieces import Pieces
 from textdiff.view.trace import Trace
+from textdiff.view.unfailing import unfailing
 from textdiff.watching import FinishedRow, Watcher
 
 SEPARATOR = "\n\n---\n\n"
@@ -130,13 +131,15 @@ def live(console: Console, model: TextDiffusion, task: Mapping[str, Any]) -> Ite
     tokens = task.get("max_new_tokens") or model.defaults.max_new_tokens
     blocks = -(-tokens // (model.family.block_size or tokens))
     calls = min(tokens, steps * blocks)
-    with LiveRows(console, reader_of(model), task.get("num_samples", 1), calls) as view:
+    rows = LiveRows(console, reader_of(model), task.get("num_samples", 1), calls)
+    with unfailing(rows) as view:
         yield view
 
 
 def can_animate(console: Console) -> bool:
-    """Whether a terminal can move its cursor."""
-    return console.is_terminal and not console.is_dumb_terminal
+    """Whether a terminal can move its cursor, and has the characters that texts are made of."""
+    able = console.is_terminal and not console.is_dumb_terminal
+    return able and not console.options.ascii_only
 
 
 def reader_of(model: TextDiffusion) -> Reader:

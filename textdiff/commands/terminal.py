@@ -1,5 +1,6 @@
 """The screen: one console, one progress bar, and libraries that keep quiet."""
 
+import json
 import os
 import sys
 import time
@@ -16,6 +17,11 @@ def make_console() -> Any:
     return Console()
 
 
+def print_json(record: Any, indent: int = 2) -> None:
+    """Prints an object as JSON in ASCII, which no terminal, pipe or shell changes."""
+    print(json.dumps(record, indent=indent))
+
+
 class ProgressBar:
     """A progress bar on standard error while entered; silent where that is no terminal.
 
@@ -28,10 +34,11 @@ class ProgressBar:
         from rich.console import Console
 
         from textdiff.view.bars import Bars
+        from textdiff.view.unfailing import unfailing
 
         console = Console(stderr=True)
         silent = not (shown and console.is_terminal)
-        self.bar = Bars(console=console, disable=silent, transient=True)
+        self.bar = unfailing(Bars(console=console, disable=silent, transient=True))
         self.task = self.bar.add_task(title, total=None)
 
     def __enter__(self) -> Callable[[int, int], None]:
@@ -67,11 +74,12 @@ class BatchBar:
         )
 
         from textdiff.view.bars import Bars
+        from textdiff.view.unfailing import unfailing
 
         console = Console(stderr=True)
         self.title, self.rows = title, rows
         self.plain = shown and not console.is_terminal
-        self.bar = Bars(
+        bar = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
@@ -81,6 +89,7 @@ class BatchBar:
             disable=not shown or self.plain,
             transient=True,
         )
+        self.bar = unfailing(bar)
         self.tokens = 0
 
     def __enter__(self) -> Callable[[int, int], None]:
@@ -125,10 +134,11 @@ class PreparationView:
         )
 
         from textdiff.view.bars import Bars
+        from textdiff.view.unfailing import unfailing
 
         console = Console(stderr=True)
         self.plain = shown and not console.is_terminal
-        self.bar = Bars(
+        bar = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
@@ -139,6 +149,7 @@ class PreparationView:
             disable=not shown or self.plain,
             transient=True,
         )
+        self.bar = unfailing(bar)
         self.stage = ""
         self.amount = ""
         self.said = 0.0

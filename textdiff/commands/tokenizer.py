@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from textdiff.commands.arguments import TextArgument
+from textdiff.commands.arguments import TextArgument, given_text
 from textdiff.commands.inputs import given_texts
 from textdiff.commands.terminal import quiet_libraries
 from textdiff.errors import ConfigError
@@ -34,6 +34,7 @@ def train_tokenizer(
         raise ConfigError(f"--vocab-size {vocab_size}: give at least 260 (256 bytes and specials)")
     if not text:
         raise ConfigError("no text given: name one or more files, or - for standard input")
+    given_text("OUTPUT", output)
     quiet_libraries()
     texts = list(given_texts(text, text_column))
     from textdiff.data import encode_documents

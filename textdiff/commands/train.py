@@ -23,10 +23,11 @@ def train(arguments: Sequence[str]) -> int:
     from textdiff.train.processes import losing_none, on_main
     from textdiff.train.trainer import Trainer, make_accelerator
     from textdiff.view.training import training_view
+    from textdiff.view.unfailing import unfailing
 
     accelerator = make_accelerator(config)
     console = make_console()
-    view = training_view(console)
+    view = unfailing(training_view(console))
     with ExitStack() as stack:
         stack.enter_context(losing_none(accelerator))
         on_main(accelerator, lambda: claim(Path(config.run.dir), resume, view.message, stack))

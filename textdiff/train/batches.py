@@ -274,12 +274,13 @@ def _own_signals() -> Iterator[None]:
 def _start_worker(worker: int) -> None:
     """Leaves to the training process what concerns both.
 
-    Ctrl-C and SIGTERM, also where a whole group receives them: it still needs batches to reach the
-    step at which all processes stop; workers end with it. And its own end: where it is killed while
-    it fetches a batch, the worker's server of batches has nobody left to tell.
+    Ctrl-C, SIGTERM and SIGHUP, also where a whole group receives them: it still needs batches to
+    reach the step at which all processes stop; workers end with it. And its own end: where it is
+    killed while it fetches a batch, the worker's server of batches has nobody left to tell.
     """
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     before = sys.excepthook
 
     def report(

@@ -1,18 +1,26 @@
-"""Stopping politely: the first Ctrl-C or SIGTERM finishes the step and saves, the second aborts."""
+"""Stopping politely: the first signal finishes the step and saves, a Ctrl-C after it aborts."""
 
 import signal
 from types import FrameType, TracebackType
 
 
 class StopRequest:
-    """While entered, remembers the first SIGINT or SIGTERM; `signal` is its number, or 0."""
+    """While entered, remembers the first SIGINT, SIGTERM or SIGHUP; `signal` is its number, or 0.
+
+    A terminal that closes sends SIGHUP more than once, and launchers send SIGTERM after the system
+    has: only Ctrl-C aborts what is being saved. A SIGHUP that `nohup` has ignored stays ignored.
+    """
 
     def __init__(self) -> None:
         self.signal = 0
         self._before: dict[int, signal._HANDLER] = {}
 
     def __enter__(self) -> "StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        hangup = getattr(signal, "SIGHUP", None)  # unknown on Windows
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:
+            numbers.append(hangup)
+        for number in numbers:
             self._before[number] = signal.signal(number, self._remember)
         return self
 
@@ -26,6 +34,6 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if self.signal:
+        if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.signal = number
+        self.signal = self.signal or number
