@@ -112,9 +112,7 @@ def _guarded(words: list[str], debug: bool) -> int:
     except UnicodeEncodeError as error:
         if debug or not any("\ud800" <= character <= "\udfff" for character in error.object):
             raise
-        _say(
-            f"textdiff: error: {ascii(error.object[:80])} holds bytes that are not UTF-8; rename it"
-        )
+        _say(f"textdiff: error: {error.object[:80]!a} holds bytes that are not UTF-8; rename it")
         return 1
     except KeyboardInterrupt as stop:
         _say("textdiff: interrupted")

@@ -161,14 +161,14 @@ run: {{dir: run}}
 
 VERBS = {
     "train": "train {folder}/c.yaml",
-    "perplexity": "perplexity {a} {text} --per-document docs.jsonl --state state",
+    "perplexity": "perplexity {a} {text} --per-document docs.jsonl",
     "perplexity --json": "perplexity {a} {text} --json --per-document docs.jsonl",
     "compare": "compare {a} {b} {text}",
     "generate": "generate {a} the --max-new-tokens 8 --steps 4 --film f.html --trace t.jsonl",
     "generate --watch": "generate {a} the --max-new-tokens 8 --watch --trace t.jsonl",
     "generate --json": "generate {d} the --max-new-tokens 8 --json --film f.html",
     "generate --input": "generate {a} --max-new-tokens 8 --input {rows} --output out.jsonl",
-    "evaluate": "evaluate {a} --num-samples 8 --max-new-tokens 8 --resamples 9 --output e.json",
+    "evaluate": "evaluate {a} --num-samples 8 --max-new-tokens 8 --resamples 100 --output e.json",
     "data prepare": "data prepare {folder}/c.yaml",
     "data inspect": "data inspect {folder}/c.yaml",
     "tokenizer train": "tokenizer train tok {text} --kind char",
@@ -184,6 +184,7 @@ SAID = "the cat\n/save s.jsonl\n/film f.html\n"
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("streams")
     (folder / "corpus.txt").write_text("".join(f"Line {i} of {i * i}.\n" for i in range(200)))
+    (folder / "rows.jsonl").write_text('{"prompt": "the"}\n{"prompt": "a"}\n')
     (folder / "c.yaml").write_text(CONFIG.format(folder=folder))
     return folder
 
@@ -197,7 +198,7 @@ def do(exports, prose, folder, tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
         monkeypatch.chdir(tmp_path / name)
         monkeypatch.setattr(sys, "stdin", io.StringIO(SAID))
-        places = {"folder": folder, "text": prose / "text.txt", "rows": prose / "rows.jsonl"}
+        places = {"folder": folder, "text": prose / "text.txt", "rows": folder / "rows.jsonl"}
         places |= {model: exports / model for model in "abd"}
         code = main(VERBS[verb].format(**places).split())
         return code, results()

@@ -86,9 +86,7 @@ def given_text(what: str, words: str) -> str:
     try:
         return os.fsencode(words).decode()
     except UnicodeError:
-        raise ConfigError(
-            f"{what} {ascii(words[:40])} is not UTF-8 text; give it as UTF-8"
-        ) from None
+        raise ConfigError(f"{what} {words[:40]!a} is not UTF-8 text; give it as UTF-8") from None
 
 
 def take_option(
@@ -135,7 +133,7 @@ def held_model(
     from textdiff.pipeline import TextDiffusion
 
     if name != given_text("the model's name", name):
-        raise ConfigError(f"the locale cannot name the model {ascii(name)}; use a UTF-8 locale")
+        raise ConfigError(f"the locale cannot name the model {name!a}; use a UTF-8 locale")
     held = TextDiffusion.from_pretrained(name, checked_device(device), dtype)
     if block_size is None:
         return held

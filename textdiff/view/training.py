@@ -16,6 +16,7 @@ from textdiff.likelihood import Bound
 from textdiff.train.ranges import RangeChoice
 from textdiff.train.reporter import Reporter, StepReport
 from textdiff.view.bars import Bars
+from textdiff.view.unfailing import unfailing
 
 
 def describe_bound(bound: Bound) -> str:
@@ -93,7 +94,7 @@ class LiveView(PlainView):
     def __init__(self, console: Console):
         super().__init__(console)
         self.report: StepReport | None = None
-        self.progress = Bars(
+        bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             TaskProgressColumn(),
@@ -103,6 +104,7 @@ class LiveView(PlainView):
             console=console,
             expand=True,
         )
+        self.progress = unfailing(bars)
         self.training = self.progress.add_task("training", total=None, figures="")
         self.evaluation = self.progress.add_task(
             "validation", total=None, figures="", visible=False
