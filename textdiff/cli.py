@@ -98,7 +98,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _guarded(words: list[str], debug: bool) -> int:
     try:
-        return _dispatch(words)
+        code = _dispatch(words)
+        sys.stdout.flush()
+        if code == 0 and not {tuple(words[:1]), tuple(words[:2])} & _WRITES_FILES:
+            check_written(sys.stdout)
+        return code
     except TextDiffError as error:
         if debug:
             raise
@@ -159,11 +163,7 @@ def _dispatch(words: list[str]) -> int:
     for length in (2, 1):
         verb = tuple(words[:length])
         if verb in VERBS:
-            code = VERBS[verb](words[length:])
-            sys.stdout.flush()
-            if verb not in _WRITES_FILES and code == 0:
-                check_written(sys.stdout)
-            return code
+            return VERBS[verb](words[length:])
     names = [" ".join(verb) for verb in VERBS]
     near = difflib.get_close_matches(" ".join(words[:2]), names, n=1, cutoff=0.4)
     near = near or difflib.get_close_matches(words[0], names, n=1, cutoff=0.4)

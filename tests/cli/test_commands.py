@@ -540,7 +540,14 @@ def training(corpus: Path, run: Path):
     return child(words, stderr=subprocess.STDOUT)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+        (signal.SIGHUP, 129),
+    ],
+)
 def test_a_signal_saves_and_the_resumed_run_is_the_uninterrupted_one(
     trained, corpus, tmp_path, number, code
 ):

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -90,18 +90,22 @@ def _generate(
     showing: ShowingFlags,
     json_output: bool,
 ) -> int:
-    """Generates, and prints what is finished, also if the rest is interrupted."""
+    """Generates, and prints what is finished, also if the rest is interrupted or not recorded."""
     from textdiff.commands.screen import Texts, can_animate, live, recorders
 
     console = make_console()
     animated = showing.watch and can_animate(console)
-    texts = Texts(held, held=animated or json_output)
-    done = None
-    with suppress(KeyboardInterrupt), ExitStack() as stack:  # what there is follows
-        watchers = stack.enter_context(recorders(showing, held, model, task))
-        if animated:
-            watchers.append(stack.enter_context(live(console, held, task)))
-        done = held.generate(**task, watchers=[*watchers, texts])
+    recorded = showing.film is not None or showing.trace is not None
+    texts = Texts(held, held=animated or json_output, alone=not recorded)
+    done, failure = None, None
+    try:
+        with ExitStack() as stack:
+            watchers = stack.enter_context(recorders(showing, held, model, task))
+            if animated:
+                watchers.append(stack.enter_context(live(console, held, task)))
+            done = held.generate(**task, watchers=[*watchers, texts])
+    except (KeyboardInterrupt, OSError) as error:  # what there is follows
+        failure = error
     rows = [texts.done[index] for index in sorted(texts.done)]
     if json_output:
         _print_json(model, task, rows, done)
@@ -111,7 +115,8 @@ def _generate(
         texts.release()
     if done is None:
         print(f"{len(rows)} of {texts.rows} texts were finished", file=sys.stderr)
-        raise KeyboardInterrupt
+    if failure is not None:
+        raise failure
     say_approximate(task["cache"])
     _say_beyond(held, max(len(row.tokens) for row in rows), task)
     _say_unseen(held, task["prompts"], task["suffix"])

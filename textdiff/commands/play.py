@@ -15,6 +15,7 @@ from textdiff.commands.arguments import (
     given_text,
     held_model,
 )
+from textdiff.commands.interruption import Interruption
 from textdiff.commands.sampling import SamplingFlags
 from textdiff.commands.terminal import make_console, quiet_libraries
 from textdiff.errors import TextDiffError
@@ -73,6 +74,8 @@ def _loop(session: "Session", by_hand: bool) -> int:
             if by_hand:
                 print()
             break
+        except Interruption:
+            raise
         except KeyboardInterrupt:  # what was typed is dropped, as in a shell
             print()
             if by_hand:
@@ -87,6 +90,8 @@ def _loop(session: "Session", by_hand: bool) -> int:
         except TextDiffError as error:
             print(f"textdiff: error: {error}", file=sys.stderr, flush=True)
             failed = True
+        except Interruption:
+            raise
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr, flush=True)
             if not by_hand:

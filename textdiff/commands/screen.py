@@ -1,5 +1,6 @@
 """Texts on the screen and in files while they are generated."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -8,6 +9,7 @@ from rich.console import Console
 
 from textdiff.commands.sampling import written
 from textdiff.commands.showing import Showing
+from textdiff.commands.streams import check_written, has_reader
 from textdiff.pipeline import TextDiffusion
 from textdiff.sampling import Job, Step
 from textdiff.view.cells import Reader
@@ -27,10 +29,11 @@ class Texts(Watcher):
     Args:
         model: decodes what is not finished.
         held: print nothing before `release`: the screen is another's until then.
+        alone: nothing but what is printed is left, so without a reader there is nothing to do.
     """
 
-    def __init__(self, model: TextDiffusion, held: bool):
-        self.model, self.held = model, held
+    def __init__(self, model: TextDiffusion, held: bool, alone: bool = False):
+        self.model, self.held, self.alone = model, held, alone
         self.done: dict[int, FinishedRow] = {}
         self.rows = self.next = self.said = 0
         self.last: Step | None = None
@@ -73,6 +76,9 @@ class Texts(Watcher):
     def _say(self, text: str) -> None:
         print((SEPARATOR if self.said else "") + text, end="", flush=True)
         self.said += 1
+        if self.alone and not has_reader(sys.stdout):
+            check_written(sys.stdout)
+            raise SystemExit(1)
 
 
 @contextmanager
