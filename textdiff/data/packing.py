@@ -15,10 +15,9 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ from textdiff.data.encode import Encoder, serialize
 from textdiff.data.split import ChangedSource
 from textdiff.data.stream import DESCRIPTION_NAME, TokenStream, hash_file
 from textdiff.data.tokenizer import tokenizer_fingerprint
+from textdiff.data.workers import workers
 from textdiff.errors import DataError
 
 _FORMAT = 2  # part of the key: raise it when the tokens of unchanged inputs change
@@ -333,11 +333,11 @@ def _encode(
         for task in tasks:
             yield task, _encode_task(encoder, task)
         return
-    with _pool(serialized, num_proc) as pool:
+    with workers(num_proc, _start_worker, serialized) as submit:
         # Two tasks in hand per process: the corpus must not pile up in the queue.
         pending: deque[tuple[_Task, Future[Encoded]]] = deque()
         for task in tasks:
-            pending.append((task, pool.submit(_encode_in_worker, task)))
+            pending.append((task, submit(_encode_in_worker, task)))
             if len(pending) >= 2 * num_proc:
                 first, future = pending.popleft()
                 yield first, future.result()
@@ -348,18 +348,6 @@ def _encode(
 def _encode_task(encoder: Encoder, task: _Task) -> Encoded:
     ids = encoder([piece.text for piece in task.pieces])
     return [(part, piece.last) for part, piece in zip(ids, task.pieces, strict=True)]
-
-
-@contextmanager
-def _pool(serialized: str, num_proc: int) -> Iterator[ProcessPoolExecutor]:
-    # Spawned, not forked: the threads of torch and of tokenizers do not survive a fork.
-    pool = ProcessPoolExecutor(
-        num_proc, get_context("spawn"), initializer=_start_worker, initargs=(serialized,)
-    )
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 _worker_encoder: list[Encoder] = []

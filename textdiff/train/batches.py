@@ -26,6 +26,7 @@ from textdiff.diffusion.noise import Noise
 from textdiff.diffusion.randomness import Stream, stratified, uniforms
 from textdiff.errors import LostProcessError
 from textdiff.likelihood import Batch, corrupt
+from textdiff.train.processes import guard_hint
 from textdiff.train.prompts import Prompts, scored_share
 
 
@@ -254,7 +255,7 @@ def losing_no_worker(workers: int) -> Iterator[None]:
         raise LostProcessError(
             "a data-loader worker ended unexpectedly, perhaps for want of memory or of shared "
             "memory; start the same command again to continue from the last checkpoint, with a "
-            "smaller data.num_workers if it happens again"
+            f"smaller data.num_workers if it happens again{guard_hint()}"
         ) from None
 
 

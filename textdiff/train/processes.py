@@ -1,5 +1,6 @@
 """What the processes of a run do together: agree, fail alike, and notice when one is gone."""
 
+import multiprocessing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -10,7 +11,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
 
-from textdiff.errors import LostProcessError, TextDiffError
+from textdiff.errors import ConfigError, LostProcessError, TextDiffError
 
 T = TypeVar("T")
 
@@ -20,6 +21,26 @@ TIMEOUT = timedelta(minutes=30)
 
 # How gloo and NCCL say that an exchange failed; most of it arrives as a bare RuntimeError.
 _SIGNS = ("gloo", "Connection closed by peer", "Connection reset", "pair closure", "NCCL")
+
+
+_GUARD = 'put what the script does under `if __name__ == "__main__":`'
+
+
+def refuse_reimport() -> None:
+    """Ends a worker that has come here because it imports the script that started it.
+
+    Raises:
+        ConfigError: with the guard that the script lacks.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise ConfigError(
+            f"a worker process imports this script, which would train again: {_GUARD}"
+        )
+
+
+def guard_hint() -> str:
+    """The end of a sentence about a worker that ended, where workers import the script."""
+    return "" if multiprocessing.get_start_method() == "fork" else f"; in a script, {_GUARD}"
 
 
 def on_main(state: Accelerator | PartialState, action: Callable[[], T]) -> T:

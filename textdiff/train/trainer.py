@@ -44,7 +44,7 @@ from textdiff.train.loss import training_loss
 from textdiff.train.metrics import MetricsFile, evaluation_values
 from textdiff.train.optim import build_optimizers, lr_multiplier, set_learning_rate
 from textdiff.train.precision import resolve_precision
-from textdiff.train.processes import TIMEOUT, Vote, on_main
+from textdiff.train.processes import TIMEOUT, Vote, on_main, refuse_reimport
 from textdiff.train.ranges import RangeChoice, search_range
 from textdiff.train.reporter import Reporter, StepReport
 from textdiff.train.setup import build_model, check_resume, environment
@@ -500,8 +500,9 @@ def make_accelerator(config: Config) -> Accelerator:
     """An Accelerator for the config's precision, accumulation and tracker.
 
     Raises:
-        ConfigError: the processes do not divide the global batch.
+        ConfigError: the processes do not divide the global batch, or a worker imports the script.
     """
+    refuse_reimport()
     probe = PartialState(cpu=cpu_only(), timeout=TIMEOUT)
     probe.wait_for_everyone()  # one that fails at once must not go before all have found it
     # Accelerate keeps one state per Python process; a second run may want another precision.
