@@ -24,7 +24,7 @@ from textdiff.commands.interruption import Interruption, interruptible
 from textdiff.commands.perplexity import perplexity
 from textdiff.commands.play import play
 from textdiff.commands.streams import check_written, safe_streams
-from textdiff.commands.threads import wait_asleep
+from textdiff.commands.threads import spin_briefly
 from textdiff.commands.tokenizer import train_tokenizer
 from textdiff.commands.train import train
 from textdiff.errors import ConfigError, LostProcessError, TextDiffError
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code. One of several processes does not return, it ends here.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    wait_asleep()
+    spin_briefly()
     with safe_streams(), interruptible():
         code = _guarded([word for word in words if word != "--debug"], "--debug" in words)
         _leave_others(code)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from textdiff.commands.arguments import JsonFlag
 from textdiff.commands.terminal import make_console, print_json, quiet_libraries
+from textdiff.commands.threads import described
 
 if TYPE_CHECKING:
     import torch
@@ -143,6 +144,7 @@ def probe_machine() -> Iterator[Finding]:
     yield Finding("machine", "processor", " ".join([name, *flags]))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     yield Finding("machine", "cores", f"{cores} usable, torch uses {torch.get_num_threads()}")
+    yield Finding("machine", "idle threads", described())
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         yield Finding("machine", "memory", f"{size / 1e9:.1f} GB")

@@ -258,7 +258,8 @@ class Trainer:
         path = self.directory / "divergence.json"
         if accelerator.is_main_process:
             record = as_record(step + 1, norm, findings)
-            path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+            text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+            path.write_text(text, encoding="utf-8")
         last = checkpoints(self.directory / "checkpoints")
         export = (
             f" (train.init_from: {self.directory / 'export'} goes on from there)" if last else ""
