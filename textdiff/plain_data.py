@@ -67,7 +67,9 @@ def parse_json(text: str) -> Any:
     Raises:
         ValueError: it is not; the message says why.
     """
-    return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    return json.loads(
+        text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_int=_integer
+    )
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -77,6 +79,15 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             raise ValueError(f"the key {key!r} stands twice; keep one of them")
         found[key] = value
     return found
+
+
+def _integer(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError:  # Python converts no longer ones, in either direction
+        raise ValueError(
+            f"an integer of {len(digits)} digits, and 4300 are allowed; write it as a string"
+        ) from None
 
 
 def _refuse_constant(name: str) -> Any:

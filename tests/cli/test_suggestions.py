@@ -1,9 +1,9 @@
 """What `train` suggests works as it stands, whatever the texts are."""
 
 import shlex
-import subprocess
 
 import pytest
+from children import finished
 
 from textdiff.cli import main
 from textdiff.commands.suggestions import accepts, commands_to_try
@@ -39,8 +39,9 @@ def document(request) -> str:
 def words_of(command: str) -> list[str]:
     """The words that a shell makes of a command line."""
     script = f"set -- {command}\nprintf '%s\\0' \"$@\""
-    done = subprocess.run(["bash", "-c", script], capture_output=True, check=True)
-    return done.stdout.decode().split("\0")[:-1]
+    done = finished(["bash", "-c", script])
+    assert done.returncode == 0
+    return done.stdout.split("\0")[:-1]
 
 
 def test_every_suggestion_works(exports, prose, document, capsys):

@@ -219,6 +219,7 @@ class TableDenoiser:
         sigma: Tensor | None = None,
         layout: Layout = FULL,
         positions: Tensor | None = None,
+        return_dict: bool = True,
     ) -> SimpleNamespace:
         hidden, _ = self.hidden(input_ids, context_ids, sigma, layout, positions)
         return SimpleNamespace(logits=hidden)

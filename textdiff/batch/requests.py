@@ -157,10 +157,8 @@ def _record(words: bytes) -> dict[str, Any]:
         raise DataError("half of a surrogate pair (\\ud800 to \\udfff) is no character") from None
     except RecursionError:
         raise DataError("not JSON that can be read: too deeply nested") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise DataError(f"not JSON: {error}") from None
-    except ValueError:  # Python does not convert longer ones, so the output could not have it
-        raise DataError("an integer of more than 4300 digits: write it as a string") from None
     if not isinstance(record, dict):
         raise DataError(f"not a JSON object but {type(record).__name__}: write {{...}}")
     taken = [key for key in WRITTEN if key in record]
