@@ -164,3 +164,20 @@ def test_published_small_model_is_the_published_one(root):
 
 def test_defaults_are_a_valid_config():
     assert Config.model_validate({}) == Config()
+
+
+def test_custom_code_is_refused_wherever_transformers_could_ask_for_it():
+    calls = [
+        node
+        for path in sorted(PACKAGE.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "from_pretrained"
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id.startswith("Auto")
+    ]
+    assert calls
+    for call in calls:
+        trust = {k.arg: k.value for k in call.keywords}["trust_remote_code"]
+        assert ast.literal_eval(trust) is False

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
+from textdiff.data.tokenizer import auto_tokenizer, mask_role
 from textdiff.diffusion.family import Family, build_family
 from textdiff.diffusion.process import Vocabulary
 from textdiff.errors import CheckpointError
@@ -177,7 +178,7 @@ def load_tokenizer(folder: Path, config: TextDiffusionConfig) -> PreTrainedToken
     if not any((folder / name).is_file() for name in (file.name, "tokenizer_config.json")):
         raise CheckpointError(f"{file} is missing; export the model again")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer: PreTrainedTokenizerFast = auto_tokenizer(folder, local_files_only=True)
     except Exception as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         what = f"is damaged ({reason[0]})" if file.is_file() else f"cannot be read without {file}"
@@ -186,6 +187,12 @@ def load_tokenizer(folder: Path, config: TextDiffusionConfig) -> PreTrainedToken
         raise CheckpointError(
             f"the tokenizer in {folder} has no mask token, which the model was trained with "
             "(mask_token in tokenizer_config.json); export the model again"
+        )
+    role = mask_role(tokenizer)
+    if role is not None:
+        raise CheckpointError(
+            f"the tokenizer in {folder} has {tokenizer.mask_token!r} as mask token and as {role}, "
+            "which cannot be told apart; train with a mask token of its own"
         )
     if tokenizer.mask_token_id != config.mask_token_id or len(tokenizer) > config.vocab_size:
         raise CheckpointError(

@@ -1,8 +1,10 @@
+import json
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
+from small_tokenizers import bpe, model_of, unigram, wordpiece
 from transformers import AutoTokenizer
 
 from textdiff.config import BpeTokenizer, ByteTokenizer, CharTokenizer, PretrainedTokenizer
@@ -226,6 +228,52 @@ def test_missing_tokenizers(tmp_path: Path, monkeypatch):
     monkeypatch.setattr("textdiff.data.tokenizer.HfApi.model_info", offline)
     with pytest.raises(DataError, match=r"cannot load the tokenizer 'own/er' \(no network\)"):
         prepare_tokenizer(PretrainedTokenizer(path="own/er"), [])
+
+
+@pytest.mark.parametrize(
+    ("make", "role"),
+    [
+        (bpe, "eos_token"), (bpe, "pad_token"), (unigram, "unk_token"), (unigram, "eos_token"),
+        (wordpiece, "cls_token"), (wordpiece, "sep_token"), (wordpiece, "unk_token"),
+    ],
+)  # fmt: skip
+def test_a_mask_that_is_another_special_token(make, role, tmp_path: Path):
+    tokenizer = make()
+    tokenizer.mask_token = getattr(tokenizer, role)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=role.replace("_", " ")):
+        load_tokenizer(str(tmp_path))
+    tokenizer.mask_token = None
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_tokenizer(str(tmp_path))
+    assert loaded.mask_token_id not in {loaded.eos_token_id, loaded.unk_token_id}
+
+
+@pytest.fixture
+def no_questions(monkeypatch):
+    def asked(*words):
+        raise AssertionError(f"asked: {words}")
+
+    monkeypatch.setattr("builtins.input", asked)
+
+
+def test_an_export_is_a_tokenizer_path(no_questions, tmp_path: Path):
+    tokenizer = train_tokenizer(ByteTokenizer(), [])
+    model_of(tokenizer).save_pretrained(tmp_path)
+    # As in a process that has not loaded textdiff's own classes for `model_type: textdiff`.
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "unheard-of"}))
+    loaded = load_tokenizer(str(tmp_path))
+    assert tokenizer_fingerprint(loaded) == tokenizer_fingerprint(tokenizer)
+
+
+def test_custom_code_is_never_run_nor_asked_for(no_questions, tmp_path: Path):
+    train_tokenizer(ByteTokenizer(), []).save_pretrained(tmp_path)
+    (tmp_path / "evil.py").write_text("raise SystemExit('run')\nclass Own: pass\n")
+    config = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "evil.Own"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(DataError, match="custom code"):
+        load_tokenizer(str(tmp_path))
 
 
 def test_byte_table_is_what_the_tokenizer_does(tokenizers):

@@ -1,11 +1,13 @@
 """Corpora, tokenizers and training sequences: from a source of text to rows of token ids."""
 
-from textdiff.data.continuation import continuation
+from textdiff.data.backend import tokenizer_fingerprint
+from textdiff.data.continuation import continuation, opening
 from textdiff.data.corpus import Corpus, prepare_corpus
 from textdiff.data.documents import Documents
 from textdiff.data.encode import encode_documents
 from textdiff.data.files import read_texts
 from textdiff.data.loader import PackedSequences, Rows
+from textdiff.data.losses import Encoded, Loss, encode_checked
 from textdiff.data.mixture import Mixture
 from textdiff.data.packing import tokenize
 from textdiff.data.python_docs import corpus_fingerprint, python_docs
@@ -17,7 +19,6 @@ from textdiff.data.tokenizer import (
     excluded_ids,
     load_tokenizer,
     prepare_tokenizer,
-    tokenizer_fingerprint,
     train_tokenizer,
     vocabulary_size,
 )
@@ -25,6 +26,8 @@ from textdiff.data.tokenizer import (
 __all__ = [
     "Corpus",
     "Documents",
+    "Encoded",
+    "Loss",
     "Mixture",
     "PackedSequences",
     "Rows",
@@ -32,11 +35,13 @@ __all__ = [
     "TokenStream",
     "continuation",
     "corpus_fingerprint",
+    "encode_checked",
     "encode_documents",
     "ensure_special_tokens",
     "excluded_ids",
     "load_documents",
     "load_tokenizer",
+    "opening",
     "prepare_corpus",
     "prepare_tokenizer",
     "python_docs",

@@ -2,18 +2,25 @@
 
 `Encoder` differs from calling the tokenizer in three points: text never becomes a special token,
 not even where it spells one; truncation and padding that a tokenizer file may carry are off; and a
-long document is encoded in pieces, which bounds memory.
+long document is encoded in pieces, which bounds memory, and of which only the first one begins it.
 """
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from textdiff.data.backend import TextBackends, byte_characters, serialize, text_backends
 from textdiff.errors import DataError
+
+__all__ = ["Encoder", "Ids", "byte_characters", "encode_documents", "serialize", "split_long"]
+
+Ids = NDArray[np.int32]
 
 PIECE_CHARACTERS = 1_000_000
 _GROUP_CHARACTERS = 2_000_000  # an encoding takes some hundred bytes per token until it is read
@@ -23,37 +30,76 @@ class Encoder:
     """Encodes documents with a private copy of a tokenizer's backend.
 
     Args:
-        serialized: the backend as JSON, from `serialize`; a string, so that it can be handed to
+        first: the backend as JSON, from `text_backends`; a string, so that it can be handed to
             other processes.
+        later: the backend for text that goes on; None: the same.
     """
 
-    def __init__(self, serialized: str) -> None:
-        self._backend = Tokenizer.from_str(serialized)
-        self._backend.encode_special_tokens = True
-        self._bytes = _byte_ids(serialized)
+    def __init__(self, first: str, later: str | None = None) -> None:
+        self._bytes = _byte_ids(first)
+        self._first = _backend(first)
+        self._later = self._first if later in (None, first) else _backend(later)
 
-    def __call__(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
-        """Returns the token ids of every document, int32 [tokens] each."""
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerFast) -> "Encoder":
+        """Make the encoder of a tokenizer."""
+        return encoder_of(text_backends(tokenizer))
+
+    def __call__(self, texts: Sequence[str], later: Iterable[bool] = repeat(False)) -> list[Ids]:
+        """Return the token ids of every text, int32 [tokens] each.
+
+        Args:
+            texts: whole documents, or pieces of them.
+            later: whether each goes on from a piece before it.
+
+        Raises:
+            DataError: the tokenizer fails at a text.
+        """
         if self._bytes is not None:
             return [self._bytes[np.frombuffer(text.encode(), np.uint8)] for text in texts]
-        parts: list[list[NDArray[np.int32]]] = [[] for _ in texts]
-        group: list[tuple[int, str]] = []
+        parts: list[list[Ids]] = [[] for _ in texts]
+        group: list[tuple[int, str, bool]] = []
         size = 0
-        for index, text in enumerate(texts):
+        for index, (text, goes_on) in enumerate(zip(texts, later, strict=False)):
             for piece in split_long(text):
-                group.append((index, piece))
-                size += len(piece)
+                group.append((index, piece, goes_on))
+                goes_on, size = True, size + len(piece)
                 if size >= _GROUP_CHARACTERS:
                     self._encode(group, parts)
                     group, size = [], 0
         self._encode(group, parts)
         return [part[0] if len(part) == 1 else np.concatenate(part) for part in parts]
 
-    def _encode(self, group: list[tuple[int, str]], parts: list[list[NDArray[np.int32]]]) -> None:
-        pieces = [piece for _, piece in group]
-        encodings = self._backend.encode_batch_fast(pieces, add_special_tokens=False)
-        for (index, _), encoding in zip(group, encodings, strict=True):
-            parts[index].append(np.asarray(encoding.ids, dtype=np.int32))
+    def _encode(self, group: list[tuple[int, str, bool]], parts: list[list[Ids]]) -> None:
+        # A document's first piece comes before the others, here too.
+        for backend, later in ((self._first, False), (self._later, True)):
+            chosen = [(index, piece) for index, piece, goes_on in group if goes_on == later]
+            encoded = self._ids(backend, [piece for _, piece in chosen])
+            for (index, _), ids in zip(chosen, encoded, strict=True):
+                parts[index].append(ids)
+
+    @staticmethod
+    def _ids(backend: Tokenizer, pieces: list[str]) -> Iterator[Ids]:
+        try:
+            encodings = backend.encode_batch_fast(pieces, add_special_tokens=False)
+        except Exception as error:  # the library raises nothing narrower
+            raise DataError(
+                f"the tokenizer cannot encode the text ({first_line(error)}); train with a byte "
+                "or bpe tokenizer, or choose one that has an unknown token"
+            ) from None
+        return (np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings)
+
+
+@lru_cache(maxsize=4)
+def encoder_of(backends: TextBackends) -> Encoder:
+    """Make an encoder; the last ones are kept."""
+    return Encoder(*backends)
+
+
+def _backend(serialized: str) -> Tokenizer:
+    backend = Tokenizer.from_str(serialized)
+    backend.encode_special_tokens = True
+    return backend
 
 
 def encode_documents(
@@ -71,6 +117,15 @@ def encode_documents(
     Raises:
         DataError: half of a surrogate pair, which no tokenizer can read.
     """
+    return Encoder.of(tokenizer)(readable(texts))
+
+
+def readable(texts: Iterable[str]) -> list[str]:
+    """Return texts that can be encoded.
+
+    Raises:
+        DataError: half of a surrogate pair, which no tokenizer can read.
+    """
     documents = list(texts)
     for text in documents:
         try:
@@ -80,15 +135,13 @@ def encode_documents(
                 f"the text {text[:40]!a} has half of a surrogate pair as character "
                 f"{error.start + 1}, which no tokenizer can read; remove it"
             ) from None
-    return Encoder(serialize(tokenizer))(documents)
+    return documents
 
 
-def serialize(tokenizer: PreTrainedTokenizerFast) -> str:
-    """The backend as JSON, without the truncation and padding that calls may have left in it."""
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.no_truncation()
-    backend.no_padding()
-    return str(backend.to_str())
+def first_line(error: Exception) -> str:
+    """Return what an exception of a library says first."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".:")[:160] if lines else type(error).__name__
 
 
 def _byte_ids(serialized: str) -> NDArray[np.int32] | None:
@@ -112,17 +165,6 @@ def _byte_ids(serialized: str) -> NDArray[np.int32] | None:
     if not looks_up or not set(names) <= model["vocab"].keys():
         return None
     return np.array([model["vocab"][name] for name in names], dtype=np.int32)
-
-
-def byte_characters() -> list[str]:
-    """The printable stand-ins of `pre_tokenizers.ByteLevel`, indexed by byte.
-
-    Printable Latin-1 characters stand for themselves, the other bytes take the code points from
-    256 on in order.
-    """
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(b if b in printable else 256 + others.index(b)) for b in range(256)]
 
 
 def split_long(text: str, limit: int = PIECE_CHARACTERS) -> Iterator[str]:

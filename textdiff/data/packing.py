@@ -27,11 +27,11 @@ from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
+from textdiff.data.backend import TextBackends, encoding_fingerprint, text_backends
 from textdiff.data.documents import Block, Documents
-from textdiff.data.encode import Encoder, serialize
+from textdiff.data.encode import Encoder
 from textdiff.data.split import ChangedSource
 from textdiff.data.stream import DESCRIPTION_NAME, TokenStream, hash_file
-from textdiff.data.tokenizer import tokenizer_fingerprint
 from textdiff.data.workers import workers
 from textdiff.errors import DataError
 
@@ -125,7 +125,7 @@ def find_stream(folder: Path, verify: bool) -> TokenStream | None:
 
 
 def _key(documents: Documents, tokenizer: PreTrainedTokenizerFast) -> str:
-    settings = f"{_FORMAT} {documents.signature} {tokenizer_fingerprint(tokenizer)}"
+    settings = f"{_FORMAT} {documents.signature} {encoding_fingerprint(tokenizer)}"
     return hashlib.sha256(settings.encode()).hexdigest()
 
 
@@ -165,10 +165,22 @@ def _remove_abandoned(parent: Path) -> None:
 
 @dataclass(frozen=True)
 class _Task:
-    """Pieces that are encoded together, and the shard that their tokens go to."""
+    """Pieces that are encoded together, and the shard that their tokens go to.
+
+    Attributes:
+        shard: its number.
+        pieces: of documents, in order.
+        goes_on: whether the first of them goes on from the task before.
+    """
 
     shard: int
     pieces: list[Block]
+    goes_on: bool
+
+    @property
+    def later(self) -> list[bool]:
+        """Whether each piece goes on from a piece before it."""
+        return [self.goes_on, *(not piece.last for piece in self.pieces[:-1])]
 
     @property
     def characters(self) -> int:
@@ -196,7 +208,7 @@ def _build(
 
     shard: _Shard | None = None
     try:
-        for task, encoded in _encode(unfinished(), serialize(tokenizer), num_proc):
+        for task, encoded in _encode(unfinished(), text_backends(tokenizer), num_proc):
             if shard is not None and shard.number != task.shard:
                 finished[shard.number] = shard.close()
                 _describe(partial, finished, eos)
@@ -311,29 +323,30 @@ def _tasks(pieces: Iterable[Block]) -> Iterator[_Task]:
     """
     held: list[Block] = []
     shard = size = shard_size = 0
+    goes_on = False
     for piece in pieces:
         held.append(piece)
         size += len(piece.text) + 1
         if size >= _TASK_CHARACTERS:
-            yield _Task(shard, held)
+            yield _Task(shard, held, goes_on)
             shard_size += size
-            held, size = [], 0
+            held, size, goes_on = [], 0, not piece.last
             if shard_size >= _SHARD_CHARACTERS:
                 shard, shard_size = shard + 1, 0
     if held:
-        yield _Task(shard, held)
+        yield _Task(shard, held, goes_on)
 
 
 def _encode(
-    tasks: Iterator[_Task], serialized: str, num_proc: int
+    tasks: Iterator[_Task], backends: TextBackends, num_proc: int
 ) -> Iterator[tuple[_Task, Encoded]]:
     """Yields tasks with their ids in the order of the tasks, whatever process finishes first."""
     if num_proc == 1:
-        encoder = Encoder(serialized)
+        encoder = Encoder(*backends)
         for task in tasks:
             yield task, _encode_task(encoder, task)
         return
-    with workers(num_proc, _start_worker, serialized) as submit:
+    with workers(num_proc, _start_worker, *backends) as submit:
         # Two tasks in hand per process: the corpus must not pile up in the queue.
         pending: deque[tuple[_Task, Future[Encoded]]] = deque()
         for task in tasks:
@@ -346,15 +359,15 @@ def _encode(
 
 
 def _encode_task(encoder: Encoder, task: _Task) -> Encoded:
-    ids = encoder([piece.text for piece in task.pieces])
+    ids = encoder([piece.text for piece in task.pieces], task.later)
     return [(part, piece.last) for part, piece in zip(ids, task.pieces, strict=True)]
 
 
 _worker_encoder: list[Encoder] = []
 
 
-def _start_worker(serialized: str) -> None:
-    _worker_encoder.append(Encoder(serialized))
+def _start_worker(first: str, later: str) -> None:
+    _worker_encoder.append(Encoder(first, later))
 
 
 def _encode_in_worker(task: _Task) -> Encoded:

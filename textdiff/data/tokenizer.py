@@ -5,9 +5,7 @@ Trained ones keep their special tokens at the end of the vocabulary, lose nothin
 `AutoTokenizer`.
 """
 
-import hashlib
 import json
-import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -23,13 +21,22 @@ from textdiff.config import (
     CharTokenizer,
     PretrainedTokenizer,
 )
-from textdiff.data.encode import byte_characters, serialize, split_long
+from textdiff.data.backend import (
+    BYTE_TOKEN,
+    added_tokens,
+    byte_characters,
+    serialize,
+    special_ids,
+    stages,
+)
+from textdiff.data.encode import first_line, split_long
 from textdiff.errors import DataError
 from textdiff.pointers import refuse_pointers
 
 EOS, PAD, MASK, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|mask|>", "<|unk|>"
 
 _HUB_TIMEOUT_SECONDS = 10.0
+_ROLES = ("eos_token", "unk_token", "pad_token", "bos_token", "sep_token", "cls_token")
 TRAINING_PIECE_CHARACTERS = 100_000  # the trainer holds hundreds of texts at a time
 
 
@@ -86,7 +93,37 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
         tokenizer = _from_hub(path)
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise DataError(f"{path}: has no fast tokenizer (tokenizer.json), which textdiff needs")
-    return ensure_special_tokens(tokenizer)
+    ensure_special_tokens(tokenizer)
+    role = mask_role(tokenizer)
+    if role is not None:
+        raise DataError(
+            f"{path}: its mask token {tokenizer.mask_token!r} is its {role} too, which noise would "
+            "make of every text; give the mask a token of its own (mask_token in "
+            "tokenizer_config.json), or take mask_token out there: one is added then"
+        )
+    return tokenizer
+
+
+def auto_tokenizer(path: str | Path, **options: Any) -> Any:
+    """Load a tokenizer by transformers, which neither asks for custom code to be run nor runs it.
+
+    Args:
+        path: a folder or a hub id.
+        **options: of `AutoTokenizer.from_pretrained`.
+
+    Raises:
+        Exception: of whatever kind its class raises.
+    """
+    return AutoTokenizer.from_pretrained(path, trust_remote_code=False, **options)
+
+
+def mask_role(tokenizer: PreTrainedTokenizerFast) -> str | None:
+    """Return the other role that the mask token has, in words; None: it has none."""
+    mask = tokenizer.mask_token_id
+    for role in _ROLES if mask is not None else ():
+        if getattr(tokenizer, f"{role}_id") == mask:
+            return role.replace("_", " ")
+    return None
 
 
 def prepare_tokenizer(
@@ -131,8 +168,7 @@ def excluded_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
     `char`) and the ids below `vocabulary_size` that name nothing. The end-of-text token is clean,
     and so is the unknown token of a loaded tokenizer: it stands in that tokenizer's encoded text.
     """
-    special = {token for token, added in _added_tokens(tokenizer).items() if added.special}
-    special |= set(tokenizer.all_special_ids)
+    special = special_ids(tokenizer)
     special.discard(tokenizer.eos_token_id)
     if tokenizer.unk_token != UNKNOWN:
         special.discard(tokenizer.unk_token_id)
@@ -158,7 +194,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerFast) -> list[bytes | None]:
         DataError: what a token adds depends on its neighbours, or its decoder is not known here.
     """
     settings = json.loads(serialize(tokenizer))
-    kinds = _decoders(settings.get("decoder"))
+    kinds = {step["type"] for step in stages(settings.get("decoder"))} or {"none"}
     if kinds <= {"ByteLevel"}:
         table = {name: byte for byte, name in enumerate(byte_characters())}
 
@@ -168,7 +204,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerFast) -> list[bytes | None]:
         pieces = kinds & {"Replace", "Metaspace"}
 
         def spell(token: str) -> bytes:
-            if "ByteFallback" in kinds and re.fullmatch(r"<0x[0-9A-F]{2}>", token):
+            if "ByteFallback" in kinds and BYTE_TOKEN.fullmatch(token):
                 return bytes([int(token[3:5], 16)])
             return (token.replace("\u2581", " ") if pieces else token).encode()
     else:
@@ -176,7 +212,7 @@ def token_bytes(tokenizer: PreTrainedTokenizerFast) -> list[bytes | None]:
             f"what a token of this tokenizer adds to a text is not known ({', '.join(kinds)} "
             "decoder), which patterns and bans need; leave them out"
         )
-    added = _added_tokens(tokenizer)
+    added = added_tokens(tokenizer)
     found: list[bytes | None] = [None] * vocabulary_size(tokenizer)
     for token, index in tokenizer.get_vocab().items():
         if index not in added:
@@ -184,26 +220,6 @@ def token_bytes(tokenizer: PreTrainedTokenizerFast) -> list[bytes | None]:
         elif not added[index].special:
             found[index] = token.encode()
     return found
-
-
-def _decoders(settings: dict[str, Any] | None) -> set[str]:
-    """Types of a tokenizer's decoders."""
-    if settings is None:
-        return {"none"}
-    if settings["type"] == "Sequence":
-        return set().union(*[_decoders(each) for each in settings["decoders"]])
-    return {settings["type"]}
-
-
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
-    """The hexadecimal SHA-256 of what the tokenizer does: its backend and its special tokens."""
-    special = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
-    return hashlib.sha256(f"{serialize(tokenizer)}\n{special}".encode()).hexdigest()
-
-
-def _added_tokens(tokenizer: PreTrainedTokenizerFast) -> dict[int, AddedToken]:
-    added: dict[int, AddedToken] = tokenizer.backend_tokenizer.get_added_tokens_decoder()
-    return added
 
 
 def _bpe(vocab_size: int, texts: Iterable[str]) -> Tokenizer:
@@ -254,9 +270,9 @@ def _from_folder(folder: Path) -> object:
     try:
         if bare_bpe and not described:  # the original GPT-2 files name no class
             return GPT2TokenizerFast.from_pretrained(str(folder), local_files_only=True)
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return auto_tokenizer(folder, local_files_only=True)
     except Exception as error:  # every tokenizer class fails in its own way
-        reason = _first_line(error)
+        reason = first_line(error)
         raise DataError(
             f"{folder}: no tokenizer can be loaded from this folder ({reason})"
         ) from None
@@ -264,19 +280,14 @@ def _from_folder(folder: Path) -> object:
 
 def _from_hub(name: str) -> object:
     try:
-        return AutoTokenizer.from_pretrained(name, local_files_only=True)
+        return auto_tokenizer(name, local_files_only=True)
     except Exception:  # not in the local cache, so ask the hub
         pass
     try:
         HfApi().model_info(name, timeout=_HUB_TIMEOUT_SECONDS)  # from_pretrained retries for long
-        return AutoTokenizer.from_pretrained(name)
+        return auto_tokenizer(name)
     except Exception as error:  # the transport's errors change with the installed HTTP client
         raise DataError(
-            f"cannot load the tokenizer {name!r} ({_first_line(error)}); check the spelling and "
+            f"cannot load the tokenizer {name!r} ({first_line(error)}); check the spelling and "
             "the network, or give a local folder"
         ) from None
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".:")[:160] if lines else type(error).__name__

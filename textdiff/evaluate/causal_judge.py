@@ -14,9 +14,11 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from textdiff.data.encode import serialize
+from textdiff.data.backend import text_backends
+from textdiff.data.losses import encode_checked
+from textdiff.data.tokenizer import auto_tokenizer
 from textdiff.errors import CheckpointError, DataError
 from textdiff.evaluate.judge import Judgement, Progress
 from textdiff.loading import DTYPES, default_device
@@ -51,7 +53,8 @@ class CausalJudge:
         name: as the user named it.
         folder: where its files are.
         model: the network, in evaluation mode.
-        backend: its tokenizer; text never becomes a special token.
+        tokenizer: its tokenizer.
+        backend: what encodes texts for it; text never becomes a special token.
         bos: id of the beginning-of-text token; None: it has none.
         context: tokens that it reads at once; None: any number.
         batch_tokens: tokens per network call, padding included.
@@ -60,6 +63,7 @@ class CausalJudge:
     name: str
     folder: Path
     model: Any
+    tokenizer: PreTrainedTokenizerFast
     backend: Tokenizer
     bos: int | None
     context: int | None
@@ -78,8 +82,8 @@ class CausalJudge:
             # Without these transformers makes up an empty tokenizer for some architectures.
             if not any((folder / file).is_file() for file in _VOCABULARIES):
                 raise FileNotFoundError("there is none of " + ", ".join(_VOCABULARIES))
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            backend = Tokenizer.from_str(serialize(tokenizer))
+            tokenizer = auto_tokenizer(folder, local_files_only=True)
+            backend = Tokenizer.from_str(text_backends(tokenizer).first)
         except Exception as error:
             raise CheckpointError(
                 f"judge {name}: its tokenizer cannot be loaded ({_first_line(error)}); a judge "
@@ -87,7 +91,11 @@ class CausalJudge:
             ) from None
         try:
             model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=DTYPES[dtype], local_files_only=True, use_safetensors=True
+                folder,
+                dtype=DTYPES[dtype],
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
             )
         except Exception as error:
             raise CheckpointError(
@@ -101,6 +109,7 @@ class CausalJudge:
             name,
             folder,
             model.to(device or default_device()).eval(),
+            tokenizer,
             backend,
             bos if bos is not None and bos < rows else None,
             context,
@@ -122,7 +131,13 @@ class CausalJudge:
         sizes = np.array([max(0, len(row) - lost) for row in ids], dtype=np.float64)
         size_bytes = np.array([len(text.encode()) for text in texts], dtype=np.float64)
         per_text = np.bincount([w.text for w in windows], minlength=len(texts))
-        return Judgement(nats, sizes, size_bytes - lost * first_bytes, int((per_text > 1).sum()))
+        return Judgement(
+            nats,
+            sizes,
+            size_bytes - lost * first_bytes,
+            int((per_text > 1).sum()),
+            len(encode_checked(self.tokenizer, texts).losses),
+        )
 
     def features(self, texts: Sequence[str], progress: Progress) -> NDArray[np.float32]:
         """See `Judge`; a text longer than the context is read as far as that goes."""

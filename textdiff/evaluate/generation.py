@@ -70,6 +70,7 @@ def described(plan: Plan, texts: Texts, weights: Weights, tell: Tell) -> dict[st
         "lengths": length_quantiles(texts),
         "judge_tokens": None if judgement is None else int(judgement.tokens.sum()),
         "longer_than_judge": None if judgement is None else judgement.windowed,
+        "lossy_for_judge": None if judgement is None else judgement.lossy,
         "texts_sha256": digest(texts.texts),
         "examples": texts.texts[:_EXAMPLES],
     }

@@ -35,12 +35,15 @@ class Judgement:
         tokens: [T] judge tokens that are scored.
         bytes: [T] UTF-8 bytes of what is scored.
         windowed: texts longer than the judge's context.
+        lossy: texts that the judge's tokens do not give back: what is judged is not all of them,
+            and a figure per byte is not defined.
     """
 
     nats: NDArray[np.float64]
     tokens: NDArray[np.float64]
     bytes: NDArray[np.float64]
     windowed: int
+    lossy: int = 0
 
 
 class Judge(Protocol):

@@ -62,6 +62,14 @@ def _judged(
     return statistic
 
 
+def _bits_per_byte(subject: Subject) -> Statistic | None:
+    """Bits per byte; undefined where the judge's tokens do not give the texts back."""
+    found = subject.judgement
+    if found is None or found.lossy:
+        return None
+    return ratio(found.nats / np.log(2.0), found.bytes)
+
+
 def _mean(value: Callable[[list[int]], float], least: int) -> Callable[[Subject], Statistic]:
     """The mean over texts of at least so many tokens; shorter ones do not define it."""
 
@@ -161,11 +169,7 @@ METRICS: dict[str, Metric] = {
         "per judge token",
         _judged(lambda j: j.nats, lambda j: j.tokens, np.exp),
     ),
-    "judge_bits_per_byte": Metric(
-        "under the judge",
-        "bits/byte",
-        _judged(lambda j: j.nats / np.log(2.0), lambda j: j.bytes),
-    ),
+    "judge_bits_per_byte": Metric("under the judge", "bits/byte", _bits_per_byte),
     "entropy": Metric("unigram entropy, per text", "nats", TEXT_ENTROPY),
     "entropy_pooled": Metric("unigram entropy, pooled", "nats", _entropy_pooled),
     **{f"distinct_{n}": Metric(f"distinct {n}-grams", "", _distinct(n), 1.0) for n in range(1, 5)},
