@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
+from small_tokenizers import bpe, unigram
 
 from textdiff.config import (
     BpeTokenizer,
@@ -241,3 +242,41 @@ def test_source_that_disappears_between_passes_is_named(tmp_path, corpus, name):
     tokenizer = train_tokenizer(ByteTokenizer(), [])
     with pytest.raises(DataError, match=rf"{path}: .*No such file"):
         tokenize(split.train, tokenizer, num_proc=1, cache_dir=str(tmp_path / "cache"))
+
+
+def rows(path: Path, texts: list[str]) -> Path:
+    return write(path, "".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+
+@pytest.mark.parametrize("weights", [False, True])
+def test_training_text_that_no_model_may_predict_is_refused(tmp_path: Path, weights: bool):
+    train_tokenizer(CharTokenizer(), ["the cat 0123456789"]).save_pretrained(tmp_path / "char")
+    section = PretrainedTokenizer(path=str(tmp_path / "char"))
+    texts = [f"the cat {number}" * 20 for number in range(20)]
+    good = rows(tmp_path / "a.jsonl", texts)
+    bad = rows(tmp_path / "b.jsonl", [*(text[::-1] for text in texts), *["the ☃ cat" * 20] * 2])
+    data = config(tmp_path, good, bad, validation=0.05, sequence_length=16)
+    if weights:
+        sources = [source.model_copy(update={"weight": 0.5}) for source in data.sources]
+        data = data.model_copy(update={"sources": tuple(sources)})
+    for _ in range(2):  # tokens in the cache are not what makes it right
+        with pytest.raises(DataError) as error:
+            prepare_corpus(data, section, seed=0)
+        assert f"document 21 of {bad}" in str(error.value)
+        assert "'<|unk|>'" in str(error.value)
+    rows(tmp_path / "b.jsonl", [text[::-1] for text in texts])
+    assert len(prepare_corpus(data, section, seed=0).train)
+
+
+@pytest.mark.parametrize("make", [unigram, lambda: bpe(ignore_merges=True)])
+def test_training_text_that_spells_special_tokens_is_text(tmp_path: Path, make):
+    make().save_pretrained(tmp_path / "own")
+    section = PretrainedTokenizer(path=str(tmp_path / "own"))
+    texts = [f"cat <pad> at </s> {number}" * 20 for number in range(40)]
+    data = config(tmp_path, rows(tmp_path / "a.jsonl", texts), sequence_length=16)
+    corpus = prepare_corpus(data, section, seed=0)
+    tokens = corpus.train.stream.read(0, len(corpus.train.stream))
+    tokenizer = corpus.tokenizer
+    ends = int((tokens == tokenizer.eos_token_id).sum())
+    assert ends == corpus.train.stream.num_documents
+    assert not (tokens == tokenizer.pad_token_id).any()

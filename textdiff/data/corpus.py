@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from textdiff.config import (
     PretrainedTokenizer,
     Source,
 )
+from textdiff.data.backend import encoding_fingerprint, tokenizer_fingerprint
 from textdiff.data.documents import Documents, iterate_texts, join
 from textdiff.data.loader import PackedSequences
 from textdiff.data.mixture import Mixture
@@ -41,12 +43,12 @@ from textdiff.data.tokenizer import (
     TRAINING_PIECE_CHARACTERS,
     load_tokenizer,
     prepare_tokenizer,
-    tokenizer_fingerprint,
     vocabulary_size,
 )
+from textdiff.data.training_tokens import refuse_excluded
 from textdiff.errors import DataError
 
-_FORMAT = 1  # part of a preparation's name: raise it when what is kept of unchanged inputs changes
+_FORMAT = 2  # part of a preparation's name: raise it when what is kept of unchanged inputs changes
 
 TokenizerSection = BpeTokenizer | CharTokenizer | ByteTokenizer | PretrainedTokenizer
 Progress = Callable[[str, int, int | None], None]
@@ -160,7 +162,7 @@ def _key(data: DataConfig, section: TokenizerSection, corpora: Sequence[Document
         section.model_dump(mode="json"),
     ]
     if isinstance(section, PretrainedTokenizer):
-        settings.append(tokenizer_fingerprint(load_tokenizer(section.path)))
+        settings.append(encoding_fingerprint(load_tokenizer(section.path)))
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
@@ -195,8 +197,23 @@ def _prepare(
         )
         for split in splits
     ]
+    for split, numbers, stream in zip(splits, owners, streams, strict=True):
+        refuse_excluded(stream, tokenizer, partial(_document, data, scans, split, numbers))
     facts = _facts(scans, splits, owners, streams, validation)
     return _Prepared(facts, streams, validation, tokenizer, omissions)
+
+
+def _document(
+    data: DataConfig, scans: Sequence[Scan], split: Split, sources: Sequence[int], row: int
+) -> str:
+    """Return the name of a split's training document: its number in its source."""
+    number = int(np.flatnonzero(split.train_rows)[row])
+    for source in sources:
+        count = len(scans[source].digests)
+        if number < count:
+            return f"document {number + 1} of {data.sources[source].source}"
+        number -= count
+    raise IndexError(row)
 
 
 class _Stage:
