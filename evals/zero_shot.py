@@ -92,6 +92,11 @@ def score(model: TextDiffusion, name: str, job: Any) -> dict[str, Any]:
     )
 
 
+def _per_byte(result: dict[str, Any]) -> str:
+    bits = result["bits_per_byte"]
+    return "" if bits is None else f"{bits:.4f} bits/byte, "
+
+
 def line(name: str, result: dict[str, Any]) -> str:
     if "error" in result:
         return f"{name:12} {result['error']}"
@@ -99,7 +104,7 @@ def line(name: str, result: dict[str, Any]) -> str:
     error = result["perplexity"] * result["stderr"]
     return (
         f"{name:12} perplexity {sign} {result['perplexity']:.3f} ± {error:.3f}, "
-        f"{result['bits_per_byte']:.4f} bits/byte, {result['tokens']:,} tokens "
+        f"{_per_byte(result)}{result['tokens']:,} tokens "
         f"({result['split']}, {result['source']})"
     )
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from children import child, finished
 from safetensors.torch import load_file, save_file
+from small_tokenizers import model_of, wordpiece
 
 from textdiff.cli import main
 from textdiff.likelihood.estimators import ESTIMATORS
@@ -360,6 +361,26 @@ def test_characters_that_the_tokenizer_lacks(exports, tmp_path, capsys):
     code, shown = error_of(capsys, "perplexity", exports / "c", path)
     assert code == 1
     assert "not trained on" in " ".join(shown.split())
+
+
+def test_texts_that_the_tokens_do_not_give_back(exports, tmp_path, capsys):
+    model_of(wordpiece()).save_pretrained(tmp_path / "words")
+    rows = ["the cat sat", "The cat", "a" * 160_000]
+    path = tmp_path / "text.jsonl"
+    path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    lines = tmp_path / "lines.jsonl"
+    found = run(capsys, "perplexity", tmp_path / "words", path, "--per-document", lines)
+    assert (found["is_bound"], found["bits_per_byte"]) == (False, None)
+    assert found["lossy_documents"] == [2, 3]
+    read = [json.loads(line) for line in lines.read_text().splitlines()]
+    assert [line["is_bound"] for line in read] == [True, False, False]
+    assert (read[0]["bits_per_byte"] > 0, read[1]["bits_per_byte"]) == (True, None)
+    found = run(capsys, "compare", exports / "a", tmp_path / "words", path)["difference"]
+    assert (found["documents"], found["left_out"]) == (1, 2)
+    path.write_text(json.dumps({"text": rows[2]}) + "\n")
+    code, shown = error_of(capsys, "perplexity", tmp_path / "words", path)
+    assert code == 1
+    assert "unknown" in shown
 
 
 def test_protocol_needs_a_whole_chunk(exports, tmp_path, capsys):

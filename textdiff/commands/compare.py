@@ -66,9 +66,7 @@ def compare(
         return 0
     for name, estimates in zip((model_a, model_b), found, strict=True):
         _show(name, estimates)
-    windows = found[0].windows
-    tokens, documents = int(windows.document_tokens.sum()), len(windows.document_tokens)
-    for line in difference_lines(result, model_a, model_b, tokens, documents):
+    for line in difference_lines(result, model_a, model_b):
         print(line)
     return 0
 

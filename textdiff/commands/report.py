@@ -127,24 +127,27 @@ def exact_hint(held: TextDiffusion, estimates: Estimates, processes: int) -> Ite
     )
 
 
-def difference_lines(
-    found: Difference, first: str, second: str, tokens: int, documents: int
-) -> Iterator[str]:
+def difference_lines(found: Difference, first: str, second: str) -> Iterator[str]:
     """What `textdiff compare` prints: the difference, its two errors and what follows from them.
 
     Args:
         found: the first model's bound minus the second's.
         first: the first model, as the user named it.
         second: the second.
-        tokens: tokens that were scored.
-        documents: documents they are of.
     """
     yield (
         f"{first} minus {second}: {found.mean:+.5f} ± {found.stderr:.5f} {found.unit} "
-        f"({found.replicates} paired replicates, {tokens:,} tokens)"
+        f"({found.replicates} paired replicates, {found.tokens:,} tokens)"
     )
+    if found.left_out:
+        yield (
+            f"{found.left_out} of {found.left_out + found.documents} documents are left out: the "
+            "tokens of one of the models do not give their text back, so bits per byte do not "
+            "compare there"
+        )
     if found.text_stderr is not None:
-        yield f"standard error over {documents} documents: {found.text_stderr:.5f} {found.unit}"
+        error = f"{found.text_stderr:.5f} {found.unit}"
+        yield f"standard error over {found.documents} documents: {error}"
     yield verdict(found, first, second)
 
 

@@ -1,6 +1,7 @@
 """An evaluation taken apart: figures of every document, and nats of every token."""
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from textdiff.evaluate.record import after_the_end
@@ -26,7 +27,8 @@ def document_records(
         `document` (from 1), `tokens`, `bytes`, and unless nothing is scored `nats`, `stderr_nats`
         and the `replicates` it comes from, `is_bound`, what follows its end (`after_the_end`) and,
         where ends are scored, what that costs of the nats (`end_of_text_nats`); documents with
-        tokens have `perplexity` and `bits_per_byte` besides.
+        tokens have `perplexity` and `bits_per_byte` besides; documents that their tokens do not
+        give back have no bits per byte, and say what is `lost`.
     """
     windows = estimates.windows
     tokens = _tokens(model, estimates) if per_token else {}
@@ -41,7 +43,7 @@ def document_records(
         if count:
             bound = estimates.document(index)
             line |= {"perplexity": finite(bound.perplexity), "bits_per_byte": bound.bits_per_byte}
-        yield line | tokens.get(index, {})
+        yield line | _lost(estimates, index) | tokens.get(index, {})
 
 
 def _figures(estimates: Estimates, index: int) -> dict[str, Any]:
@@ -49,10 +51,16 @@ def _figures(estimates: Estimates, index: int) -> dict[str, Any]:
     nats = estimates.nats[:, index]
     stderr = 0.0 if estimates.exact else standard_error(nats)
     found: dict[str, Any] = {"nats": float(nats.mean()), "stderr_nats": stderr}
-    found |= {"replicates": estimates.replicates, "is_bound": not estimates.note}
+    found |= {"replicates": estimates.replicates, "is_bound": estimates.is_bound(index)}
     if END in estimates.parts:
         found["end_of_text_nats"] = float(estimates.parts[END][:, index].mean())
     return found
+
+
+def _lost(estimates: Estimates, index: int) -> dict[str, Any]:
+    """What a document's tokens do not give back; empty if they do."""
+    loss = estimates.windows.losses.get(index)
+    return {} if loss is None else {"is_bound": False, "lost": asdict(loss)}
 
 
 def _tokens(model: TextDiffusion, estimates: Estimates) -> dict[int, dict[str, list[Any]]]:

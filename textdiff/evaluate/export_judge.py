@@ -66,6 +66,7 @@ class ExportJudge:
             windows.document_tokens.double().numpy(),
             windows.document_bytes.double().numpy(),
             int((per_text > 1).sum()),
+            len(windows.losses),
         )
 
     def features(self, texts: Sequence[str], progress: Progress) -> NDArray[np.float32]:

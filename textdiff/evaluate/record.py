@@ -54,6 +54,7 @@ def evaluation_record(
         "stride": stride,
         "end_of_text": estimates.windows.ends is not None,
         "after_the_end": after_the_end(model, estimates),
+        "lossy_documents": [document + 1 for document in estimates.losses()],
         "windows": len(estimates.windows.tokens),
         "text_sha256": estimates.windows.text_digest or None,
         "windows_sha256": estimates.windows.digest,

@@ -75,6 +75,11 @@ def _notes(record: Mapping[str, Any]) -> Iterator[str]:
             f"{texts['longer_than_judge']} texts are longer than the judge's context of "
             f"{judge['context']}: read in windows whose second half is new"
         )
+    if texts["lossy_for_judge"]:
+        yield (
+            f"the judge's tokens do not give {texts['lossy_for_judge']} of the texts back: it "
+            "judges what they give back, and bits per byte are not defined"
+        )
     yield (
         "a low perplexity with an entropy below that of real text is repetition or caution, "
         "not quality"

@@ -1,13 +1,16 @@
 """The texts that are measured: sampled, read from a file, or cut from real ones."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from textdiff.data import encode_documents
+from textdiff.data import encode_checked
 from textdiff.errors import DataError
 from textdiff.pipeline import TextDiffusion
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -106,11 +109,21 @@ def _encoded(model: TextDiffusion, texts: Sequence[str]) -> list[np.ndarray]:
         DataError: characters that the tokenizer does not know.
     """
     clean = model.family.process.vocabulary.clean.cpu().numpy()
-    encoded = encode_documents(model.tokenizer, texts)
-    for number, (text, ids) in enumerate(zip(texts, encoded, strict=True), start=1):
+    encoded = encode_checked(model.tokenizer, texts)
+    for number, (text, ids) in enumerate(zip(texts, encoded.ids, strict=True), start=1):
         if not clean[ids].all():
             raise DataError(
                 f"text {number} ({text!r:.40}) has characters that the model's tokenizer was not "
                 "trained on; measure with a model that knows them"
             )
-    return encoded
+    if encoded.losses:
+        number, loss = next(iter(encoded.losses.items()))
+        _log.warning(
+            "the model's tokens do not give %d of %d texts back (in text %d %s): figures of tokens "
+            "are of what they give back",
+            len(encoded.losses),
+            len(texts),
+            number + 1,
+            loss,
+        )
+    return encoded.ids

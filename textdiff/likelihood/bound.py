@@ -23,6 +23,8 @@ class Bound:
         terms: nats per token of each part; they add up to `mean`.
         is_bound: whether the expectation of `mean` is an upper bound.
         note: what keeps it from being one.
+        lossy: documents whose text their tokens do not give back: what is bounded is what they give
+            back, so it is no bound on the text and has no figure per byte.
         pilot: further replicates that said how many it takes; their spread is that of `stderr`, and
             they are no part of `mean`. 0: there were none.
     """
@@ -39,6 +41,7 @@ class Bound:
     is_bound: bool = True
     note: str = ""
     pilot: int = 0
+    lossy: int = 0
 
     @property
     def perplexity(self) -> float:
@@ -46,9 +49,9 @@ class Bound:
         return _exp(self.mean)
 
     @property
-    def bits_per_byte(self) -> float:
-        """Bits per byte of text: comparable between tokenizers."""
-        return self.mean * self.tokens / self.bytes / math.log(2.0)
+    def bits_per_byte(self) -> float | None:
+        """Bits per byte of text: comparable between tokenizers. None where texts are lossy."""
+        return None if self.lossy else self.mean * self.tokens / self.bytes / math.log(2.0)
 
     @property
     def bits_per_token(self) -> float:

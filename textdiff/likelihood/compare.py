@@ -22,6 +22,10 @@ class Difference:
         text_stderr: its standard error over documents as a sample; None for one document.
         replicates: pairs of replicates that `stderr` comes from.
         unit: `nats/token`, or `bits/byte` where tokens differ.
+        tokens: tokens of the first model that it is of.
+        documents: documents that it is of.
+        left_out: documents that the tokens of either model do not give back: in bits per byte they
+            do not compare.
     """
 
     mean: float
@@ -29,6 +33,9 @@ class Difference:
     text_stderr: float | None
     replicates: int
     unit: str
+    tokens: int = 0
+    documents: int = 1
+    left_out: int = 0
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """Student-t interval of `mean`, Monte-Carlo error only."""
@@ -65,10 +72,12 @@ def compare(a: Estimates, b: Estimates, *, per_byte: bool = False) -> Difference
     Args:
         a: estimates of the first model.
         b: estimates of the second.
-        per_byte: compare in bits per byte, which different tokenizers have in common.
+        per_byte: compare in bits per byte, which different tokenizers have in common. Documents
+            that the tokens of either model do not give back are left out.
 
     Raises:
-        DataError: they are of different texts, or of different tokens and not compared per byte.
+        DataError: they are of different texts, or of different tokens and not compared per byte, or
+            no document is left.
     """
     same = a.windows.digest == b.windows.digest
     if not same and not _same_text(a, b):
@@ -80,10 +89,11 @@ def compare(a: Estimates, b: Estimates, *, per_byte: bool = False) -> Difference
             "the two estimates are of one text in different tokens or windows, so nats per token "
             "do not compare; compare in bits per byte (per_byte=True)"
         )
-    size = a.windows.document_bytes if per_byte else a.windows.document_tokens
+    kept = _comparable(a, b) if per_byte else torch.ones(a.nats.shape[1], dtype=torch.bool)
+    size = (a.windows.document_bytes if per_byte else a.windows.document_tokens)[kept]
     scale = math.log(2.0) if per_byte else 1.0
     first, second = _aligned(a.nats, b.nats)
-    difference = (first - second) / scale  # [R, D]
+    difference = ((first - second) / scale)[:, kept]  # [R, D]
     totals = difference.sum(1) / size.sum()
     return Difference(
         mean=float(totals.mean()),
@@ -91,7 +101,29 @@ def compare(a: Estimates, b: Estimates, *, per_byte: bool = False) -> Difference
         text_stderr=text_error(difference.mean(0), size),
         replicates=len(totals),
         unit="bits/byte" if per_byte else "nats/token",
+        tokens=int(a.windows.document_tokens[kept].sum()),
+        documents=len(size),
+        left_out=len(kept) - len(size),
     )
+
+
+def _comparable(a: Estimates, b: Estimates) -> Tensor:
+    """[D] bool, the documents that the tokens of both models give back.
+
+    Raises:
+        DataError: there are none with a byte.
+    """
+    kept = torch.ones(a.nats.shape[1], dtype=torch.bool)
+    losses = {**b.losses(), **a.losses()}
+    kept[list(losses)] = False
+    if losses and not int(a.windows.document_bytes[kept].sum()):
+        document, loss = next(iter(losses.items()))
+        raise DataError(
+            f"the tokens of one of the models do not give any document back (in document "
+            f"{document + 1} {loss}), so bits per byte do not compare; compare models with one "
+            "tokenizer, or of tokenizers that lose nothing"
+        )
+    return kept
 
 
 def _same_text(a: Estimates, b: Estimates) -> bool:

@@ -223,7 +223,9 @@ def _refuse_unseen_context(windows: Windows, family: Family) -> None:
     """Refuses context that blocks before it are to be predicted from."""
     if windows.scored is None or family.block_size is None:
         return
-    for scored, document in zip(windows.scored, windows.document.tolist(), strict=True):
+    rows = zip(windows.tokens, windows.scored, windows.document.tolist(), strict=True)
+    for tokens, scored, document in rows:
+        scored = scored if windows.unknown is None else scored | (tokens == windows.unknown)
         block = np.arange(len(scored)) // family.block_size
         if not scored.all() and block[~scored].max() > block[scored].min():
             raise ConfigError(

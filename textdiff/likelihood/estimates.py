@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from textdiff.data import Loss
 from textdiff.errors import ConfigError, DataError
 from textdiff.likelihood.bound import Bound
 from textdiff.likelihood.protocols import Windows
@@ -88,6 +89,8 @@ class Estimates:
         terms = {"diffusion": 0.0, "reconstruction": 0.0, "prior": 0.0} | {
             name: float((nats[:, part].sum(1) / total).mean()) for name, nats in self.parts.items()
         }
+        losses = self.losses(part)
+        note = "; ".join(filter(None, [self.note, _lossy(losses, len(tokens))]))
         nats = self.nats[:, part]
         spread = pilot if len(pilot) else nats.sum(1)
         return Bound(
@@ -100,13 +103,30 @@ class Estimates:
             estimator=self.estimator,
             replicates=self.replicates,
             terms=terms,
-            is_bound=not self.note,
-            note=self.note,
+            is_bound=not note,
+            note=note,
             pilot=len(pilot),
+            lossy=len(losses),
         )
+
+    def losses(self, part: slice = slice(None)) -> dict[int, Loss]:
+        """Return what the tokens of some documents do not give back, by document."""
+        chosen = range(len(self.windows.document_tokens))[part]
+        return {d: loss for d, loss in sorted(self.windows.losses.items()) if d in chosen}
+
+    def is_bound(self, document: int) -> bool:
+        """Return whether the estimate of one document is, in expectation, a bound on its text."""
+        return not self.note and document not in self.windows.losses
 
     def _nothing(self, part: slice) -> str:
         """What is said of documents without a token, which have no nats per token."""
+        losses = self.losses(part)
+        if losses:
+            document, loss = next(iter(losses.items()))
+            return (
+                f"document {document + 1} has no token to score: its tokenizer loses it ({loss}); "
+                "score it by another model"
+            )
         which = "the text has" if part.start is None else f"document {part.start + 1} has"
         if self.windows.ends is None:
             return (
@@ -115,6 +135,20 @@ class Estimates:
             )
         nats = float(self.nats[:, part].sum(1).mean())
         return f"{which} no token to share its bound among; ending costs {nats:.4f} nats"
+
+
+def _lossy(losses: Mapping[int, Loss], documents: int) -> str:
+    """Return why a bound over documents is none on their text; empty where it is one."""
+    if not losses:
+        return ""
+    number, first = next(iter(losses.items()))
+    unknown = sum(loss.unknown for loss in losses.values())
+    left_out = f"; {unknown} unknown token(s) are not scored" if unknown else ""
+    return (
+        f"the tokens of {len(losses)} of {documents} document(s) do not give their text back (in "
+        f"document {number + 1} {first}), so this is not of the text but of what they give back"
+        + left_out
+    )
 
 
 def standard_error(values: Tensor, count: int | None = None) -> float:

@@ -10,8 +10,8 @@ scored (a prompt, what surrounds a gap) is context in the same way.
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from textdiff.data import Loss
 from textdiff.errors import ConfigError, DataError
 
 Tokens = NDArray[np.int64]
@@ -40,6 +41,9 @@ class Windows:
         ends: [W] int64, the place of the document's end-of-text token in each window, -1 where it
             is in another; None: ends are not scored.
         rest: [W] int64, positions that follow a window's tokens, masked and unscored; None: none.
+        losses: by document, what the tokens of its scored text do not give back: the bound of such
+            a document is not one on its text.
+        unknown: id of the unknown token, which is never scored; None: none is there.
     """
 
     tokens: list[Tokens]
@@ -51,6 +55,8 @@ class Windows:
     text_digest: str = ""
     ends: Tensor | None = None
     rest: Tensor | None = None
+    losses: Mapping[int, Loss] = field(default_factory=dict)
+    unknown: int | None = None
 
     @cached_property
     def lengths(self) -> Tensor:
@@ -99,6 +105,8 @@ class Windows:
             state.update(f"{int(self.document[w])} {int(self.index[w])} {len(tokens)}".encode())
             state.update(tokens.tobytes())
             state.update(b"" if self.scored is None else self.scored[w].tobytes())
+        for document, loss in self.losses.items():
+            state.update(f"{document} {loss}".encode())
         return state.hexdigest()
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from textdiff.data import Loss
 from textdiff.errors import ConfigError, DataError, closest
 from textdiff.likelihood.protocols import Windows, cut_windows
 
@@ -156,6 +157,7 @@ def published_windows(
     texts: Sequence[str],
     length: int,
     clean: Tensor,
+    losses: Mapping[int, Loss] | None = None,
 ) -> Windows:
     """Packs documents into chunks as a protocol does; every chunk counts as one document.
 
@@ -168,6 +170,7 @@ def published_windows(
         texts: the same documents as text.
         length: the model's sequence length in tokens.
         clean: [V] bool, ids that the model can predict.
+        losses: by document, what its tokens do not give back.
 
     Raises:
         ConfigError: a special token that the protocol inserts is unknown or cannot be predicted.
@@ -178,9 +181,12 @@ def published_windows(
     room = length - 2 * protocol.frames_chunks
     chunks: list[NDArray[np.int64]] = []
     sizes: list[float] = []
-    for ids, weights in _groups(protocol, documents, texts, last):
+    lost: dict[int, Loss] = {}
+    for ids, weights, owners in _groups(protocol, documents, texts, last):
         for start in range(0, len(ids) - room + 1, room):
             body = ids[start : start + room]
+            held = np.unique(owners[start : start + room]).tolist()
+            lost |= {len(chunks): (losses or {})[d] for d in held if d in (losses or {})}
             chunks.append(
                 np.concatenate([[first], body, [last]]) if protocol.frames_chunks else body
             )
@@ -199,6 +205,7 @@ def published_windows(
         torch.full((len(chunks),), int(scored.sum())),
         torch.tensor(sizes, dtype=torch.float64).round().long(),
         [scored] * len(chunks) if protocol.skips_first else None,
+        losses=lost,
     )
 
 
@@ -207,8 +214,8 @@ def _groups(
     documents: Sequence[NDArray[np.int32]],
     texts: Sequence[str],
     end: int,
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-    """Tokens of every 1000 documents in a row, and the bytes that each token stands for."""
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]]:
+    """Tokens of every 1000 documents in a row, the bytes that each stands for, its document."""
     tail = np.array([end] if protocol.ends_documents else [], dtype=np.int64)
     for start in range(0, len(documents), GROUP_DOCUMENTS):
         group = range(start, min(start + GROUP_DOCUMENTS, len(documents)))
@@ -220,7 +227,8 @@ def _groups(
             ]
             for d in group
         ]
-        yield np.concatenate(ids), np.concatenate(weights)
+        owners = np.repeat(group, [len(documents[d]) + len(tail) for d in group])
+        yield np.concatenate(ids), np.concatenate(weights), owners
 
 
 def _specials(

@@ -2,22 +2,29 @@
 
 A document is a row of pieces, each scored or given. Pieces are encoded one by one, so that a
 piece's tokens do not depend on its neighbours: leave the space between a prompt and its answer
-where the answer's tokens should have it.
+where the answer's tokens should have it. What a tokenizer does to the beginning of a text it does
+to the first of them alone.
+
+Unknown tokens stand in their windows and are not scored: no probability of them is one of a text.
 """
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.data import encode_documents
+from textdiff.data import Encoded, Loss, encode_checked
 from textdiff.errors import ConfigError, DataError
 from textdiff.likelihood.protocols import Windows, cut_windows
 
 Piece = tuple[str, bool]
 """A text, and whether it is scored (True) or given (False)."""
+
+_log = logging.getLogger(__name__)
 
 Span = tuple[int, int]
 """First character and the one after the last."""
@@ -101,10 +108,10 @@ def windows_of(
         DataError: nothing to score, tokens outside the vocabulary, or a document with given pieces
             that is longer than a window and has no stride to carry them along.
     """
-    flat = encode_documents(tokenizer, [text for pieces in documents for text, _ in pieces])
+    encoded = _encoded(tokenizer, documents)
     ids, masks, start = [], [], 0
     for pieces in documents:
-        mine = flat[start : start + len(pieces)]
+        mine = encoded.ids[start : start + len(pieces)]
         start += len(pieces)
         ids.append(np.concatenate(mine))
         marks = [np.full(len(x), scored) for x, (_, scored) in zip(mine, pieces, strict=True)]
@@ -118,4 +125,52 @@ def windows_of(
                 f"of {length}: later windows would not see it; shorten it, or give a stride"
             )
     texts = ["".join(text for text, scored in pieces if scored) for pieces in documents]
-    return cut_windows(ids, texts, length, clean, stride=stride, scored=masks, end=end)
+    losses = _scored_losses(documents, encoded)
+    unknown = encoded.unknown if any(loss.unknown for loss in encoded.losses.values()) else None
+    if unknown is not None and clean[unknown]:  # else it is refused, as foreign tokens are
+        masks = [mask & (tokens != unknown) for tokens, mask in zip(ids, masks, strict=True)]
+        if end is None and not any(mask.any() for mask in masks):
+            first = min(losses, default=0)
+            raise DataError(
+                f"the tokenizer knows nothing of the text: all its tokens are unknown (document "
+                f"{first + 1}: {losses[first] if losses else ''}); score it by another model"
+            )
+    windows = cut_windows(ids, texts, length, clean, stride=stride, scored=masks, end=end)
+    return replace(windows, losses=losses, unknown=unknown)
+
+
+def _encoded(tokenizer: PreTrainedTokenizerFast, documents: Sequence[Sequence[Piece]]) -> Encoded:
+    """Encode all pieces; those after a text's beginning as text that goes on."""
+    later = []
+    for pieces in documents:
+        begun = False
+        for text, _ in pieces:
+            later.append(begun)
+            begun = begun or bool(text)
+    return encode_checked(tokenizer, [text for pieces in documents for text, _ in pieces], later)
+
+
+def _scored_losses(documents: Sequence[Sequence[Piece]], encoded: Encoded) -> dict[int, Loss]:
+    """Return by document what its scored pieces lose, and report what given ones do.
+
+    A prompt that is not seen as it is written is another condition; the bound given it holds.
+    """
+    owners = [(d, scored) for d, pieces in enumerate(documents) for _, scored in pieces]
+    losses: dict[int, Loss] = {}
+    given: dict[int, Loss] = {}
+    for piece, loss in encoded.losses.items():
+        document, scored = owners[piece]
+        found = losses if scored else given
+        before = found.get(document)
+        unknown = loss.unknown + (before.unknown if before else 0)
+        found[document] = replace(before or loss, unknown=unknown)
+    if given:
+        first = min(given)
+        _log.warning(
+            "the model does not see what is given of %d document(s) as it is written, since its "
+            "tokenizer loses a part: in document %d %s",
+            len(given),
+            first + 1,
+            given[first],
+        )
+    return losses

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from textdiff.config import Config
 from textdiff.config_file import to_yaml
-from textdiff.data import Corpus, encode_documents
+from textdiff.data import Corpus
 from textdiff.diffusion.randomness import Stream, bits
 from textdiff.errors import CheckpointError, ConfigError, TextDiffError
-from textdiff.likelihood import Bound, Windows, cut_windows, estimate
+from textdiff.likelihood import Bound, Windows, estimate
+from textdiff.likelihood.texts import pieces_of, windows_of
 from textdiff.loading import DTYPES, cpu_only, family_of
 from textdiff.pipeline import TextDiffusion
 from textdiff.train.batches import TrainingBatches
@@ -133,6 +134,7 @@ class Trainer:
         self.bound: Bound | None = None
         self.resumed = self._resume(resume)  # which refuses another corpus before it is cut
         self.windows = self._validation_windows()
+        self.told = False  # that its bound is none
 
     # --- the loop ---
 
@@ -296,9 +298,9 @@ class Trainer:
     def _validation_windows(self) -> Windows:
         texts = self.corpus.validation[: self.config.evaluate.max_documents]
         self.scored = texts
-        return cut_windows(
-            encode_documents(self.corpus.tokenizer, texts),
-            texts,
+        return windows_of(
+            self.corpus.tokenizer,
+            pieces_of(texts),
             self.config.data.sequence_length,
             self.exported.family.process.vocabulary.clean.cpu(),
         )
@@ -330,6 +332,9 @@ class Trainer:
         for size in sizes[1:]:
             self.reporter.also_evaluated(step, size, bounds[size])
         self.reporter.evaluated(step, self.bound)
+        if self.bound.lossy and not self.told:
+            self.told = True
+            self.reporter.message(f"this is NOT a bound: {self.bound.note}")
 
     def _bound(self, block_size: int | None) -> Bound:
         """The validation bound, under common random numbers."""

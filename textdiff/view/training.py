@@ -22,12 +22,14 @@ from textdiff.view.unfailing import unfailing
 def describe_bound(bound: Bound) -> str:
     """A bound in one line: perplexity, bits/byte and nats/token, each with its standard error."""
     sign = "≤" if bound.is_bound else "≈"
-    bits = bound.stderr * bound.tokens / bound.bytes / math.log(2.0)
+    per_byte = ""
+    if bound.bits_per_byte is not None:
+        bits = bound.stderr * bound.tokens / bound.bytes / math.log(2.0)
+        per_byte = f"{bound.bits_per_byte:.4f} ± {bits:.4f} bits/byte, "
     error = bound.perplexity * bound.stderr if bound.stderr else 0.0  # infinity times 0 is none
     return (
-        f"perplexity {sign} {figure(bound.perplexity)} ± {figure(error)}, "
-        f"{bound.bits_per_byte:.4f} ± {bits:.4f} "
-        f"bits/byte, {bound.mean:.4f} ± {bound.stderr:.4f} nats/token"
+        f"perplexity {sign} {figure(bound.perplexity)} ± {figure(error)}, {per_byte}"
+        f"{bound.mean:.4f} ± {bound.stderr:.4f} nats/token"
     )
 
 
