@@ -102,6 +102,7 @@ class Generation:
         sequences: token ids of each row, given ones included.
         calls: network calls (of all active rows each).
         tokens_per_forward: tokens written per row and network call.
+        lost: what the model did not see of the prompts as it is written, in sentences.
     """
 
     texts: list[str] = field(default_factory=list)
@@ -110,6 +111,7 @@ class Generation:
     sequences: list[list[int]] = field(default_factory=list)
     calls: int = 0
     tokens_per_forward: float = 0.0
+    lost: tuple[str, ...] = ()
 
     def extended(self, rows: Iterable[FinishedRow], calls: int) -> "Generation":
         """The same with further rows, and the calls that they took."""
@@ -133,12 +135,14 @@ class Order:
         settings: rule, steps, temperature, ...
         controls: how the law of tokens departs from the model's.
         stops: strings that end a text.
+        lost: what the model does not see of the prompts as it is written, in sentences.
     """
 
     job: Job
     settings: SampleDefaults
     controls: Controls
     stops: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
 
     @classmethod
     def joined(cls, orders: "Sequence[Order]") -> "Order":

@@ -8,6 +8,7 @@ print(td.score(["Return a new list."])[0].perplexity)
 """
 
 import json
+import logging
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, lru_cache, partial
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.data import continuation, encode_documents
+from textdiff.data import continuation, encode_checked, opening
 from textdiff.data.texts import checked_string, checked_texts, one_or_more
 from textdiff.data.tokenizer import end_id, token_bytes
 from textdiff.diffusion.family import Family, block_sizes
@@ -56,6 +57,8 @@ from textdiff.sampling.rules import build_rule
 from textdiff.template import Form
 from textdiff.watching import Audience, FinishedRow, Watcher
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass
 class TextDiffusion:
@@ -64,7 +67,8 @@ class TextDiffusion:
     Attributes:
         model: the network.
         tokenizer: its tokenizer.
-        family: process, schedule, objective and block size.
+        family: process, schedule, objective and block size; only tokens of the tokenizer are
+            predicted.
         defaults: what `generate` does unless told otherwise.
         folder: the export it was loaded from; None for one that was built in memory.
     """
@@ -74,6 +78,13 @@ class TextDiffusion:
     family: Family
     defaults: SampleDefaults = field(default_factory=SampleDefaults)
     folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Exclude the network's rows that are not a token of the tokenizer: they have no text."""
+        named = torch.zeros_like(self.family.process.vocabulary.clean)
+        ids = torch.tensor(list(self.tokenizer.get_vocab().values()), device=named.device)
+        named[ids[ids < len(named)]] = True
+        self.family = self.family.among(named)
 
     @classmethod
     def from_pretrained(
@@ -190,6 +201,7 @@ class TextDiffusion:
             seed=seed,
             **options,
         )
+        _report(order)
         feeds = [] if streamer is None else [Feed(streamer)]
         return self.fulfil(order, batch_size, cache, [*watchers, *feeds])
 
@@ -245,7 +257,8 @@ class TextDiffusion:
             constraint.check(job)
         end = end_id(self.tokenizer, self.family.process.vocabulary.clean)
         controls = make_controls(settings, hooks, constraint, end)
-        return Order(job, settings, controls, stops)
+        lost = tuple(dict.fromkeys(sentence for form in forms for sentence in form.lost))
+        return Order(job, settings, controls, stops, lost)
 
     def fulfil(
         self,
@@ -269,7 +282,7 @@ class TextDiffusion:
             raise ConfigError(f"batch_size {batch_size}: give at least 1")
         slots = batch_size
         parts = {part for watcher in watchers for part in watcher.parts}
-        done, written, row_calls = Generation(), 0, 0
+        done, written, row_calls = Generation(lost=order.lost), 0, 0
         for first in range(0, len(order.job.prompts), 16 * slots):
             part = replace(order, job=order.job.part(first, first + 16 * slots))
             audience, calls, ran = Audience(part.job, watchers, partial(self._finished, part)), 0, 0
@@ -297,6 +310,7 @@ class TextDiffusion:
         (`draft`, `confidence`, `entropy`) that are to be filled.
         """
         order = self.order(prompts, suffix=suffix, num_samples=num_samples, seed=seed, **options)
+        _report(order)
         yield from self._run(order, cache, len(order.job.prompts), parts)
 
     def finished(self, rows: Sequence[Sequence[int]], prompts: Sequence[int]) -> list[str]:
@@ -312,8 +326,8 @@ class TextDiffusion:
         ]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Token ids as text, special tokens removed."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        """Token ids as text, special tokens removed, and a space that the tokenizer put before."""
+        return str(self._opening.decode(list(ids), skip_special_tokens=True))
 
     # --- likelihood ---
 
@@ -358,9 +372,11 @@ class TextDiffusion:
             raise ConfigError(
                 f"protocol {protocol} fixes its chunks: no prompts, spans, stride or end_of_text"
             )
-        ids = encode_documents(self.tokenizer, texts)
+        found = encode_checked(self.tokenizer, texts)
         chosen = find_protocol(protocol)
-        return published_windows(chosen, self.tokenizer, ids, texts, self._context, clean)
+        return published_windows(
+            chosen, self.tokenizer, found.ids, texts, self._context, clean, found.losses
+        )
 
     def estimate(
         self,
@@ -546,8 +562,13 @@ class TextDiffusion:
 
     def _part(self, ids: list[int], start: int, stop: int) -> str:
         """Some tokens of a row as they stand in its text, whose beginning may be decoded apart."""
-        tokenizer = self._onward if start else self.tokenizer
+        tokenizer = self._onward if start else self._opening
         return str(tokenizer.decode(ids[start:stop], skip_special_tokens=True))
+
+    @cached_property
+    def _opening(self) -> PreTrainedTokenizerFast:
+        """The tokenizer that decodes whole texts."""
+        return opening(self.tokenizer)
 
     @cached_property
     def _onward(self) -> PreTrainedTokenizerFast:
@@ -564,6 +585,12 @@ def _in_blocks(sizes: Sequence[int | None]) -> str:
     whole = ["on whole sequences"] if None in sizes else []
     blocks = [str(size) for size in sizes if size is not None]
     return " and ".join([*whole, *(["in blocks of " + " and ".join(blocks)] if blocks else [])])
+
+
+def _report(order: Order) -> None:
+    """Log what the model does not see of the prompts."""
+    for sentence in order.lost:
+        _log.warning("%s", sentence)
 
 
 def _refuse_half_characters(texts: Sequence[str]) -> None:

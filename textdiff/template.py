@@ -6,14 +6,14 @@ tokenizers do to the beginning of a text they do to the first piece alone, if no
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.data import continuation, encode_documents
+from textdiff.data import encode_checked
 from textdiff.errors import ConfigError, DataError
 
 HOLE = re.compile(r"(?<!\\)\[MASK(?:\]|:([^\]\n]*)\])")
@@ -31,11 +31,13 @@ class Form:
         tokens: token ids, None where a place is open; for a plain prompt all are given.
         suffix: token ids that follow what is generated after `tokens`.
         template: whether its length is fixed: it has holes of its own.
+        lost: what the model does not see of the given text as it is written, in sentences.
     """
 
     tokens: tuple[int | None, ...]
     suffix: tuple[int, ...] = ()
     template: bool = False
+    lost: tuple[str, ...] = ()
 
 
 def pieces_of(text: str) -> list[str | int]:
@@ -89,37 +91,74 @@ def forms_of(
         DataError: characters that the tokenizer does not know.
     """
     split = [pieces_of(text) for text in texts]
-    first = [piece for pieces in split for piece in pieces[:1] if isinstance(piece, str)]
-    later = [piece for pieces in split for piece in pieces[1:] if isinstance(piece, str)]
-    later += [suffix for suffix in suffixes if suffix]
-    firsts = _encoded(tokenizer, first, clean)
-    laters = _encoded(continuation(tokenizer) if later else tokenizer, later, clean)
-    rows = []
-    for pieces in split:
-        row: list[int | None] = []
+    given = []
+    for pieces, suffix in zip(split, suffixes, strict=True):
         for number, piece in enumerate(pieces):
-            given = laters if number else firsts
-            row += [None] * piece if isinstance(piece, int) else next(given)
-        rows.append(tuple(row))
+            if isinstance(piece, str):
+                given.append(_Given(piece, later=number > 0, whole=len(pieces) == 1))
+        if suffix:
+            given.append(_Given(suffix, later=True, whole=True))
+    encoded = iter(_encoded(tokenizer, given, clean))
     forms = []
-    for row_tokens, pieces, suffix in zip(rows, split, suffixes, strict=True):
+    for pieces, suffix in zip(split, suffixes, strict=True):
         holes = any(isinstance(piece, int) for piece in pieces)
         if holes and suffix:
             raise ConfigError(
                 "a suffix follows what is generated after a prompt; in a template with holes write "
                 "it behind the last hole"
             )
-        forms.append(Form(row_tokens, tuple(next(laters)) if suffix else (), holes))
+        row: list[int | None] = []
+        lost: list[str] = []
+        for piece in pieces:
+            if isinstance(piece, int):
+                row += [None] * piece
+            else:
+                ids, what = next(encoded)
+                row += ids
+                lost += what
+        after, what = next(encoded) if suffix else ([], [])
+        forms.append(Form(tuple(row), tuple(after), holes, (*lost, *what)))
     return forms
 
 
+@dataclass(frozen=True)
+class _Given:
+    """A piece of given text.
+
+    Attributes:
+        text: the piece.
+        later: whether it goes on from what stands before it.
+        whole: whether it is a whole prompt, or a suffix.
+    """
+
+    text: str
+    later: bool
+    whole: bool
+
+
 def _encoded(
-    tokenizer: PreTrainedTokenizerFast, texts: Sequence[str], clean: Tensor
-) -> Iterator[list[int]]:
-    """The tokens of each text; `DataError` where they are none that the model can predict."""
-    for text, ids in zip(texts, encode_documents(tokenizer, texts), strict=True):
+    tokenizer: PreTrainedTokenizerFast, given: Sequence[_Given], clean: Tensor
+) -> list[tuple[list[int], list[str]]]:
+    """Return the tokens of each piece, and in words what they do not give back of it.
+
+    Raises:
+        DataError: tokens that the model cannot predict, or nothing is left of a prompt or suffix.
+    """
+    texts, later = [piece.text for piece in given], [piece.later for piece in given]
+    encoded = encode_checked(tokenizer, texts, later)
+    found = []
+    for number, (piece, ids) in enumerate(zip(given, encoded.ids, strict=True)):
         if not bool(clean[torch.from_numpy(ids).long()].all()):
             raise DataError(
-                f"the prompt {text!r:.60} has characters that the tokenizer was not trained on"
+                f"the prompt {piece.text!r:.60} has characters that the tokenizer was not trained "
+                "on"
             )
-        yield ids.tolist()
+        loss = encoded.losses.get(number)
+        if loss is not None and bool((ids == encoded.unknown).all()) and piece.whole:
+            raise DataError(
+                f"nothing is left of the prompt {piece.text!r:.60} in tokens: the tokenizer does "
+                "not know what stands in it; write another, or use another model"
+            )
+        said = f"the model does not see {piece.text!r:.60} as it is written: its tokenizer loses "
+        found.append((ids.tolist(), [] if loss is None else [f"{said}a part ({loss})"]))
+    return found

@@ -24,7 +24,9 @@ from textdiff.sampling import Cache
 from textdiff.template import HOLE
 from textdiff.watching import FinishedRow
 
-WRITTEN = ("line", "sample", "text", "completion", "holes", "new_tokens", "error")
+WRITTEN = (
+    "line", "sample", "text", "completion", "holes", "new_tokens", "prompt_lost", "error",
+)  # fmt: skip
 """Keys of the output that are not the user's."""
 
 OF_THE_JOB = ("batch_size", "block_size", "device", "dtype", "watch", "film", "trace")
@@ -62,11 +64,16 @@ class Request:
         return _dump({"line": self.line, **sample, "error": error})
 
     def answered(self, row: FinishedRow) -> str:
-        """The line of the output with the text; holes are listed where there are several."""
+        """The line of the output with the text; holes are listed where there are several.
+
+        What the model does not see of the prompt as it is written is said in `prompt_lost`.
+        """
         found: dict[str, Any] = {"text": row.text, "completion": row.completion}
         if row.holes != [row.completion]:
             found["holes"] = row.holes
         found["new_tokens"] = row.new_tokens
+        if self.order is not None and self.order.lost:
+            found["prompt_lost"] = list(self.order.lost)
         return _dump({"line": self.line, "sample": self.sample, **self.record, **found})
 
 

@@ -235,6 +235,8 @@ def _say_before(name: str, requests: "Sequence[Request]", output: "Output") -> N
     for note in notes(requests):
         print(f"note: {note}", file=sys.stderr)
     _say_errors(name, {r.line: r.error for r in requests if r.error is not None})
+    lost = {r.line: "; ".join(r.order.lost) for r in requests if r.order and r.order.lost}
+    _say_errors(name, {line: f"note: {said}" for line, said in lost.items()})
 
 
 def _say_after(name: str, requests: "Sequence[Request]", output: "Output") -> int:

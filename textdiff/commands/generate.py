@@ -133,6 +133,7 @@ def _print_json(
     figures: dict[str, Any] = {"interrupted": True}
     if done is not None:
         figures = {"calls": done.calls, "tokens_per_forward": done.tokens_per_forward}
+        figures |= {"prompt_lost": list(done.lost)} if done.lost else {}
     samples = [
         {
             "text": row.text,

@@ -49,6 +49,16 @@ class Family:
         process = self.process.to(torch.device("cpu"))
         return replace(self, process=process, objective=replace(self.objective, process=process))
 
+    def among(self, allowed: Tensor) -> "Family":
+        """Return the family whose clean tokens are among those allowed, [V] bool; mostly itself."""
+        vocabulary = self.process.vocabulary
+        if bool(allowed[vocabulary.ids].all()):
+            return self
+        clean = vocabulary.clean & allowed
+        narrowed = Vocabulary(clean, clean.nonzero().squeeze(1), vocabulary.mask_token_id)
+        process = replace(self.process, vocabulary=narrowed)
+        return replace(self, process=process, objective=replace(self.objective, process=process))
+
     def with_block_size(self, block_size: int | None) -> "Family":
         """The same family in other blocks."""
         return replace(self, block_size=block_size)

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.data import continuation
+from textdiff.data import continuation, opening
 
 END = "∎"
 """How an end-of-text token is shown."""
@@ -30,7 +30,7 @@ class Pieces:
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, hidden: Sequence[int]):
         self.tokenizer, self.hidden = tokenizer, frozenset(hidden)
-        self.onward = continuation(tokenizer)
+        self.onward, self.opening = continuation(tokenizer), opening(tokenizer)
         self.special = {
             token: END if token == tokenizer.eos_token_id else str(tokenizer.decode([token]))
             for token in tokenizer.all_special_ids
@@ -51,7 +51,7 @@ class Pieces:
         return shown
 
     def _decode_after(self, before: int | None, tokens: tuple[int, ...]) -> str:
-        alone = str((self.tokenizer if before == _BEGINNING else self.onward).decode(list(tokens)))
+        alone = str((self.opening if before == _BEGINNING else self.onward).decode(list(tokens)))
         if before is None or before == _BEGINNING:
             return alone
         first = str(self.tokenizer.decode([before]))
