@@ -222,6 +222,38 @@ def test_config_show_round_trips(root, capsys, tmp_path):
         assert "steps: 7" in shown
 
 
+@pytest.mark.parametrize("kind", ["export", "texts", "file", "link", "below a file", "another"])
+def test_tokenizer_train_leaves_what_is_not_its_own(kind, corpus, tmp_path, capsys):
+    out = tmp_path / "out"
+    if kind in ("export", "another"):
+        assert main(["tokenizer", "train", str(out), str(corpus), "--kind", "byte"]) == 0
+        content = json.loads((out / "tokenizer.json").read_text())
+        if kind == "export":
+            (out / "config.json").write_text("{}")
+        else:
+            (out / "tokenizer.json").write_text(json.dumps(content | {"added_tokens": []}))
+    elif kind == "texts":
+        out.mkdir()
+        (out / "a.txt").write_text("text")
+    elif kind == "link":
+        out.symlink_to(tmp_path / "nowhere")
+    else:
+        out.write_text("text")
+        out = out / "inside" if kind == "below a file" else out
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    assert main(["tokenizer", "train", str(out), str(corpus), "--kind", "byte"]) == 2
+    assert "folder" in capsys.readouterr().err
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_tokenizer_train_writes_over_its_own(corpus, tmp_path, capsys):
+    for kind in ("char", "byte"):
+        assert main(["tokenizer", "train", str(tmp_path), str(corpus), "--kind", kind]) == 0
+    assert json.loads((tmp_path / "tokenizer.json").read_text())["added_tokens"][-1]["id"] == 258
+    inside = str(tmp_path / "a" / "b")
+    assert main(["tokenizer", "train", inside, str(corpus), "--kind", "byte"]) == 0
+
+
 def test_tokenizer_train(corpus, tmp_path, capsys):
     from transformers import AutoTokenizer
 

@@ -1,5 +1,8 @@
 """`textdiff tokenizer train`: a tokenizer from text files."""
 
+import json
+import os
+from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -7,7 +10,9 @@ import tyro
 from textdiff.commands.arguments import TextArgument, given_text
 from textdiff.commands.inputs import given_texts
 from textdiff.commands.terminal import quiet_libraries
-from textdiff.errors import ConfigError
+from textdiff.errors import ConfigError, DataError
+
+_FILES = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
 
 
 def train_tokenizer(
@@ -34,7 +39,7 @@ def train_tokenizer(
         raise ConfigError(f"--vocab-size {vocab_size}: give at least 260 (256 bytes and specials)")
     if not text:
         raise ConfigError("no text given: name one or more files, or - for standard input")
-    given_text("OUTPUT", output)
+    folder = _own_folder(given_text("OUTPUT", output))
     quiet_libraries()
     texts = list(given_texts(text, text_column))
     from textdiff.data import encode_documents
@@ -46,10 +51,49 @@ def train_tokenizer(
     else:
         section = CharTokenizer() if kind == "char" else ByteTokenizer()
     tokenizer = fit(section, texts)
-    tokenizer.save_pretrained(output)
+    try:
+        tokenizer.save_pretrained(folder)
+    except OSError as error:
+        raise DataError(f"{output} cannot be written ({error.strerror or error})") from None
     tokens = sum(len(ids) for ids in encode_documents(tokenizer, texts))
     size = sum(len(t.encode()) for t in texts)
     print(
         f"{output}: {kind} tokenizer of {len(tokenizer):,} ids, {size / tokens:.2f} bytes per token"
     )
     return 0
+
+
+def _own_folder(output: str) -> Path:
+    """Return the folder to write: a new one, an empty one, or an earlier result of this command.
+
+    Raises:
+        ConfigError: anything else is there, which is left as it is.
+    """
+    folder = Path(os.path.expanduser(output))
+    if not output.strip():
+        raise ConfigError("OUTPUT is empty; name a folder to write")
+    parent = next((place for place in folder.absolute().parents if place.exists()), folder)
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise ConfigError(f"{output} exists and is not a folder; name a new folder")
+    if not parent.is_dir() or not os.access(folder if folder.is_dir() else parent, os.W_OK):
+        raise ConfigError(f"{output} cannot be written; name a new folder where you may write")
+    inside = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if inside and not _is_own(folder, inside):
+        raise ConfigError(
+            f"{output} is not a tokenizer that this command has written: it holds "
+            f"{', '.join(inside[:3])}{', ...' if len(inside) > 3 else ''}; name a new folder"
+        )
+    return folder
+
+
+def _is_own(folder: Path, names: list[str]) -> bool:
+    """Return whether a folder holds a tokenizer of `train_tokenizer` and nothing else."""
+    from textdiff.data.tokenizer import EOS, MASK, PAD
+
+    if not set(names) <= _FILES or "tokenizer.json" not in names:
+        return False
+    try:
+        added = json.loads((folder / "tokenizer.json").read_text("utf-8"))["added_tokens"]
+        return [token["content"] for token in added][-3:] == [EOS, PAD, MASK]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
