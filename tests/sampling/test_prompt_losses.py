@@ -6,7 +6,8 @@ import pytest
 import torch
 from small_tokenizers import bpe, model_of, unigram, wordpiece
 
-from textdiff.batch.requests import read_requests
+from textdiff.batch.requests import LineDefaults, read_requests
+from textdiff.commands.sampling import read_template
 from textdiff.errors import DataError
 from textdiff.pipeline import TextDiffusion
 from textdiff.view.pieces import Pieces
@@ -48,11 +49,11 @@ def test_a_prompt_of_which_nothing_is_left_is_refused(words, options):
         words.generate(**options)
 
 
-def test_lines_of_a_file(words, tmp_path):
-    path = tmp_path / "in.jsonl"
+def test_lines_of_a_file(words):
     prompts = ["The cat", "☃", "the"]
-    path.write_text("".join(json.dumps({"prompt": p, "max_new_tokens": 2}) + "\n" for p in prompts))
-    cased, unknown, clean = read_requests(words, path, num_samples=1, seed=0, options={})
+    lines = "".join(json.dumps({"prompt": p, "max_new_tokens": 2}) + "\n" for p in prompts)
+    job = LineDefaults(1, 0, None, {}, read_template)
+    cased, unknown, clean = read_requests(words, lines.encode(), "lines", job)
     assert len(cased.order.lost) == 1
     assert "nothing is left" in unknown.error
     assert clean.order.lost == ()

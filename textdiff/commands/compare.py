@@ -102,8 +102,14 @@ def _score(
 
 
 def _record(result: "Difference", records: list[dict[str, Any]]) -> dict[str, Any]:
-    low, high = result.interval()
-    return {"difference": {**asdict(result), "interval_95": [low, high]}, "models": records}
+    from textdiff.likelihood.bound import finite
+
+    found = asdict(result) | {
+        "stderr": result.stderr if result.is_reliable else None,
+        "is_reliable": result.is_reliable,
+        "interval_95": [finite(end) for end in result.interval()],
+    }
+    return {"difference": found, "models": records}
 
 
 def _show(name: str, estimates: "Estimates") -> None:

@@ -27,6 +27,8 @@ def bound_lines(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str
     yield f"its terms in nats/token: {parts}"
     if estimates.exact:
         yield "no Monte-Carlo error: this estimator draws nothing"
+    elif bound.doubt:
+        yield f"no 95 % interval and no error: {bound.doubt}"
     else:
         low, high = bound.perplexity_interval()
         yield (
@@ -93,7 +95,7 @@ def _verdict(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str]:
     yield f"protocol {protocol.name}, for comparison with published figures; what is biased in it:"
     for bias in record["biases"]:
         yield f"  - {bias}"
-    if bound.estimator != protocol.estimator:
+    if bound.estimator != protocol.estimator or bound.doubt:
         return
     one = bound.stderr * bound.replicates**0.5
     times = f"{protocol.draws:,} draws" if protocol.draws > 1 else "one draw"
@@ -135,8 +137,9 @@ def difference_lines(found: Difference, first: str, second: str) -> Iterator[str
         first: the first model, as the user named it.
         second: the second.
     """
+    error = "" if found.doubt else f" ± {found.stderr:.5f}"
     yield (
-        f"{first} minus {second}: {found.mean:+.5f} ± {found.stderr:.5f} {found.unit} "
+        f"{first} minus {second}: {found.mean:+.5f}{error} {found.unit} "
         f"({found.replicates} paired replicates, {found.tokens:,} tokens)"
     )
     if found.left_out:
@@ -156,6 +159,8 @@ def verdict(found: Difference, first: str, second: str) -> str:
     low, high = found.interval()
     if found.mean == 0.0 and found.stderr == 0.0:
         return "Their bounds are the same."
+    if found.doubt:
+        return f"On this text neither is shown to be better: {found.doubt}."
     better, worse = (first, second) if found.mean < 0 else (second, first)
     if low <= 0.0 <= high:
         return (

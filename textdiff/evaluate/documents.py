@@ -25,10 +25,11 @@ def document_records(
 
     Yields:
         `document` (from 1), `tokens`, `bytes`, and unless nothing is scored `nats`, `stderr_nats`
-        and the `replicates` it comes from, `is_bound`, what follows its end (`after_the_end`) and,
-        where ends are scored, what that costs of the nats (`end_of_text_nats`); documents with
-        tokens have `perplexity` and `bits_per_byte` besides; documents that their tokens do not
-        give back have no bits per byte, and say what is `lost`.
+        (None where it is in doubt), `is_reliable` and the `replicates` it comes from, `is_bound`,
+        what follows its end (`after_the_end`) and, where ends are scored, what that costs of the
+        nats (`end_of_text_nats`); documents with tokens have `perplexity` and `bits_per_byte`
+        besides; documents that their tokens do not give back have no bits per byte, and say what is
+        `lost`.
     """
     windows = estimates.windows
     tokens = _tokens(model, estimates) if per_token else {}
@@ -50,7 +51,9 @@ def _figures(estimates: Estimates, index: int) -> dict[str, Any]:
     """What all tokens of a document cost together."""
     nats = estimates.nats[:, index]
     stderr = 0.0 if estimates.exact else standard_error(nats)
-    found: dict[str, Any] = {"nats": float(nats.mean()), "stderr_nats": stderr}
+    doubt = estimates.tail(slice(index, index + 1)).doubt
+    found: dict[str, Any] = {"nats": float(nats.mean()), "stderr_nats": None if doubt else stderr}
+    found |= {"is_reliable": not doubt} | ({"doubt": doubt} if doubt else {})
     found |= {"replicates": estimates.replicates, "is_bound": estimates.is_bound(index)}
     if END in estimates.parts:
         found["end_of_text_nats"] = float(estimates.parts[END][:, index].mean())

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Any
 
+from textdiff.likelihood.tails import skewed_ends
+
 
 @dataclass(frozen=True)
 class Bound:
@@ -27,6 +29,9 @@ class Bound:
             back, so it is no bound on the text and has no figure per byte.
         pilot: further replicates that said how many it takes; their spread is that of `stderr`, and
             they are no part of `mean`. 0: there were none.
+        skewness: of `mean` as an estimate; its interval reaches further on that side.
+        doubt: why neither `stderr` nor an interval can be trusted, and what to do; empty if they
+            can.
     """
 
     mean: float
@@ -42,6 +47,13 @@ class Bound:
     note: str = ""
     pilot: int = 0
     lossy: int = 0
+    skewness: float = 0.0
+    doubt: str = ""
+
+    @property
+    def is_reliable(self) -> bool:
+        """Whether the draws show enough of their tails for an error to be stated."""
+        return not self.doubt
 
     @property
     def perplexity(self) -> float:
@@ -59,12 +71,14 @@ class Bound:
         return self.mean / math.log(2.0)
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Student-t interval of `mean` in nats per token, Monte-Carlo error only."""
-        if self.stderr == 0.0:  # nothing random, or a single replicate of it
-            return self.mean, self.mean
+        """Interval of `mean` in nats per token, Monte-Carlo error only; NaN where it is in doubt.
+
+        Student's t, corrected for skewness.
+        """
         degrees = (self.pilot or self.replicates) - 1
-        width = student_t_quantile(0.5 + confidence / 2, degrees) * self.stderr
-        return self.mean - width, self.mean + width
+        return error_interval(
+            self.mean, self.stderr, degrees, confidence, self.skewness, self.doubt
+        )
 
     def perplexity_interval(self, confidence: float = 0.95) -> tuple[float, float]:
         """The interval as perplexities."""
@@ -72,14 +86,31 @@ class Bound:
         return _exp(low), _exp(high)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data, derived figures included; None for infinite perplexities."""
+        """Everything as plain data, derived figures included; None for infinite perplexities.
+
+        Errors in doubt are None too.
+        """
         return asdict(self) | {
+            "stderr": self.stderr if self.is_reliable else None,
+            "is_reliable": self.is_reliable,
             "perplexity": finite(self.perplexity),
             "bits_per_byte": self.bits_per_byte,
             "bits_per_token": self.bits_per_token,
-            "interval_95": list(self.interval()),
+            "interval_95": [finite(end) for end in self.interval()],
             "perplexity_interval_95": [finite(end) for end in self.perplexity_interval()],
         }
+
+
+def error_interval(
+    mean: float, stderr: float, degrees: int, confidence: float, skewness: float, doubt: str
+) -> tuple[float, float]:
+    """Interval of a mean with a standard error of so many degrees of freedom."""
+    if stderr == 0.0:  # nothing random, or a single replicate of it
+        return mean, mean
+    if doubt:
+        return math.nan, math.nan
+    below, above = skewed_ends(student_t_quantile(0.5 + confidence / 2, degrees), skewness)
+    return mean - below * stderr, mean + above * stderr
 
 
 def finite(value: float) -> float | None:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from textdiff.errors import DataError
-from textdiff.likelihood.bound import student_t_quantile
+from textdiff.likelihood.bound import error_interval
 from textdiff.likelihood.estimates import Estimates, standard_error, text_error
+from textdiff.likelihood.tails import MANY_DRAWS, Tail, mean_skewness
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,9 @@ class Difference:
         documents: documents that it is of.
         left_out: documents that the tokens of either model do not give back: in bits per byte they
             do not compare.
+        skewness: of `mean` as an estimate; its interval reaches further on that side.
+        doubt: why neither `stderr` nor an interval can be trusted, and what to do; empty if they
+            can.
     """
 
     mean: float
@@ -36,13 +40,23 @@ class Difference:
     tokens: int = 0
     documents: int = 1
     left_out: int = 0
+    skewness: float = 0.0
+    doubt: str = ""
+
+    @property
+    def is_reliable(self) -> bool:
+        """Whether the draws show enough of their tails for an error to be stated."""
+        return not self.doubt
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Student-t interval of `mean`, Monte-Carlo error only."""
-        if self.stderr == 0.0:
-            return self.mean, self.mean
-        width = student_t_quantile(0.5 + confidence / 2, self.replicates - 1) * self.stderr
-        return self.mean - width, self.mean + width
+        """Interval of `mean`, Monte-Carlo error only; NaN where it is in doubt.
+
+        Student's t, corrected for skewness.
+        """
+        degrees = self.replicates - 1
+        return error_interval(
+            self.mean, self.stderr, degrees, confidence, self.skewness, self.doubt
+        )
 
 
 def paired(
@@ -95,15 +109,19 @@ def compare(a: Estimates, b: Estimates, *, per_byte: bool = False) -> Difference
     first, second = _aligned(a.nats, b.nats)
     difference = ((first - second) / scale)[:, kept]  # [R, D]
     totals = difference.sum(1) / size.sum()
+    exact = a.exact and b.exact
+    skewness, doubt = (0.0, "") if exact else _tail(a, b, difference)
     return Difference(
         mean=float(totals.mean()),
-        stderr=0.0 if a.exact and b.exact else standard_error(totals),
+        stderr=0.0 if exact else standard_error(totals),
         text_stderr=text_error(difference.mean(0), size),
         replicates=len(totals),
         unit="bits/byte" if per_byte else "nats/token",
         tokens=int(a.windows.document_tokens[kept].sum()),
         documents=len(size),
         left_out=len(kept) - len(size),
+        skewness=skewness,
+        doubt=doubt,
     )
 
 
@@ -124,6 +142,23 @@ def _comparable(a: Estimates, b: Estimates) -> Tensor:
             "tokenizer, or of tokenizers that lose nothing"
         )
     return kept
+
+
+def _tail(a: Estimates, b: Estimates, difference: Tensor) -> tuple[float, str]:
+    """Skewness of a difference [R, D], and what puts its error in doubt.
+
+    What puts either bound in doubt does so for the difference, whose own draws may also have tails
+    that neither bound's have: where the models agree on everything else.
+    """
+    cells, others = a.cells(), b.cells()
+    whole = difference.shape[1] == a.nats.shape[1]  # no document is left out
+    if whole and cells.shape[1] == others.shape[1]:
+        cells, others = _aligned(cells, others)
+        cells = cells - others
+    else:
+        cells = difference
+    tails = a.tail(), b.tail(), Tail(mean_skewness(cells), MANY_DRAWS, len(cells))
+    return tails[-1].skewness, next((tail.doubt for tail in tails if tail.doubt), "")
 
 
 def _same_text(a: Estimates, b: Estimates) -> bool:

@@ -28,6 +28,7 @@ from textdiff.likelihood.stopping import (
     LEAST_PILOT,
     MIN_REPLICATES,
     PILOT,
+    document_draws,
     least_replicates,
     replicates_for,
 )
@@ -95,16 +96,18 @@ def estimate(
     saved = State.open(state, job.fingerprint() if state else {}, shard[0] == 0)
     least = 1 if chosen.exact else least_replicates(windows, family, chosen.draws, each_document)
     wanted = 1 if chosen.exact else max(replicates, least)
-    pilot = torch.zeros(0, dtype=torch.float64)
+    pilot = torch.zeros(0, len(windows.tokens), dtype=torch.float64)
     if precision is not None and not chosen.exact:
         pilot = _pilot(job, saved, max(wanted, LEAST_PILOT), wanted, reduce, progress)
-        per_token = pilot / windows.document_tokens.sum().clamp(min=1)
+        per_token = pilot.sum(1) / windows.document_tokens.sum().clamp(min=1)
         wanted = max(wanted, replicates_for(precision, per_token))
     while (done := len(saved.shares)) < wanted:
         before = len(pilot)
         told = _counting_on(progress, before + done, before + wanted, len(windows.tokens))
         saved.add(*job.split(reduce(job.replicate(done, told))))
-    parts = torch.stack(saved.shares).unbind(1)
+    shares = torch.stack(saved.shares)  # [R, P, W]
+    parts = by_document(shares, windows).unbind(1)
+    heavy = family.objective.heavy_tailed
     return Estimates(
         dict(zip(job.parts, parts, strict=True)),
         windows,
@@ -112,10 +115,20 @@ def estimate(
         exact=chosen.exact,
         note=chosen.missing(family),
         least=least,
-        pilot=pilot,
+        pilot=pilot.sum(1),
+        spread=shares.sum(1),
+        pilot_spread=pilot,
+        draws=document_draws(windows, family, chosen.draws),
+        guess=math.log(family.process.vocabulary.count) if heavy else 0.0,
         tokens=saved.tokens,
         rows=job.scorer.rows,
     )
+
+
+def by_document(nats: Tensor, windows: Windows) -> Tensor:
+    """[R, P, D] nats of documents from those of their windows, [R, P, W]."""
+    found = nats.new_zeros(*nats.shape[:2], len(windows.document_tokens))
+    return found.index_add(2, windows.document, nats)
 
 
 class _Job:
@@ -149,14 +162,13 @@ class _Job:
         self._kept = int(lengths.sum()) if attribute else 0
 
     def replicate(self, index: int, progress: Callable[[int], None]) -> Tensor:
-        """Nats of one replicate, flat: [P, D], then [T] if tokens are attributed."""
+        """Nats of one replicate, flat: [P, W], then [T] if tokens are attributed."""
         if self.learned is None:
             views = self._views(-1)
             self.learned = [self.estimator.learn(view, self.scorer) for view in views]
             views = self._views(-2)
             self.allocations = [self.estimator.allocate(view, self.scorer) for view in views]
-        documents = len(self.windows.document_tokens)
-        nats = torch.zeros(len(self.parts), documents, dtype=torch.float64)
+        nats = torch.zeros(len(self.parts), len(self.windows.tokens), dtype=torch.float64)
         tokens = torch.zeros(self._kept, dtype=torch.float64)
         done = 0
         for view in self._views(index):
@@ -169,7 +181,7 @@ class _Job:
             if END in self.parts:
                 parts = self._with_end(parts, view)
             for row, name in zip(nats, self.parts, strict=True):
-                row.index_add_(0, view.document, parts[name].sum(1))
+                row[view.window] = parts[name].sum(1)
             done += len(view.window)
             progress(done * self.processes)
         return torch.cat([nats.flatten(), tokens])
@@ -182,16 +194,16 @@ class _Job:
         return text | {END: sum(parts.values(), torch.zeros(())) * is_end}
 
     def split(self, share: Tensor) -> tuple[Tensor, Tensor]:
-        """[P, D] nats and [T or 0] nats per token of a flat share."""
-        documents = len(self.windows.document_tokens)
+        """[P, W] nats and [T or 0] nats per token of a flat share."""
         nats, tokens = torch.split(share, [len(share) - self._kept, self._kept])
-        return nats.view(-1, documents), tokens
+        return nats.view(-1, len(self.windows.tokens)), tokens
 
     def fingerprint(self) -> dict[str, str]:
         """What makes a saved state one of this job."""
         return {
             "model": model_digest(self.scorer.denoiser, self.scorer.host),
             "text": self.windows.digest,
+            "layout": "nats of every window",
             "estimator": f"{self.estimator!r}, tokens {self.attribute}",
             "rest of the last block": str(self.windows.rest is not None),
             "seed": str(self.seed),
@@ -256,15 +268,15 @@ def _pilot(
     reduce: Callable[[Tensor], Tensor],
     progress: Callable[[int, int], None],
 ) -> Tensor:
-    """[size] nats of a precision's pilot, of which what is missing is drawn.
+    """[size, W] nats of a precision's pilot, of which what is missing is drawn.
 
     At least `following` replicates come after it.
     """
     while (done := len(saved.pilot)) < size:
         told = _counting_on(progress, done, size + following, len(job.windows.tokens))
         nats, _ = job.split(reduce(job.replicate(PILOT + done, told)))
-        saved.add_pilot(float(nats.sum()))
-    return torch.tensor(saved.pilot[:size], dtype=torch.float64)
+        saved.add_pilot(nats.sum(0))
+    return torch.stack(saved.pilot[:size])
 
 
 def _counting_on(

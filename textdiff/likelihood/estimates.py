@@ -11,6 +11,7 @@ from textdiff.data import Loss
 from textdiff.errors import ConfigError, DataError
 from textdiff.likelihood.bound import Bound
 from textdiff.likelihood.protocols import Windows
+from textdiff.likelihood.tails import MANY_DRAWS, Tail, mean_skewness
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,12 @@ class Estimates:
         pilot: [P] float64 nats of all documents in further replicates, from which a precision was
             planned: the error of the whole is their spread, and they are in no other figure but
             `rows`. Empty: none was asked for.
+        spread: [R, W] float64 nats of each window, whose tails say what an interval is worth;
+            empty: those of documents do.
+        pilot_spread: [P, W] likewise for the pilot.
+        draws: [D] noise draws of each document per replicate; empty: not known.
+        guess: nats per token of guessing at random, where an objective's costs have heavy tails;
+            0: they have not.
         tokens: [T] float64 nats of every token of every window in turn, summed over replicates;
             empty unless asked for.
         rows: rows that this process ran the network on.
@@ -39,6 +46,10 @@ class Estimates:
     note: str = ""
     least: int = 1
     pilot: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)
+    spread: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)
+    pilot_spread: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)
+    draws: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)
+    guess: float = 0.0
     tokens: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)
     rows: int = 0
 
@@ -93,6 +104,7 @@ class Estimates:
         note = "; ".join(filter(None, [self.note, _lossy(losses, len(tokens))]))
         nats = self.nats[:, part]
         spread = pilot if len(pilot) else nats.sum(1)
+        tail = self.tail(part, bool(len(pilot)))
         return Bound(
             mean=sum(terms.values()),
             stderr=0.0 if self.exact else standard_error(spread / total, self.replicates),
@@ -106,6 +118,9 @@ class Estimates:
             is_bound=not note,
             note=note,
             pilot=len(pilot),
+            # A pilot's spread does not know the mean, whose own skewness is then of no account.
+            skewness=0.0 if len(pilot) else tail.skewness,
+            doubt=tail.doubt,
             lossy=len(losses),
         )
 
@@ -117,6 +132,38 @@ class Estimates:
     def is_bound(self, document: int) -> bool:
         """Return whether the estimate of one document is, in expectation, a bound on its text."""
         return not self.note and document not in self.windows.losses
+
+    def tail(self, part: slice = slice(None), piloted: bool = False) -> Tail:
+        """What the draws of some documents say of their tail.
+
+        Args:
+            part: which documents.
+            piloted: whether the error is the spread of the pilot.
+        """
+        if self.exact:
+            return Tail(0.0, MANY_DRAWS, self.replicates)
+        cells, count = self.cells(part), self.replicates
+        if piloted:
+            if len(self.pilot_spread):
+                cells = torch.cat([self._of_windows(self.pilot_spread, part), cells])
+            count = len(self.pilot)
+        total, tokens = self.nats[:, part].sum(1).mean(), self.windows.document_tokens[part].sum()
+        guessing = self.guess * float(tokens)
+        return Tail(
+            skewness=mean_skewness(cells, count),
+            draws=int(self.draws[part].sum()) * len(cells) if len(self.draws) else MANY_DRAWS,
+            replicates=len(cells),
+            relative=float(total) / guessing if guessing else 0.0,
+        )
+
+    def cells(self, part: slice = slice(None)) -> Tensor:
+        """[R, C] nats of the independent cells of some documents: their windows, if known."""
+        return self._of_windows(self.spread, part) if len(self.spread) else self.nats[:, part]
+
+    def _of_windows(self, spread: Tensor, part: slice) -> Tensor:
+        """Those columns of [R, W] nats that belong to some documents."""
+        chosen = torch.arange(len(self.windows.document_tokens))[part]
+        return spread[:, torch.isin(self.windows.document, chosen)]
 
     def _nothing(self, part: slice) -> str:
         """What is said of documents without a token, which have no nats per token."""

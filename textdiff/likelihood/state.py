@@ -23,9 +23,9 @@ class State:
         path: where it is saved; None: nowhere.
         fingerprint: what it is of.
         writes: whether this process is the one that saves.
-        shares: [P, D] nats of each replicate.
+        shares: [P, W] nats of every window in each replicate, by part of the bound.
         tokens: [T] nats of every token, summed over replicates; empty unless they are kept.
-        pilot: nats of each replicate of a precision's pilot.
+        pilot: [W] nats of every window in each replicate of a precision's pilot.
     """
 
     path: Path | None
@@ -33,7 +33,7 @@ class State:
     writes: bool = True
     shares: list[Tensor] = field(default_factory=list)
     tokens: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
-    pilot: list[float] = field(default_factory=list)
+    pilot: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def open(cls, path: Path | None, fingerprint: dict[str, str], writes: bool) -> "State":
@@ -58,7 +58,7 @@ class State:
                     f"{path} was saved with another {key}; delete it or name another file"
                 )
         state.shares, state.tokens = list(shares.unbind(0)), tokens
-        state.pilot = pilot.tolist()
+        state.pilot = list(pilot.unbind(0))
         return state
 
     def add(self, share: Tensor, tokens: Tensor) -> None:
@@ -67,7 +67,7 @@ class State:
         self.shares.append(share)
         self._save()
 
-    def add_pilot(self, nats: float) -> None:
+    def add_pilot(self, nats: Tensor) -> None:
         """Adds a replicate of a pilot and saves it."""
         self.pilot.append(nats)
         self._save()
@@ -78,12 +78,16 @@ class State:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         part = self.path.with_name(self.path.name + ".part")
         tensors = {
-            "shares": torch.stack(self.shares) if self.shares else torch.zeros(0),
+            "shares": _stacked(self.shares),
             "tokens": self.tokens,
-            "pilot": torch.tensor(self.pilot, dtype=torch.float64),
+            "pilot": _stacked(self.pilot),
         }
         save_file(tensors, part, metadata=self.fingerprint)
         os.replace(part, self.path)
+
+
+def _stacked(rows: list[Tensor]) -> Tensor:
+    return torch.stack(rows) if rows else torch.zeros(0)
 
 
 def model_digest(denoiser: TextDiffusionModel, family: Family) -> str:

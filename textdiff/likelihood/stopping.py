@@ -45,14 +45,23 @@ def least_replicates(
         draws: noise draws per block and replicate.
         each_document: for it to be right about every document; else about all of them together.
     """
+    totals = document_draws(windows, family, draws)
+    least = int(totals[totals > 0].min() if each_document else totals.sum())
+    return max(MIN_REPLICATES, -(-LEAST_DRAWS // least))
+
+
+def document_draws(windows: Windows, family: Family, draws: int) -> Tensor:
+    """[D] int64 noise draws of every document in a replicate.
+
+    Args:
+        windows: what is scored.
+        family: says how windows fall into blocks.
+        draws: noise draws per block and replicate.
+    """
     size = family.blocks(int(windows.lengths.max())).size
     blocks = torch.tensor([_scored_blocks(windows, w, size) for w in range(len(windows.tokens))])
-    least = int(blocks.sum())
-    if each_document:
-        totals = torch.zeros(len(windows.document_tokens), dtype=torch.int64)
-        totals = totals.index_add(0, windows.document, blocks)
-        least = int(totals[totals > 0].min())
-    return max(MIN_REPLICATES, -(-LEAST_DRAWS // (least * draws)))
+    totals = torch.zeros(len(windows.document_tokens), dtype=torch.int64)
+    return totals.index_add(0, windows.document, blocks) * draws
 
 
 def _scored_blocks(windows: Windows, window: int, size: int) -> int:

@@ -68,13 +68,17 @@ def model_card(config: Config, state: dict[str, Any], bound: Bound | None) -> st
     result = "No validation bound was computed."
     if bound is not None:
         low, high = bound.perplexity_interval()
+        interval = (
+            f"of unknown error: {bound.doubt}"
+            if bound.doubt
+            else f"95 % interval {low:.3f} to {high:.3f} of the Monte-Carlo error"
+        )
         weights = "averaged" if config.train.ema_decay > 0 else "last"
         sign, bits = ("≤" if bound.is_bound else "≈"), bound.bits_per_byte
         per_byte = "" if bits is None else f" {bits:.4f} bits per byte,"
         result = (
-            f"Validation perplexity {sign} **{bound.perplexity:.3f}** per token (95 % interval "
-            f"{low:.3f} to {high:.3f} of the Monte-Carlo error),{per_byte} on {bound.tokens} "
-            f"tokens in {bound.documents} documents; estimator "
+            f"Validation perplexity {sign} **{bound.perplexity:.3f}** per token ({interval}),"
+            f"{per_byte} on {bound.tokens} tokens in {bound.documents} documents; estimator "
             f"`{bound.estimator}`, {bound.replicates} replicates, {weights} weights."
             + (f" Not a bound: {bound.note}." if bound.note else "")
         )

@@ -24,7 +24,7 @@ def evaluation_values(
     for size, bound in bounds.items():
         found = {
             "bound_nats": bound.mean,
-            "bound_stderr": bound.stderr,
+            "bound_stderr": bound.stderr if bound.is_reliable else None,
             "bound_text_stderr": bound.text_stderr,
             "bits_per_byte": bound.bits_per_byte,
             "perplexity_bound": finite(bound.perplexity),

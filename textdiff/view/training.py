@@ -25,7 +25,13 @@ def describe_bound(bound: Bound) -> str:
     per_byte = ""
     if bound.bits_per_byte is not None:
         bits = bound.stderr * bound.tokens / bound.bytes / math.log(2.0)
-        per_byte = f"{bound.bits_per_byte:.4f} ± {bits:.4f} bits/byte, "
+        spread = "" if bound.doubt else f" ± {bits:.4f}"
+        per_byte = f"{bound.bits_per_byte:.4f}{spread} bits/byte, "
+    if bound.doubt:
+        return (
+            f"perplexity {sign} {figure(bound.perplexity)}, {per_byte}"
+            f"{bound.mean:.4f} nats/token, of unknown error"
+        )
     error = bound.perplexity * bound.stderr if bound.stderr else 0.0  # infinity times 0 is none
     return (
         f"perplexity {sign} {figure(bound.perplexity)} ± {figure(error)}, {per_byte}"

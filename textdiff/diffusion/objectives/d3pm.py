@@ -64,6 +64,7 @@ class D3PMAbsorbing(_D3PM):
         auxiliary: see above.
     """
 
+    heavy_tailed: ClassVar[bool] = False
     processes: ClassVar[tuple[str, ...]] = ("absorbing",)
 
     def predict(self, logits: Tensor, xt: Tensor, alpha: Tensor) -> Prediction:

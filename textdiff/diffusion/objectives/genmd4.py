@@ -38,6 +38,7 @@ class GenMD4(Objective):
     process: AbsorbingByToken
     loss_weight: str = "elbo"
 
+    heavy_tailed: ClassVar[bool] = False
     processes: ClassVar[tuple[str, ...]] = ("absorbing by token",)
 
     def __post_init__(self) -> None:

@@ -35,6 +35,7 @@ class MDLM(Objective):
 
     loss_weight: str = "elbo"
 
+    heavy_tailed: ClassVar[bool] = False
     processes: ClassVar[tuple[str, ...]] = ("absorbing",)
 
     def predict(self, logits: Tensor, xt: Tensor, alpha: Tensor) -> Prediction:

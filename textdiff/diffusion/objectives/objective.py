@@ -56,6 +56,8 @@ class Objective(ABC):
         dense: whether every position costs nats, not only those that noise has hit.
         shifted: whether the network reads clean tokens one position late, left to right.
         predicts_score: whether predictions hold ratios of probabilities, as scores are.
+        heavy_tailed: whether costs may grow like the exponential of the network's outputs, or
+            without limit near the clean end; else they grow like a cross-entropy.
         processes: names of the processes that the objective is defined for.
     """
 
@@ -64,6 +66,7 @@ class Objective(ABC):
     dense: ClassVar[bool] = False
     shifted: ClassVar[bool] = False
     predicts_score: ClassVar[bool] = False
+    heavy_tailed: ClassVar[bool] = True
     processes: ClassVar[tuple[str, ...]]
 
     @property

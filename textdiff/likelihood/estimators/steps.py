@@ -11,8 +11,9 @@ of which the bound's terms are the share n (alpha_0 - alpha_T) / k: the weight i
 continuous time, and T = 1 has no variance at all.
 
 Where positions that are not hit cost nats too, nothing is hit in one of n + 1 draws. Its step has a
-chance in proportion to p_i (1 - lambda_i) ** n and a weight in proportion to 1 / lambda_i, because
-what is paid there falls with lambda.
+chance c_i of its own and the weight p_i (1 - lambda_i) ** n / (c_i lambda_i). What the T-step bound
+has there per unit of p_i is bounded for a network that takes a clean text for what it is, and in
+proportion to 1 / lambda_i for one that does not: most of that is in the first steps.
 """
 
 import torch
@@ -55,7 +56,10 @@ def noise_by_step_and_hits(
     rest = torch.zeros_like(v)
     for size in sorted(set(n[empty].tolist())):
         here, quiet = empty & (n == size), shares * alphas[1:] ** size
-        step[here], rest[here] = _drawn(quiet, v[here] * (size + bare)), quiet.sum()
+        chances = _chances_without_hits(quiet, 1.0 - alphas[1:])
+        step[here] = _drawn(chances, v[here] * (size + bare))
+        # Where every step hits something (T = 1), such a draw stands for nothing.
+        rest[here] = (quiet / chances).where(quiet > 0.0, 0.0)[step[here]]
     alpha_s, alpha = alphas[step], alphas[step + 1]
     place = u.masked_fill(~scorable, NEVER)
     first = blocks.spread(blocks.split(place, NEVER).amin(-1))
@@ -66,6 +70,22 @@ def noise_by_step_and_hits(
     each = torch.where(empty, rest / (1.0 - alpha), total / k.clamp(min=1))
     weight = blocks.spread(((n + bare) * each).masked_fill(n == 0, 0.0))
     return Noise(blocks.spread(alpha), threshold, place, weight, u_token, blocks.spread(alpha_s))
+
+
+def _chances_without_hits(quiet: Tensor, rate: Tensor) -> Tensor:
+    """[T] how often each step is drawn when nothing is hit.
+
+    What is paid there is between nearly the same at all steps (per unit of `quiet`), if the network
+    takes the text for clean, and in proportion to 1 / lambda, if it takes it for something else.
+    Half of the draws suit the first and half the second; neither then varies without limit.
+
+    Args:
+        quiet: [T] share of each step times its chance to hit nothing.
+        rate: [T] lambda.
+    """
+    tiny = torch.finfo(rate.dtype).tiny
+    steep = quiet / rate.clamp(min=tiny)  # a step may lose nothing
+    return 0.5 * (quiet / quiet.sum().clamp(min=tiny) + steep / steep.sum().clamp(min=tiny))
 
 
 def _drawn(chances: Tensor, v: Tensor) -> Tensor:

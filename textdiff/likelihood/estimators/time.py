@@ -45,7 +45,7 @@ class Time(Estimator):
     name: ClassVar[str] = "time"
     caveat: ClassVar[str] = (
         "rare times near 0 weigh much, and replicates that miss them state too small an error: "
-        "for texts of a few tokens, 95 % intervals hold the truth 88 to 90 % of the time"
+        "for texts of a few tokens, 95 % intervals hold the truth 90 to 94 % of the time"
     )
 
     @property
