@@ -22,6 +22,7 @@ FLOORS = {
     "errors": 0,
     "provenance": 0,
     "pointers": 1,
+    "whole_numbers": 1,
     "config": 1,
     "flags": 1,
     "plain_data": 1,

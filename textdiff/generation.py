@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from textdiff.loading import read_json
 from textdiff.sampling import Constraint, Controls, Hook, Job, Step
 from textdiff.template import MOST_TOKENS, Form, forms_of
 from textdiff.watching import FinishedRow, Watcher
+from textdiff.whole_numbers import whole_number
 
 MOST_STEPS = 1_000_000
 
@@ -87,7 +88,24 @@ class SampleDefaults:
             raise ConfigError(f"unknown option {unknown[0]!r}; known: {', '.join(sorted(known))}")
         if given.get("rule", self.rule) != self.rule:
             given.setdefault("knobs", {})
-        return replace(self, **given)
+        return replace(self, **_plain(given))
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options with plain numbers, whichever library they come from.
+
+    Raises:
+        ConfigError: no whole number where one is wanted.
+    """
+    found = dict(options)
+    hints = get_type_hints(SampleDefaults)
+    for name, value in options.items():
+        if hints[name] in (int, int | None):
+            said = "steps" if name == "max_denoising_steps" else name
+            found[name] = whole_number(said, value)
+        elif name == "knobs" and isinstance(value, Mapping):
+            found[name] = {k: v.item() if hasattr(v, "item") else v for k, v in value.items()}
+    return found
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,44 @@ from transformers import PreTrainedTokenizerFast
 from textdiff.data.tokenizer import auto_tokenizer, mask_role
 from textdiff.diffusion.family import Family, build_family
 from textdiff.diffusion.process import Vocabulary
-from textdiff.errors import CheckpointError
+from textdiff.errors import CheckpointError, ConfigError
 from textdiff.models import TextDiffusionConfig, TextDiffusionModel
 from textdiff.pointers import refuse_pointers
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def find_dtype(name: str | torch.dtype) -> torch.dtype:
+    """Return the torch dtype of a network.
+
+    Raises:
+        ConfigError: no network is computed in it.
+    """
+    dtype = DTYPES.get(str(name).removeprefix("torch."))
+    if dtype is None:
+        raise ConfigError(f"dtype {str(name)!r}: give one of {', '.join(DTYPES)}")
+    return dtype
+
+
+def find_device(name: str | torch.device | None) -> torch.device:
+    """Return a device that exists here; None is the fastest.
+
+    Raises:
+        ConfigError: there is no such device, or it holds no numbers.
+    """
+    try:
+        device = torch.device(name or default_device())
+        torch.empty(0, device=device)
+    except Exception as error:
+        raise ConfigError(f"device {name}: {str(error).splitlines()[0]}") from None
+    if device.type == "meta":
+        raise ConfigError("device meta holds shapes without numbers; choose cpu or cuda")
+    return device
 
 
 def family_of(

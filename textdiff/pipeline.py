@@ -41,9 +41,9 @@ from textdiff.likelihood.published import find_protocol, published_windows
 from textdiff.likelihood.stopping import MIN_REPLICATES
 from textdiff.likelihood.texts import Span, pieces_of, windows_of
 from textdiff.loading import (
-    DTYPES,
-    default_device,
     family_of,
+    find_device,
+    find_dtype,
     load_model,
     load_tokenizer,
     locate_export,
@@ -56,6 +56,10 @@ from textdiff.sampling.guidance import check_guidance
 from textdiff.sampling.rules import build_rule
 from textdiff.template import Form
 from textdiff.watching import Audience, FinishedRow, Watcher
+from textdiff.whole_numbers import whole_number
+
+COUNTS = ("replicates", "samples", "orders", "timesteps", "batch_tokens")
+"""Options of `likelihood.estimate` that are whole numbers."""
 
 _log = logging.getLogger(__name__)
 
@@ -88,25 +92,45 @@ class TextDiffusion:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, device: str | None = None, dtype: str = "float32"
+        cls,
+        path: str | Path,
+        device: str | torch.device | None = None,
+        dtype: str | torch.dtype = "float32",
     ) -> "TextDiffusion":
         """Loads an export directory, a run directory that has one, or a hub id.
 
         Args:
             path: where the export is.
             device: torch device; None: CUDA, else Apple's MPS, else the CPU.
-            dtype: `float32`, `float64` or `bfloat16`.
+            dtype: `float32`, `float64`, `bfloat16` or `float16`.
 
         Raises:
             CheckpointError: a file is missing, damaged or does not fit the others.
+            ConfigError: there is no such device or dtype.
         """
+        where, kind = find_device(device), find_dtype(dtype)
         folder = locate_export(path)
-        where = torch.device(device or default_device())
-        model = load_model(folder, DTYPES[dtype]).to(where).eval()
+        model = load_model(folder, kind).to(where).eval()
         tokenizer = load_tokenizer(folder, model.config)
         defaults = SampleDefaults.read(folder / "generation_config.json")
         family = family_of(model.config, where, model.exponents)
         return cls(model, tokenizer, family, defaults, folder)
+
+    def to(self, device: str | torch.device) -> "TextDiffusion":
+        """The same model on another device.
+
+        Raises:
+            ConfigError: there is no such device.
+        """
+        where = find_device(device)
+        model = self.model.to(where)
+        family = family_of(model.config, where, model.exponents)
+        family = family.with_block_size(self.family.block_size)
+        return replace(self, model=model, family=family)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What was made along the way is made again, and holds functions that cannot be pickled.
+        return {f.name: getattr(self, f.name) for f in fields(self)}
 
     @property
     def block_sizes(self) -> tuple[int | None, ...]:
@@ -124,6 +148,8 @@ class TextDiffusion:
         Raises:
             ConfigError: a size that was not trained, or that no network could use.
         """
+        if block_size is not None:
+            block_size = whole_number("block size", block_size)
         if block_size is not None and not 1 <= block_size <= self._context:
             raise ConfigError(
                 f"block size {block_size}: give 1 to {self._context}, the context of the model"
@@ -235,7 +261,9 @@ class TextDiffusion:
             ConfigError: see `generate`.
             DataError: see `generate`.
         """
-        forms = self._forms(prompts, suffix, num_samples)
+        self._check_whole()
+        seed = whole_number("seed", seed)
+        forms = self._forms(prompts, suffix, whole_number("num_samples", num_samples))
         settings = self.defaults.changed(options)
         explicit = options.get("max_new_tokens") is not None
         job = make_job(forms, settings, self._reach, first_row, seed, explicit)
@@ -278,6 +306,7 @@ class TextDiffusion:
         Raises:
             ConfigError: a batch without rows.
         """
+        batch_size = whole_number("batch_size", batch_size)
         if batch_size < 1:
             raise ConfigError(f"batch_size {batch_size}: give at least 1")
         slots = batch_size
@@ -357,6 +386,8 @@ class TextDiffusion:
             ConfigError: choices that exclude each other, or a name or number out of range.
             DataError: nothing to score, or characters the tokenizer does not know.
         """
+        self._check_whole()
+        stride = None if stride is None else whole_number("stride", stride)
         texts = checked_texts(texts, "texts")
         if not texts:
             raise DataError("no text given; give at least one")
@@ -406,6 +437,10 @@ class TextDiffusion:
             ConfigError: see `windows`, and an estimator that cannot score this model.
             DataError: see `windows`.
         """
+        seed = whole_number("seed", seed)
+        for name in COUNTS:
+            if options.get(name) is not None:
+                options[name] = whole_number(name, options[name])
         windows = self.windows(
             texts,
             prompts=prompts,
@@ -451,6 +486,24 @@ class TextDiffusion:
         return compare(mine, others, per_byte=mine.windows.digest != others.windows.digest)
 
     # --- inside ---
+
+    def _check_whole(self) -> None:
+        """Stop where the network is not what it was when this was made.
+
+        Raises:
+            ConfigError: it has no numbers, or another vocabulary.
+        """
+        if self.model.device.type == "meta":
+            raise ConfigError(
+                "the network is on device meta, which holds shapes without numbers; load it again "
+                "with TextDiffusion.from_pretrained"
+            )
+        rows, known = self.model.config.vocab_size, len(self.family.process.vocabulary.clean)
+        if rows != known:
+            raise ConfigError(
+                f"the network was resized to {rows} ids, where tokenizer and process have {known}; "
+                "save it with save_pretrained and load it again"
+            )
 
     def _at_least(
         self, replicates: int, texts: Sequence[str], options: dict[str, Any]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from textdiff.config import Config
     from textdiff.pipeline import TextDiffusion
 
-Dtype = Literal["float32", "float64", "bfloat16"]
+Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 ModelArgument = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
 TextArgument = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT...")]
 JsonFlag = Annotated[bool, tyro.conf.arg(name="json")]

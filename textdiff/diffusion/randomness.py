@@ -7,6 +7,7 @@ chains the 64-bit finaliser of Steele et al. (SplitMix64, OOPSLA 2014, Fig. 16) 
 integer torch operations that give the same bits on every device.
 """
 
+import operator
 from enum import IntEnum
 
 import torch
@@ -38,7 +39,7 @@ def _wrap(value: int) -> int:
 
 def signed(seed: int) -> int:
     """A seed of any size as the 64-bit integer that a tensor of seeds holds."""
-    return _wrap(seed % (1 << 64))
+    return _wrap(operator.index(seed) % (1 << 64))
 
 
 _GOLDEN = _wrap(0x9E3779B97F4A7C15)
