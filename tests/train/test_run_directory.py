@@ -8,7 +8,7 @@ import pytest
 
 from textdiff.config import Config
 from textdiff.config_file import to_yaml
-from textdiff.errors import ConfigError
+from textdiff.errors import ConfigError, TextDiffError
 from textdiff.train.directory import claim
 
 
@@ -76,7 +76,7 @@ def test_places_that_are_no_folder_for_a_run(tmp_path, monkeypatch, name, resume
     (work / "file").write_text("x")
     monkeypatch.chdir(work)
     before = files(tmp_path)
-    with pytest.raises(ConfigError, match=r"^run\.dir "):
+    with pytest.raises(TextDiffError, match=r"run\.dir "):
         begin(Path(name), resume)
     assert files(tmp_path) == before
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from textdiff.errors import ConfigError
+from textdiff.errors import CheckpointError, ConfigError
 from textdiff.plain_data import parse_yaml
 from textdiff.train.files import OLD, PARTIAL
 from textdiff.train.lock import NAME as LOCK
@@ -53,16 +53,17 @@ def refuse_others(directory: Path) -> None:
     """Stop at a directory whose files are not those of a run.
 
     Raises:
-        ConfigError: it is a file, cannot be read, or holds what no run wrote.
+        ConfigError: it holds what no run wrote.
+        CheckpointError: it is a file, or cannot be read.
     """
     try:
         names = set(os.listdir(directory))
     except FileNotFoundError:
         return
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise ConfigError(
-            f"run.dir {directory} cannot be used: {reason}; choose a folder"
+        raise CheckpointError(
+            f"cannot write in run.dir {directory} ({error.strerror}); choose a run.dir that can be "
+            "written"
         ) from None
     if _is_run(directory, names):
         return
