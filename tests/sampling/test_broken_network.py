@@ -1,4 +1,4 @@
-"""A network whose output is no number: a sentence, never a text."""
+"""A network whose output is not a number: a sentence, never a text."""
 
 from dataclasses import replace
 
@@ -7,10 +7,10 @@ import torch
 from tiny_models import CLEAN, MASK, tiny_family, tiny_model
 
 from textdiff.diffusion.objectives import build_objective
-from textdiff.errors import CheckpointError
+from textdiff.errors import CheckpointError, TextDiffError
 from textdiff.sampling import Controls, Job, generate
 from textdiff.sampling.denoiser import Denoiser
-from textdiff.sampling.draws import inverse_cdf
+from textdiff.sampling.draws import _column, inverse_cdf
 
 
 def broken_model(value: float, row: int, **settings):
@@ -36,7 +36,7 @@ def test_it_is_refused_at_the_first_call(value, block_size, cache, kind, tempera
         controls=Controls(temperature),
         cache=cache,
     )
-    with pytest.raises(CheckpointError, match=r"no number .* weights are damaged"):
+    with pytest.raises(CheckpointError, match=r"not a number .* weights are damaged"):
         list(walk)
 
 
@@ -52,10 +52,12 @@ def test_what_is_never_predicted_may_be_anything():
 def test_elsewhere_than_on_a_cpu_it_is_noticed_when_asked():
     """There a look at every call would wait for the device: draws stay in the vocabulary."""
     weights = torch.full((3, 5), torch.nan, dtype=torch.float64)
-    drawn = inverse_cdf(weights, torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64))
-    assert drawn.max() < 5
+    u = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    assert _column(weights, u).max() < 5
+    with pytest.raises(TextDiffError, match="add up to nan"):
+        inverse_cdf(weights, u)
     denoise = Denoiser(tiny_model(), tiny_family())
     denoise.check()
     denoise._broken = torch.ones((), dtype=torch.bool)
-    with pytest.raises(CheckpointError, match="no number"):
+    with pytest.raises(CheckpointError, match="not a number"):
         denoise.check()

@@ -186,10 +186,12 @@ class ForwardProcess(ABC):
         alpha_s, alpha_t = alpha_s.double(), alpha_t.double()
         back = self._mixed(x0, xt, alpha_s, alpha_t) if mixture else self.marginal(x0, alpha_s)
         back = back * self.likelihood(xt, alpha_s, alpha_t)
-        back = back / back.sum(-1, keepdim=True)
+        total = back.sum(-1, keepdim=True)
+        stay = functional.one_hot(xt, log_x0.shape[-1]).double()
+        # Without noise only what is predicted at x_t itself counts, and it may have underflowed.
+        back = torch.where(total == 0.0, stay, back / total)
         if self.draws_tokens:
             return back
-        stay = functional.one_hot(xt, log_x0.shape[-1]).double()
         return torch.where((xt == self.mask_token_id)[:, None], back, stay)
 
     def _mixed(self, x0: Tensor, xt: Tensor, alpha_s: Tensor, alpha_t: Tensor) -> Tensor:
@@ -197,8 +199,8 @@ class ForwardProcess(ABC):
         m, b = self.shares(alpha_t)
         arrived = torch.where(xt == self.mask_token_id, m, b)
         same = functional.one_hot(xt, x0.shape[-1]).double()
-        odds = x0 / (alpha_t[:, None] * same + arrived[:, None])
-        odds = odds.where(x0 > 0.0, 0.0)
+        chance = alpha_t[:, None] * same + arrived[:, None]  # of x_t, by clean token
+        odds = (x0 / chance).where((x0 > 0.0) & (chance > 0.0), 0.0)
         m, b = self.shares(alpha_s)
         return alpha_s[:, None] * odds + odds.sum(-1, keepdim=True) * self._spread(m, b)
 
@@ -218,7 +220,10 @@ class ForwardProcess(ABC):
         q = log_score.double().masked_fill(~self._states, -torch.inf).softmax(-1)
         m, b = self.shares(alpha.double())
         x0 = (q - self._spread(m, b)).clamp(min=0.0) * self.vocabulary.clean
-        return (x0 / x0.sum(-1, keepdim=True)).log()
+        total = x0.sum(-1, keepdim=True)
+        # Where next to nothing survives, the difference may be lost to rounding.
+        q = q * self.vocabulary.clean
+        return torch.where(total == 0.0, q / q.sum(-1, keepdim=True), x0 / total).log()
 
     def staggered_score(self, log_score: Tensor, alpha_s: Tensor, alpha_t: Tensor) -> Tensor:
         """[N, V] exp(-(sigma_t - sigma_s) Q) s: the score taken back from t to s.
@@ -249,7 +254,8 @@ class ForwardProcess(ABC):
         """[N] survival from s to t, and the mass that mask and clean tokens get on the way."""
         ratio = torch.where(alpha_t == alpha_s, 1.0, alpha_t / alpha_s)  # also where both are 0
         (m_s, b_s), (m_t, b_t) = self.shares(alpha_s), self.shares(alpha_t)
-        return ratio, m_t - ratio * m_s, b_t - ratio * b_s
+        # Rounding could make them negative.
+        return ratio, (m_t - ratio * m_s).clamp(min=0.0), (b_t - ratio * b_s).clamp(min=0.0)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,19 @@ def mix(told: Tensor, blind: Tensor, weight: float) -> Tensor:
     # Where they have no token in common, the one that knows more is believed.
     possible = torch.where(possible.any(-1, keepdim=True), possible, told > -torch.inf)
     mixed = torch.where(blind > -torch.inf, blind + (1.0 + weight) * (told - blind), told)
+    overflows = (possible & ~mixed.isfinite()).any(-1, keepdim=True)
+    mixed = torch.where(overflows, _scaled_mixture(told, blind, weight, possible), mixed)
     return mixed.masked_fill(~possible, -torch.inf).log_softmax(-1)
+
+
+def _scaled_mixture(told: Tensor, blind: Tensor, weight: float, possible: Tensor) -> Tensor:
+    """[N, V] the same, less its largest value, where the products above overflow."""
+    dtype, scale = told.dtype, max(1.0, 1.0 + weight)
+    told, blind = told.double(), blind.double()
+    mixed = blind / scale + (1.0 + weight) / scale * (told - blind)
+    mixed = torch.where(blind > -torch.inf, mixed, told / scale).where(possible, -torch.inf)
+    mixed = (mixed - mixed.amax(-1, keepdim=True)) * scale
+    return mixed.clamp(min=torch.finfo(dtype).min).to(dtype)
 
 
 class Contrast(Prediction):

@@ -142,7 +142,9 @@ class Controls:
             log_weights: [N, V].
             heat: the temperature, or [N, 1] of them.
         """
-        logits = log_weights.double() / heat
+        logits = log_weights.double()
+        # The largest is 0, so that no temperature makes all of them infinite.
+        logits = (logits - logits.amax(-1, keepdim=True)) / heat
         if self.top_k is not None and self.top_k < logits.shape[-1]:
             smallest = logits.topk(self.top_k).values[:, -1:]
             logits = logits.masked_fill(logits < smallest, -torch.inf)
@@ -205,7 +207,11 @@ class Controls:
     def _penalised(self, log_x0: Tensor, context: Context) -> Tensor:
         # What is no clean token is impossible and stays so, the mask among it.
         seen = context.counts(log_x0.shape[-1]) > 0
-        return torch.where(seen, log_x0 * self.repetition_penalty, log_x0)
+        penalised = torch.where(seen, log_x0 * self.repetition_penalty, log_x0)
+        overflows = (log_x0 > -torch.inf) & ~penalised.isfinite()
+        exact = log_x0.double() * self.repetition_penalty
+        exact = exact.clamp(min=torch.finfo(torch.float64).min)
+        return torch.where(overflows, exact, penalised.double())
 
 
 def _checked(hook: Hook, found: Tensor, before: Tensor) -> Tensor:

@@ -46,17 +46,21 @@ class Predictor(ABC):
         self.calls = 0
         self.rows = 0
         self._broken = torch.zeros((), dtype=torch.bool, device=model.device)
+        self._dtype = torch.float32  # of the network's last output
 
     def check(self) -> None:
-        """Refuses to go on with a network whose output was no number.
+        """Refuse to go on with a network whose output was not finite.
 
         Raises:
             CheckpointError: it was so in some call.
         """
         if bool(self._broken):
+            narrow = self._dtype not in (torch.float32, torch.float64)
+            name = str(self._dtype).removeprefix("torch.")
             raise CheckpointError(
-                "the network's output is no number (NaN or infinite), so there is nothing to draw "
-                "from: its weights are damaged, or its dtype overflows (try float32)"
+                "the network's output is not a number (NaN or infinite), so there is nothing to "
+                "draw from: its weights are damaged, use another checkpoint"
+                + (f"; or {name} overflows, load it in float32" if narrow else "")
             )
 
     @abstractmethod
@@ -107,15 +111,16 @@ class Predictor(ABC):
         return logits
 
     def _predicted(self, logits: Tensor, xt: Tensor, alpha: Tensor) -> Prediction:
-        """Reads logits [N, V] at tokens xt [N], and remembers if they are no numbers."""
-        prediction = self.family.objective.predict(logits, xt, alpha)
-        score = prediction.log_score
-        values = prediction.log_x0 if score is None else score
-        # What may not be predicted is -inf, and minus infinity plus NaN or infinity is NaN.
-        self._broken = self._broken | values.sum(-1).isnan().any().to(self._broken.device)
-        if values.device.type == "cpu":  # elsewhere it would be a synchronisation per call
-            self.check()
-        return prediction
+        """Read logits [N, V] at tokens xt [N], and note if they are not finite."""
+        self._dtype = logits.dtype
+        if len(logits):
+            clean = self.family.process.vocabulary.clean
+            least, most = logits.masked_fill(~clean, 0.0).aminmax()  # NaN if any of them is
+            finite = (least > -torch.inf) & (most < torch.inf)
+            self._broken = self._broken | ~finite.to(self._broken.device)
+            if logits.device.type == "cpu":  # elsewhere it would be a synchronisation per call
+                self.check()
+        return self.family.objective.predict(logits, xt, alpha)
 
 
 class Denoiser(Predictor):

@@ -7,6 +7,7 @@ float32, which silently cuts off the tail of the vocabulary (Sec. 4, arXiv:2409.
 import torch
 from torch import Tensor
 
+from textdiff.errors import TextDiffError
 from textdiff.sampling.constraints import draw_jointly
 from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
@@ -81,14 +82,43 @@ def _possible(log_weights: Tensor, controls: Controls, context: Context) -> Tens
     allowed = controls.allowed(context)
     if allowed is None:
         allowed = context.vocabulary.clean.expand_as(log_weights)
-    return log_weights.double().clamp(min=FAINTEST).where(allowed, -torch.inf)
+    log_weights = log_weights.double().where(allowed, -torch.inf)
+    # Relative to the row's largest: the log-weights of a hook may all be small.
+    most = log_weights.amax(-1, keepdim=True)
+    faintest = most.where(most > -torch.inf, 0.0) + FAINTEST
+    return torch.maximum(log_weights, faintest).where(allowed, -torch.inf)
 
 
 def inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
-    """[N] columns drawn in proportion to weights [N, V] (float64), by one uniform each."""
+    """Draw [N] columns in proportion to weights [N, V] (float64), by one uniform each.
+
+    Raises:
+        TextDiffError: on a CPU, a row whose weights do not add up to a positive, finite number.
+            Elsewhere the check would wait for the device, and `Predictor.check` comes later.
+    """
+    if weights.device.type == "cpu":
+        _check_weights(weights)
+    return _column(weights, u)
+
+
+def _check_weights(weights: Tensor) -> None:
+    total = weights.sum(-1)
+    bad = ~((total > 0.0) & (total < torch.inf))
+    if bool(bad.any()):
+        raise TextDiffError(
+            f"the weights of a token add up to {float(total[bad][0])}, so no token can be drawn; a "
+            "hook or a constraint must leave every position at least one token of finite weight"
+        )
+
+
+def _column(weights: Tensor, u: Tensor) -> Tensor:
+    """[N] columns whose weight is positive, if any column of the row has a positive weight."""
     cumulative = weights.cumsum(-1)
     total = cumulative[:, -1:]
     # Strictly below the total, so that rounding cannot run past the last token with probability.
     target = torch.minimum(u.unsqueeze(-1) * total, torch.nextafter(total, torch.zeros_like(total)))
     column = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
-    return column.clamp(max=weights.shape[-1] - 1)  # NaN is above all; who predicted it is told
+    column = column.clamp(max=weights.shape[-1] - 1)  # NaN is above all
+    # A sum that a GPU computes in parallel may rise where nothing is added.
+    empty = ~(weights.gather(-1, column.unsqueeze(-1)).squeeze(-1) > 0.0)
+    return torch.where(empty, weights.nan_to_num(nan=0.0).argmax(-1), column)

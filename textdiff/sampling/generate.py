@@ -80,7 +80,7 @@ def generate(
     Raises:
         ConfigError: unknown rule or knob, a number out of range, or a cache that would not be
             exact.
-        CheckpointError: the network's output is no number.
+        CheckpointError: the network's output is not finite.
     """
     chosen = build_rule(rule, family, knobs)
     if steps < 1:

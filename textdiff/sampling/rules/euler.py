@@ -17,7 +17,7 @@ from textdiff.sampling.controls import Controls
 from textdiff.sampling.rules.knobs import check_switch
 from textdiff.sampling.rules.redrawing import Interval
 from textdiff.sampling.rules.rule import Denoise, Rule, Step, Uniforms
-from textdiff.sampling.rules.scores import Move, follow_scores, tweedie_move
+from textdiff.sampling.rules.scores import Move, bounded, follow_scores, tweedie_move
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,11 @@ def _move(process: ForwardProcess, schedule: NoiseSchedule) -> Move:
     def move(log_score: Tensor, before: Tensor, interval: Interval) -> Tensor:
         if interval.last:
             return exact(log_score, before, interval)
-        clean = process.vocabulary.clean
-        jump = log_score.double().exp().where(clean, 0.0) / process.vocabulary.count
-        jump = _noise(schedule, interval).to(before.device) * jump
+        clean, noise = process.vocabulary.clean, _noise(schedule, interval).to(before.device)
+        log_score, excess = bounded(log_score, noise.log())
+        jump = log_score.exp().where(clean, 0.0) / process.vocabulary.count
+        jump = noise * jump
         jump = jump.scatter(-1, before[:, None], 0.0)
-        return jump.scatter(-1, before[:, None], 1.0 - jump.sum(-1, keepdim=True))
+        return jump.scatter(-1, before[:, None], (-excess).exp() - jump.sum(-1, keepdim=True))
 
     return move

@@ -109,7 +109,7 @@ def redraw(
         taken = chosen.applied(prediction, context)
         weights = _weights(law, process, taken, before, interval)
         if interval.last:  # a token that is impossible has no chance from rounding either
-            weights = weights.where(taken.log_x0 > -torch.inf, 0.0)
+            weights = _possible(weights, taken.log_x0)
         u = uniforms(Stream.TOKEN, interval.index).flatten()[positions].to(canvas.device)
         # A constraint is on finished text: what noise passes through on the way is not.
         finish = draw_weighed(weights, u, chosen, context) if interval.last else None
@@ -130,6 +130,12 @@ def _weights(
         return mixed
     masked = (before == process.mask_token_id)[:, None]
     return torch.where(masked, law(taken, before, interval), mixed)
+
+
+def _possible(weights: Tensor, log_x0: Tensor) -> Tensor:
+    """[N, V] weights of possible clean tokens; their probabilities where no weight is left."""
+    weights = weights.where(log_x0 > -torch.inf, 0.0)
+    return torch.where(weights.sum(-1, keepdim=True) == 0.0, log_x0.double().exp(), weights)
 
 
 def ancestral_law(process: ForwardProcess) -> Law:

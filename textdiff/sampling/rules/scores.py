@@ -28,6 +28,10 @@ Move = Callable[[Tensor, Tensor, Interval], Tensor]
 """move(log_score [N, V], tokens [N], interval) -> [N, V] weights, of which negative ones are 0."""
 
 
+LARGEST_EXPONENT = 600.0
+"""Sums of exponentials up to this one do not overflow float64, whatever the vocabulary."""
+
+
 def follow_scores(
     denoise: Denoise,
     process: ForwardProcess,
@@ -89,7 +93,8 @@ def _reveal_chance(
         return torch.ones(len(score), dtype=torch.float64)
     if interval.alpha_t == 0.0:
         return interval.alpha_s.expand(len(score))
-    return rise(schedule, interval) * score.logsumexp(-1).double().cpu().exp()
+    total = score.logsumexp(-1).double().cpu().exp()
+    return rise(schedule, interval) * total.clamp(max=torch.finfo(torch.float64).max)
 
 
 def _law(process: ForwardProcess, move: Move) -> Law:
@@ -102,9 +107,28 @@ def _law(process: ForwardProcess, move: Move) -> Law:
         if log_score is None:  # controls have changed what it would be the score of
             alpha = interval.alpha_t.to(before.device).expand(len(before))
             log_score = process.log_score(prediction.log_x0, before, alpha)
-        return move(log_score, before, interval).clamp(min=0.0)
+        weights = move(log_score, before, interval).clamp(min=0.0)
+        lost = weights.sum(-1, keepdim=True) == 0.0  # to rounding, where next to nothing survives
+        if bool(lost.any()):
+            weights = torch.where(lost, posterior(prediction, before, interval), weights)
+        return weights
 
     return law
+
+
+def bounded(log_score: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
+    """[N, V] float64 log-scores whose exponentials do not overflow, and [N, 1] what was subtracted.
+
+    It is 0 but for scores near overflowing: weights matter up to a factor only.
+
+    Args:
+        log_score: [N, V].
+        room: log of what the exponentials are multiplied by, if that is more than 0.
+    """
+    log_score = log_score.double()
+    most = log_score.amax(-1, keepdim=True) + room.double().clamp(min=0.0).to(log_score.device)
+    excess = (most - LARGEST_EXPONENT).clamp(min=0.0)
+    return log_score - excess, excess
 
 
 def tweedie_move(process: ForwardProcess) -> Move:
@@ -113,6 +137,7 @@ def tweedie_move(process: ForwardProcess) -> Move:
     def move(log_score: Tensor, before: Tensor, interval: Interval) -> Tensor:
         alpha_s = interval.alpha_s.to(before.device).expand(len(before))
         alpha_t = interval.alpha_t.to(before.device).expand(len(before))
+        log_score, _ = bounded(log_score, (interval.alpha_s / interval.alpha_t).log())
         back = process.staggered_score(log_score, alpha_s, alpha_t)
         return back * process.likelihood(before, alpha_s, alpha_t)
 

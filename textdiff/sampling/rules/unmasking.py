@@ -73,6 +73,7 @@ def unmask(
         keys = steady(scores, prediction.log_x0.dtype)
         if spread:  # the largest of these are draws without replacement by exp(score / spread)
             keys = scores / spread - torch.log(-torch.log(uniforms(Stream.POSITION, index)))
+            keys = keys.clamp(min=torch.finfo(torch.float64).min).where(masked, -torch.inf)
         order = keys.argsort(dim=1, descending=True, stable=True)
         ranked = scores.gather(1, order)
         number = count(ranked, left, steps - index).clamp(min=1) if index + 1 < steps else left
