@@ -157,5 +157,6 @@ class D3PMUniform(_D3PM):
         at_xt = alpha_s * kept * shrink + base
         inner = inner.scatter(-1, xt[:, None], at_xt[:, None].to(dtype))
         shrunk = torch.where(xt == x0, shrink, 1.0)
-        base = base.clamp(min=torch.finfo(base.dtype).tiny)  # log 0 would have no gradient
-        return inner, b, torch.logaddexp((alpha_s * shrunk).log() + log_p, base.log())
+        # The log of 0 would have no gradient; it is 0 at the first step.
+        log_base = base.where(base > 0.0, 1.0).log().masked_fill(base <= 0.0, -torch.inf)
+        return inner, b, torch.logaddexp((alpha_s * shrunk).log() + log_p, log_base)

@@ -15,6 +15,11 @@ import torch
 from torch import Tensor
 
 from textdiff.diffusion.noise import Noise
+from textdiff.diffusion.objectives.exponentials import (
+    sum_of_excess,
+    sum_of_exponentials,
+    total,
+)
 from textdiff.diffusion.objectives.objective import (
     Objective,
     Prediction,
@@ -41,7 +46,7 @@ class SEDDAbsorbing(Objective):
         assert prediction.log_score is not None
         ratio = torch.log(noise.alpha) - torch.log1p(-noise.alpha)
         scaled = prediction.log_score - ratio[:, None].to(prediction.log_score.dtype)
-        return noise.weight * (scaled.exp().sum(-1).double() - 1.0 - pick(scaled, x0))
+        return noise.weight * (sum_of_exponentials(scaled) - 1.0 - pick(scaled, x0))
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,7 @@ class SEDDUniform(Objective):
         ratio = b / (alpha + b)
         # Sums of s - 1 - ln s, small when scores are about 1: sums of s itself would cancel.
         score = score.masked_fill(~self.vocabulary.clean, 0.0)
-        excess = (torch.expm1(score) - score).sum(-1).double()
-        logs = score.sum(-1).double()
+        excess, logs = sum_of_excess(score), total(score)
         stays = (1.0 - ratio) * logs + (count - 1) * (1.0 + ratio * (ratio.log() - 1.0))
         moves = 1.0 - (ratio.log() + 1.0) / ratio - (1.0 / ratio - 1.0) * pick(score, x0)
         rate = (1.0 - alpha) / (alpha * count)
