@@ -31,6 +31,16 @@ class LostProcessError(TextDiffError):
     """Another process of the run is gone; each that is left says so, whoever is the first."""
 
 
+def overflow_advice(dtype: object) -> str:
+    """What to do about network outputs that are not finite, as the end of a sentence.
+
+    bfloat16 reaches as far as float32 does: only float16 overflows earlier.
+    """
+    advice = "its weights are damaged, use another checkpoint"
+    overflows = str(dtype).removeprefix("torch.") == "float16"
+    return f"{advice}; or float16 overflows, use float32" if overflows else advice
+
+
 def closest(name: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown name: what it may have been meant to be, or a list."""
     names = sorted(known)

@@ -1,13 +1,23 @@
 """Nats of outputs of any size, against 60 digits; gradients stay finite where float32 overflows."""
 
 import mpmath
+import numpy as np
 import pytest
 import torch
 from dense_tables import K, noise_at, world
 from exact_tables import CLEAN, MASK, ROWS
+from tiny_models import CLEAN as TINY_CLEAN
+from tiny_models import EXCLUDED as TINY_EXCLUDED
+from tiny_models import MASK as TINY_MASK
+from tiny_models import ROWS as TINY_ROWS
+from tiny_models import tiny_model
 from torch import Tensor
 
+from textdiff.diffusion.family import build_family
 from textdiff.diffusion.objectives.exponentials import sum_of_excess, sum_of_exponentials
+from textdiff.diffusion.process import Vocabulary
+from textdiff.errors import CheckpointError
+from textdiff.likelihood import cut_windows, estimate
 
 TIMESTEPS = 4
 CASES = [
@@ -193,3 +203,32 @@ def test_learned_exponents_weigh_outputs_of_any_size():
             exact = 2 * (mean - w[CLEAN[0]] * (log_c[CLEAN[0]] + 1))
         assert float(nats.detach()) == pytest.approx(float(exact), rel=1e-6)
         assert gradient[0, list(CLEAN)].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "said"),
+    [
+        (1e4, torch.float32, r"inf nats \(more than a float holds\).* use another checkpoint$"),
+        (torch.nan, torch.float32, "nan nats at token .*another checkpoint$"),
+        (6e4, torch.float16, "float16 overflows, use float32$"),
+    ],
+)
+def test_a_bound_that_is_infinite_says_why(value, dtype, said):
+    """Advice to use float32 only where it helps."""
+    model = tiny_model(adaln=True, time_conditioning=True).to(dtype)
+
+    def louder(module, inputs, logits):
+        return torch.full_like(logits, value) * 4.0  # 2.4e5 overflows float16
+
+    model.output_layer.register_forward_hook(louder)
+    spec = {
+        "process": "uniform",
+        "schedule": {"kind": "loglinear"},
+        "objective": {"kind": "sedd"},
+        "block_size": None,
+    }
+    family = build_family(spec, Vocabulary.of(TINY_ROWS, TINY_MASK, TINY_EXCLUDED))
+    text = np.array(TINY_CLEAN[:3], dtype=np.int32)
+    windows = cut_windows([text], ["abc"], 4, family.process.vocabulary.clean)
+    with pytest.raises(CheckpointError, match=said):
+        estimate(model, family, windows, seed=0)

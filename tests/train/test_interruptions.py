@@ -508,6 +508,27 @@ def test_a_sample_that_breaks_training_is_named(
     assert outcome(run) == outcome(tmp_path / "clean")
 
 
+@pytest.mark.parametrize(("size", "reason"), [(1e6, "costs more than"), (torch.nan, "output is")])
+def test_a_loss_that_is_infinite_says_why(folder, tmp_path, monkeypatch, capsys, size, reason):
+    """Score entropy of outputs whose exponentials no float holds, and of a broken network."""
+    start = Trainer._start
+
+    def started(trainer):
+        with torch.no_grad():
+            trainer.exported.model.output_layer.linear.weight.normal_().mul_(size)
+        start(trainer)
+
+    monkeypatch.setattr(Trainer, "_start", started)
+    objective = '--diffusion.objective={"kind": "sedd"}'
+    assert train(folder, tmp_path / "run", objective, "--evaluate.every=100") == 1
+    shown = " ".join(said(capsys).split())
+    assert "step 1 is not finite" in shown
+    assert reason in shown
+    record = json.loads((tmp_path / "run" / "divergence.json").read_text())
+    largest = [float(found["largest_output"]) for found in record["samples"]]
+    assert all(value > 800.0 for value in largest) != bool(size != size)
+
+
 def test_a_guarded_optimizer_steps_as_an_unguarded_one():
     torch.manual_seed(0)
     models = [nn.Linear(4, 3) for _ in range(2)]

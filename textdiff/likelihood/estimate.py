@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from textdiff.diffusion.family import Family
-from textdiff.errors import CheckpointError, ConfigError
+from textdiff.errors import CheckpointError, ConfigError, overflow_advice
 from textdiff.likelihood.endings import with_rest
 from textdiff.likelihood.estimates import Estimates
 from textdiff.likelihood.estimators import Estimator, build_estimator, default_estimator
@@ -173,7 +173,7 @@ class _Job:
         done = 0
         for view in self._views(index):
             parts = self.estimator.score(view, self.scorer)
-            _refuse_infinite(parts, view)
+            _refuse_infinite(parts, view, getattr(self.scorer.denoiser, "dtype", None))
             if self.attribute:
                 at = self.starts[view.window][:, None] + torch.arange(view.x0.shape[1])
                 every = torch.stack(list(parts.values())).sum(0)
@@ -247,16 +247,18 @@ def _refuse_unseen_context(windows: Windows, family: Family) -> None:
             )
 
 
-def _refuse_infinite(parts: Parts, view: View) -> None:
-    """Refuses nats that are no number."""
+def _refuse_infinite(parts: Parts, view: View, dtype: object) -> None:
+    """Refuse nats that are not finite."""
     for nats in parts.values():
         bad = ~torch.isfinite(nats)
         if bool(bad.any()):
             row, column = bad.nonzero()[0].tolist()
+            cost = float(nats[row, column])
+            more = " (more than a float holds)" if cost == math.inf else ""
             raise CheckpointError(
                 f"document {int(view.document[row]) + 1}, window {int(view.index[row]) + 1}: the "
-                f"network's output costs {float(nats[row, column])} nats at token {column + 1}; "
-                "its weights are damaged, or its dtype overflows (try float32)"
+                f"network's output costs {cost} nats{more} at token {column + 1}; "
+                + overflow_advice(dtype)
             )
 
 

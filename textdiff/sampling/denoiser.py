@@ -14,7 +14,7 @@ from torch import Tensor
 
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.objectives import Prediction
-from textdiff.errors import CheckpointError
+from textdiff.errors import CheckpointError, overflow_advice
 from textdiff.models import (
     CAUSAL,
     FULL,
@@ -55,12 +55,9 @@ class Predictor(ABC):
             CheckpointError: it was so in some call.
         """
         if bool(self._broken):
-            narrow = self._dtype not in (torch.float32, torch.float64)
-            name = str(self._dtype).removeprefix("torch.")
             raise CheckpointError(
                 "the network's output is not a number (NaN or infinite), so there is nothing to "
-                "draw from: its weights are damaged, use another checkpoint"
-                + (f"; or {name} overflows, load it in float32" if narrow else "")
+                f"draw from: {overflow_advice(self._dtype)}"
             )
 
     @abstractmethod

@@ -9,7 +9,7 @@ they were before that step, and its samples, pure functions of the seed, can be 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,9 @@ def carrying(loss: Tensor) -> Tensor:
     return loss * (1.0 + 0.0 * loss.detach())
 
 
+_MAY_BE_INFINITE = ("loss", "grad_norm", "largest_output")
+
+
 @dataclass(frozen=True)
 class SampleFinding:
     """One sample of a step, tried alone.
@@ -81,6 +84,7 @@ class SampleFinding:
         slot: its row in the global batch.
         mask_rate: share of its tokens that noise hit; None where the noise is learned.
         loss: nats per token.
+        largest_output: the network's largest output in magnitude, at the tokens that it predicts.
         grad_norm: of its loss alone.
         parameter: the first parameter whose gradient is not finite.
         text: the beginning of the sample.
@@ -90,6 +94,7 @@ class SampleFinding:
     slot: int
     mask_rate: float | None
     loss: float
+    largest_output: float
     grad_norm: float
     parameter: str | None
     text: str
@@ -121,7 +126,8 @@ def examine(
     for micro_step in range(batches.accumulation):
         for slot in batches.slots(micro_step):
             batch = batches.batch(step, slot[None])
-            loss, _ = module(batch.to(device))
+            with _LargestOutput(module) as largest:
+                loss, _ = module(batch.to(device))
             loss = loss / batch.x0.numel()
             module.zero_grad()
             torch.autograd.backward(carrying(loss))
@@ -132,6 +138,7 @@ def examine(
                     slot=int(slot),
                     mask_rate=_mask_rate(batch),
                     loss=float(loss.detach()),
+                    largest_output=largest.value,
                     grad_norm=norm,
                     parameter=parameter,
                     text=decode(batch.x0[0].tolist())[:200],
@@ -139,6 +146,25 @@ def examine(
             )
     module.zero_grad()
     return findings
+
+
+class _LargestOutput:
+    """The largest magnitude of a network's outputs while it is open; NaN where one is NaN."""
+
+    def __init__(self, module: Any):
+        self.head, self.value = module.denoiser.output_layer, 0.0
+        self.clean = module.family.process.vocabulary.clean
+
+    def __enter__(self) -> Self:
+        self.handle = self.head.register_forward_hook(self._look)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.handle.remove()
+
+    def _look(self, module: nn.Module, inputs: object, logits: Tensor) -> None:
+        most = float(logits.detach().masked_fill(~self.clean, 0.0).abs().amax())
+        self.value = most if math.isnan(most) else max(self.value, most)
 
 
 def _mask_rate(batch: Batch | OpenBatch) -> float | None:
@@ -173,9 +199,19 @@ def describe(findings: Sequence[SampleFinding]) -> str:
     more = f" (as in {len(broken) - 1} more: {', '.join(others)}" if others else ""
     more += ", …)" if len(broken) > 6 else ")" if others else ""
     return (
-        f"sample {first.sample}{rate} has loss {first.loss:.4g}, and {first.parameter} is the "
-        f"first parameter without a finite gradient{more}"
+        f"sample {first.sample}{rate} has loss {first.loss:.4g}{_reason(first)}, and "
+        f"{first.parameter} is the first parameter without a finite gradient{more}"
     )
+
+
+def _reason(finding: SampleFinding) -> str:
+    """Why the loss of a sample is not finite, in brackets."""
+    largest = finding.largest_output
+    if not math.isfinite(largest):
+        return " (the network's output is not finite)"
+    if math.isinf(finding.loss):
+        return f" (the network's outputs reach {largest:.4g}, which costs more than a float holds)"
+    return f" (the network's outputs reach {largest:.4g})"
 
 
 def as_record(step: int, norm: float, findings: Sequence[SampleFinding]) -> dict[str, Any]:
@@ -184,6 +220,7 @@ def as_record(step: int, norm: float, findings: Sequence[SampleFinding]) -> dict
         "step": step,
         "grad_norm": repr(norm),
         "samples": [
-            {**vars(f), "loss": repr(f.loss), "grad_norm": repr(f.grad_norm)} for f in findings
+            {**vars(f), **{name: repr(getattr(f, name)) for name in _MAY_BE_INFINITE}}
+            for f in findings
         ],
     }
