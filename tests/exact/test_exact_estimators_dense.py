@@ -17,11 +17,13 @@ LENGTH = 4
 COPIES = 1600
 
 
-def dense_family(process: str, kind: str, schedule: dict, timesteps: int | None = None) -> Family:
+def dense_family(
+    process: str, kind: str, schedule: dict, timesteps: int | None = None, **objective
+) -> Family:
     spec = {
         "process": process,
         "schedule": schedule,
-        "objective": {"kind": kind},
+        "objective": {"kind": kind, **objective},
         "block_size": None,
         "timesteps": timesteps,
     }
