@@ -10,7 +10,7 @@ from tiny_models import CLEAN, MASK, tiny_family, tiny_model
 from textdiff.errors import ConfigError
 from textdiff.sampling import Controls, Job, generate
 from textdiff.sampling.contrast import mix
-from textdiff.sampling.denoiser import Denoiser
+from textdiff.sampling.denoiser import CachedDenoiser, Denoiser
 from textdiff.sampling.guidance import Guided
 
 A, B = CLEAN[1], CLEAN[3]
@@ -74,6 +74,38 @@ def test_blocks_before_the_first_hole_are_not_there_for_it(model):
         for cold in [Controls(temperature=0.0)]
     ]
     assert torch.equal(greedy[0].canvas[0, 8:], greedy[1].canvas[0])
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_what_it_predicts_behind_hidden_blocks_is_what_a_text_of_its_own_has(model, cache):
+    """Two given blocks and half of one: it sees a text that begins at the third, half masked."""
+    family, count = tiny_family(4), 11
+    told = [A, B, CLEAN[5], A, B, B, A, CLEAN[0], A, B]
+    bare = [MASK, MASK]  # of the third block, which holds the first hole
+    job = Job([told], [6])
+
+    def predictor():
+        return CachedDenoiser(model, family, 1, 16, None) if cache else Denoiser(model, family)
+
+    guided = Guided(predictor(), predictor(), job.given, -1.0)
+    plain = Denoiser(model, family)
+    text = torch.tensor([told + [MASK] * 6])
+    own = torch.tensor([bare + [MASK] * 6])
+    guided.admit(text, torch.tensor([10]))
+    plain.admit(own, torch.tensor([0]))
+    width, t = torch.tensor([4]), torch.tensor([0.4]).double()
+    for block, known in ((8, [A, B]), (12, [])):
+        canvas = torch.tensor([known + [CLEAN[count % 4]] + [MASK] * (3 - len(known))])
+        frozen = canvas != MASK
+        guided.enter(text, torch.tensor([block]), width, frozen)
+        plain.enter(own, torch.tensor([block - 8]), width, frozen)
+        hidden = torch.tensor([[MASK] * len(known) + canvas[0, len(known) :].tolist()])
+        at = torch.tensor([2, 3])
+        found, expected = guided(canvas, t, at).log_x0, plain(hidden, t, at).log_x0
+        clean = list(CLEAN)
+        assert (found - expected)[:, clean].abs().max() < 1e-10
+        text[0, block : block + 4] = own[0, block - 8 : block - 4] = canvas[0].where(frozen[0], A)
+        own[0, : len(known)] = MASK
 
 
 CASES = [(case, rule) for case in ("mdlm", "gidd") for rule in sorted(FITS[case])]
