@@ -7,9 +7,10 @@ import torch
 from test_rules import FITS, family_of
 from tiny_models import CLEAN, MASK, tiny_family, tiny_model
 
+from textdiff.diffusion.objectives import Prediction
 from textdiff.errors import ConfigError
 from textdiff.sampling import Controls, Job, generate
-from textdiff.sampling.contrast import mix
+from textdiff.sampling.contrast import Contrast, mix
 from textdiff.sampling.denoiser import CachedDenoiser, Denoiser
 from textdiff.sampling.guidance import Guided
 
@@ -38,6 +39,16 @@ def test_log_probabilities_are_mixed_as_the_equation_says():
     assert found[1].tolist() == pytest.approx([0.5, 0.5, 0.0, 0.0])  # nothing in common
     assert (mix(told[:1].log(), blind[:1].log(), 0.0).exp() - told[:1]).abs().max() < 1e-12
     assert (mix(told[:1].log(), blind[:1].log(), -1.0).exp() - blind[:1]).abs().max() < 1e-12
+
+
+def test_how_fast_masks_are_revealed_is_not_guided():
+    """A mask's summed scores stay those of the network that knows the prompt."""
+    generator = torch.Generator().manual_seed(0)
+    scores = 2.0 * torch.randn(2, 5, 7, generator=generator, dtype=torch.float64)
+    told, blind = (Prediction(score.log_softmax(-1), score) for score in scores)
+    found = Contrast.of(told, blind, 1.5)
+    assert (found.log_score.logsumexp(-1) - scores[0].logsumexp(-1)).abs().max() < 1e-12
+    assert (found.log_score.log_softmax(-1) - found.log_x0).abs().max() < 1e-12
 
 
 def test_the_one_that_is_not_told_sees_masks(model):
@@ -97,6 +108,7 @@ def test_what_it_predicts_behind_hidden_blocks_is_what_a_text_of_its_own_has(mod
     for block, known in ((8, [A, B]), (12, [])):
         canvas = torch.tensor([known + [CLEAN[count % 4]] + [MASK] * (3 - len(known))])
         frozen = canvas != MASK
+        assert guided.ignorant.calls == (block > 8)  # nothing of a text that is not there is stored
         guided.enter(text, torch.tensor([block]), width, frozen)
         plain.enter(own, torch.tensor([block - 8]), width, frozen)
         hidden = torch.tensor([[MASK] * len(known) + canvas[0, len(known) :].tolist()])

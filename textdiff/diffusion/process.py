@@ -268,10 +268,23 @@ class Absorbing(ForwardProcess):
     def shares(self, alpha: Tensor) -> tuple[Tensor, Tensor]:
         return 1.0 - alpha, torch.zeros_like(alpha)
 
-    @staticmethod
-    def reveal_probability(alpha_s: Tensor, alpha_t: Tensor) -> Tensor:
-        """Probability that a masked token is revealed between t and s < t."""
-        return (alpha_s - alpha_t) / (1.0 - alpha_t)
+    def reveal_probability(self, log_x0: Tensor, alpha_s: Tensor, alpha_t: Tensor) -> Tensor:
+        """Probability that a masked token is revealed between t and s < t.
+
+        It is (alpha_s - alpha_t) / (1 - alpha_t) unless the mask itself is predicted, and then the
+        mass that `posterior` gives clean tokens.
+
+        Args:
+            log_x0: [N, V] log-probabilities of a clean token or the mask.
+            alpha_s: survival probability at the earlier time, scalar or [N].
+            alpha_t: survival probability now.
+
+        Returns:
+            [N] float64.
+        """
+        at_mask = log_x0[:, self.mask_token_id].double().exp()
+        clean = log_x0.masked_fill(~self.vocabulary.clean, -torch.inf).logsumexp(-1).double().exp()
+        return clean * (alpha_s - alpha_t) / (1.0 - alpha_t + alpha_t * at_mask)
 
 
 @dataclass(frozen=True)

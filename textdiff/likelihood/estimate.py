@@ -254,10 +254,10 @@ def _refuse_infinite(parts: Parts, view: View, dtype: object) -> None:
         if bool(bad.any()):
             row, column = bad.nonzero()[0].tolist()
             cost = float(nats[row, column])
-            more = " (more than a float holds)" if cost == math.inf else ""
+            more = ", more than a float holds" if cost == math.inf else ""
             raise CheckpointError(
                 f"document {int(view.document[row]) + 1}, window {int(view.index[row]) + 1}: the "
-                f"network's output costs {cost} nats{more} at token {column + 1}; "
+                f"network's output costs {cost} nats at token {column + 1}{more}; "
                 + overflow_advice(dtype)
             )
 

@@ -39,7 +39,8 @@ class Contrast(Prediction):
 
     Args:
         log_x0: [N, V] the mixture.
-        log_score: [N, V] its log ratios where told has any, else None.
+        log_score: [N, V] its log ratios where told has any, else None. How likely the mask is,
+            where it may be predicted, is as told has it.
         told: of a network that sees what is given.
         blind: of one that does not.
         weight: w of log p = log p_blind + (1 + w) (log p_told - log p_blind).
@@ -53,7 +54,7 @@ class Contrast(Prediction):
         blind: Prediction,
         weight: float,
     ):
-        super().__init__(log_x0, log_score, told.mixture)
+        super().__init__(log_x0, log_score, told.mixture, told.log_state)
         self.told, self.blind, self.weight = told, blind, weight
 
     @classmethod

@@ -111,8 +111,8 @@ class Predictor(ABC):
         """Read logits [N, V] at tokens xt [N], and note if they are not finite."""
         self._dtype = logits.dtype
         if len(logits):
-            clean = self.family.process.vocabulary.clean
-            least, most = logits.masked_fill(~clean, 0.0).aminmax()  # NaN if any of them is
+            read = self.family.objective.outputs
+            least, most = logits.masked_fill(~read, 0.0).aminmax()  # NaN if any of them is
             finite = (least > -torch.inf) & (most < torch.inf)
             self._broken = self._broken | ~finite.to(self._broken.device)
             if logits.device.type == "cpu":  # elsewhere it would be a synchronisation per call

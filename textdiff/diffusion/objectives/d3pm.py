@@ -60,28 +60,38 @@ class D3PMAbsorbing(_D3PM):
         process: the absorbing process.
         parameterization: `mixture` never predicts the mask: the posterior's cost is then weighted
             cross-entropy. `plugged` lets the network put mass on the mask, as published baselines
-            do, and reads the rest as p(x_0).
+            do; sampling then leaves a mask masked with the probability that the bound counts.
         auxiliary: see above.
     """
 
     heavy_tailed: ClassVar[bool] = False
     processes: ClassVar[tuple[str, ...]] = ("absorbing",)
 
+    @property
+    def predicts_mask(self) -> bool:
+        return self.parameterization == "plugged"
+
+    @property
+    def outputs(self) -> Tensor:
+        if not self.predicts_mask:
+            return self.vocabulary.clean
+        read = self.vocabulary.clean.clone()
+        read[self.vocabulary.mask_token_id] = True
+        return read
+
     def predict(self, logits: Tensor, xt: Tensor, alpha: Tensor) -> Prediction:
         if self.parameterization == "mixture":
             return Prediction(clean_log_softmax(logits, self.vocabulary))
-        allowed = self.vocabulary.clean.clone()
-        allowed[self.vocabulary.mask_token_id] = True
-        raw = wide(logits).masked_fill(~allowed, -torch.inf).log_softmax(-1)
-        return Prediction(lambda: clean_log_softmax(logits, self.vocabulary), log_score=raw)
+        raw = wide(logits).masked_fill(~self.outputs, -torch.inf).log_softmax(-1)
+        return Prediction(lambda: clean_log_softmax(logits, self.vocabulary), log_state=raw)
 
     def nelbo_terms(self, prediction: Prediction, x0: Tensor, xt: Tensor, noise: Noise) -> Tensor:
-        if prediction.log_score is None:
+        if prediction.log_state is None:
             return -(noise.weight * pick(prediction.log_x0, x0))
         assert noise.alpha_s is not None
         # q reveals x0 with probability `reveal`, else it stays; p does so with reveal * x(x0) and
         # (stay + alpha_s x(m)) (all over 1 - alpha + alpha x(m)).
-        raw, alpha, alpha_s = prediction.log_score, noise.alpha, noise.alpha_s
+        raw, alpha, alpha_s = prediction.log_state, noise.alpha, noise.alpha_s
         mask = torch.full_like(x0, self.vocabulary.mask_token_id)
         lost, lost_s, at_mask = 1.0 - alpha, 1.0 - alpha_s, pick(raw, mask).exp()
         reveal = (alpha_s - alpha) / lost

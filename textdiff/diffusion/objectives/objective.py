@@ -22,6 +22,8 @@ class Prediction:
         log_score: [N, V] log ratios for objectives that predict them, else None.
         mixture: whether `log_x0` is p(x_0 | x_t) and posteriors are to be averaged over it; else it
             is plugged into them.
+        log_state: [N, V] log-probabilities of a clean token or the mask for objectives whose
+            network may predict the mask, else None; `log_x0` is then given that it does not.
     """
 
     def __init__(
@@ -29,10 +31,12 @@ class Prediction:
         log_x0: Tensor | Callable[[], Tensor],
         log_score: Tensor | None = None,
         mixture: bool = False,
+        log_state: Tensor | None = None,
     ):
         self._log_x0 = log_x0
         self.log_score = log_score
         self.mixture = mixture
+        self.log_state = log_state
 
     @cached_property
     def log_x0(self) -> Tensor:
@@ -41,9 +45,12 @@ class Prediction:
 
     def at(self, index: Tensor) -> "Prediction":
         """The predictions of some of the positions, [n] into N."""
-        score = self.log_score
+        score, state = self.log_score, self.log_state
         return Prediction(
-            lambda: self.log_x0[index], None if score is None else score[index], self.mixture
+            lambda: self.log_x0[index],
+            None if score is None else score[index],
+            self.mixture,
+            None if state is None else state[index],
         )
 
 
@@ -73,6 +80,16 @@ class Objective(ABC):
     def vocabulary(self) -> Vocabulary:
         """Which rows are clean tokens."""
         return self.process.vocabulary
+
+    @property
+    def predicts_mask(self) -> bool:
+        """Whether the network may predict the mask, and so decides when a mask is revealed."""
+        return False
+
+    @property
+    def outputs(self) -> Tensor:
+        """[V] bool: the network's outputs that predictions read."""
+        return self.vocabulary.clean
 
     def positions(self, noise: Noise) -> Tensor:
         """[B, L] bool: where predictions are used at all."""

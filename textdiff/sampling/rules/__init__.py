@@ -65,7 +65,7 @@ def build_rule(name: str, family: Family, knobs: Mapping[str, Any] | None = None
         if knob not in known:
             hint = closest(knob, known) if known else "it has none"
             raise ConfigError(f"rule {name} has no knob {knob!r}; {hint}")
-    return replace(RULES[name], **dict(knobs or {}))
+    return replace(RULES[name], **dict(knobs or {})).suited(family)
 
 
 __all__ = [

@@ -5,7 +5,8 @@ probability (alpha_s - alpha_t) / (1 - alpha_t), whatever the network says. So t
 each position is revealed is drawn ahead, from one uniform; a row calls the network only at steps
 that reveal something, and rows do not wait for each other's steps. Under noise that draws tokens
 every open position is drawn anew at every step; so is every masked one where some tokens are lost
-faster than others, since what the network says then decides when a position is revealed, too.
+faster than others, since what the network says then decides when a position is revealed, too. Where
+the network may predict the mask, it decides that as well, and each step reveals by its own chance.
 """
 
 from collections.abc import Iterator
@@ -15,14 +16,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from textdiff.diffusion.process import ForwardProcess
+from textdiff.diffusion.family import Family
+from textdiff.diffusion.objectives import Prediction
+from textdiff.diffusion.process import Absorbing, ForwardProcess
 from textdiff.diffusion.randomness import Stream
 from textdiff.diffusion.schedule import NoiseSchedule
 from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens
 from textdiff.sampling.rules.knobs import check_switch
-from textdiff.sampling.rules.redrawing import ancestral_law, redraw
+from textdiff.sampling.rules.redrawing import Interval, ancestral_law, redraw
+from textdiff.sampling.rules.revealing import reveal_by_chance
 from textdiff.sampling.rules.rule import Denoise, Rule, Step, Uniforms
 
 
@@ -41,6 +45,9 @@ class Ancestral(Rule):
 
     def __post_init__(self) -> None:
         check_switch("greedy_tail", self.greedy_tail)
+
+    def suited(self, family: Family) -> Rule:
+        return _AncestralOfMasks(self.greedy_tail) if family.objective.predicts_mask else self
 
     def __call__(
         self,
@@ -71,6 +78,48 @@ class Ancestral(Rule):
             uniforms=uniforms,
             controls=controls,
             law=ancestral_law(process),
+            greedy_tail=self.greedy_tail,
+        )
+
+
+@dataclass(frozen=True)
+class _AncestralOfMasks(Ancestral):
+    """Ancestral sampling where the network may predict the mask.
+
+    What it gives the mask decides when one is revealed: it is plugged into the posterior, as in the
+    bound (Eq. 16, arXiv:2406.07524). Only at the last step, which leaves no mask, it is left out.
+    """
+
+    def __call__(
+        self,
+        denoise: Denoise,
+        process: ForwardProcess,
+        schedule: NoiseSchedule,
+        canvas: Tensor,
+        *,
+        steps: int,
+        frozen: Tensor,
+        uniforms: Uniforms,
+        controls: Controls,
+    ) -> Iterator[Step]:
+        assert isinstance(process, Absorbing)
+
+        def chance(prediction: Prediction, interval: Interval) -> Tensor:
+            state = prediction.log_state
+            assert state is not None
+            alpha_s, alpha_t = (x.to(state.device) for x in (interval.alpha_s, interval.alpha_t))
+            return process.reveal_probability(state, alpha_s, alpha_t)
+
+        yield from reveal_by_chance(
+            denoise,
+            process,
+            schedule,
+            canvas,
+            steps=steps,
+            frozen=frozen,
+            uniforms=uniforms,
+            controls=controls,
+            chance=chance,
             greedy_tail=self.greedy_tail,
         )
 

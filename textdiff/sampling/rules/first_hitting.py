@@ -29,6 +29,7 @@ class FirstHitting(Rule):
 
     processes: ClassVar[tuple[str, ...]] = ("absorbing",)
     otherwise: ClassVar[str] = "reveals masks at times that must not depend on the token"
+    reveals_ahead: ClassVar[bool] = True
 
     def __call__(
         self,

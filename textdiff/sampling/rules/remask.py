@@ -56,6 +56,7 @@ class Remask(Rule):
 
     processes: ClassVar[tuple[str, ...]] = ("absorbing",)
     otherwise: ClassVar[str] = "masks tokens again at one rate for all of them"
+    reveals_ahead: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_choice("remasking", self.remasking, ETA)

@@ -13,12 +13,10 @@ from torch import Tensor
 
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import ForwardProcess
-from textdiff.diffusion.randomness import Stream
 from textdiff.diffusion.schedule import NoiseSchedule
-from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
-from textdiff.sampling.draws import draw_tokens
-from textdiff.sampling.rules.redrawing import Interval, Law, ancestral_law, grid, redraw
+from textdiff.sampling.rules.redrawing import Interval, Law, ancestral_law, redraw
+from textdiff.sampling.rules.revealing import Chance, reveal_by_chance
 from textdiff.sampling.rules.rule import Denoise, Step, Uniforms
 
 Rise = Callable[[NoiseSchedule, Interval], Tensor]
@@ -62,39 +60,30 @@ def follow_scores(
             greedy_tail=greedy_tail,
         )
         return
-    masked = ~frozen
-    u = uniforms(Stream.TOKEN, 0).flatten()
-    for interval in grid(schedule, steps):
-        positions = masked.flatten().nonzero().squeeze(1)
-        if not len(positions):
-            return
-        t = interval.t.expand(len(canvas))
-        prediction = denoise(canvas, t, positions)
-        chance = _reveal_chance(schedule, interval, prediction, rise)
-        hit = uniforms(Stream.POSITION, interval.index).flatten()[positions] < chance.cpu()
-        revealed = positions[hit]
-        here = revealed.to(canvas.device)
-        log_x0 = prediction.log_x0[hit.to(canvas.device)]
-        chosen = controls.cold() if greedy_tail and interval.last else controls
-        v, context = u[revealed].to(canvas.device), Context(canvas, revealed, t, process.vocabulary)
-        tokens = draw_tokens(log_x0, v, chosen, context)
-        canvas = canvas.flatten().index_copy(0, here, tokens).view_as(canvas)
-        masked = masked.flatten().index_fill(0, revealed, False).view_as(masked)
-        yield Step(interval.index, t, canvas, revealed, interval.index + 1)
+    yield from reveal_by_chance(
+        denoise,
+        process,
+        schedule,
+        canvas,
+        steps=steps,
+        frozen=frozen,
+        uniforms=uniforms,
+        controls=controls,
+        chance=_chance(schedule, rise),
+        greedy_tail=greedy_tail,
+    )
 
 
-def _reveal_chance(
-    schedule: NoiseSchedule, interval: Interval, prediction: Prediction, rise: Rise
-) -> Tensor:
-    """[N] chance of each mask to be revealed: decided before, and apart from, what it becomes."""
-    score = prediction.log_score
-    assert score is not None
-    if interval.last:
-        return torch.ones(len(score), dtype=torch.float64)
-    if interval.alpha_t == 0.0:
-        return interval.alpha_s.expand(len(score))
-    total = score.logsumexp(-1).double().cpu().exp()
-    return rise(schedule, interval) * total.clamp(max=torch.finfo(torch.float64).max)
+def _chance(schedule: NoiseSchedule, rise: Rise) -> Chance:
+    def chance(prediction: Prediction, interval: Interval) -> Tensor:
+        score = prediction.log_score
+        assert score is not None
+        if interval.alpha_t == 0.0:
+            return interval.alpha_s.expand(len(score))
+        total = score.logsumexp(-1).double().cpu().exp()
+        return rise(schedule, interval) * total.clamp(max=torch.finfo(torch.float64).max)
+
+    return chance
 
 
 def _law(process: ForwardProcess, move: Move) -> Law:
