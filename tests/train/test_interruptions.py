@@ -370,8 +370,8 @@ def test_an_error_that_is_none_of_writing_stays_what_it_is(tmp_path):
 
 def test_a_directory_that_cannot_be_made(folder, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    assert train(folder, tmp_path / "file" / "run") == 2
-    assert "run.dir" in said(capsys)
+    assert train(folder, tmp_path / "file" / "run") == 1
+    assert "cannot write in run.dir" in said(capsys)
 
 
 # --- what may change on resumption ---------------------------------------------------------------

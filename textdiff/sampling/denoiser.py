@@ -112,8 +112,11 @@ class Predictor(ABC):
         self._dtype = logits.dtype
         if len(logits):
             read = self.family.objective.outputs
-            least, most = logits.masked_fill(~read, 0.0).aminmax()  # NaN if any of them is
-            finite = (least > -torch.inf) & (most < torch.inf)
+            # NaN or infinite if any of a row is. Minus infinity is an impossible token, but in a
+            # narrow dtype it is what an overflow leaves.
+            finite = logits.masked_fill(~read, -torch.inf).amax(-1).isfinite().all()
+            if logits.dtype not in (torch.float32, torch.float64):
+                finite = finite & (logits.masked_fill(~read, 0.0) > -torch.inf).all()
             self._broken = self._broken | ~finite.to(self._broken.device)
             if logits.device.type == "cpu":  # elsewhere it would be a synchronisation per call
                 self.check()
