@@ -9,10 +9,12 @@ import torch
 
 from textdiff.config_file import load
 from textdiff.diffusion.blocks import Blocks
+from textdiff.diffusion.family import build_family
 from textdiff.diffusion.noise import noise_by_time
 from textdiff.diffusion.objectives import OBJECTIVES
-from textdiff.diffusion.process import PROCESSES
+from textdiff.diffusion.process import PROCESSES, Vocabulary
 from textdiff.diffusion.schedule import SCHEDULES, build_schedule
+from textdiff.likelihood.estimators import build_estimator, default_estimator
 
 
 def recipes(root) -> dict[str, list[str]]:
@@ -40,6 +42,39 @@ def test_recipes_are_valid_and_use_every_objective_and_process(root):
 def test_every_choice_is_explained(root, registry):
     text = objectives(root)
     assert [name for name in registry if f"`{name}`" not in text] == []
+
+
+PUBLISHED_TIMES = {
+    "MDLM (arXiv:2406.07524)": (1e-3, 1.0),
+    "SEDD absorb (arXiv:2310.16834)": (1e-3, 1.0),
+    "SEDD uniform": (1e-3, 1.0),
+    "UDLM (arXiv:2412.10193)": (1e-3, 1.0),
+    "GIDD (arXiv:2503.04482)": (1e-4, 1.0 - 1e-4),
+    "RADD, lambda-DCE": (0.0, 1.0),
+    "LLaDA (arXiv:2502.09992)": (1e-3, 1.0),
+}
+CONFIGS = {"mdlm-owt-small": "MDLM (arXiv:2406.07524)"}
+CONFIGS |= {"sedd-owt-small": "SEDD absorb (arXiv:2310.16834)"}
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED_TIMES, *CONFIGS])
+def test_published_names_draw_the_published_times_and_bound_all_noise(root, name):
+    if name in CONFIGS:
+        config = load(root / "configs" / f"{name}.yaml")
+    else:
+        config = load(root / "configs" / "shakespeare-char.yaml", recipes(root)[name])
+    diffusion = config.diffusion
+    assert diffusion.noise.draw == "time"
+    schedule = build_schedule(**diffusion.schedule.model_dump())
+    ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
+    u = torch.full((2, 4), 0.5, dtype=torch.float64)
+    noise = noise_by_time(schedule, ends, u, Blocks.of(4, None), None, diffusion.noise.range)
+    low, high = schedule.t_of_alpha(noise.alpha[:, 0]).tolist()
+    assert (low, high) == pytest.approx(PUBLISHED_TIMES[CONFIGS.get(name, name)], rel=1e-3)
+    spec = diffusion.model_dump()
+    family = build_family(spec, Vocabulary.of(5, 4))
+    assert default_estimator(family) == "masked_count"  # which no range reaches
+    assert build_estimator("masked_count").missing(family) == ""
 
 
 def test_masked_losses_of_the_literature_are_options(root):

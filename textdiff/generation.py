@@ -37,7 +37,8 @@ class SampleDefaults:
         repetition_penalty: makes tokens that the row has already less likely; 1: none.
         min_new_tokens: tokens of an open end before the end-of-text token may be.
         guidance: weight of classifier-free guidance by what is given; 0: none.
-        regex: pattern that the text of every hole matches; None: any text.
+        regex: pattern that the text of every hole matches; None: any text. Its texts are not
+            distributed as the model's own that match.
         ban: strings that no hole holds.
         force: strings that every hole holds.
         window: tokens before a block that it sees, a multiple of the block size; None: all of texts

@@ -14,9 +14,12 @@ from rule_worlds import conditionals, keyed, reader, run, truth
 from test_rules import FITS, family_of
 from tiny_models import ROWS, tiny_family, tiny_model
 
+from textdiff.diffusion.process import Vocabulary
+from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.errors import ConfigError
-from textdiff.sampling import Controls, Job, build_pattern, generate
+from textdiff.sampling import Context, Controls, Job, build_pattern, generate
 from textdiff.sampling.constraints.bytewise import automaton
+from textdiff.sampling.draws import draw_tokens
 from textdiff.sampling.rules import RULES
 
 PATTERNS = [
@@ -305,3 +308,40 @@ def test_tokens_drawn_together_follow_their_product_given_a_match():
     counts = sampled("ancestral", 1, 20_000, table)
     assert chi_square_p(counts[match], expected[match] * 20_000) > 1e-3
     assert float(counts[~match].sum()) == 0.0
+
+
+def test_open_places_count_with_the_best_tokens_that_they_may_become():
+    """First and third of three places in one call, the second later: by the formula, and 1/5."""
+    letters, pattern = "abcd", "(a(ac|bd)|b.[abcd])"
+    vocabulary, rows = Vocabulary.of(5, 4), 20_000
+    machine = build_pattern(pattern, [], [*[c.encode() for c in letters], None], None)
+    canvas = torch.full((rows, 3), 4)
+    where = torch.arange(rows)[:, None] * 3 + torch.tensor([0, 2])
+    for log_p in (torch.zeros(2, 4), torch.tensor([[0.3, 1.0, 0.0, 2.0], [1.5, 0.0, 0.7, -0.4]])):
+        p = log_p.double().softmax(-1)
+        padded = torch.nn.functional.pad(p.log(), (0, 1), value=-torch.inf)
+        u = uniforms(3, Stream.TOKEN, row=torch.arange(rows)[:, None], position=torch.arange(2))
+        time = torch.ones(rows, dtype=torch.float64)
+        drawn = draw_tokens(
+            padded.repeat(rows, 1),
+            u.flatten(),
+            Controls(constraint=machine),
+            Context(canvas, where.flatten(), time, vocabulary),
+        ).view(rows, 2)
+        first = torch.zeros(4, dtype=torch.float64)
+        for a, letter in enumerate(letters):
+            first[a] = p[0, a] * max(
+                sum(
+                    float(p[1, c])
+                    for c, last in enumerate(letters)
+                    if re.fullmatch(pattern, letter + middle + last)
+                )
+                for middle in letters
+            )
+        expected = first / first.sum()
+        counts = torch.bincount(drawn[:, 0], minlength=4).double()
+        assert chi_square_p(counts[:2], rows * expected[:2]) > 1e-3
+        assert counts[2:].sum() == 0
+        if not log_p.any():
+            assert float(expected[0]) == pytest.approx(0.2)
+            assert abs(float(counts[0]) / rows - 0.2) < 4 * (0.16 / rows) ** 0.5

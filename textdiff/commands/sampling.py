@@ -55,7 +55,8 @@ class Sampling:
     at two network calls per step; 0 is none."""
 
     regex: str | None = None
-    """Regular expression that the text of every hole matches as a whole, up to where it ends."""
+    """Regular expression that the text of every hole matches as a whole, up to where it ends.
+    Matching texts are not drawn as often as the model writes them (docs/control.md)."""
 
     ban: tuple[str, ...] = ()
     """Strings that no hole holds."""

@@ -9,10 +9,11 @@ predictions are known; they weigh what they can become together:
 
 the backward recursion of a hidden Markov model, as a search for the best text has it with maxima
 (arXiv:2505.23061). Of positions that stay open nothing is assumed but that some token will stand
-there: the best b counts. So tokens drawn together follow exactly the product of their predictions
-given that the text matches, if none of the hole stays open; one token per call follows its
-prediction given that a match is still possible. Letters: A rows, S columns of the canvas, N drawn
-positions, V vocabulary, Q states, C classes of tokens.
+there: the best b counts, in place of the sum. (Whether any token at all will do depends on those
+drawn further right, and that question takes sets of states.) So tokens drawn together follow
+exactly the product of their predictions given that the text matches, if none of the hole stays
+open; one token per call follows its prediction given that a match is still possible. Letters: A
+rows, S columns of the canvas, N drawn positions, V vocabulary, Q states, C classes of tokens.
 """
 
 from dataclasses import dataclass, field
