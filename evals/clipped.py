@@ -24,9 +24,8 @@ from torch import Tensor
 from textdiff import TextDiffusion
 from textdiff.config_file import load
 from textdiff.data import prepare_corpus
-from textdiff.likelihood import Batch, PositionTerms, corrupt
+from textdiff.loss import Batch, DenoisingLoss, PositionTerms, corrupt
 from textdiff.train.batches import FULL_RANGE, Range, TrainingBatches
-from textdiff.train.loss import DenoisingLoss
 from textdiff.train.ranges import search_range
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -111,10 +111,10 @@ def train(vocabulary: int, raw: dict) -> None:
 
     from textdiff.config import Config
     from textdiff.loading import family_of
+    from textdiff.loss import training_loss
     from textdiff.models import TextDiffusionModel
     from textdiff.train.batches import TrainingBatches
     from textdiff.train.ema import EMA
-    from textdiff.train.loss import training_loss
     from textdiff.train.optim import build_optimizers
     from textdiff.train.setup import architecture
 

@@ -82,8 +82,8 @@ def Replaced(keeps_head: bool):
     """The loss whose head and objective are a sum over hidden states."""
     import torch
 
+    from textdiff.loss import DenoisingLoss
     from textdiff.models import training_layout
-    from textdiff.train.loss import DenoisingLoss
 
     class SumOfHidden(DenoisingLoss):
         def __init__(self, denoiser, family):

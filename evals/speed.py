@@ -32,9 +32,8 @@ import torch
 from textdiff.diffusion.family import build_family, draw_noise
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, stratified, uniforms
-from textdiff.likelihood import corrupt
+from textdiff.loss import DenoisingLoss, corrupt
 from textdiff.models import TextDiffusionConfig, TextDiffusionModel
-from textdiff.train.loss import DenoisingLoss
 
 GEMM_SIZES = (2048, 3072, 4096)
 WARMUP_STEPS = 2

@@ -34,21 +34,22 @@ FLOORS = {
     "diffusion": 2,
     "models": 2,
     "data": 2,
-    "sampling": 3,
-    "likelihood": 3,
-    "loading": 3,
-    "template": 3,
-    "watching": 4,
-    "generation": 5,
-    "pipeline": 6,
-    "train": 7,
-    "evaluate": 7,
-    "planning": 8,
-    "view": 8,
-    "batch": 8,
-    "commands": 9,
-    "cli": 10,
-    "__main__": 11,
+    "loss": 3,
+    "sampling": 4,
+    "likelihood": 4,
+    "loading": 4,
+    "template": 4,
+    "watching": 5,
+    "generation": 6,
+    "pipeline": 7,
+    "train": 8,
+    "evaluate": 8,
+    "planning": 9,
+    "view": 9,
+    "batch": 9,
+    "commands": 10,
+    "cli": 11,
+    "__main__": 12,
 }
 
 
@@ -182,3 +183,44 @@ def test_custom_code_is_refused_wherever_transformers_could_ask_for_it():
     for call in calls:
         trust = {k.arg: k.value for k in call.keywords}["trust_remote_code"]
         assert ast.literal_eval(trust) is False
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
+
+
+def imported_modules(name: str) -> set[str]:
+    """Modules of textdiff that a module imports at run time, with the packages they lie in."""
+    path = MODULES[name]
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    tree = ast.parse(path.read_text())
+    for_types = [
+        node for top in tree.body if isinstance(top, ast.If) for node in ast.walk(top)
+    ]  # `if TYPE_CHECKING:`, the one condition that modules have
+    candidates = []
+    for node in ast.walk(tree):
+        if node in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            candidates += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) + 1 - node.level]
+            base = ".".join([*(above if node.level else []), *filter(None, [node.module])])
+            candidates += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    parents = {".".join(c.split(".")[:n]) for c in candidates for n in range(1, 5)}
+    return parents & set(MODULES)
+
+
+def test_the_training_loss_imports_little():
+    closure, waiting = set(), ["textdiff.loss"]
+    while waiting:
+        name = waiting.pop()
+        if name not in closure:
+            closure.add(name)
+            waiting += imported_modules(name)
+    assert len(closure) < 35
+    assert not {name for name in closure if name.startswith("textdiff.likelihood")}

@@ -18,10 +18,10 @@ from textdiff.diffusion.process import PROCESSES
 from textdiff.diffusion.schedule import SCHEDULES
 from textdiff.errors import ConfigError
 from textdiff.likelihood import cut_windows, estimate
+from textdiff.loss import training_loss
 from textdiff.models import TextDiffusionModel
 from textdiff.sampling import Controls, Job, generate
 from textdiff.train.batches import TrainingBatches
-from textdiff.train.loss import training_loss
 from textdiff.train.setup import build_model
 
 TEXT = "a text is a row of words; "

@@ -11,10 +11,10 @@ from torch import Tensor
 from textdiff.diffusion.family import build_family, draw_noise
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, uniforms
-from textdiff.likelihood import PositionTerms, corrupt, cut_windows, estimate
+from textdiff.likelihood import cut_windows, estimate
+from textdiff.loss import DenoisingLoss, PositionTerms, corrupt
 from textdiff.models import CAUSAL
 from textdiff.sampling import Controls, Job, generate
-from textdiff.train.loss import DenoisingLoss
 
 SPEC = {
     "process": "absorbing",

@@ -21,7 +21,8 @@ from exact_tables import (
 from torch import Tensor
 
 from textdiff.diffusion.noise import noise_by_count
-from textdiff.likelihood import PositionTerms, corrupt, cut_windows, estimate
+from textdiff.likelihood import cut_windows, estimate
+from textdiff.loss import PositionTerms, corrupt
 
 TEXTS = all_sequences()
 

@@ -7,13 +7,13 @@ import torch
 from tiny_models import CLEAN, EXCLUDED, MASK, ROWS, tiny_model
 from torch import Tensor
 
+from textdiff import loss as loss_module
 from textdiff.diffusion.family import Family, build_family, draw_noise
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, uniforms
-from textdiff.likelihood import corrupt, cut_windows, estimate, terms
-from textdiff.likelihood.terms import Batch
+from textdiff.likelihood import cut_windows, estimate
+from textdiff.loss import Batch, DenoisingLoss, corrupt
 from textdiff.models import training_layout
-from textdiff.train.loss import DenoisingLoss
 
 WIDTH, BATCH = 10, 5
 CASES = {
@@ -103,7 +103,7 @@ def test_loss_and_every_gradient_are_those_of_all_logits_at_once(
         loss, nelbo = plain(model, family, batch)
         exact = gradients(model, 3.0 * loss)
         for chunk in (1, 4, 1000):
-            monkeypatch.setattr(terms, "CHUNK_LOGITS", chunk * ROWS)
+            monkeypatch.setattr(loss_module, "CHUNK_LOGITS", chunk * ROWS)
             found, found_nelbo = DenoisingLoss(model, family)(batch)
             assert found.item() == pytest.approx(loss.item(), rel=1e-12)
             assert found_nelbo.item() == pytest.approx(nelbo.item(), rel=1e-12)

@@ -36,8 +36,8 @@ from textdiff.errors import CheckpointError, ConfigError
 from textdiff.likelihood import cut_windows, estimate
 from textdiff.likelihood.estimators import ESTIMATORS
 from textdiff.likelihood.estimators.view import View
+from textdiff.loss import DenoisingLoss
 from textdiff.train.batches import TrainingBatches
-from textdiff.train.loss import DenoisingLoss
 
 TEXTS = all_sequences()
 ORDERS = list(itertools.permutations(range(LENGTH)))

@@ -30,12 +30,18 @@ from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.errors import ConfigError
-from textdiff.likelihood import PositionTerms, corrupt, cut_windows, estimate
+from textdiff.likelihood import cut_windows, estimate
+from textdiff.loss import (
+    CleanBatch,
+    DenoisingLoss,
+    LearnedScheduleLoss,
+    PositionTerms,
+    corrupt,
+    log_mask,
+)
 from textdiff.models import FULL
 from textdiff.models.layers import TokenExponents
 from textdiff.sampling.denoiser import Denoiser
-from textdiff.train.batches import OpenBatch
-from textdiff.train.loss import DenoisingLoss, LearnedNoiseLoss, log_mask
 
 VOCABULARY = Vocabulary.of(ROWS, MASK, [EXCLUDED])
 PACES = {0: 0.6, 2: 1.0, 3: 1.9}  # by clean id
@@ -377,14 +383,14 @@ class Net(nn.Module):
         self.output_layer, self.config, self.hidden = Head(), table.config, table.hidden
 
 
-def open_batch(family: Family, x: Tensor, rows: int, seed: int) -> OpenBatch:
+def open_batch(family: Family, x: Tensor, rows: int, seed: int) -> CleanBatch:
     """Rows of one text with independent times."""
     blocks = family.blocks(len(x))
     row, position = torch.arange(rows)[:, None], torch.arange(len(x))
     v = uniforms(seed, Stream.JITTER, row=row, block=torch.arange(blocks.count))
     streams = (Stream.POSITION, Stream.PAIR)
     u = torch.stack([uniforms(seed, s, row=row, position=position) for s in streams])
-    return OpenBatch(x.expand(rows, -1), v, u, None, family.block_size)
+    return CleanBatch(x.expand(rows, -1), v, u, None, family.block_size)
 
 
 STEEP = {0: 1.5, 2: 2.0, 3: 3.1}
@@ -414,14 +420,14 @@ def estimates(net, family: Family, x: Tensor, groups: int, rows: int) -> tuple[T
     raw, found, plain = family.learned.raw, [], []
     for seed in range(groups):
         batch = open_batch(family, x, rows, seed)
-        loss, value = LearnedNoiseLoss(net, family)(batch)
+        loss, value = LearnedScheduleLoss(net, family)(batch)
         assert loss.item() == pytest.approx(value.item(), abs=1e-9)
         found.append(torch.autograd.grad(loss, raw)[0] / rows)
         plain.append(torch.autograd.grad(plain_surrogate(net, family, batch), raw)[0] / rows)
     return torch.stack(found), torch.stack(plain)
 
 
-def plain_surrogate(net, family: Family, batch: OpenBatch) -> Tensor:
+def plain_surrogate(net, family: Family, batch: CleanBatch) -> Tensor:
     """Pathwise part and f (ln q)' without a baseline, the mean over both masks."""
     total = torch.zeros((), dtype=torch.float64)
     for u in batch.u:
@@ -492,7 +498,7 @@ def test_network_gradient_is_the_mean_over_both_masks(block_size):
         loss, _ = DenoisingLoss(model, family)(corrupt(family, batch.x0, noise, None))
         for name, gradient in gradients(loss).items():
             exact[name] = exact.get(name, 0.0) + gradient / 2
-    found = gradients(LearnedNoiseLoss(model, family)(batch)[0])
+    found = gradients(LearnedScheduleLoss(model, family)(batch)[0])
     assert (found.pop("exponents.raw") != 0.0).any()
     for name, gradient in found.items():
         assert (gradient - exact[name]).abs().max() < 1e-9, name

@@ -14,13 +14,13 @@ from exact_tables import (
 from tiny_models import CLEAN, EXCLUDED, MASK, ROWS, tiny_family, tiny_model
 from torch import Tensor
 
+from textdiff import loss as loss_module
 from textdiff.config import Config
 from textdiff.diffusion.noise import Noise, noise_by_count, noise_by_time
 from textdiff.diffusion.randomness import Stream, uniforms
-from textdiff.likelihood import PositionTerms, corrupt, terms
+from textdiff.loss import DenoisingLoss, PositionTerms, corrupt
 from textdiff.models import training_layout
 from textdiff.train.batches import TrainingBatches
-from textdiff.train.loss import DenoisingLoss
 
 WIDTH = 10
 
@@ -117,7 +117,7 @@ def test_chunks_change_neither_loss_nor_gradient(settings, chunk, monkeypatch):
     assert len(batch.positions) > 7
     loss, nelbo = DenoisingLoss(model, chosen)(batch)
     exact = gradients(model, 3.0 * loss)
-    monkeypatch.setattr(terms, "CHUNK_LOGITS", chunk * ROWS)
+    monkeypatch.setattr(loss_module, "CHUNK_LOGITS", chunk * ROWS)
     cut, cut_nelbo = DenoisingLoss(model, chosen)(batch)
     assert cut.item() == pytest.approx(loss.item(), abs=1e-10)
     assert cut_nelbo.item() == pytest.approx(nelbo.item(), abs=1e-10)
@@ -131,7 +131,7 @@ def test_chunks_do_not_change_the_estimator(chunk, monkeypatch):
     batch = batch_of(chosen)
     with torch.no_grad():
         whole = PositionTerms(model, chosen, batch).all()
-        monkeypatch.setattr(terms, "CHUNK_LOGITS", chunk * ROWS)
+        monkeypatch.setattr(loss_module, "CHUNK_LOGITS", chunk * ROWS)
         assert (PositionTerms(model, chosen, batch).all() - whole).abs().max() < 1e-12
 
 

@@ -22,7 +22,7 @@ from textdiff.config import Config
 from textdiff.diffusion.blocks import Blocks
 from textdiff.diffusion.family import build_family
 from textdiff.diffusion.process import Vocabulary
-from textdiff.likelihood import PositionTerms
+from textdiff.loss import PositionTerms
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.prompts import Prompts, scored_share
 

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from textdiff.diffusion.noise import noise_by_count, noise_by_step, noise_by_time
 from textdiff.diffusion.randomness import Stream, uniforms
-from textdiff.likelihood import PositionTerms, corrupt
+from textdiff.loss import PositionTerms, corrupt
 
 TEXTS = all_sequences()[::5]
 NODES = 40

@@ -24,12 +24,12 @@ from torch import nn
 from textdiff.cli import main
 from textdiff.config import Config
 from textdiff.errors import CheckpointError
+from textdiff.loss import DenoisingLoss
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.checkpoint import checkpoints, damage
 from textdiff.train.divergence import DivergenceGuard
 from textdiff.train.files import sweep, whole_folder, writing
 from textdiff.train.lock import RunLock
-from textdiff.train.loss import DenoisingLoss
 from textdiff.train.metrics import MetricsFile
 from textdiff.train.setup import check_resume
 from textdiff.train.signals import StopRequest

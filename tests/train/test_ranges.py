@@ -11,10 +11,9 @@ from textdiff.diffusion.blocks import Blocks
 from textdiff.diffusion.family import Family, build_family, draw_noise
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, uniforms
-from textdiff.likelihood import PositionTerms, corrupt
+from textdiff.loss import DenoisingLoss, PositionTerms, corrupt
 from textdiff.models import TextDiffusionConfig, TextDiffusionModel
 from textdiff.train.batches import TrainingBatches
-from textdiff.train.loss import DenoisingLoss
 from textdiff.train.ranges import CANDIDATES, block_losses, inside, search_range
 
 IDS, MASK, LENGTH = 6, 5, 12

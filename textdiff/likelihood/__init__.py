@@ -6,18 +6,14 @@ from textdiff.likelihood.estimate import estimate
 from textdiff.likelihood.estimates import Estimates
 from textdiff.likelihood.estimators import ESTIMATORS
 from textdiff.likelihood.protocols import Windows, cut_windows
-from textdiff.likelihood.terms import Batch, PositionTerms, corrupt
 
 __all__ = [
     "ESTIMATORS",
-    "Batch",
     "Bound",
     "Difference",
     "Estimates",
-    "PositionTerms",
     "Windows",
     "compare",
-    "corrupt",
     "cut_windows",
     "estimate",
     "paired",

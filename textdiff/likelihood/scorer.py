@@ -10,7 +10,7 @@ from textdiff.diffusion.family import Family
 from textdiff.diffusion.noise import Noise
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.objectives.objective import pick
-from textdiff.likelihood.terms import Batch, PositionTerms, corrupt
+from textdiff.loss import Batch, PositionTerms, corrupt
 from textdiff.models import TextDiffusionModel
 
 Reading = Callable[[PositionTerms, slice, Prediction], Tensor]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from textdiff.likelihood.terms import CHUNK_LOGITS
+from textdiff.loss import CHUNK_LOGITS
 from textdiff.models import Layout
 from textdiff.models.block_attention import Chunks
 from textdiff.models.fused import CHUNK_BYTES

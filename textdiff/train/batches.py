@@ -11,7 +11,6 @@ import threading
 import traceback
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import TracebackType
 
 import torch
@@ -25,42 +24,15 @@ from textdiff.diffusion.family import Family, draw_noise
 from textdiff.diffusion.noise import Noise
 from textdiff.diffusion.randomness import Stream, stratified, uniforms
 from textdiff.errors import LostProcessError
-from textdiff.likelihood import Batch, corrupt
+from textdiff.loss import Batch, CleanBatch, corrupt
 from textdiff.train.processes import guard_hint
 from textdiff.train.prompts import Prompts, scored_share
-
-
-@dataclass(frozen=True)
-class OpenBatch:
-    """B rows of L positions whose masks are still open: they depend on what is being learned.
-
-    Attributes:
-        x0: [B, L] int64 clean tokens.
-        v: [B, blocks] uniforms that place the times.
-        u: [2, B, L] uniforms of the positions, for two masks of the same times.
-        document_ids: [B, L], or None where attention ignores documents.
-        block_size: tokens per block; None: the whole sequence.
-    """
-
-    x0: Tensor
-    v: Tensor
-    u: Tensor
-    document_ids: Tensor | None
-    block_size: int | None
-
-    def to(self, device: torch.device) -> "OpenBatch":
-        """The batch on a device, copied without waiting."""
-        x0, v, u = (x.to(device, non_blocking=True) for x in (self.x0, self.v, self.u))
-        ids = self.document_ids
-        ids = None if ids is None else ids.to(device, non_blocking=True)
-        return OpenBatch(x0, v, u, ids, self.block_size)
-
 
 Range = tuple[float, float]
 FULL_RANGE: Range = (0.0, 1.0)
 
 
-class TrainingBatches(Dataset[Batch | OpenBatch]):
+class TrainingBatches(Dataset[Batch | CleanBatch]):
     """Micro-batches of one process, by number: step * accumulation + micro-step.
 
     Attributes:
@@ -103,11 +75,11 @@ class TrainingBatches(Dataset[Batch | OpenBatch]):
         start = (micro_step * self.processes + self.rank) * size
         return torch.arange(start, start + size)
 
-    def __getitem__(self, index: int) -> Batch | OpenBatch:
+    def __getitem__(self, index: int) -> Batch | CleanBatch:
         step, micro_step = divmod(index, self.accumulation)
         return self.batch(step, self.slots(micro_step))
 
-    def batch(self, step: int, slots: Tensor) -> Batch | OpenBatch:
+    def batch(self, step: int, slots: Tensor) -> Batch | CleanBatch:
         """The rows of some slots of a step's global batch."""
         family = self.family.with_block_size(self.block_size(step))
         global_batch = self.config.train.global_batch_size
@@ -117,7 +89,7 @@ class TrainingBatches(Dataset[Batch | OpenBatch]):
         v = self.levels(step, global_batch, blocks)[slots]
         if family.learned is not None:
             pair = [self._uniforms(s, samples) for s in (Stream.POSITION, Stream.PAIR)]
-            return OpenBatch(x0, v, torch.stack(pair), ids, family.block_size)
+            return CleanBatch(x0, v, torch.stack(pair), ids, family.block_size)
         rates = self.ranges[family.block_size]
         prompts = self.prompts(samples, blocks)
         if prompts is None:
@@ -135,7 +107,7 @@ class TrainingBatches(Dataset[Batch | OpenBatch]):
         )
         return Prompts.draw(u, blocks, settings.prompts, settings.prompt_dropout)
 
-    def scored_tokens(self, batch: Batch | OpenBatch) -> float:
+    def scored_tokens(self, batch: Batch | CleanBatch) -> float:
         """Tokens of a micro-batch that cost nats, as expected: all but prompts."""
         blocks = Blocks.of(self.config.data.sequence_length, batch.block_size)
         return scored_share(blocks, self.config.diffusion.noise.prompts) * batch.x0.numel()
@@ -193,7 +165,7 @@ class TrainingBatches(Dataset[Batch | OpenBatch]):
         positions = torch.arange(self.config.data.sequence_length)
         return uniforms(seed, stream, row=samples[:, None], position=positions)
 
-    def loader(self, first_step: int, steps: int) -> Generator[Batch | OpenBatch]:
+    def loader(self, first_step: int, steps: int) -> Generator[Batch | CleanBatch]:
         """Micro-batches from `first_step` up to `steps`, prepared by the configured workers.
 
         Those prepared ahead are made again when `ranges` changes. The workers end when the
@@ -210,7 +182,7 @@ class TrainingBatches(Dataset[Batch | OpenBatch]):
             finally:
                 del batches
 
-    def _fetched(self, batches: Iterator[Batch | OpenBatch]) -> Batch | OpenBatch:
+    def _fetched(self, batches: Iterator[Batch | CleanBatch]) -> Batch | CleanBatch:
         try:
             with losing_no_worker(self.config.data.num_workers):
                 return next(batches)
@@ -222,7 +194,7 @@ class TrainingBatches(Dataset[Batch | OpenBatch]):
                 link = link.__context__
             raise
 
-    def _prepared(self, numbers: range) -> Iterator[Batch | OpenBatch]:
+    def _prepared(self, numbers: range) -> Iterator[Batch | CleanBatch]:
         loader = DataLoader(
             self,
             batch_size=None,

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from textdiff.likelihood import Batch
-from textdiff.train.batches import OpenBatch, TrainingBatches
+from textdiff.loss import Batch, CleanBatch
+from textdiff.train.batches import TrainingBatches
 from textdiff.train.sharding import whole
 
 
@@ -167,8 +167,8 @@ class _LargestOutput:
         self.value = most if math.isnan(most) else max(self.value, most)
 
 
-def _mask_rate(batch: Batch | OpenBatch) -> float | None:
-    if isinstance(batch, OpenBatch):
+def _mask_rate(batch: Batch | CleanBatch) -> float | None:
+    if isinstance(batch, CleanBatch):
         return None
     return float((batch.xt != batch.x0).double().mean())
 

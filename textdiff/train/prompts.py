@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from textdiff.diffusion.blocks import Blocks
-from textdiff.likelihood import Batch
+from textdiff.loss import Batch
 
 
 @dataclass(frozen=True)

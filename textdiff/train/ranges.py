@@ -22,7 +22,7 @@ from textdiff.diffusion.blocks import Blocks
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.noise import Noise, counts
 from textdiff.diffusion.randomness import Stream, bits
-from textdiff.likelihood import PositionTerms, corrupt
+from textdiff.loss import PositionTerms, corrupt
 from textdiff.models import TextDiffusionModel
 from textdiff.train.batches import Range, TrainingBatches
 

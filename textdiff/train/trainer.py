@@ -27,6 +27,7 @@ from textdiff.errors import CheckpointError, ConfigError, TextDiffError
 from textdiff.likelihood import Bound, Windows, estimate
 from textdiff.likelihood.texts import pieces_of, windows_of
 from textdiff.loading import DTYPES, cpu_only, family_of
+from textdiff.loss import training_loss
 from textdiff.pipeline import TextDiffusion
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.checkpoint import (
@@ -41,7 +42,6 @@ from textdiff.train.divergence import DivergenceGuard, as_record, carrying, desc
 from textdiff.train.ema import EMA
 from textdiff.train.export import sample_defaults, write_export
 from textdiff.train.files import sweep, writing
-from textdiff.train.loss import training_loss
 from textdiff.train.metrics import MetricsFile, evaluation_values
 from textdiff.train.optim import build_optimizers, lr_multiplier, set_learning_rate
 from textdiff.train.precision import resolve_precision

@@ -1,0 +1,295 @@
+"""The loss of corrupted batches: what training minimises and what likelihood sums up.
+
+`corrupt` makes a `Batch`, `PositionTerms` runs the network on it and applies the objective at the
+positions that contribute. `DenoisingLoss` is the module that training wraps; `LearnedScheduleLoss`
+replaces it where the noise schedule has parameters too. The head and the objective run in chunks
+of positions whose gradients are taken at once, so that the logits of a batch never exist together
+and nothing is computed twice.
+
+Letters: B rows, L positions, N positions that contribute to the loss, H hidden size.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from textdiff.diffusion.family import Family, draw_noise
+from textdiff.diffusion.noise import Noise
+from textdiff.diffusion.objectives import Prediction
+from textdiff.models import CAUSAL, TextDiffusionModel, late, training_layout
+
+# Logits alive at once: 2 ** 22 of them are 16 MiB in float32, which memory allocators reuse.
+CHUNK_LOGITS = 2**22
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A corrupted batch of B rows.
+
+    Attributes:
+        x0: [B, L] int64 clean tokens.
+        xt: [B, L] int64 noisy tokens.
+        positions: [N] int64 flat indices of the positions that contribute to the loss.
+        noise: the noise at those positions, [N] each.
+        sigma: [B, blocks] total noise per block.
+        document_ids: [B, L] (-1: padding), or None where attention ignores documents.
+        block_size: tokens per block; None: the whole sequence.
+    """
+
+    x0: Tensor
+    xt: Tensor
+    positions: Tensor
+    noise: Noise
+    sigma: Tensor
+    document_ids: Tensor | None
+    block_size: int | None
+
+    def to(self, device: torch.device) -> "Batch":
+        """Copy the batch to a device without waiting."""
+
+        def move(value: Tensor) -> Tensor:
+            return value.to(device, non_blocking=True)
+
+        noise = self.noise.map(move)
+        ids = None if self.document_ids is None else move(self.document_ids)
+        x0, xt, positions, sigma = map(move, (self.x0, self.xt, self.positions, self.sigma))
+        return Batch(x0, xt, positions, noise, sigma, ids, self.block_size)
+
+
+@dataclass(frozen=True)
+class CleanBatch:
+    """A batch of B rows that is corrupted on the device, by a schedule that is being learned.
+
+    Attributes:
+        x0: [B, L] int64 clean tokens.
+        v: [B, blocks] uniforms that place the times.
+        u: [2, B, L] uniforms of the positions, for two masks of the same times.
+        document_ids: [B, L], or None where attention ignores documents.
+        block_size: tokens per block; None: the whole sequence.
+    """
+
+    x0: Tensor
+    v: Tensor
+    u: Tensor
+    document_ids: Tensor | None
+    block_size: int | None
+
+    def to(self, device: torch.device) -> "CleanBatch":
+        """Copy the batch to a device without waiting."""
+        x0, v, u = (x.to(device, non_blocking=True) for x in (self.x0, self.v, self.u))
+        ids = self.document_ids
+        ids = None if ids is None else ids.to(device, non_blocking=True)
+        return CleanBatch(x0, v, u, ids, self.block_size)
+
+
+def corrupt(family: Family, x0: Tensor, noise: Noise, document_ids: Tensor | None) -> Batch:
+    """Corrupt x0 [B, L] on the CPU, where noise is made and positions are counted."""
+    xt = family.process.corrupt(x0, noise)
+    positions = family.objective.positions(noise).flatten().nonzero().squeeze(1)
+    starts = torch.arange(0, x0.shape[1], family.blocks(x0.shape[1]).size)
+    alpha = family.known_alpha(noise.alpha.expand(x0.shape)[:, starts])
+    sigma = -torch.log(alpha).float()  # [B, blocks]
+    return Batch(x0, xt, positions, noise.at(positions), sigma, document_ids, family.block_size)
+
+
+class PositionTerms:
+    """Hidden states at the positions that contribute, and the objective on top of them.
+
+    Args:
+        denoiser: the network; its trunk runs here, its head when called.
+        family: process, schedule and objective; the block size is the batch's.
+        batch: the corrupted batch.
+    """
+
+    def __init__(self, denoiser: TextDiffusionModel, family: Family, batch: Batch):
+        tokens, layout = batch.xt, training_layout(batch.block_size)
+        if family.objective.shifted:
+            tokens = late(batch.x0, family.process.mask_token_id, batch.document_ids)
+            layout = CAUSAL
+        context = batch.x0 if layout.streams == 2 else None
+        self.hidden, self.condition = denoiser.hidden(
+            tokens, context, batch.sigma, layout.within(batch.document_ids), batch.positions
+        )
+        self.x0 = batch.x0.flatten()[batch.positions]  # [N]
+        self.xt = batch.xt.flatten()[batch.positions]  # [N]
+        self.noise = batch.noise
+        self.head = denoiser.output_layer
+        self.objective = family.objective
+        self.chunk = max(1, CHUNK_LOGITS // denoiser.config.vocab_size)
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """Inputs of the head: hidden states [N, H] and, with adaln, conditions [N, C]."""
+        return [self.hidden] if self.condition is None else [self.hidden, self.condition]
+
+    def predict(self, part: slice, *inputs: Tensor) -> Prediction:
+        """Predict one chunk of positions.
+
+        Args:
+            part: the chunk.
+            *inputs: that part of `inputs`, as leaves of a graph where gradients are wanted.
+        """
+        return self.objective.predict(self.head(*inputs), self.xt[part], self.noise.alpha[part])
+
+    def nelbo(self, part: slice, prediction: Prediction) -> Tensor:
+        """Return the negative ELBO terms of one chunk, [n] nats."""
+        noise = self.noise.map(lambda value: value[part])
+        return self.objective.nelbo_terms(prediction, self.x0[part], self.xt[part], noise)
+
+    def losses(self, part: slice, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return [n] training losses and [n] negative ELBO terms of one chunk."""
+        noise = self.noise.map(lambda value: value[part])
+        x0, xt = self.x0[part], self.xt[part]
+        prediction = self.predict(part, *inputs)
+        nelbo = self.objective.nelbo_terms(prediction, x0, xt, noise)
+        return self.objective.loss_terms(nelbo, prediction, x0, xt, noise), nelbo
+
+    def chunks(self) -> list[slice]:
+        """Return slices of positions whose logits are alive together."""
+        return [slice(i, i + self.chunk) for i in range(0, len(self.x0), self.chunk)]
+
+    def all(self) -> Tensor:
+        """Return [N] nats at every position, without gradients."""
+        terms = [
+            self.nelbo(part, self.predict(part, *(x[part] for x in self.inputs)))
+            for part in self.chunks()
+        ]
+        return torch.cat(terms) if terms else torch.zeros(0, dtype=torch.float64)
+
+
+class _ChunkedSum(torch.autograd.Function):
+    """Sums the training loss over chunks of positions, taking each chunk's gradient at once.
+
+    Its inputs are those of the head, then the parameters of head and schedule; it returns the
+    training loss, summed, and [N] terms of the negative ELBO without gradient.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, terms: PositionTerms, count: int, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        inputs, parameters = tensors[:count], tensors[count:]
+        total = torch.zeros((), dtype=torch.float64, device=inputs[0].device)
+        nelbos = total.new_zeros(len(inputs[0]))
+        input_grads = [torch.empty_like(x) for x in inputs]
+        parameter_grads = [torch.zeros_like(p) for p in parameters]
+        for part in terms.chunks():
+            with torch.enable_grad():
+                leaves = [x[part].detach().requires_grad_() for x in inputs]
+                losses, nelbo = terms.losses(part, *leaves)
+                loss = losses.sum()
+                grads = torch.autograd.grad(loss, [*leaves, *parameters])
+            total += loss.detach()
+            nelbos[part] = nelbo.detach()
+            for whole, grad in zip(input_grads, grads, strict=False):
+                whole[part] = grad
+            torch._foreach_add_(parameter_grads, list(grads[count:]))
+            del grads, losses, nelbo, loss  # before the next chunk allocates its own
+        ctx.save_for_backward(*input_grads, *parameter_grads)
+        ctx.mark_non_differentiable(nelbos)
+        return total, nelbos
+
+    @staticmethod
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(grad.mul_(grad_loss) for grad in ctx.saved_tensors)
+
+
+def _chunked_sum(terms: PositionTerms, *learned: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the summed training loss and [N] detached negative ELBO terms.
+
+    Args:
+        terms: the positions and their objective.
+        *learned: parameters that the objective itself reads.
+    """
+    parameters = [p for p in (*terms.head.parameters(), *learned) if p.requires_grad]
+    inputs = terms.inputs
+    return _ChunkedSum.apply(terms, len(inputs), *inputs, *parameters)  # type: ignore[no-any-return,no-untyped-call]
+
+
+def training_loss(denoiser: TextDiffusionModel, family: Family) -> nn.Module:
+    """Return the module that a family trains with."""
+    return (LearnedScheduleLoss if family.learned else DenoisingLoss)(denoiser, family)
+
+
+class DenoisingLoss(nn.Module):
+    """A denoiser with its family's objective.
+
+    Args:
+        denoiser: the network.
+        family: process, schedule and objective; the block size is the batch's.
+    """
+
+    def __init__(self, denoiser: TextDiffusionModel, family: Family):
+        super().__init__()
+        self.denoiser = denoiser
+        self.family = family
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Sum over the micro-batch, in nats and float64.
+
+        Returns:
+            The training loss, and the detached negative ELBO sample of the same noise.
+        """
+        loss, nelbo = _chunked_sum(PositionTerms(self.denoiser, self.family, batch))
+        return loss, nelbo.sum()
+
+
+class LearnedScheduleLoss(nn.Module):
+    """A denoiser and the schedule it is trained under, by two masks z_1, z_2 of every example.
+
+    With f the nats of a mask and q its probability at time t, both of which depend on the
+    schedule's w, the gradient of E_q[f] is E_q[f' + f (ln q)']. The second part is estimated by
+    (f_1 - f_2) ((ln q_1)' - (ln q_2)') / 2, where each mask's nats are the other's baseline
+    (leave-one-out REINFORCE, App. I.2, arXiv:2406.04329), and per block, because the nats of a
+    block depend on its own mask alone. Nothing is differentiated through the masks.
+
+    Args:
+        denoiser: the network.
+        family: its schedule is `learned`.
+    """
+
+    def __init__(self, denoiser: TextDiffusionModel, family: Family):
+        super().__init__()
+        assert family.learned is not None
+        self.denoiser = denoiser
+        self.family = family
+        self.schedule = family.learned
+
+    def forward(self, batch: CleanBatch) -> tuple[Tensor, Tensor]:
+        """Sum over the micro-batch, in nats and float64, means over the two masks.
+
+        Returns:
+            The training loss, whose gradient is the estimate and whose value is the bound's, and
+            the detached negative ELBO sample.
+        """
+        family = self.family.with_block_size(batch.block_size)
+        blocks = family.blocks(batch.x0.shape[1])
+        with torch.no_grad():
+            x0, v = batch.x0.repeat(2, 1), batch.v.repeat(2, 1)
+            noise = draw_noise(family, "time", v, batch.u.flatten(0, 1), blocks, x0=x0)
+            ids = batch.document_ids
+            masked = corrupt(family, x0, noise, None if ids is None else ids.repeat(2, 1))
+        terms = PositionTerms(self.denoiser, family, masked)
+        loss, nelbo = _chunked_sum(terms, *self.schedule.parameters())
+        nats = nelbo.new_zeros(x0.numel()).index_add(0, masked.positions, nelbo).view(x0.shape)
+        f_1, f_2 = blocks.split(nats, 0.0).sum(-1).chunk(2)  # [B, blocks] each
+        log_q = blocks.split(log_mask(noise, self.schedule()[x0]), 0.0).sum(-1)
+        log_q = log_q - log_q.detach()  # 0, with a gradient
+        q_1, q_2 = log_q.chunk(2)
+        score = ((f_1 - f_2) * (q_1 - q_2)).sum() / 2
+        return loss / 2 + score, nelbo.sum() / 2
+
+
+def log_mask(noise: Noise, exponent: Tensor) -> Tensor:
+    """Return the log-probability of each position's mask bit, [B, L].
+
+    A position is masked with probability threshold ** exponent.
+
+    Args:
+        noise: drawn by time.
+        exponent: [B, L] rate exponents.
+    """
+    log_masked = exponent * noise.threshold.log()
+    return torch.where(noise.hit, log_masked, torch.log(-torch.expm1(log_masked)))
