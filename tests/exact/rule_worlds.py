@@ -7,7 +7,8 @@ from torch import Tensor
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.sampling import Context, Controls
-from textdiff.sampling.rules import Rule, Step
+from textdiff.sampling.rules import Rule
+from textdiff.sampling.segment import Segment, Step
 
 LENGTH = 4
 
@@ -42,13 +43,15 @@ def run(rule: Rule, denoise, canvas: Tensor, draws, steps: int, chosen=None, **r
     options = {"frozen": torch.zeros_like(canvas, dtype=torch.bool), "controls": Controls(), **rest}
     return list(
         rule(
-            denoise,
-            chosen.process,
-            chosen.schedule,
-            canvas,
-            steps=steps,
-            uniforms=draws,
-            **options,
+            Segment(
+                denoise,
+                chosen.process,
+                chosen.schedule,
+                canvas,
+                steps=steps,
+                uniforms=draws,
+                **options,
+            )
         )
     )
 

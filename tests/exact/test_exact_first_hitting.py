@@ -15,6 +15,7 @@ from textdiff.errors import ConfigError
 from textdiff.sampling import Controls
 from textdiff.sampling.rules import ancestral, build_rule, first_hitting
 from textdiff.sampling.rules.first_hitting import hitting_times
+from textdiff.sampling.segment import Segment
 
 LEVELS = 8
 
@@ -47,14 +48,16 @@ def walk(rule, table: Table, canvas: Tensor, draws, steps: int = 1, frozen=None)
     chosen = family()
     return list(
         rule(
-            denoiser(table),
-            chosen.process,
-            chosen.schedule,
-            canvas,
-            steps=steps,
-            frozen=torch.zeros_like(canvas, dtype=torch.bool) if frozen is None else frozen,
-            uniforms=draws,
-            controls=Controls(),
+            Segment(
+                denoiser(table),
+                chosen.process,
+                chosen.schedule,
+                canvas,
+                steps=steps,
+                frozen=torch.zeros_like(canvas, dtype=torch.bool) if frozen is None else frozen,
+                uniforms=draws,
+                controls=Controls(),
+            )
         )
     )
 

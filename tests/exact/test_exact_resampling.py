@@ -12,6 +12,7 @@ from torch import Tensor
 from textdiff.diffusion.objectives import Prediction
 from textdiff.sampling import Controls
 from textdiff.sampling.rules import ancestral
+from textdiff.sampling.segment import Segment
 
 LENGTH = 2
 CASES = {
@@ -67,14 +68,16 @@ def sampled(case: str, joint: Tensor, steps: int, rows: int, frozen=None, start=
     if start is not None:
         canvas = torch.where(frozen, start, canvas)
     *_, last = ancestral(
-        denoise,
-        family.process,
-        family.schedule,
-        canvas,
-        steps=steps,
-        frozen=frozen,
-        uniforms=uniforms,
-        controls=Controls(),
+        Segment(
+            denoise,
+            family.process,
+            family.schedule,
+            canvas,
+            steps=steps,
+            frozen=frozen,
+            uniforms=uniforms,
+            controls=Controls(),
+        )
     )
     return last.canvas
 
@@ -125,13 +128,15 @@ def test_the_last_step_leaves_no_noise_whatever_the_schedule_starts_from():
     sure[0, CLEAN[2]] = 0.0
     generator = torch.Generator().manual_seed(0)
     *_, last = ancestral(
-        lambda canvas, t, positions: Prediction(sure.expand(len(positions), -1)),
-        family.process,
-        family.schedule,
-        torch.full((rows, LENGTH), CLEAN[0]),
-        steps=3,
-        frozen=torch.zeros(rows, LENGTH, dtype=torch.bool),
-        uniforms=lambda stream, step: torch.rand(rows, LENGTH, generator=generator).double(),
-        controls=Controls(),
+        Segment(
+            lambda canvas, t, positions: Prediction(sure.expand(len(positions), -1)),
+            family.process,
+            family.schedule,
+            torch.full((rows, LENGTH), CLEAN[0]),
+            steps=3,
+            frozen=torch.zeros(rows, LENGTH, dtype=torch.bool),
+            uniforms=lambda stream, step: torch.rand(rows, LENGTH, generator=generator).double(),
+            controls=Controls(),
+        )
     )
     assert (last.canvas == CLEAN[2]).all()

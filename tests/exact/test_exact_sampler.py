@@ -25,6 +25,7 @@ from textdiff.sampling import Controls, Job, generate
 from textdiff.sampling.denoiser import Denoiser
 from textdiff.sampling.rules import ancestral
 from textdiff.sampling.rules.ancestral import reveal_steps
+from textdiff.sampling.segment import Segment
 
 
 @pytest.fixture(scope="module")
@@ -120,14 +121,16 @@ def test_rule_has_exactly_the_enumerated_law(steps):
     }
     denoise = Denoiser(TableDenoiser(table), chosen, torch.full((rows,), LENGTH))
     walk = ancestral(
-        denoise,
-        chosen.process,
-        chosen.schedule,
-        chosen.process.prior((rows, LENGTH)),
-        steps=steps,
-        frozen=torch.zeros(rows, LENGTH, dtype=torch.bool),
-        uniforms=lambda stream, step: draws[stream],
-        controls=Controls(),
+        Segment(
+            denoise,
+            chosen.process,
+            chosen.schedule,
+            chosen.process.prior((rows, LENGTH)),
+            steps=steps,
+            frozen=torch.zeros(rows, LENGTH, dtype=torch.bool),
+            uniforms=lambda stream, step: draws[stream],
+            controls=Controls(),
+        )
     )
     *_, last = walk
     uniform = torch.full((steps,), 1.0 / steps, dtype=torch.float64)

@@ -25,6 +25,7 @@ from textdiff.diffusion.schedule import NoiseSchedule
 from textdiff.errors import ConfigError
 from textdiff.sampling import Controls
 from textdiff.sampling.rules import build_rule
+from textdiff.sampling.segment import Segment
 
 EVEN = 20_000  # uniforms that a probability is read off with
 
@@ -72,14 +73,16 @@ def transition(monkeypatch, family, name, logits, z, alpha_s, alpha_t, **knobs) 
         u = low + (high - low) * (torch.arange(EVEN, dtype=torch.float64)[:, None] + 0.5) / EVEN
         weights.clear()
         steps = build_rule(name, family, knobs)(
-            denoise,
-            family.process,
-            TwoSteps(alpha_t, alpha_s),
-            torch.full((EVEN, 1), z),
-            steps=2,
-            frozen=torch.zeros(EVEN, 1, dtype=torch.bool),
-            uniforms=lambda stream, step: u,
-            controls=Controls(),
+            Segment(
+                denoise,
+                family.process,
+                TwoSteps(alpha_t, alpha_s),
+                torch.full((EVEN, 1), z),
+                steps=2,
+                frozen=torch.zeros(EVEN, 1, dtype=torch.bool),
+                uniforms=lambda stream, step: u,
+                controls=Controls(),
+            )
         )
         first = next(iter(steps))
         return (first.canvas[:, 0] != z) & (first.t == 1.0)
@@ -306,14 +309,16 @@ def test_texts_are_at_least_as_likely_as_the_bound_says(name):
     if name == "d3pm-mixture":  # whose rows are at different steps in one call
         return
     steps = build_rule(rule, family)(
-        denoise,
-        family.process,
-        family.schedule,
-        family.process.prior((rows, LENGTH), draws(Stream.PRIOR, 0)),
-        steps=TIMESTEPS,
-        frozen=torch.zeros(rows, LENGTH, dtype=torch.bool),
-        uniforms=draws,
-        controls=Controls(),
+        Segment(
+            denoise,
+            family.process,
+            family.schedule,
+            family.process.prior((rows, LENGTH), draws(Stream.PRIOR, 0)),
+            steps=TIMESTEPS,
+            frozen=torch.zeros(rows, LENGTH, dtype=torch.bool),
+            uniforms=draws,
+            controls=Controls(),
+        )
     )
     *_, last = steps
     counts = (code(last.canvas)[:, None] == code(all_sequences(LENGTH))).double().sum(0)

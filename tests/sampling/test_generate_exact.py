@@ -11,6 +11,7 @@ from textdiff.sampling import Controls, Job, generate
 from textdiff.sampling.denoiser import Denoiser
 from textdiff.sampling.rules import ancestral
 from textdiff.sampling.rules.ancestral import reveal_steps
+from textdiff.sampling.segment import Segment
 
 PROMPTS = [[], [0, 5, 2], [1, 1, 8, 7, 3], [6], [2, 0, 3, 3, 5, 6, 7, 8, 0]]
 NEW = [6, 4, 7, 16 - 1, 2]
@@ -83,14 +84,16 @@ def test_the_order_of_rows_in_a_batch_does_not_matter(model, block_size):
             return uniforms(0, stream, row=order[:, None], step=step, position=at)
 
         *_, last = ancestral(
-            Denoiser(model, family, lengths[order]),
-            family.process,
-            family.schedule,
-            canvas[order],
-            steps=steps,
-            frozen=frozen[order],
-            uniforms=draws,
-            controls=FREE,
+            Segment(
+                Denoiser(model, family, lengths[order]),
+                family.process,
+                family.schedule,
+                canvas[order],
+                steps=steps,
+                frozen=frozen[order],
+                uniforms=draws,
+                controls=FREE,
+            )
         )
         return last.canvas
 
@@ -126,14 +129,16 @@ def test_frozen_positions_never_change_wherever_they_are(model):
         return uniforms(0, stream, row=row, step=step, position=torch.arange(length))
 
     walk = ancestral(
-        Denoiser(model, family, torch.full((rows,), length)),
-        family.process,
-        family.schedule,
-        canvas,
-        steps=4,
-        frozen=frozen,
-        uniforms=draws,
-        controls=FREE,
+        Segment(
+            Denoiser(model, family, torch.full((rows,), length)),
+            family.process,
+            family.schedule,
+            canvas,
+            steps=4,
+            frozen=frozen,
+            uniforms=draws,
+            controls=FREE,
+        )
     )
     for step in walk:
         assert torch.equal(step.canvas[frozen], canvas[frozen])

@@ -12,6 +12,7 @@ from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.sampling import Controls, Job, generate
 from textdiff.sampling.rules import build_rule
+from textdiff.sampling.segment import Segment
 
 ROWS, STEPS = 40, 5
 
@@ -38,14 +39,16 @@ def given_times(case: str, name: str, **knobs) -> tuple[list[Tensor], Tensor, li
     canvas = family.process.prior((ROWS, WIDTH), draws(Stream.PRIOR, 0))
     steps = list(
         build_rule(name, family, knobs)(
-            denoise,
-            family.process,
-            family.schedule,
-            canvas,
-            steps=STEPS,
-            frozen=torch.zeros(ROWS, WIDTH, dtype=torch.bool),
-            uniforms=draws,
-            controls=Controls(),
+            Segment(
+                denoise,
+                family.process,
+                family.schedule,
+                canvas,
+                steps=STEPS,
+                frozen=torch.zeros(ROWS, WIDTH, dtype=torch.bool),
+                uniforms=draws,
+                controls=Controls(),
+            )
         )
     )
     return seen, draws(Stream.POSITION, 0), steps

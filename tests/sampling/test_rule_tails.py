@@ -16,6 +16,7 @@ from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.sampling import Controls
 from textdiff.sampling.rules import build_rule
+from textdiff.sampling.segment import Segment
 
 HEAD, TAIL, TAIL_MASS = 16, 50_000, 1.0 / 3.0
 MASK = HEAD + TAIL
@@ -68,14 +69,16 @@ def sample(
 
     canvas = process.prior((count, WIDTH), draws(Stream.PRIOR, 0))
     *_, last = build_rule(name, family, knobs)(
-        denoise,
-        process,
-        schedule,
-        canvas,
-        steps=steps,
-        frozen=torch.zeros(count, WIDTH, dtype=torch.bool),
-        uniforms=draws,
-        controls=Controls(),
+        Segment(
+            denoise,
+            process,
+            schedule,
+            canvas,
+            steps=steps,
+            frozen=torch.zeros(count, WIDTH, dtype=torch.bool),
+            uniforms=draws,
+            controls=Controls(),
+        )
     )
     return last.canvas
 

@@ -15,6 +15,7 @@ from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.errors import ConfigError
 from textdiff.sampling import Controls
 from textdiff.sampling.rules import RULES, build_rule, refuse
+from textdiff.sampling.segment import Segment
 from textdiff.sampling.watch import Watch
 
 FAMILIES = {
@@ -131,11 +132,19 @@ def walk(model, case: str, name: str, knobs: dict, rows: Tensor, text, frozen, *
     noise = family.process.prior(tuple(text.shape), draws(Stream.PRIOR, 0))
     steps = list(
         build_rule(name, family, knobs)(
-            network,
-            family.process,
-            family.schedule,
-            torch.where(frozen, text, noise),
-            **{"steps": STEPS, "frozen": frozen, "uniforms": draws, "controls": Controls(), **rest},
+            Segment(
+                network,
+                family.process,
+                family.schedule,
+                torch.where(frozen, text, noise),
+                **{
+                    "steps": STEPS,
+                    "frozen": frozen,
+                    "uniforms": draws,
+                    "controls": Controls(),
+                    **rest,
+                },
+            )
         )
     )
     return steps, network.asked
@@ -249,14 +258,16 @@ def test_watching_changes_no_token_and_fills_what_was_asked(model, case, name, k
     network = Network(model, family)
     watch = Watch(network, family.process, frozen, {"draft", "confidence", "entropy"})
     steps = build_rule(name, family, knobs)(
-        watch,
-        family.process,
-        family.schedule,
-        torch.where(frozen, text, noise),
-        steps=STEPS,
-        frozen=frozen,
-        uniforms=draws,
-        controls=Controls(),
+        Segment(
+            watch,
+            family.process,
+            family.schedule,
+            torch.where(frozen, text, noise),
+            steps=STEPS,
+            frozen=frozen,
+            uniforms=draws,
+            controls=Controls(),
+        )
     )
     seen = False
     for bare, raw in zip(plain, steps, strict=True):
@@ -297,14 +308,16 @@ def test_watched_numbers_are_those_of_the_network(model):
     rule = build_rule("threshold", family, {"threshold": 0.0})
     step = next(
         rule(
-            watch,
-            family.process,
-            family.schedule,
-            canvas,
-            steps=9,
-            frozen=frozen,
-            uniforms=lambda stream, step: torch.full(canvas.shape, 0.3, dtype=torch.float64),
-            controls=Controls(temperature=3.0),
+            Segment(
+                watch,
+                family.process,
+                family.schedule,
+                canvas,
+                steps=9,
+                frozen=frozen,
+                uniforms=lambda stream, step: torch.full(canvas.shape, 0.3, dtype=torch.float64),
+                controls=Controls(temperature=3.0),
+            )
         )
     )
     filled = watch.fill(step)

@@ -5,7 +5,8 @@ from textdiff.sampling.context import Context, Scene
 from textdiff.sampling.controls import Controls, Hook
 from textdiff.sampling.generate import Cache, generate
 from textdiff.sampling.job import Job
-from textdiff.sampling.rules import RULES, Step
+from textdiff.sampling.rules import RULES
+from textdiff.sampling.segment import Segment, Step
 
 __all__ = [
     "RULES",
@@ -17,6 +18,7 @@ __all__ = [
     "Hook",
     "Job",
     "Scene",
+    "Segment",
     "Step",
     "build_pattern",
     "generate",

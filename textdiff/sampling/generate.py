@@ -8,6 +8,7 @@ company: its uniforms are keyed by its index in the job, and it sees nothing of 
 from collections import deque
 from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -23,7 +24,8 @@ from textdiff.sampling.controls import Controls
 from textdiff.sampling.denoiser import CachedDenoiser, Denoiser, Predictor
 from textdiff.sampling.guidance import Guided, check_guidance
 from textdiff.sampling.job import Job, Segments
-from textdiff.sampling.rules import Rule, Step, Uniforms, build_rule
+from textdiff.sampling.rules import Rule, build_rule
+from textdiff.sampling.segment import Segment, Step, Uniforms
 from textdiff.sampling.watch import Watch
 
 Cache = bool | Literal["approximate"]
@@ -116,17 +118,17 @@ def generate(
         denoise.enter(known, starts, widths, ~here)
         ordinals = segments.ordinals(starts, rows.passed[active])
         behind = torch.minimum(starts + widths, lengths[active])
-        for step in _walk(
-            chosen,
+        segment = Segment(
             denoise,
-            family,
-            text.flatten()[_on(text, place)],
-            parts,
-            steps=steps,
+            family.process,
+            family.schedule,
+            canvas=text.flatten()[_on(text, place)],
             frozen=~here,
+            steps=steps,
             uniforms=_uniforms(seeds[active], numbers[active], ordinals, columns),
             controls=controls.within(_scene(job, active, known, starts)),
-        ):
+        )
+        for step in _walk(chosen, segment, parts):
             text = _put(text, place[here], step.canvas, here)
             inside = replace(
                 step,
@@ -292,36 +294,20 @@ def _scene(job: Job, active: Tensor, text: Tensor, starts: Tensor) -> Scene:
     )
 
 
-def _walk(
-    rule: Rule,
-    denoise: Predictor,
-    family: Family,
-    canvas: Tensor,
-    parts: Collection[str],
-    *,
-    steps: int,
-    frozen: Tensor,
-    uniforms: Uniforms,
-    controls: Controls,
-) -> Iterator[Step]:
-    """The steps of a rule on one segment of the active rows, watched for the parts asked for."""
-    watch = Watch(denoise, family.process, frozen, parts) if parts else None
-    for step in rule(
-        denoise if watch is None else watch,
-        family.process,
-        family.schedule,
-        canvas,
-        steps=steps,
-        frozen=frozen,
-        uniforms=uniforms,
-        controls=controls,
-    ):
-        yield step if watch is None else watch.fill(step)
+def _walk(rule: Rule, segment: Segment, parts: Collection[str]) -> Iterator[Step]:
+    """Yield the steps of a rule on one segment, with the parts that were asked for."""
+    if not parts:
+        yield from rule(segment)
+        return
+    watch = Watch(segment.denoise, segment.process, segment.frozen, parts)
+    for step in rule(replace(segment, denoise=watch)):
+        yield watch.fill(step)
 
 
 def _uniforms(seeds: Tensor, numbers: Tensor, ordinals: Tensor, columns: Tensor) -> Uniforms:
     """The numbers of one segment, keyed by what each is for."""
 
+    @lru_cache(maxsize=2)  # rules read the same ones call after call
     def draw(stream: Stream, step: int) -> Tensor:
         return uniforms(
             seeds, stream, row=numbers, block=ordinals[:, None], step=step, position=columns

@@ -4,7 +4,7 @@ Rules know nothing of it. A `Watch` stands between a rule and the network, remem
 network said last, and fills the optional parts of the steps that the rule yields:
 
     watch = Watch(denoise, process, frozen, {"draft", "confidence"})
-    for step in rule(watch, process, schedule, canvas, frozen=frozen, ...):
+    for step in rule(replace(segment, denoise=watch)):
         step = watch.fill(step)
 
 Watching changes no token. Drafts cost the output layer at every masked position of the rows that
@@ -20,7 +20,7 @@ from torch import Tensor
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.errors import ConfigError, closest
-from textdiff.sampling.rules.rule import Denoise, Step
+from textdiff.sampling.segment import Denoise, Step
 
 PARTS = ("draft", "confidence", "entropy")
 """What can be asked for."""

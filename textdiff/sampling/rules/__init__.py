@@ -13,7 +13,7 @@ from textdiff.sampling.rules.euler import Euler
 from textdiff.sampling.rules.first_hitting import FirstHitting
 from textdiff.sampling.rules.predictor_corrector import PredictorCorrector
 from textdiff.sampling.rules.remask import Remask
-from textdiff.sampling.rules.rule import Denoise, Rule, Step, Uniforms
+from textdiff.sampling.rules.rule import Rule
 from textdiff.sampling.rules.threshold import Threshold
 from textdiff.sampling.rules.tweedie import Tweedie
 
@@ -70,10 +70,7 @@ def build_rule(name: str, family: Family, knobs: Mapping[str, Any] | None = None
 
 __all__ = [
     "RULES",
-    "Denoise",
     "Rule",
-    "Step",
-    "Uniforms",
     "ancestral",
     "build_rule",
     "first_hitting",

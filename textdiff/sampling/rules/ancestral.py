@@ -18,16 +18,13 @@ from torch import Tensor
 
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.objectives import Prediction
-from textdiff.diffusion.process import Absorbing, ForwardProcess
+from textdiff.diffusion.process import Absorbing
 from textdiff.diffusion.randomness import Stream
-from textdiff.diffusion.schedule import NoiseSchedule
-from textdiff.sampling.context import Context
-from textdiff.sampling.controls import Controls
-from textdiff.sampling.draws import draw_tokens
 from textdiff.sampling.rules.knobs import check_switch
 from textdiff.sampling.rules.redrawing import Interval, ancestral_law, redraw
 from textdiff.sampling.rules.revealing import reveal_by_chance
-from textdiff.sampling.rules.rule import Denoise, Rule, Step, Uniforms
+from textdiff.sampling.rules.rule import Rule
+from textdiff.sampling.segment import Segment, Step
 
 
 @dataclass(frozen=True)
@@ -49,59 +46,25 @@ class Ancestral(Rule):
     def suited(self, family: Family) -> Rule:
         return _AncestralOfMasks(self.greedy_tail) if family.objective.predicts_mask else self
 
-    def __call__(
-        self,
-        denoise: Denoise,
-        process: ForwardProcess,
-        schedule: NoiseSchedule,
-        canvas: Tensor,
-        *,
-        steps: int,
-        frozen: Tensor,
-        uniforms: Uniforms,
-        controls: Controls,
-    ) -> Iterator[Step]:
+    def __call__(self, segment: Segment) -> Iterator[Step]:
+        process = segment.process
         if not process.draws_tokens and not process.by_token:
-            times = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
-            tail = controls.cold() if self.greedy_tail else controls
-            yield from _reveal(
-                denoise, process, schedule, canvas, times, frozen, uniforms, controls, tail
-            )
+            yield from _reveal(segment, self.greedy_tail)
             return
-        yield from redraw(
-            denoise,
-            process,
-            schedule,
-            canvas,
-            steps=steps,
-            frozen=frozen,
-            uniforms=uniforms,
-            controls=controls,
-            law=ancestral_law(process),
-            greedy_tail=self.greedy_tail,
-        )
+        yield from redraw(segment, ancestral_law(segment.process), self.greedy_tail)
 
 
 @dataclass(frozen=True)
 class _AncestralOfMasks(Ancestral):
     """Ancestral sampling where the network may predict the mask.
 
-    What it gives the mask decides when one is revealed: it is plugged into the posterior, as in the
-    bound (Eq. 16, arXiv:2406.07524). Only at the last step, which leaves no mask, it is left out.
+    The probability of the mask decides when one is revealed: it is plugged into the posterior, as
+    in the bound (Eq. 16, arXiv:2406.07524). Only at the last step, which leaves no mask, it is left
+    out.
     """
 
-    def __call__(
-        self,
-        denoise: Denoise,
-        process: ForwardProcess,
-        schedule: NoiseSchedule,
-        canvas: Tensor,
-        *,
-        steps: int,
-        frozen: Tensor,
-        uniforms: Uniforms,
-        controls: Controls,
-    ) -> Iterator[Step]:
+    def __call__(self, segment: Segment) -> Iterator[Step]:
+        process = segment.process
         assert isinstance(process, Absorbing)
 
         def chance(prediction: Prediction, interval: Interval) -> Tensor:
@@ -110,51 +73,27 @@ class _AncestralOfMasks(Ancestral):
             alpha_s, alpha_t = (x.to(state.device) for x in (interval.alpha_s, interval.alpha_t))
             return process.reveal_probability(state, alpha_s, alpha_t)
 
-        yield from reveal_by_chance(
-            denoise,
-            process,
-            schedule,
-            canvas,
-            steps=steps,
-            frozen=frozen,
-            uniforms=uniforms,
-            controls=controls,
-            chance=chance,
-            greedy_tail=self.greedy_tail,
-        )
+        yield from reveal_by_chance(segment, chance, self.greedy_tail)
 
 
-def _reveal(
-    denoise: Denoise,
-    process: ForwardProcess,
-    schedule: NoiseSchedule,
-    canvas: Tensor,
-    times: Tensor,
-    frozen: Tensor,
-    uniforms: Uniforms,
-    controls: Controls,
-    tail: Controls,
-) -> Iterator[Step]:
-    """Reveals every open position once, by `tail` those of the last step."""
-    steps = len(times) - 1
-    when = reveal_steps(schedule.alpha(times), uniforms(Stream.POSITION, 0)).masked_fill(
-        frozen, steps
-    )
+def _reveal(segment: Segment, greedy_tail: bool) -> Iterator[Step]:
+    """Reveal every open position once, greedily at the last step if asked to."""
+    steps, frozen = segment.steps, segment.frozen
+    times = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
+    u = segment.uniforms(Stream.POSITION, 0)
+    when = reveal_steps(segment.schedule.alpha(times), u).masked_fill(frozen, steps)
     event, first = _events(when, steps)
-    u = uniforms(Stream.TOKEN, 0).flatten()
-    late = (when == steps - 1).flatten()
     for index in range(first.shape[1]):
         positions = (event == index).flatten().nonzero().squeeze(1)
         t = times[first[:, index].clamp(max=steps)]
-        here = positions.to(canvas.device)
-        log_x0, v = denoise(canvas, t, positions).log_x0, u[positions].to(canvas.device)
-        context = Context(canvas, positions, t, process.vocabulary)
-        tokens = draw_tokens(log_x0, v, controls, context)
-        if tail != controls:
-            last = late[positions].to(canvas.device)
-            tokens = torch.where(last, draw_tokens(log_x0, v, tail, context), tokens)
-        canvas = canvas.flatten().index_copy(0, here, tokens).view_as(canvas)
-        yield Step(index, t, canvas, positions, index + 1)
+        log_x0 = segment.predict(positions, t).log_x0
+        tokens = segment.draw(positions, log_x0, t)
+        if greedy_tail:
+            best = segment.draw(positions, log_x0, t, controls=segment.controls.cold())
+            last = when.flatten()[positions] == steps - 1
+            tokens = torch.where(last.to(tokens.device), best, tokens)
+        segment.put(positions, tokens)
+        yield segment.step(positions, t)
 
 
 def reveal_steps(alphas: Tensor, u: Tensor) -> Tensor:

@@ -12,12 +12,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from textdiff.diffusion.process import ForwardProcess
-from textdiff.diffusion.schedule import NoiseSchedule
-from textdiff.sampling.controls import Controls
 from textdiff.sampling.rules.knobs import check_choice, check_number
-from textdiff.sampling.rules.rule import Denoise, Rule, Step, Uniforms
+from textdiff.sampling.rules.rule import Rule
 from textdiff.sampling.rules.unmasking import ORDERS, even_share, unmask
+from textdiff.sampling.segment import Segment, Step
 
 
 @dataclass(frozen=True)
@@ -45,20 +43,10 @@ class Confidence(Rule):
         check_number("order_temperature", self.order_temperature, 0.0)
         check_choice("pace", self.pace, ("even", "noise"))
 
-    def __call__(
-        self,
-        denoise: Denoise,
-        process: ForwardProcess,
-        schedule: NoiseSchedule,
-        canvas: Tensor,
-        *,
-        steps: int,
-        frozen: Tensor,
-        uniforms: Uniforms,
-        controls: Controls,
-    ) -> Iterator[Step]:
-        size = (~frozen).sum(1)
-        alphas = schedule.alpha(torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64))
+    def __call__(self, segment: Segment) -> Iterator[Step]:
+        steps, size = segment.steps, (~segment.frozen).sum(1)
+        times = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
+        alphas = segment.schedule.alpha(times)
         still = (1.0 - alphas) / (1.0 - alphas[0])
 
         def count(ranked: Tensor, left: Tensor, calls: int) -> Tensor:
@@ -66,16 +54,4 @@ class Confidence(Rule):
                 return even_share(left, calls)
             return left - (size * still[steps + 1 - calls]).floor().to(torch.int64)
 
-        yield from unmask(
-            denoise,
-            process,
-            schedule,
-            canvas,
-            steps=steps,
-            frozen=frozen,
-            uniforms=uniforms,
-            controls=controls,
-            score=ORDERS[self.order],
-            count=count,
-            spread=self.order_temperature,
-        )
+        yield from unmask(segment, ORDERS[self.order], count, self.order_temperature)

@@ -12,12 +12,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from textdiff.diffusion.process import ForwardProcess
-from textdiff.diffusion.schedule import NoiseSchedule
-from textdiff.sampling.controls import Controls
 from textdiff.sampling.rules.knobs import check_number
-from textdiff.sampling.rules.rule import Denoise, Rule, Step, Uniforms
+from textdiff.sampling.rules.rule import Rule
 from textdiff.sampling.rules.unmasking import even_share, low_entropy, unmask
+from textdiff.sampling.segment import Segment, Step
 
 
 @dataclass(frozen=True)
@@ -36,30 +34,8 @@ class EntropyBound(Rule):
     def __post_init__(self) -> None:
         check_number("entropy_bound", self.entropy_bound, 0.0)
 
-    def __call__(
-        self,
-        denoise: Denoise,
-        process: ForwardProcess,
-        schedule: NoiseSchedule,
-        canvas: Tensor,
-        *,
-        steps: int,
-        frozen: Tensor,
-        uniforms: Uniforms,
-        controls: Controls,
-    ) -> Iterator[Step]:
-        yield from unmask(
-            denoise,
-            process,
-            schedule,
-            canvas,
-            steps=steps,
-            frozen=frozen,
-            uniforms=uniforms,
-            controls=controls,
-            score=low_entropy,
-            count=self._safe,
-        )
+    def __call__(self, segment: Segment) -> Iterator[Step]:
+        yield from unmask(segment, low_entropy, self._safe)
 
     def _safe(self, ranked: Tensor, left: Tensor, calls: int) -> Tensor:
         nats = -ranked  # infinite where there is no mask

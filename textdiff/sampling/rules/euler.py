@@ -13,11 +13,11 @@ from torch import Tensor
 
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.schedule import NoiseSchedule
-from textdiff.sampling.controls import Controls
 from textdiff.sampling.rules.knobs import check_switch
 from textdiff.sampling.rules.redrawing import Interval
-from textdiff.sampling.rules.rule import Denoise, Rule, Step, Uniforms
+from textdiff.sampling.rules.rule import Rule
 from textdiff.sampling.rules.scores import Move, bounded, follow_scores, tweedie_move
+from textdiff.sampling.segment import Segment, Step
 
 
 @dataclass(frozen=True)
@@ -37,31 +37,9 @@ class Euler(Rule):
     def __post_init__(self) -> None:
         check_switch("greedy_tail", self.greedy_tail)
 
-    def __call__(
-        self,
-        denoise: Denoise,
-        process: ForwardProcess,
-        schedule: NoiseSchedule,
-        canvas: Tensor,
-        *,
-        steps: int,
-        frozen: Tensor,
-        uniforms: Uniforms,
-        controls: Controls,
-    ) -> Iterator[Step]:
-        yield from follow_scores(
-            denoise,
-            process,
-            schedule,
-            canvas,
-            steps=steps,
-            frozen=frozen,
-            uniforms=uniforms,
-            controls=controls,
-            rise=_noise,
-            move=_move(process, schedule),
-            greedy_tail=self.greedy_tail,
-        )
+    def __call__(self, segment: Segment) -> Iterator[Step]:
+        move = _move(segment.process, segment.schedule)
+        yield from follow_scores(segment, _noise, move, self.greedy_tail)
 
 
 def _noise(schedule: NoiseSchedule, interval: Interval) -> Tensor:

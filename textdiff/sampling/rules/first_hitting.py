@@ -14,13 +14,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.randomness import Stream
 from textdiff.diffusion.schedule import NoiseSchedule
-from textdiff.sampling.context import Context
-from textdiff.sampling.controls import Controls
-from textdiff.sampling.draws import draw_tokens
-from textdiff.sampling.rules.rule import Denoise, Rule, Step, Uniforms
+from textdiff.sampling.rules.rule import Rule
+from textdiff.sampling.segment import Segment, Step
 
 
 @dataclass(frozen=True)
@@ -31,34 +28,16 @@ class FirstHitting(Rule):
     otherwise: ClassVar[str] = "reveals masks at times that must not depend on the token"
     reveals_ahead: ClassVar[bool] = True
 
-    def __call__(
-        self,
-        denoise: Denoise,
-        process: ForwardProcess,
-        schedule: NoiseSchedule,
-        canvas: Tensor,
-        *,
-        steps: int,
-        frozen: Tensor,
-        uniforms: Uniforms,
-        controls: Controls,
-    ) -> Iterator[Step]:
-        order, times = hitting_times(schedule, uniforms(Stream.POSITION, 0), frozen)
-        remaining = (~frozen).sum(1)
-        u = uniforms(Stream.TOKEN, 0).flatten()
-        starts = torch.arange(len(canvas)) * canvas.shape[1]
+    def __call__(self, segment: Segment) -> Iterator[Step]:
+        u = segment.uniforms(Stream.POSITION, 0)
+        order, times = hitting_times(segment.schedule, u, segment.frozen)  # [R, S] each
+        remaining = (~segment.frozen).sum(1)  # [R]
+        starts = torch.arange(len(order)) * order.shape[1]
         for index in range(int(remaining.max()) if len(remaining) else 0):
             positions = (starts + order[:, index])[remaining > index]
             t = times[:, index]
-            here = positions.to(canvas.device)
-            log_x0 = denoise(canvas, t, positions).log_x0
-            v, context = (
-                u[positions].to(canvas.device),
-                Context(canvas, positions, t, process.vocabulary),
-            )
-            tokens = draw_tokens(log_x0, v, controls, context)
-            canvas = canvas.flatten().index_copy(0, here, tokens).view_as(canvas)
-            yield Step(index, t, canvas, positions, index + 1)
+            prediction = segment.predict(positions, t)
+            yield segment.write(positions, prediction.log_x0, t)
 
 
 def hitting_times(schedule: NoiseSchedule, u: Tensor, frozen: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,16 +24,12 @@ from torch import Tensor
 
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import ForwardProcess
-from textdiff.diffusion.randomness import Stream
-from textdiff.diffusion.schedule import NoiseSchedule
 from textdiff.errors import ConfigError
-from textdiff.sampling.context import Context
-from textdiff.sampling.controls import Controls
-from textdiff.sampling.draws import draw_tokens
 from textdiff.sampling.rules.knobs import check_count, check_number, check_switch
 from textdiff.sampling.rules.redrawing import Interval, Law, redraw
-from textdiff.sampling.rules.rule import Denoise, Rule, Step, Uniforms
+from textdiff.sampling.rules.rule import Rule
 from textdiff.sampling.rules.unmasking import steady
+from textdiff.sampling.segment import Segment, Step
 
 
 @dataclass(frozen=True)
@@ -67,38 +63,14 @@ class PredictorCorrector(Rule):
         check_count("patience", self.patience, 1)
         check_switch("greedy_tail", self.greedy_tail)
 
-    def __call__(
-        self,
-        denoise: Denoise,
-        process: ForwardProcess,
-        schedule: NoiseSchedule,
-        canvas: Tensor,
-        *,
-        steps: int,
-        frozen: Tensor,
-        uniforms: Uniforms,
-        controls: Controls,
-    ) -> Iterator[Step]:
-        if controls.constraint is not None and self.corrections:
+    def __call__(self, segment: Segment) -> Iterator[Step]:
+        if segment.controls.constraint is not None and self.corrections:
             raise ConfigError(
                 "self-correction changes single tokens of a finished text, which could leave a "
                 "pattern or write a banned string; set corrections to 0, or leave them out"
             )
-        for step in redraw(
-            denoise,
-            process,
-            schedule,
-            canvas,
-            steps=steps,
-            frozen=frozen,
-            uniforms=uniforms,
-            controls=controls,
-            law=self._law(process),
-            greedy_tail=self.greedy_tail,
-        ):
-            canvas = step.canvas
-            yield step
-        yield from self._correct(denoise, process, canvas, steps, frozen, uniforms, controls)
+        yield from redraw(segment, self._law(segment.process), self.greedy_tail)
+        yield from self._correct(segment)
 
     def _law(self, process: ForwardProcess) -> Law:
         def law(prediction: Prediction, before: Tensor, interval: Interval) -> Tensor:
@@ -112,20 +84,12 @@ class PredictorCorrector(Rule):
 
         return law
 
-    def _correct(
-        self,
-        denoise: Denoise,
-        process: ForwardProcess,
-        canvas: Tensor,
-        steps: int,
-        frozen: Tensor,
-        uniforms: Uniforms,
-        controls: Controls,
-    ) -> Iterator[Step]:
-        """Commits one token per row and call."""
+    def _correct(self, segment: Segment) -> Iterator[Step]:
+        """Commit one token per row and call."""
+        frozen, steps = segment.frozen, segment.steps
         rows, width = frozen.shape
         t = torch.full((rows,), self.correction_time, dtype=torch.float64)
-        cold = replace(controls, temperature=self.correction_temperature)
+        cold = replace(segment.controls, temperature=self.correction_temperature)
         best, stale = torch.full((rows,), -1, dtype=torch.int64), torch.zeros(rows).long()
         size = (~frozen).sum(1)
         live = size > 0
@@ -134,11 +98,9 @@ class PredictorCorrector(Rule):
             positions = asked.flatten().nonzero().squeeze(1)
             if not len(positions):
                 return
-            here = positions.to(canvas.device)
-            log_x0 = denoise(canvas, t, positions).log_x0
-            before = canvas.flatten()[here]
-            u = uniforms(Stream.TOKEN, index).flatten()[positions].to(canvas.device)
-            tokens = draw_tokens(log_x0, u, cold, Context(canvas, positions, t, process.vocabulary))
+            log_x0 = segment.predict(positions, t).log_x0
+            before = segment.tokens(positions)
+            tokens = segment.draw(positions, log_x0, t, index, cold)
             agree = torch.zeros_like(asked)
             agree[asked] = (log_x0.argmax(-1) == before).cpu()
             agreed = agree.sum(1)
@@ -149,10 +111,9 @@ class PredictorCorrector(Rule):
             most, column = steady(gains, log_x0.dtype).max(1)
             moves = live & (most > -torch.inf)
             changed = (torch.arange(rows) * width + column)[moves]
-            drawn = canvas.flatten().index_copy(0, here, tokens)
-            to = changed.to(canvas.device)
-            canvas = canvas.flatten().index_copy(0, to, drawn[to]).view_as(canvas)
+            rank = torch.searchsorted(positions, changed)
+            segment.put(changed, tokens[rank.to(tokens.device)])
             stale = torch.where(agreed > best, 0, stale + 1)
             best = torch.maximum(agreed, best)
             live = live & (stale < self.patience)
-            yield Step(index, t, canvas, changed, index + 1)
+            yield segment.step(changed, t)

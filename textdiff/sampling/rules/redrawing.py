@@ -12,14 +12,11 @@ from torch import Tensor
 
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import ForwardProcess
-from textdiff.diffusion.randomness import Stream
 from textdiff.diffusion.schedule import NoiseSchedule
 from textdiff.errors import ConfigError
-from textdiff.sampling.context import Context
 from textdiff.sampling.contrast import Contrast
-from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_weighed, inverse_cdf
-from textdiff.sampling.rules.rule import Denoise, Step, Uniforms
+from textdiff.sampling.segment import Segment, Step
 
 
 @dataclass(frozen=True)
@@ -61,62 +58,42 @@ def grid(schedule: NoiseSchedule, steps: int) -> list[Interval]:
     return [Interval(i, steps, times[i], alphas[i], alphas[i + 1]) for i in range(steps)]
 
 
-def redraw(
-    denoise: Denoise,
-    process: ForwardProcess,
-    schedule: NoiseSchedule,
-    canvas: Tensor,
-    *,
-    steps: int,
-    frozen: Tensor,
-    uniforms: Uniforms,
-    controls: Controls,
-    law: Law,
-    greedy_tail: bool = False,
-) -> Iterator[Step]:
-    """Draws what is open from `law`, in `steps` calls; masks only where revealed tokens stay.
+def redraw(segment: Segment, law: Law, greedy_tail: bool = False) -> Iterator[Step]:
+    """Draw what is open from `law`, in `steps` calls; masks only where revealed tokens stay.
 
     Args:
-        denoise: network.
-        process: forward process.
-        schedule: noise schedule.
-        canvas: [R, L] tokens.
-        steps: T.
-        frozen: [R, L] bool on the host.
-        uniforms: source of randomness.
-        controls: how the law of tokens departs from the model's.
+        segment: its open positions are drawn.
         law: distribution of the next tokens.
         greedy_tail: take the likeliest clean tokens at the last step.
     """
+    process, controls = segment.process, segment.controls
     if controls.constraint is not None and not process.draws_tokens:
         raise ConfigError(
             "patterns and bans need positions that are chosen before their tokens, and with a "
             "learned schedule a token decides when it is revealed; leave them out"
         )
-    for interval in grid(schedule, steps):
-        still = ~frozen
+    for interval in grid(segment.schedule, segment.steps):
+        still = ~segment.frozen
         if not process.draws_tokens:  # what is revealed stays
-            still = still & (canvas == process.mask_token_id).cpu()
+            still = still & (segment.canvas == process.mask_token_id).cpu()
         positions = still.flatten().nonzero().squeeze(1)
         if not len(positions):
             return
-        here = positions.to(canvas.device)
-        t = interval.t.expand(len(canvas))
-        prediction = denoise(canvas, t, positions)
-        before = canvas.flatten()[here]
+        t = interval.t.expand(len(segment.canvas))
+        prediction = segment.predict(positions, t)
+        before = segment.tokens(positions)
         chosen = controls.cold() if greedy_tail and interval.last else controls
-        context = Context(canvas, positions, t, process.vocabulary)
+        context = segment.context(positions, t)
         taken = chosen.applied(prediction, context)
         weights = _weights(law, process, taken, before, interval)
         if interval.last:  # a token that is impossible has no chance from rounding either
             weights = _possible(weights, taken.log_x0)
-        u = uniforms(Stream.TOKEN, interval.index).flatten()[positions].to(canvas.device)
+        u = segment.token_uniforms(positions, interval.index)
         # A constraint is on finished text: what noise passes through on the way is not.
         finish = draw_weighed(weights, u, chosen, context) if interval.last else None
         tokens = inverse_cdf(weights, u) if finish is None else finish
-        canvas = canvas.flatten().index_copy(0, here, tokens).view_as(canvas)
-        changed = positions[(tokens != before).cpu()]
-        yield Step(interval.index, t, canvas, changed, interval.index + 1)
+        segment.put(positions, tokens)
+        yield segment.step(positions[(tokens != before).cpu()], t)
 
 
 def _weights(

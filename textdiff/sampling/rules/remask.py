@@ -22,15 +22,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.randomness import Stream
 from textdiff.diffusion.schedule import NoiseSchedule
 from textdiff.errors import ConfigError
-from textdiff.sampling.context import Context
-from textdiff.sampling.controls import Controls
-from textdiff.sampling.draws import draw_tokens
 from textdiff.sampling.rules.knobs import check_choice, check_number
-from textdiff.sampling.rules.rule import Denoise, Rule, Step, Uniforms
+from textdiff.sampling.rules.rule import Rule
+from textdiff.sampling.segment import Segment, Step
 
 ETA = {"cap": 0.008, "rescale": 0.015, "conf": 1.0, "loop": 0.02}
 """Each strategy's published eta; `conf` has none."""
@@ -71,48 +68,33 @@ class Remask(Rule):
                 "0 < t_off < t_on < 1 and an alpha_on between 0 and 1"
             )
 
-    def __call__(
-        self,
-        denoise: Denoise,
-        process: ForwardProcess,
-        schedule: NoiseSchedule,
-        canvas: Tensor,
-        *,
-        steps: int,
-        frozen: Tensor,
-        uniforms: Uniforms,
-        controls: Controls,
-    ) -> Iterator[Step]:
-        times = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
+    def __call__(self, segment: Segment) -> Iterator[Step]:
+        schedule, frozen = segment.schedule, segment.frozen
+        times = torch.linspace(1.0, 0.0, segment.steps + 1, dtype=torch.float64)
         alphas = self.alphas(schedule, times)
         masked, remasked = ~frozen, torch.zeros_like(frozen)
         belief = torch.zeros(frozen.shape, dtype=torch.float64)
-        calls = 0
-        for index in range(steps):
+        for index in range(segment.steps):
             alpha_t, alpha_s = alphas[index], alphas[index + 1]
             sigma = self.sigma(alpha_t, alpha_s, belief, ~masked & ~frozen)
-            u = uniforms(Stream.POSITION, index)
+            u = segment.uniforms(Stream.POSITION, index)
             reveal = masked & (u < reveal_chance(alpha_t, alpha_s, sigma))
             again = ~masked & ~frozen & (u < sigma)
             masked, remasked = (masked | again) & ~reveal, (remasked | again) & ~reveal
             positions = reveal.flatten().nonzero().squeeze(1)
             if len(positions):
-                here = positions.to(canvas.device)
-                t = schedule.t_of_alpha(alpha_t).clamp(0.0, 1.0).expand(len(canvas))
-                log_x0 = denoise(canvas, t, positions).log_x0
-                v = uniforms(Stream.TOKEN, index).flatten()[positions].to(canvas.device)
-                tokens = draw_tokens(
-                    log_x0, v, controls, Context(canvas, positions, t, process.vocabulary)
-                )
+                t = schedule.t_of_alpha(alpha_t).clamp(0.0, 1.0).expand(len(frozen))
+                log_x0 = segment.predict(positions, t).log_x0
+                tokens = segment.draw(positions, log_x0, t, index)
                 belief[reveal] = log_x0.gather(-1, tokens[:, None])[:, 0].double().exp().cpu()
-                canvas = canvas.flatten().index_copy(0, here, tokens).view_as(canvas)
-            canvas = canvas.masked_fill(again.to(canvas.device), process.mask_token_id)
+                segment.put(positions, tokens)
+            mask = segment.process.mask_token_id
+            segment.canvas = segment.canvas.masked_fill(again.to(segment.canvas.device), mask)
             if len(positions):
-                calls += 1
                 changed = (reveal | remasked).flatten().nonzero().squeeze(1)
                 lost = remasked.flatten().nonzero().squeeze(1)
                 remasked = torch.zeros_like(remasked)
-                yield Step(calls - 1, t, canvas, changed, calls, remasked=lost)
+                yield segment.step(changed, t, remasked=lost)
 
     def alphas(self, schedule: NoiseSchedule, times: Tensor) -> Tensor:
         """[T + 1] share of revealed tokens that the walk aims at, exactly 1 at the end."""

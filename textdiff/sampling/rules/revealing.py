@@ -10,51 +10,30 @@ import torch
 from torch import Tensor
 
 from textdiff.diffusion.objectives import Prediction
-from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.randomness import Stream
-from textdiff.diffusion.schedule import NoiseSchedule
-from textdiff.sampling.context import Context
-from textdiff.sampling.controls import Controls
-from textdiff.sampling.draws import draw_tokens
 from textdiff.sampling.rules.redrawing import Interval, grid
-from textdiff.sampling.rules.rule import Denoise, Step, Uniforms
+from textdiff.sampling.segment import Segment, Step
 
 Chance = Callable[[Prediction, Interval], Tensor]
 """chance(prediction, interval) -> [N] probability that each mask is revealed in this step."""
 
 
-def reveal_by_chance(
-    denoise: Denoise,
-    process: ForwardProcess,
-    schedule: NoiseSchedule,
-    canvas: Tensor,
-    *,
-    steps: int,
-    frozen: Tensor,
-    uniforms: Uniforms,
-    controls: Controls,
-    chance: Chance,
-    greedy_tail: bool,
-) -> Iterator[Step]:
+def reveal_by_chance(segment: Segment, chance: Chance, greedy_tail: bool) -> Iterator[Step]:
     """Fill the open positions in at most `steps` calls; the last one reveals what is left."""
-    masked = ~frozen
-    u = uniforms(Stream.TOKEN, 0).flatten()
-    for interval in grid(schedule, steps):
+    masked = ~segment.frozen
+    for interval in grid(segment.schedule, segment.steps):
         positions = masked.flatten().nonzero().squeeze(1)
         if not len(positions):
             return
-        t = interval.t.expand(len(canvas))
-        prediction = denoise(canvas, t, positions)
+        t = interval.t.expand(len(segment.canvas))
+        prediction = segment.predict(positions, t)
         hit = torch.ones(len(positions), dtype=torch.bool)
         if not interval.last:
-            v = uniforms(Stream.POSITION, interval.index).flatten()[positions]
-            hit = v < chance(prediction, interval).cpu()
+            u = segment.uniforms(Stream.POSITION, interval.index).flatten()[positions]
+            hit = u < chance(prediction, interval).cpu()
         revealed = positions[hit]
-        here = revealed.to(canvas.device)
-        log_x0 = prediction.log_x0[hit.to(canvas.device)]
-        chosen = controls.cold() if greedy_tail and interval.last else controls
-        context = Context(canvas, revealed, t, process.vocabulary)
-        tokens = draw_tokens(log_x0, u[revealed].to(canvas.device), chosen, context)
-        canvas = canvas.flatten().index_copy(0, here, tokens).view_as(canvas)
+        log_x0 = prediction.log_x0[hit.to(segment.canvas.device)]
+        controls = segment.controls.cold() if greedy_tail and interval.last else None
+        segment.put(revealed, segment.draw(revealed, log_x0, t, controls=controls))
         masked = masked.flatten().index_fill(0, revealed, False).view_as(masked)
-        yield Step(interval.index, t, canvas, revealed, interval.index + 1)
+        yield segment.step(revealed, t)

@@ -14,10 +14,9 @@ from torch import Tensor
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.schedule import NoiseSchedule
-from textdiff.sampling.controls import Controls
 from textdiff.sampling.rules.redrawing import Interval, Law, ancestral_law, redraw
 from textdiff.sampling.rules.revealing import Chance, reveal_by_chance
-from textdiff.sampling.rules.rule import Denoise, Step, Uniforms
+from textdiff.sampling.segment import Segment, Step
 
 Rise = Callable[[NoiseSchedule, Interval], Tensor]
 """rise(schedule, interval) -> scalar; times a mask's summed scores, its chance to be revealed."""
@@ -30,48 +29,12 @@ LARGEST_EXPONENT = 600.0
 """Sums of exponentials up to this one do not overflow float64, whatever the vocabulary."""
 
 
-def follow_scores(
-    denoise: Denoise,
-    process: ForwardProcess,
-    schedule: NoiseSchedule,
-    canvas: Tensor,
-    *,
-    steps: int,
-    frozen: Tensor,
-    uniforms: Uniforms,
-    controls: Controls,
-    rise: Rise,
-    move: Move,
-    greedy_tail: bool,
-) -> Iterator[Step]:
-    """Fills the open positions in at most `steps` calls, by what a score rule says of one step."""
-    if process.draws_tokens:
-        law = _law(process, move)
-        yield from redraw(
-            denoise,
-            process,
-            schedule,
-            canvas,
-            steps=steps,
-            frozen=frozen,
-            uniforms=uniforms,
-            controls=controls,
-            law=law,
-            greedy_tail=greedy_tail,
-        )
+def follow_scores(segment: Segment, rise: Rise, move: Move, greedy_tail: bool) -> Iterator[Step]:
+    """Fill the open positions in at most `steps` calls, by a score rule's single step."""
+    if segment.process.draws_tokens:
+        yield from redraw(segment, _law(segment.process, move), greedy_tail)
         return
-    yield from reveal_by_chance(
-        denoise,
-        process,
-        schedule,
-        canvas,
-        steps=steps,
-        frozen=frozen,
-        uniforms=uniforms,
-        controls=controls,
-        chance=_chance(schedule, rise),
-        greedy_tail=greedy_tail,
-    )
+    yield from reveal_by_chance(segment, _chance(segment.schedule, rise), greedy_tail)
 
 
 def _chance(schedule: NoiseSchedule, rise: Rise) -> Chance:

@@ -13,12 +13,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from textdiff.diffusion.process import ForwardProcess
-from textdiff.diffusion.schedule import NoiseSchedule
-from textdiff.sampling.controls import Controls
 from textdiff.sampling.rules.knobs import check_number
-from textdiff.sampling.rules.rule import Denoise, Rule, Step, Uniforms
+from textdiff.sampling.rules.rule import Rule
 from textdiff.sampling.rules.unmasking import even_share, most_likely, unmask
+from textdiff.sampling.segment import Segment, Step
 
 
 @dataclass(frozen=True)
@@ -41,30 +39,8 @@ class Threshold(Rule):
         if self.factor is not None:
             check_number("factor", self.factor, 0.0)
 
-    def __call__(
-        self,
-        denoise: Denoise,
-        process: ForwardProcess,
-        schedule: NoiseSchedule,
-        canvas: Tensor,
-        *,
-        steps: int,
-        frozen: Tensor,
-        uniforms: Uniforms,
-        controls: Controls,
-    ) -> Iterator[Step]:
-        yield from unmask(
-            denoise,
-            process,
-            schedule,
-            canvas,
-            steps=steps,
-            frozen=frozen,
-            uniforms=uniforms,
-            controls=controls,
-            score=most_likely,
-            count=self._sure,
-        )
+    def __call__(self, segment: Segment) -> Iterator[Step]:
+        yield from unmask(segment, most_likely, self._sure)
 
     def _sure(self, ranked: Tensor, left: Tensor, calls: int) -> Tensor:
         if self.factor is None:

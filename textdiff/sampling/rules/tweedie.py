@@ -11,13 +11,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.schedule import NoiseSchedule
-from textdiff.sampling.controls import Controls
 from textdiff.sampling.rules.knobs import check_switch
 from textdiff.sampling.rules.redrawing import Interval
-from textdiff.sampling.rules.rule import Denoise, Rule, Step, Uniforms
+from textdiff.sampling.rules.rule import Rule
 from textdiff.sampling.rules.scores import follow_scores, tweedie_move
+from textdiff.sampling.segment import Segment, Step
 
 
 @dataclass(frozen=True)
@@ -37,31 +36,9 @@ class Tweedie(Rule):
     def __post_init__(self) -> None:
         check_switch("greedy_tail", self.greedy_tail)
 
-    def __call__(
-        self,
-        denoise: Denoise,
-        process: ForwardProcess,
-        schedule: NoiseSchedule,
-        canvas: Tensor,
-        *,
-        steps: int,
-        frozen: Tensor,
-        uniforms: Uniforms,
-        controls: Controls,
-    ) -> Iterator[Step]:
-        yield from follow_scores(
-            denoise,
-            process,
-            schedule,
-            canvas,
-            steps=steps,
-            frozen=frozen,
-            uniforms=uniforms,
-            controls=controls,
-            rise=_rise,
-            move=tweedie_move(process),
-            greedy_tail=self.greedy_tail,
-        )
+    def __call__(self, segment: Segment) -> Iterator[Step]:
+        move = tweedie_move(segment.process)
+        yield from follow_scores(segment, _rise, move, self.greedy_tail)
 
 
 def _rise(schedule: NoiseSchedule, interval: Interval) -> Tensor:

@@ -10,17 +10,14 @@ that is the same.) Letters: R rows, S positions of the canvas, N masked position
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.randomness import Stream
 from textdiff.diffusion.schedule import NoiseSchedule
-from textdiff.sampling.context import Context
-from textdiff.sampling.controls import Controls
-from textdiff.sampling.draws import draw_tokens
-from textdiff.sampling.rules.rule import Denoise, Step, Uniforms
+from textdiff.sampling.segment import Segment, Step
 
 Score = Callable[[Tensor], Tensor]
 """score(log_x0 [N, V]) -> [N]; what is highest comes first."""
@@ -29,50 +26,31 @@ Count = Callable[[Tensor, Tensor, int], Tensor]
 """count(scores [R, S] in order, -inf where none, masks left [R], calls left) -> [R] to reveal."""
 
 
-def unmask(
-    denoise: Denoise,
-    process: ForwardProcess,
-    schedule: NoiseSchedule,
-    canvas: Tensor,
-    *,
-    steps: int,
-    frozen: Tensor,
-    uniforms: Uniforms,
-    controls: Controls,
-    score: Score,
-    count: Count,
-    spread: float = 0.0,
-) -> Iterator[Step]:
-    """Reveals every open position once, in at most `steps` calls.
+def unmask(segment: Segment, score: Score, count: Count, spread: float = 0.0) -> Iterator[Step]:
+    """Reveal every open position once, in at most `segment.steps` calls.
 
     Args:
-        denoise: network.
-        process: absorbing process.
-        schedule: noise schedule.
-        canvas: [R, S] tokens.
-        steps: most calls of a row; the last one reveals what is left.
-        frozen: [R, S] bool on the host.
-        uniforms: source of randomness.
-        controls: how the law of tokens departs from the model's.
+        segment: under absorbing noise; its last call reveals what is left.
         score: what orders the positions.
         count: how many of them are revealed; fewer than one are one.
         spread: temperature of the order; 0 takes it as it is, else positions are drawn in
             proportion to exp(score / spread).
     """
-    masked, size = ~frozen, (~frozen).sum(1)
-    u = uniforms(Stream.TOKEN, 0).flatten()
+    masked = ~segment.frozen  # [R, S]
+    size, steps = masked.sum(1), segment.steps
     for index in range(steps):
         positions = masked.flatten().nonzero().squeeze(1)
         if not len(positions):
             return
         left = masked.sum(1)
-        t = time_left(schedule, left, size)
-        prediction = denoise(canvas, t, positions)
+        t = time_left(segment.schedule, left, size)
+        prediction = segment.predict(positions, t)
         scores = torch.full(masked.shape, -torch.inf, dtype=torch.float64)
         scores[masked] = score(prediction.log_x0).double().cpu()
         keys = steady(scores, prediction.log_x0.dtype)
         if spread:  # the largest of these are draws without replacement by exp(score / spread)
-            keys = scores / spread - torch.log(-torch.log(uniforms(Stream.POSITION, index)))
+            u = segment.uniforms(Stream.POSITION, index)
+            keys = scores / spread - torch.log(-torch.log(u))
             keys = keys.clamp(min=torch.finfo(torch.float64).min).where(masked, -torch.inf)
         order = keys.argsort(dim=1, descending=True, stable=True)
         ranked = scores.gather(1, order)
@@ -80,15 +58,10 @@ def unmask(
         first = torch.arange(masked.shape[1]) < number.minimum(left)[:, None]
         now = torch.zeros_like(masked).scatter(1, order, first)
         picked = now[masked]
-        revealed = positions[picked]
-        here = revealed.to(canvas.device)
-        log_x0 = prediction.log_x0[picked.to(canvas.device)]
-        v, context = u[revealed].to(canvas.device), Context(canvas, revealed, t, process.vocabulary)
-        tokens = draw_tokens(log_x0, v, controls, context)
-        canvas = canvas.flatten().index_copy(0, here, tokens).view_as(canvas)
+        log_x0 = prediction.log_x0[picked.to(segment.canvas.device)]
+        step = segment.write(positions[picked], log_x0, t)
         masked = masked & ~now
-        known = -scores[now] if score is low_entropy else None
-        yield Step(index, t, canvas, revealed, index + 1, entropy=known)
+        yield replace(step, entropy=-scores[now]) if score is low_entropy else step
 
 
 def steady(scores: Tensor, dtype: torch.dtype) -> Tensor:

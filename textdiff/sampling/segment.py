@@ -1,0 +1,163 @@
+"""A segment of the active rows, which the engine builds and a decoding rule fills.
+
+A rule predicts positions, has tokens drawn for some of them and yields the step that writes them;
+everything that this takes is here once. Letters: R rows, S positions of the canvas, N positions of
+one call, V vocabulary.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from textdiff.diffusion.objectives import Prediction
+from textdiff.diffusion.process import ForwardProcess
+from textdiff.diffusion.randomness import Stream
+from textdiff.diffusion.schedule import NoiseSchedule
+from textdiff.sampling.context import Context
+from textdiff.sampling.controls import Controls
+from textdiff.sampling.draws import draw_tokens
+
+Denoise = Callable[[Tensor, Tensor, Tensor], Prediction]
+"""denoise(canvas [R, S], t [R], positions [N]) -> Prediction.
+
+It runs the network on the rows that own the positions.
+"""
+
+Uniforms = Callable[[Stream, int], Tensor]
+"""uniforms(stream, scheduled step) -> [R, S] float64, whatever rows share the batch."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """The canvas after one network call.
+
+    Attributes:
+        index: network calls of this kind so far, counted from 0 over the whole generation.
+        t: [R] time of each row before the step.
+        canvas: [R, L] tokens after the step; a new tensor each time.
+        changed: [N] flat host positions that changed.
+        calls: network calls so far.
+        draft: [R, L] canvas with every open position filled by its most likely token, if asked for.
+        confidence: [N] raw probability of each new token, if asked for; NaN for masks.
+        entropy: [N] entropy in nats at the changed positions, if asked for or known anyway; NaN
+            where a token was masked again.
+        remasked: [M] flat host positions that were masked again, for rules that do so.
+        final: [R] tokens of each row that were final before this step; the engine fills it, as it
+            does what follows.
+        ends: [R] tokens up to the end of each row's segment; `final` for rows without one.
+        done: [R] bool, rows that were finished before this step.
+        rows: rows that the network has run on so far.
+    """
+
+    index: int
+    t: Tensor
+    canvas: Tensor
+    changed: Tensor
+    calls: int
+    draft: Tensor | None = None
+    confidence: Tensor | None = None
+    entropy: Tensor | None = None
+    remasked: Tensor | None = None
+    final: Tensor | None = None
+    ends: Tensor | None = None
+    done: Tensor | None = None
+    rows: int = 0
+
+    @property
+    def dependence(self) -> Tensor | None:
+        """[R] nats that revealing the changed positions at once may cost; needs `entropy`.
+
+        The sum of their entropies less the largest bounds their total correlation, so that the sum
+        over steps, on average over texts, bounds the divergence from revealing them one by one if
+        the network's conditionals are those of one joint distribution (arXiv:2505.24857).
+        """
+        if self.entropy is None:
+            return None
+        rows, width = self.canvas.shape
+        row, nats = self.changed // width, self.entropy.double().nan_to_num(0.0)
+        zero = torch.zeros(rows, dtype=torch.float64)
+        largest = zero.scatter_reduce(0, row, nats, "amax")
+        return zero.index_add(0, row, nats) - largest
+
+
+@dataclass
+class Segment:
+    """The open positions of R rows, and everything that fills them.
+
+    Attributes:
+        denoise: the network behind its objective, cache and layout.
+        process: forward process.
+        schedule: noise schedule.
+        canvas: [R, S] tokens, open positions in the process's prior state at first.
+        frozen: [R, S] bool on the CPU, positions that never change.
+        steps: denoising steps, and most network calls of a row.
+        uniforms: source of randomness.
+        controls: how tokens are drawn from predictions.
+        calls: network calls so far.
+    """
+
+    denoise: Denoise
+    process: ForwardProcess
+    schedule: NoiseSchedule
+    canvas: Tensor
+    frozen: Tensor
+    steps: int
+    uniforms: Uniforms
+    controls: Controls
+    calls: int = 0
+
+    def tokens(self, positions: Tensor) -> Tensor:
+        """Return the tokens at flat CPU positions, [N] int64."""
+        return self.canvas.flatten()[positions.to(self.canvas.device)]
+
+    def token_uniforms(self, positions: Tensor, step: int) -> Tensor:
+        """Return the uniforms that choose tokens at positions in a scheduled step, [N] float64."""
+        u = self.uniforms(Stream.TOKEN, step).flatten()[positions]
+        return u.to(self.canvas.device)
+
+    def context(self, positions: Tensor, t: Tensor) -> Context:
+        """Return where positions lie, for controls that depend on it."""
+        return Context(self.canvas, positions, t, self.process.vocabulary)
+
+    def predict(self, positions: Tensor, t: Tensor) -> Prediction:
+        """Predict positions [N] at times t [R], in one network call."""
+        self.calls += 1
+        return self.denoise(self.canvas, t, positions)
+
+    def draw(
+        self,
+        positions: Tensor,
+        log_x0: Tensor,
+        t: Tensor,
+        step: int = 0,
+        controls: Controls | None = None,
+    ) -> Tensor:
+        """Draw a clean token for each position, [N] int64.
+
+        Args:
+            positions: [N] flat CPU positions.
+            log_x0: [N, V] raw log-probabilities.
+            t: [R] time of each row.
+            step: scheduled step whose uniforms choose the tokens; 0 where every position is drawn
+                once.
+            controls: other controls than the segment's.
+        """
+        u = self.token_uniforms(positions, step)
+        return draw_tokens(log_x0, u, controls or self.controls, self.context(positions, t))
+
+    def put(self, positions: Tensor, tokens: Tensor) -> None:
+        """Replace the canvas by one with other tokens at some positions."""
+        at = positions.to(self.canvas.device)
+        self.canvas = self.canvas.flatten().index_copy(0, at, tokens).view_as(self.canvas)
+
+    def step(self, changed: Tensor, t: Tensor, **parts: Any) -> Step:
+        """Return the step that ends with the canvas as it is."""
+        return Step(self.calls - 1, t, self.canvas, changed, self.calls, **parts)
+
+    def write(self, positions: Tensor, log_x0: Tensor, t: Tensor, step: int = 0) -> Step:
+        """Draw tokens for positions and put them on the canvas; see `draw`."""
+        self.put(positions, self.draw(positions, log_x0, t, step))
+        return self.step(positions, t)
