@@ -29,7 +29,9 @@ from pathlib import Path
 
 import torch
 
-from textdiff.diffusion.family import build_family, draw_noise
+from textdiff.diffusion.family import build_family
+from textdiff.diffusion.makers import ByCount, draw_noise
+from textdiff.diffusion.noise import NoiseUniforms
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, stratified, uniforms
 from textdiff.loss import DenoisingLoss, corrupt
@@ -129,7 +131,7 @@ def build_step(
         u_token = None
         if family.process.draws_tokens:
             u_token = uniforms(seed, Stream.TOKEN, row=samples[:, None], position=positions)
-        noise = draw_noise(family, "count", v.view(size.rows, -1), u, blocks, u_token=u_token)
+        noise = draw_noise(family, x0, NoiseUniforms(v.view(size.rows, -1), u, u_token), ByCount())
         batch = corrupt(family, x0, noise, None)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             loss, _ = module(batch)

@@ -10,7 +10,7 @@ import torch
 from textdiff.config_file import load
 from textdiff.diffusion.blocks import Blocks
 from textdiff.diffusion.family import build_family
-from textdiff.diffusion.noise import noise_by_time
+from textdiff.diffusion.noise import NoiseUniforms, noise_by_time
 from textdiff.diffusion.objectives import OBJECTIVES
 from textdiff.diffusion.process import PROCESSES, Vocabulary
 from textdiff.diffusion.schedule import SCHEDULES, build_schedule
@@ -68,7 +68,9 @@ def test_published_names_draw_the_published_times_and_bound_all_noise(root, name
     schedule = build_schedule(**diffusion.schedule.model_dump())
     ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
     u = torch.full((2, 4), 0.5, dtype=torch.float64)
-    noise = noise_by_time(schedule, ends, u, Blocks.of(4, None), None, diffusion.noise.range)
+    noise = noise_by_time(
+        schedule, NoiseUniforms(ends, u), Blocks.of(4, None), rates=diffusion.noise.range
+    )
     low, high = schedule.t_of_alpha(noise.alpha[:, 0]).tolist()
     assert (low, high) == pytest.approx(PUBLISHED_TIMES[CONFIGS.get(name, name)], rel=1e-3)
     spec = diffusion.model_dump()
@@ -85,7 +87,7 @@ def test_masked_losses_of_the_literature_are_options(root):
         schedule = build_schedule(**diffusion.get("schedule", {"kind": "loglinear"}))
         rates = tuple(diffusion["noise"].get("range", (0.0, 1.0)))
         noise = noise_by_time(
-            schedule, v, torch.rand(9, 4).double(), Blocks.of(4, None), None, rates
+            schedule, NoiseUniforms(v, torch.rand(9, 4).double()), Blocks.of(4, None), rates=rates
         )
         rate = low + (1.0 - low) * v
         assert (noise.threshold - rate).abs().max() < 1e-15

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from textdiff.diffusion.family import Family, draw_noise
-from textdiff.diffusion.noise import Noise
+from textdiff.diffusion.family import Family
+from textdiff.diffusion.makers import ByTime, draw_noise
+from textdiff.diffusion.noise import Noise, NoiseUniforms
 from textdiff.diffusion.objectives import Prediction
 from textdiff.models import CAUSAL, TextDiffusionModel, late, training_layout
 
@@ -64,24 +65,24 @@ class CleanBatch:
 
     Attributes:
         x0: [B, L] int64 clean tokens.
-        v: [B, blocks] uniforms that place the times.
-        u: [2, B, L] uniforms of the positions, for two masks of the same times.
+        uniforms: of 2 B rows: two masks of every row, at the same times.
         document_ids: [B, L], or None where attention ignores documents.
         block_size: tokens per block; None: the whole sequence.
     """
 
     x0: Tensor
-    v: Tensor
-    u: Tensor
+    uniforms: NoiseUniforms
     document_ids: Tensor | None
     block_size: int | None
 
     def to(self, device: torch.device) -> "CleanBatch":
         """Copy the batch to a device without waiting."""
-        x0, v, u = (x.to(device, non_blocking=True) for x in (self.x0, self.v, self.u))
-        ids = self.document_ids
-        ids = None if ids is None else ids.to(device, non_blocking=True)
-        return CleanBatch(x0, v, u, ids, self.block_size)
+
+        def move(value: Tensor) -> Tensor:
+            return value.to(device, non_blocking=True)
+
+        ids = None if self.document_ids is None else move(self.document_ids)
+        return CleanBatch(move(self.x0), self.uniforms.map(move), ids, self.block_size)
 
 
 def corrupt(family: Family, x0: Tensor, noise: Noise, document_ids: Tensor | None) -> Batch:
@@ -267,8 +268,8 @@ class LearnedScheduleLoss(nn.Module):
         family = self.family.with_block_size(batch.block_size)
         blocks = family.blocks(batch.x0.shape[1])
         with torch.no_grad():
-            x0, v = batch.x0.repeat(2, 1), batch.v.repeat(2, 1)
-            noise = draw_noise(family, "time", v, batch.u.flatten(0, 1), blocks, x0=x0)
+            x0 = batch.x0.repeat(2, 1)
+            noise = draw_noise(family, x0, batch.uniforms, ByTime())
             ids = batch.document_ids
             masked = corrupt(family, x0, noise, None if ids is None else ids.repeat(2, 1))
         terms = PositionTerms(self.denoiser, family, masked)

@@ -7,7 +7,7 @@ import torch
 from exact_stats import chi_square_p
 
 from textdiff.diffusion.blocks import Blocks
-from textdiff.diffusion.noise import noise_by_count, noise_by_time
+from textdiff.diffusion.noise import NoiseUniforms, noise_by_count, noise_by_time
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.diffusion.schedule import SCHEDULES, build_schedule
 
@@ -34,7 +34,7 @@ def test_split_join_spread_and_span_agree(length, size):
 def test_counts_weights_and_rates_of_every_block(length, size):
     blocks = Blocks.of(length, size)
     v, u = draws(200, blocks)
-    noise = noise_by_count(v, u, blocks)
+    noise = noise_by_count(NoiseUniforms(v, u), blocks)
     for b in range(blocks.count):
         span = blocks.span(b)
         n = span.stop - span.start
@@ -50,7 +50,7 @@ def test_positions_that_are_not_scorable_are_never_hit_and_never_counted():
     blocks = Blocks.of(9, 4)  # blocks of 4, 4, 1
     v, u = draws(500, blocks)
     scorable = torch.tensor([1, 0, 1, 1, 0, 0, 0, 0, 1], dtype=torch.bool).expand(500, -1)
-    noise = noise_by_count(v, u, blocks, scorable)
+    noise = noise_by_count(NoiseUniforms(v, u), blocks, scorable=scorable)
     assert not (noise.hit & ~scorable).any()
     k = noise.hit[:, :4].sum(1)
     assert torch.equal(k, 1 + (v[:, 0] * 3).long())
@@ -59,7 +59,9 @@ def test_positions_that_are_not_scorable_are_never_hit_and_never_counted():
     assert (noise.alpha[:, 4:8] == 1.0).all()
     assert noise.hit[:, 8].all()
     assert (noise.weight[:, 8] == 1.0).all()
-    timed = noise_by_time(build_schedule("loglinear"), v, u, blocks, scorable)
+    timed = noise_by_time(
+        build_schedule("loglinear"), NoiseUniforms(v, u), blocks, scorable=scorable
+    )
     assert not (timed.hit & ~scorable).any()
     assert timed.hit.any()
 
@@ -69,7 +71,7 @@ def test_counts_stay_in_their_range_and_are_uniform_there(low, high):
     n, rows = 10, 20_000
     blocks = Blocks.of(n, None)
     v, u = draws(rows, blocks)
-    k = noise_by_count(v, u, blocks, rates=(low, high)).hit.sum(1)
+    k = noise_by_count(NoiseUniforms(v, u), blocks, rates=(low, high)).hit.sum(1)
     allowed = list(range(max(1, math.ceil(low * n - 1e-9)), math.floor(high * n + 1e-9) + 1))
     counts = torch.bincount(k, minlength=n + 1).double()
     assert counts.nonzero().flatten().tolist() == allowed
@@ -81,7 +83,7 @@ def test_counts_stay_in_their_range_and_are_uniform_there(low, high):
 def test_a_range_without_a_whole_number_hits_the_next_count():
     blocks = Blocks.of(4, None)
     v, u = draws(50, blocks)
-    assert (noise_by_count(v, u, blocks, rates=(0.3, 0.4)).hit.sum(1) == 2).all()
+    assert (noise_by_count(NoiseUniforms(v, u), blocks, rates=(0.3, 0.4)).hit.sum(1) == 2).all()
 
 
 @pytest.mark.parametrize("n", [2, 3, 7, 13, 49, 100, 128])
@@ -91,9 +93,9 @@ def test_range_ends_that_are_whole_numbers_belong_to_the_range(n):
     ends = torch.tensor([[0.0], [1.0 - 2.0**-53]], dtype=torch.float64)
     u = uniforms(0, Stream.POSITION, row=torch.arange(2)[:, None], position=torch.arange(n))
     for k in range(1, n):
-        hit = noise_by_count(ends, u, blocks, rates=(k / n, 1.0)).hit.sum(1)
+        hit = noise_by_count(NoiseUniforms(ends, u), blocks, rates=(k / n, 1.0)).hit.sum(1)
         assert hit.tolist() == [k, n]
-        hit = noise_by_count(ends, u, blocks, rates=(0.0, k / n)).hit.sum(1)
+        hit = noise_by_count(NoiseUniforms(ends, u), blocks, rates=(0.0, k / n)).hit.sum(1)
         assert hit.tolist() == [1, k]
 
 
@@ -102,7 +104,7 @@ def test_times_of_every_schedule_stay_inside_and_finite(kind):
     schedule = build_schedule(kind)
     blocks = Blocks.of(6, 2)
     v, u = draws(300, blocks)
-    noise = noise_by_time(schedule, v, u, blocks)
+    noise = noise_by_time(schedule, NoiseUniforms(v, u), blocks)
     assert torch.equal(noise.alpha, blocks.spread(schedule.alpha(v)))
     assert noise.weight.isfinite().all()
     assert ((noise.threshold > 0) & (noise.threshold < 1)).all()
@@ -112,7 +114,7 @@ def test_a_schedule_that_never_masks_everything_does_not_start_to():
     """loglinear with eps = 0.1 keeps a tenth of the tokens at t = 1; later times do not exist."""
     blocks = Blocks.of(1, None)
     v = torch.tensor([[1.0 - 2.0**-53]], dtype=torch.float64)
-    noise = noise_by_time(build_schedule("loglinear", eps=0.1), v, v, blocks)
+    noise = noise_by_time(build_schedule("loglinear", eps=0.1), NoiseUniforms(v, v), blocks)
     assert float(noise.alpha) == pytest.approx(0.1, abs=1e-12)
 
 
@@ -120,7 +122,9 @@ def test_a_schedule_that_never_masks_everything_does_not_start_to():
 def test_mask_rates_by_time_stay_in_their_range(kind):
     blocks = Blocks.of(4, None)
     v, u = draws(300, blocks)
-    rate = noise_by_time(build_schedule(kind), v, u, blocks, rates=(0.3, 0.8)).threshold
+    rate = noise_by_time(
+        build_schedule(kind), NoiseUniforms(v, u), blocks, rates=(0.3, 0.8)
+    ).threshold
     assert float(rate.min()) == pytest.approx(0.3, abs=0.02)
     assert float(rate.max()) == pytest.approx(0.8, abs=0.02)
     assert ((rate >= 0.3 - 1e-12) & (rate <= 0.8 + 1e-12)).all()
@@ -129,7 +133,7 @@ def test_mask_rates_by_time_stay_in_their_range(kind):
 def test_noise_at_positions_is_the_noise_there():
     blocks = Blocks.of(6, 2)
     v, u = draws(3, blocks)
-    noise = noise_by_count(v, u, blocks)
+    noise = noise_by_count(NoiseUniforms(v, u), blocks)
     positions = torch.tensor([0, 7, 17])
     at = noise.at(positions)
     for name in ("alpha", "threshold", "u", "weight"):

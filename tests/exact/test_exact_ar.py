@@ -8,7 +8,9 @@ from exact_stats import chi_square_p
 from tiny_models import CLEAN, CONTEXT, EXCLUDED, MASK, ROWS, tiny_model
 from torch import Tensor
 
-from textdiff.diffusion.family import build_family, draw_noise
+from textdiff.diffusion.family import build_family
+from textdiff.diffusion.makers import ByCount, draw_noise
+from textdiff.diffusion.noise import NoiseUniforms
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.likelihood import cut_windows, estimate
@@ -64,7 +66,7 @@ def batch_of(x0: Tensor, ids: Tensor | None = None):
     v = uniforms(0, Stream.JITTER, row=key, block=at)
     u = uniforms(0, Stream.POSITION, row=key, position=at)
     real = None if ids is None else ids >= 0
-    noise = draw_noise(FAMILY, "count", v, u, FAMILY.blocks(length), real)
+    noise = draw_noise(FAMILY, x0, NoiseUniforms(v, u), ByCount(), real)
     return corrupt(FAMILY, x0, noise, ids)
 
 

@@ -20,7 +20,7 @@ from exact_tables import (
 )
 from torch import Tensor
 
-from textdiff.diffusion.noise import noise_by_count
+from textdiff.diffusion.noise import NoiseUniforms, noise_by_count
 from textdiff.likelihood import cut_windows, estimate
 from textdiff.loss import PositionTerms, corrupt
 
@@ -29,7 +29,7 @@ TEXTS = all_sequences()
 
 def nats(denoiser, family, x0: Tensor, v: Tensor, u: Tensor, real: Tensor | None = None) -> Tensor:
     """[B] nats of the library's estimator for given uniforms."""
-    noise = noise_by_count(v, u, family.blocks(x0.shape[1]), real)
+    noise = noise_by_count(NoiseUniforms(v, u), family.blocks(x0.shape[1]), scorable=real)
     ids = None if real is None else real.to(torch.int64) - 1
     batch = corrupt(family, x0, noise, ids)
     terms = PositionTerms(denoiser, family, batch).all()
@@ -66,7 +66,7 @@ def joint():
 
 def test_every_count_hits_exactly_that_many_and_every_subset_equally_often():
     v, u = every_draw(LENGTH, LENGTH)
-    hit = noise_by_count(v, u, family().blocks(LENGTH)).hit
+    hit = noise_by_count(NoiseUniforms(v, u), family().blocks(LENGTH)).hit
     assert hit.sum(1).tolist() == [1, 2, 3] * math.factorial(LENGTH)
     found = [tuple(row.nonzero().flatten().tolist()) for row in hit]
     for subset in subsets():

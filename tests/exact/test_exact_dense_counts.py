@@ -9,7 +9,7 @@ from exact_stats import beta_cdf, chi_square_p, ks_statistic
 from exact_tables import CLEAN, EXCLUDED, MASK, ROWS, all_sequences
 
 from textdiff.diffusion.blocks import Blocks
-from textdiff.diffusion.noise import noise_by_count, noise_by_time
+from textdiff.diffusion.noise import NoiseUniforms, noise_by_count, noise_by_time
 from textdiff.diffusion.randomness import Stream, uniforms
 
 FAMILIES = {"udlm": "uniform", "sedd": "uniform", "gidd": "hybrid"}
@@ -31,9 +31,9 @@ def sampled_nats(family, process, x, size, scorable, draw):
     v, u, u_token = draws(DRAWS, blocks)
     real = scorable.expand(DRAWS, -1)
     if draw == "count":
-        noise = noise_by_count(v, u, blocks, real, u_token=u_token, dense=True)
+        noise = noise_by_count(NoiseUniforms(v, u, u_token), blocks, scorable=real, dense=True)
     else:
-        noise = noise_by_time(family.schedule, v, u, blocks, real, u_token=u_token)
+        noise = noise_by_time(family.schedule, NoiseUniforms(v, u, u_token), blocks, scorable=real)
     x0 = x.expand(DRAWS, -1)
     xt = family.process.corrupt(x0, noise)
     assert torch.equal(xt[~real], x0[~real])
@@ -97,7 +97,7 @@ def test_positions_that_are_not_scored_are_neither_noised_nor_counted():
 def test_counts_start_at_zero_and_rates_are_beta(n):
     rows, blocks = 60_000, Blocks.of(n, None)
     v, u, u_token = draws(rows, blocks, seed=4)
-    noise = noise_by_count(v, u, blocks, u_token=u_token, dense=True)
+    noise = noise_by_count(NoiseUniforms(v, u, u_token), blocks, dense=True)
     counts, rate = noise.hit.sum(1), 1.0 - noise.alpha[:, 0]
     observed = torch.bincount(counts, minlength=n + 1).double()
     assert chi_square_p(observed, torch.full((n + 1,), rows / (n + 1), dtype=torch.float64)) > 1e-3
@@ -113,7 +113,7 @@ def test_uniform_tokens_are_clean_and_equally_likely():
     blocks = Blocks.of(6, None)
     for process, kind in (("uniform", "udlm"), ("hybrid", "gidd")):
         v, u, u_token = draws(20_000, blocks, seed=7)
-        noise = noise_by_count(v, u, blocks, u_token=u_token, dense=True)
+        noise = noise_by_count(NoiseUniforms(v, u, u_token), blocks, dense=True)
         x0 = torch.full((20_000, 6), CLEAN[0])
         xt = world(process, kind).process.corrupt(x0, noise)[noise.hit]
         seen = torch.bincount(xt, minlength=ROWS).double()
@@ -128,6 +128,8 @@ def test_every_scored_position_costs_nats_under_noise_that_draws_tokens(kind):
     blocks, rows = Blocks.of(4, 2), 50
     v, u, u_token = draws(rows, blocks)
     scorable = torch.tensor([True, True, False, True]).expand(rows, -1)
-    noise = noise_by_count(v, u, blocks, scorable, u_token=u_token, dense=kind != "mdlm")
+    noise = noise_by_count(
+        NoiseUniforms(v, u, u_token), blocks, scorable=scorable, dense=kind != "mdlm"
+    )
     found = world(FAMILIES.get(kind, "absorbing"), kind).objective.positions(noise)
     assert torch.equal(found, noise.hit if kind == "mdlm" else scorable)

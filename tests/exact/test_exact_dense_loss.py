@@ -8,7 +8,9 @@ from tiny_models import CLEAN, EXCLUDED, MASK, ROWS, tiny_model
 from torch import Tensor
 
 from textdiff import loss as loss_module
-from textdiff.diffusion.family import Family, build_family, draw_noise
+from textdiff.diffusion.family import Family, build_family
+from textdiff.diffusion.makers import draw_noise, training_maker
+from textdiff.diffusion.noise import NoiseUniforms
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.likelihood import cut_windows, estimate
@@ -53,7 +55,7 @@ def batch_of(family: Family, draw: str = "count", ragged: bool = False) -> Batch
     u = uniforms(0, Stream.POSITION, row=key, position=at)
     u_token = uniforms(0, Stream.TOKEN, row=key, position=at)
     real = at < 5 + key if ragged else None
-    noise = draw_noise(family, draw, v, u, blocks, real, u_token=u_token)
+    noise = draw_noise(family, x0, NoiseUniforms(v, u, u_token), training_maker(family, draw), real)
     return corrupt(family, x0, noise, None if real is None else real.long() - 1)
 
 

@@ -30,7 +30,7 @@ from exact_tables import (
 
 from textdiff.config import Config
 from textdiff.diffusion.blocks import Blocks
-from textdiff.diffusion.noise import noise_by_time
+from textdiff.diffusion.noise import NoiseUniforms, noise_by_time
 from textdiff.diffusion.randomness import Stream
 from textdiff.errors import CheckpointError, ConfigError
 from textdiff.likelihood import cut_windows, estimate
@@ -383,7 +383,7 @@ def second_moment(table: Table, x, eps: float) -> float:
     t = torch.exp(math.log(eps) * (1.0 - u))
     v = ((t - eps) / (1.0 - eps))[:, None]
     blocks = Blocks.of(LENGTH, None)
-    noise = noise_by_time(family().schedule, v, v, blocks, rates=(eps, 1.0))
+    noise = noise_by_time(family().schedule, NoiseUniforms(v, v), blocks, rates=(eps, 1.0))
     rate, weight = noise.threshold[:, 0], noise.weight[:, 0]
     total = 0.0
     for s in subsets():

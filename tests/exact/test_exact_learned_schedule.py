@@ -24,8 +24,9 @@ from test_exact_sampler import frequencies, sample, total_variation
 from tiny_models import tiny_model
 from torch import Tensor, nn
 
-from textdiff.diffusion.family import Family, build_family, draw_noise
-from textdiff.diffusion.noise import Noise, noise_by_count, noise_by_time
+from textdiff.diffusion.family import Family, build_family
+from textdiff.diffusion.makers import ByCount, ByTime, draw_noise
+from textdiff.diffusion.noise import Noise, NoiseUniforms, noise_by_count, noise_by_time
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, uniforms
@@ -124,7 +125,7 @@ def nelbo(denoiser, family: Family, x: Tensor) -> float:
         hit = torch.zeros(len(x), dtype=torch.bool)
         hit[list(subset)] = True
         u = torch.where(hit, 0.0, 1.0).double().expand(NODES, -1)
-        noise = draw_noise(family, "time", rate[:, None], u, family.blocks(len(x)), x0=rows)
+        noise = draw_noise(family, rows, NoiseUniforms(rate[:, None], u), ByTime())
         assert torch.equal(noise.hit, hit.expand(NODES, -1))
         lost = noise.threshold**pace
         assert (lost.mean(-1) - rate).abs().max() < 1e-14
@@ -194,7 +195,7 @@ def test_one_survival_probability_for_all_tokens_is_refused():
     with pytest.raises(ValueError, match="no scores"):
         family.process.log_score(point(CLEAN[0]), torch.tensor([MASK]), *at(0.5))
     with pytest.raises(ValueError, match="needs to know them"):
-        draw_noise(family, "count", u[:, :1], u, family.blocks(LENGTH))
+        ByCount()(family, NoiseUniforms(u[:, :1], u), None, family.process.pace(None))
 
 
 def terms_at(family: Family, prediction: Prediction, x0: Tensor, t: float) -> Tensor:
@@ -274,7 +275,7 @@ def count_expectation(denoiser, family: Family, x: Tensor) -> float:
             u[:, others], u[:, last] = 0.5 * lost[:, others], lost[:, last]
             v = torch.full((NODES, 1), (len(subset) - 0.5) / n, dtype=torch.float64)
             rows = x.expand(NODES, -1)
-            noise = draw_noise(family, "count", v, u, family.blocks(n), x0=rows)
+            noise = draw_noise(family, rows, NoiseUniforms(v, u), ByCount())
             assert noise.hit.sum(1).eq(len(subset)).all()
             assert (1.0 - noise.alpha[:, 0] - t).abs().max() < 1e-12
             total += float((weight * density * row_nats(denoiser, family, rows, noise)).sum())
@@ -298,7 +299,7 @@ def test_drawn_counts_estimate_the_likelihood(joint, block_size):
     v = uniforms(5, Stream.JITTER, row=key, block=torch.arange(blocks.count))
     u = uniforms(5, Stream.POSITION, row=key, position=torch.arange(LENGTH))
     x, p = all_sequences()[5].expand(rows, -1), joint[5]
-    noise = draw_noise(family, "count", v, u, blocks, x0=x)
+    noise = draw_noise(family, x, NoiseUniforms(v, u), ByCount())
     found = row_nats(TimeOracle(joint, family), family, x, noise).detach()
     error = float(found.std()) / math.sqrt(rows)
     assert abs(float(found.mean()) + math.log(p)) < 4 * error
@@ -331,11 +332,11 @@ def test_counts_of_equal_exponents_are_the_ordinary_ones():
     blocks, x = learned().blocks(8), torch.tensor([CLEAN[0]]).expand(100, 8)
     u = uniforms(1, Stream.POSITION, row=torch.arange(100)[:, None], position=torch.arange(8))
     v, real = u[:, :1], u[:, 3:4] + torch.arange(8) / 8 < 1.0
-    plain = noise_by_count(v, u, blocks, real)
-    noise = draw_noise(learned({0: 1.0}), "count", v, u, blocks, real, x0=x)
+    plain = noise_by_count(NoiseUniforms(v, u), blocks, scorable=real)
+    noise = draw_noise(learned({0: 1.0}), x, NoiseUniforms(v, u), ByCount(), real)
     assert torch.equal(noise.hit, plain.hit)
     assert (noise.weight - plain.weight).abs().max() < 1e-12
-    double = draw_noise(learned({0: 2.0}), "count", v, u, blocks, real, x0=x)
+    double = draw_noise(learned({0: 2.0}), x, NoiseUniforms(v, u), ByCount(), real)
     assert torch.equal(double.hit, plain.hit)
     assert (2.0 * double.weight - plain.weight).abs().max() < 1e-12
 
@@ -346,8 +347,8 @@ def test_times_of_equal_exponents_are_the_ordinary_ones_whatever_their_scale():
     v, real = u[:, :2].flip(0), u[:, 3:4] + torch.arange(8) / 8 < 1.0
     for w in (0.3, 1.0, 7.0):
         family = learned({0: w}, block_size=5)
-        plain = noise_by_time(family.schedule, v, u, family.blocks(8), real)
-        noise = draw_noise(family, "time", v, u, family.blocks(8), real, x0=x)
+        plain = noise_by_time(family.schedule, NoiseUniforms(v, u), family.blocks(8), scorable=real)
+        noise = draw_noise(family, x, NoiseUniforms(v, u), ByTime(), real)
         assert torch.equal(noise.hit, plain.hit)
         assert (w * noise.weight / plain.weight - 1.0)[real].abs().max() < 1e-12
         assert (noise.threshold**w - plain.threshold)[real].abs().max() < 1e-14
@@ -357,7 +358,7 @@ def test_the_level_of_a_rate_is_found_however_far_apart_the_exponents():
     family = learned({0: 0.1, 2: 1.0, 3: 40.0})
     x = all_sequences().repeat(3, 1)
     v = torch.logspace(-9, -1e-9, len(x), dtype=torch.float64)[:, None]
-    noise = draw_noise(family, "time", v, 0.5 * v.expand(-1, LENGTH), family.blocks(LENGTH), x0=x)
+    noise = draw_noise(family, x, NoiseUniforms(v, 0.5 * v.expand(-1, LENGTH)), ByTime())
     rate = (noise.threshold ** family.process.paces[x]).mean(-1)
     exact = 1.0 - family.schedule.alpha(v[:, 0])
     assert ((rate - exact) / exact).abs().max() < 1e-12
@@ -389,8 +390,15 @@ def open_batch(family: Family, x: Tensor, rows: int, seed: int) -> CleanBatch:
     row, position = torch.arange(rows)[:, None], torch.arange(len(x))
     v = uniforms(seed, Stream.JITTER, row=row, block=torch.arange(blocks.count))
     streams = (Stream.POSITION, Stream.PAIR)
-    u = torch.stack([uniforms(seed, s, row=row, position=position) for s in streams])
-    return CleanBatch(x.expand(rows, -1), v, u, None, family.block_size)
+    u = torch.cat([uniforms(seed, s, row=row, position=position) for s in streams])
+    pair = NoiseUniforms(v.repeat(2, 1), u)
+    return CleanBatch(x.expand(rows, -1), pair, None, family.block_size)
+
+
+def single_masks(batch: CleanBatch) -> list[NoiseUniforms]:
+    """The uniforms of a batch's two masks apart."""
+    both, rows = batch.uniforms, len(batch.x0)
+    return [both.map(lambda x, part=part: x[part]) for part in (slice(rows), slice(rows, None))]
 
 
 STEEP = {0: 1.5, 2: 2.0, 3: 3.1}
@@ -430,10 +438,9 @@ def estimates(net, family: Family, x: Tensor, groups: int, rows: int) -> tuple[T
 def plain_surrogate(net, family: Family, batch: CleanBatch) -> Tensor:
     """Pathwise part and f (ln q)' without a baseline, the mean over both masks."""
     total = torch.zeros((), dtype=torch.float64)
-    for u in batch.u:
+    for single in single_masks(batch):
         with torch.no_grad():
-            blocks = family.blocks(batch.x0.shape[1])
-            noise = draw_noise(family, "time", batch.v, u, blocks, x0=batch.x0)
+            noise = draw_noise(family, batch.x0, single, ByTime())
             nats = row_nats(net, family, batch.x0, noise)
         terms = PositionTerms(net, family, corrupt(family, batch.x0, noise, None))
         pathwise = terms.losses(slice(None), *terms.inputs)[0].sum()
@@ -492,9 +499,9 @@ def test_network_gradient_is_the_mean_over_both_masks(block_size):
         return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
     exact: dict[str, Tensor] = {}
-    for u in batch.u:
+    for single in single_masks(batch):
         with torch.no_grad():
-            noise = draw_noise(family, "time", batch.v, u, family.blocks(10), x0=batch.x0)
+            noise = draw_noise(family, batch.x0, single, ByTime())
         loss, _ = DenoisingLoss(model, family)(corrupt(family, batch.x0, noise, None))
         for name, gradient in gradients(loss).items():
             exact[name] = exact.get(name, 0.0) + gradient / 2

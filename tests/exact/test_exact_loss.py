@@ -16,7 +16,7 @@ from torch import Tensor
 
 from textdiff import loss as loss_module
 from textdiff.config import Config
-from textdiff.diffusion.noise import Noise, noise_by_count, noise_by_time
+from textdiff.diffusion.noise import Noise, NoiseUniforms, noise_by_count, noise_by_time
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.loss import DenoisingLoss, PositionTerms, corrupt
 from textdiff.models import training_layout
@@ -39,9 +39,9 @@ def batch_of(family, rows: int = 6, by: str = "count", ragged: bool = False):
     u = uniforms(0, Stream.POSITION, row=key, position=torch.arange(WIDTH))
     real = torch.arange(WIDTH) < 5 + key if ragged else None
     if by == "count":
-        noise = noise_by_count(v, u, blocks, real)
+        noise = noise_by_count(NoiseUniforms(v, u), blocks, scorable=real)
     else:
-        noise = noise_by_time(family.schedule, v, u, blocks, real)
+        noise = noise_by_time(family.schedule, NoiseUniforms(v, u), blocks, scorable=real)
     ids = None if real is None else real.to(torch.int64) - 1
     return corrupt(family, x0, noise, ids)
 
@@ -240,7 +240,7 @@ def test_visible_tokens_never_cost_anything():
     x0 = all_sequences()
     u = torch.tensor([[0.2, 0.9, 0.5]], dtype=torch.float64).expand(len(x0), -1)
     v = torch.full((len(x0), 1), 0.4, dtype=torch.float64)
-    noise = noise_by_count(v, u, family().blocks(LENGTH))
+    noise = noise_by_count(NoiseUniforms(v, u), family().blocks(LENGTH))
     batch = corrupt(family(), x0, noise, None)
     found = PositionTerms(TableDenoiser(random_table(0)), family(), batch).all()
     assert found.isfinite().all()

@@ -8,7 +8,7 @@ from test_exact_discrete_time import bound
 from torch import Tensor
 
 from textdiff.diffusion.blocks import Blocks
-from textdiff.diffusion.noise import Noise
+from textdiff.diffusion.noise import Noise, NoiseUniforms
 from textdiff.diffusion.schedule import NoiseSchedule, build_schedule
 from textdiff.likelihood.estimators.steps import _chances_without_hits, noise_by_step_and_hits
 
@@ -31,11 +31,14 @@ def middles(chances: Tensor) -> Tensor:
     return chances.cumsum(0) - chances / 2
 
 
-def draw(schedule: NoiseSchedule, steps: int, v: Tensor, n: int, **options) -> Noise:
+def draw(
+    schedule: NoiseSchedule, steps: int, v: Tensor, n: int, u_token: Tensor | None = None
+) -> Noise:
     u = torch.linspace(0.3, 0.9, n, dtype=torch.float64).expand(len(v), n)
     scorable = torch.ones(len(v), n, dtype=torch.bool)
+    uniforms = NoiseUniforms(v[:, None], u, u_token)
     return noise_by_step_and_hits(
-        schedule, steps, v[:, None], u, Blocks.of(n, None), scorable, dense=True, **options
+        schedule, steps, uniforms, Blocks.of(n, None), scorable, dense=True
     )
 
 

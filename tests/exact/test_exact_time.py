@@ -24,7 +24,7 @@ from exact_tables import (
 )
 from torch import Tensor
 
-from textdiff.diffusion.noise import noise_by_count, noise_by_step, noise_by_time
+from textdiff.diffusion.noise import NoiseUniforms, noise_by_count, noise_by_step, noise_by_time
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.loss import PositionTerms, corrupt
 
@@ -53,7 +53,7 @@ def time_integral(denoiser, family, x: Tensor) -> float:
     for subset in [(), *subsets()]:
         u = torch.ones(NODES, LENGTH, dtype=torch.float64)  # one is never, zero is always hit
         u[:, list(subset)] = 0.0
-        noise = noise_by_time(family.schedule, t[:, None], u, family.blocks(LENGTH))
+        noise = noise_by_time(family.schedule, NoiseUniforms(t[:, None], u), family.blocks(LENGTH))
         rate = noise.threshold[:, 0]
         chance = rate ** len(subset) * (1.0 - rate) ** (LENGTH - len(subset))
         assert noise.hit.sum(1).eq(len(subset)).all()
@@ -115,7 +115,7 @@ def step_expectation(denoiser, family, x: Tensor, steps: int) -> float:
     for subset in [(), *subsets()]:
         u = torch.ones(steps, LENGTH, dtype=torch.float64)
         u[:, list(subset)] = 0.0
-        noise = noise_by_step(family.schedule, steps, v, u, family.blocks(LENGTH))
+        noise = noise_by_step(family.schedule, steps, NoiseUniforms(v, u), family.blocks(LENGTH))
         assert noise.hit.sum(1).eq(len(subset)).all()
         rate = noise.threshold[:, 0]
         chance = rate ** len(subset) * (1.0 - rate) ** (LENGTH - len(subset))
@@ -171,7 +171,7 @@ def count_expectation(denoiser, family, x: Tensor) -> float:
         u[:, list(subset)] = 0.5 * rates[:, None]
         u[:, subset[-1]] = rates
         v = torch.full((NODES, 1), (k - 0.5) / n, dtype=torch.float64)
-        noise = noise_by_count(v, u, family.blocks(n))
+        noise = noise_by_count(NoiseUniforms(v, u), family.blocks(n))
         assert noise.hit.sum(1).eq(k).all()
         assert torch.equal(1.0 - noise.alpha[:, 0], 1.0 - (1.0 - rates))
         found = row_nats(denoiser, family, x.expand(NODES, -1), noise)
@@ -198,7 +198,7 @@ def test_drawn_counts_and_rates_are_unbiased_for_a_network_that_sees_them(time_c
     key = torch.arange(rows)[:, None]
     v = uniforms(5, Stream.JITTER, row=key)
     u = uniforms(5, Stream.POSITION, row=key, position=torch.arange(LENGTH))
-    noise = noise_by_count(v, u, family().blocks(LENGTH))
+    noise = noise_by_count(NoiseUniforms(v, u), family().blocks(LENGTH))
     found = row_nats(time_conditioned, family(), x.expand(rows, -1), noise)
     error = float(found.std()) / math.sqrt(rows)
     assert abs(float(found.mean()) - time_integral(time_conditioned, family(), x)) < 4 * error
@@ -211,7 +211,7 @@ def test_the_rate_given_the_count_is_beta_and_independent_of_the_subset(length):
     key = torch.arange(rows)[:, None]
     v = uniforms(8, Stream.JITTER, row=key)
     u = uniforms(8, Stream.POSITION, row=key, position=torch.arange(length))
-    noise = noise_by_count(v, u, family().blocks(length))
+    noise = noise_by_count(NoiseUniforms(v, u), family().blocks(length))
     counts, rate = noise.hit.sum(1), 1.0 - noise.alpha[:, 0]
     assert (
         chi_square_p(
@@ -237,7 +237,7 @@ def test_subset_given_count_and_rate_is_uniform():
     key = torch.arange(rows)[:, None]
     v = uniforms(9, Stream.JITTER, row=key)
     u = uniforms(9, Stream.POSITION, row=key, position=torch.arange(LENGTH))
-    noise = noise_by_count(v, u, family().blocks(LENGTH))
+    noise = noise_by_count(NoiseUniforms(v, u), family().blocks(LENGTH))
     rate = 1.0 - noise.alpha[:, 0]
     for k in (1, 2):
         for high in (False, True):
@@ -253,7 +253,7 @@ def test_noise_by_time_is_the_schedules():
         chosen = family(schedule=schedule)
         v = torch.tensor([[0.1], [0.5], [0.9]], dtype=torch.float64)
         u = torch.full((3, LENGTH), 0.5, dtype=torch.float64)
-        noise = noise_by_time(chosen.schedule, v, u, chosen.blocks(LENGTH))
+        noise = noise_by_time(chosen.schedule, NoiseUniforms(v, u), chosen.blocks(LENGTH))
         assert torch.equal(noise.weight, chosen.schedule.elbo_weight(v).expand(3, LENGTH))
         assert torch.equal(noise.alpha, chosen.schedule.alpha(v).expand(3, LENGTH))
         assert torch.equal(noise.hit, (1.0 - chosen.schedule.alpha(v) > 0.5).expand(3, LENGTH))

@@ -7,7 +7,7 @@ from tiny_models import tiny_family, tiny_model
 from torch import Tensor
 
 from textdiff.diffusion.blocks import Blocks
-from textdiff.diffusion.noise import noise_by_count
+from textdiff.diffusion.noise import NoiseUniforms, noise_by_count
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.sampling import Controls, Job, generate
@@ -133,7 +133,7 @@ def test_where_nothing_survives_a_block_is_given_the_mean_of_training_by_count(s
     rows, family = 40_000, tiny_family(size)
     u = uniforms(3, Stream.POSITION, row=torch.arange(rows)[:, None], position=torch.arange(size))
     all_hit = torch.full((rows, 1), 1.0 - 1e-12, dtype=torch.float64)
-    drawn = noise_by_count(all_hit, u, Blocks.of(size, size)).alpha[:, 0]
+    drawn = noise_by_count(NoiseUniforms(all_hit, u), Blocks.of(size, size)).alpha[:, 0]
     nothing = torch.zeros(1, dtype=torch.float64)
     assert float(family.known_alpha(nothing)) == 1.0 / (size + 1.0)
     assert abs(float(drawn.mean()) - 1.0 / (size + 1.0)) < 4.0 * float(drawn.std()) / rows**0.5

@@ -8,7 +8,9 @@ import torch
 
 from textdiff.config import Config
 from textdiff.diffusion.blocks import Blocks
-from textdiff.diffusion.family import Family, build_family, draw_noise
+from textdiff.diffusion.family import Family, build_family
+from textdiff.diffusion.makers import draw_noise, training_maker
+from textdiff.diffusion.noise import NoiseUniforms
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.loss import DenoisingLoss, PositionTerms, corrupt
@@ -84,6 +86,11 @@ def rates_of(noise, blocks: Blocks, draw: str) -> torch.Tensor:
     return blocks.split(noise.hit, False).double().mean(-1)
 
 
+def noise_of(batches: TrainingBatches, samples, levels, rates=(0.0, 1.0)):
+    family = batches.family
+    return batches.maker(family, rates)(family, batches.uniforms(family, samples, levels))
+
+
 @pytest.mark.parametrize("draw", ["count", "time"])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_training_noise_of_every_objective_stays_in_its_range(name, draw):
@@ -93,11 +100,11 @@ def test_training_noise_of_every_objective_stays_in_its_range(name, draw):
         found = torch.cat(
             [
                 rates_of(
-                    chosen.noise(
-                        chosen.family,
+                    noise_of(
+                        chosen,
                         16 * step + torch.arange(16),
                         chosen.levels(step, 16, blocks),
-                        rates=chosen.ranges[4],
+                        chosen.ranges[4],
                     ),
                     blocks,
                     draw,
@@ -129,7 +136,7 @@ def test_no_block_has_rates_of_its_own(draw, rates, rows):
     total = torch.zeros(rows, blocks.count, dtype=torch.float64)
     for step in range(steps):
         v = chosen.levels(step, rows, blocks)
-        noise = chosen.noise(chosen.family, torch.arange(rows) + step * rows, v, rates=rates)
+        noise = noise_of(chosen, torch.arange(rows) + step * rows, v, rates)
         total += rates_of(noise, blocks, draw)
     counts = [k / 4 for k in range(1, 5) if rates[0] <= k / 4 <= rates[1]]
     expected = sum(counts) / len(counts) if draw == "count" else sum(rates) / 2
@@ -160,7 +167,12 @@ def test_draws_inside_a_range_have_the_law_of_draws_of_it(draw, name, size):
     u = uniforms(0, Stream.POSITION, row=rows, position=torch.arange(48))
 
     def drawn(rates):
-        return draw_noise(chosen, draw, v, u, blocks, None, rates)
+        return draw_noise(
+            chosen,
+            torch.zeros(u.shape, dtype=torch.int64),
+            NoiseUniforms(v, u),
+            training_maker(chosen, draw, rates),
+        )
 
     whole = drawn((0.0, 1.0))
     for rates in (CANDIDATES[0], (0.3, 0.8), (0.5, 1.0), (0.0, 0.5), (0.05, 0.95)):
@@ -184,7 +196,7 @@ def test_the_loss_of_blocks_is_the_training_loss(draw):
     # The same rows under the run's own seed: another draw of the same law.
     x0, ids = again.rows(samples)
     v = again.levels(5, len(losses), Blocks.of(LENGTH, 4))
-    batch = corrupt(chosen.family, x0, again.noise(chosen.family, samples, v), ids)
+    batch = corrupt(chosen.family, x0, noise_of(again, samples, v), ids)
     with torch.no_grad():
         loss, _ = DenoisingLoss(model, chosen.family)(batch)
     spread = float(losses.std()) / losses.numel() ** 0.5

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from textdiff.diffusion.blocks import Blocks
-from textdiff.diffusion.noise import Noise, noise_by_count, noise_by_step, noise_by_time
 from textdiff.diffusion.objectives import Objective, build_objective
 from textdiff.diffusion.process import ForwardProcess, Vocabulary, build_process
 from textdiff.diffusion.schedule import Learned, NoiseSchedule, build_schedule
@@ -115,35 +114,3 @@ def build_family(
         timesteps=spec.get("timesteps"),
         hides_prompts=spec.get("prompt_dropout", 0.0) > 0.0,
     )
-
-
-def draw_noise(
-    family: Family,
-    draw: str,
-    v: Tensor,
-    u: Tensor,
-    blocks: Blocks,
-    scorable: Tensor | None = None,
-    rates: tuple[float, float] = (0.0, 1.0),
-    u_token: Tensor | None = None,
-    x0: Tensor | None = None,
-) -> Noise:
-    """Noise that suits a family: in its steps where it has any, else by count or by time.
-
-    Args:
-        family: the family.
-        draw: `count` or `time`.
-        v: [B, blocks] uniforms that place count, time or step.
-        u: [B, L] uniforms of the positions.
-        blocks: how L falls into blocks.
-        scorable: [B, L] bool, the positions that may be hit; None: all.
-        rates: smallest and largest mask rate, in continuous time.
-        u_token: [B, L] uniforms of what hit positions become.
-        x0: [B, L] clean tokens, for noise that depends on them.
-    """
-    if family.timesteps is not None:
-        return noise_by_step(family.schedule, family.timesteps, v, u, blocks, scorable, u_token)
-    pace = family.process.pace(x0)
-    if draw == "time":
-        return noise_by_time(family.schedule, v, u, blocks, scorable, rates, u_token, pace)
-    return noise_by_count(v, u, blocks, scorable, rates, u_token, family.objective.dense, pace)

@@ -72,7 +72,27 @@ class Noise:
         return self.map(lambda value: value.expand(shape).reshape(-1)[positions])
 
 
-# A uniform never reaches this, so a position that holds it is never hit.
+@dataclass(frozen=True)
+class NoiseUniforms:
+    """The uniforms that one draw of noise takes, float64.
+
+    Attributes:
+        level: [B, blocks] places each block's count, time or step (stratify them).
+        position: [B, L] decides which positions are corrupted.
+        token: [B, L] decides what they become, for processes that draw tokens; else None.
+    """
+
+    level: Tensor
+    position: Tensor
+    token: Tensor | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "NoiseUniforms":
+        """Apply a function to every field that is present."""
+        token = None if self.token is None else function(self.token)
+        return NoiseUniforms(function(self.level), function(self.position), token)
+
+
+# A uniform never reaches this, so a position that holds it is never corrupted.
 _NEVER = 2.0
 
 
@@ -114,47 +134,42 @@ def _level(
 
 def noise_by_time(
     schedule: NoiseSchedule,
-    v: Tensor,
-    u: Tensor,
+    uniforms: NoiseUniforms,
     blocks: Blocks,
     scorable: Tensor | None = None,
     rates: tuple[float, float] = (0.0, 1.0),
-    u_token: Tensor | None = None,
     pace: Tensor | None = None,
 ) -> Noise:
     """Noise at one time per block: lambda = 1 - alpha(t), hits are independent.
 
     Args:
         schedule: gives alpha and the weight -alpha' / (1 - alpha).
-        v: [B, blocks] uniforms that place the time (stratify them).
-        u: [B, L] uniforms of the positions.
+        uniforms: their levels place the time.
         blocks: how L falls into blocks.
         scorable: [B, L] bool, the positions that may be hit; None: all.
         rates: smallest and largest mask rate; times are uniform in between.
-        u_token: [B, L] uniforms of what hit positions become.
         pace: [B, L] pace of each position; None: 1 everywhere.
     """
     ends = torch.tensor([1.0 - rate for rate in rates], dtype=torch.float64)
     # Clamped: a schedule whose ends are not ideal reaches rates 0 and 1 outside its time, or never.
     low, high = schedule.t_of_alpha(ends).clamp(0.0, 1.0)
-    t = low + (high - low) * v
+    t = low + (high - low) * uniforms.level
     alpha, weight = schedule.alpha(t), schedule.elbo_weight(t)
     level = 1.0 - alpha
     if pace is not None:
         level, slope = _level(level, pace, blocks, scorable)
         alpha, weight = 1.0 - level, weight / slope
     alpha, level, weight = (blocks.spread(x) for x in (alpha, level, weight))
-    return Noise(alpha, level, _levels(u, pace, scorable), weight, u_token)
+    place = _levels(uniforms.position, pace, scorable)
+    return Noise(alpha, level, place, weight, uniforms.token)
 
 
 def noise_by_step(
     schedule: NoiseSchedule,
     timesteps: int,
-    v: Tensor,
-    u: Tensor,
+    uniforms: NoiseUniforms,
     blocks: Blocks,
     scorable: Tensor | None = None,
-    u_token: Tensor | None = None,
 ) -> Noise:
     """Noise at one of T grid points per block: t = i / T, i uniform on 1..T.
 
@@ -164,18 +179,16 @@ def noise_by_step(
     Args:
         schedule: gives alpha.
         timesteps: T.
-        v: [B, blocks] uniforms that place the step (stratify them).
-        u: [B, L] uniforms of the positions.
+        uniforms: their levels place the step.
         blocks: how L falls into blocks.
         scorable: [B, L] bool, the positions that may be hit; None: all.
-        u_token: [B, L] uniforms of what hit positions become.
     """
-    step = torch.floor(v * timesteps).clamp(max=timesteps - 1)
+    step = torch.floor(uniforms.level * timesteps).clamp(max=timesteps - 1)
     alpha_s, alpha = schedule.alpha(step / timesteps), schedule.alpha((step + 1) / timesteps)
     weight = timesteps * (alpha_s - alpha) / (1.0 - alpha)
-    u = _levels(u, None, scorable)
-    alpha = blocks.spread(alpha)
-    return Noise(alpha, 1.0 - alpha, u, blocks.spread(weight), u_token, blocks.spread(alpha_s))
+    place = _levels(uniforms.position, None, scorable)
+    alpha, weight, alpha_s = (blocks.spread(x) for x in (alpha, weight, alpha_s))
+    return Noise(alpha, 1.0 - alpha, place, weight, uniforms.token, alpha_s)
 
 
 def counts(n: Tensor, rates: tuple[float, float], dense: bool) -> tuple[Tensor, Tensor]:
@@ -191,12 +204,10 @@ def counts(n: Tensor, rates: tuple[float, float], dense: bool) -> tuple[Tensor, 
 
 
 def noise_by_count(
-    v: Tensor,
-    u: Tensor,
+    uniforms: NoiseUniforms,
     blocks: Blocks,
     scorable: Tensor | None = None,
     rates: tuple[float, float] = (0.0, 1.0),
-    u_token: Tensor | None = None,
     dense: bool = False,
     pace: Tensor | None = None,
 ) -> Noise:
@@ -212,21 +223,24 @@ def noise_by_count(
     lambda.
 
     Args:
-        v: [B, blocks] uniforms that place the count (stratify them).
-        u: [B, L] uniforms whose order within a block decides which positions are hit.
+        uniforms: their levels place the count; the order of the positions' uniforms within a block
+            decides which are hit.
         blocks: how L falls into blocks.
         scorable: [B, L] bool, the positions that may be hit; None: all. A block without any is
             not hit.
         rates: counts are uniform on those that `counts` leaves.
-        u_token: [B, L] uniforms of what hit positions become.
         dense: whether positions that are not hit cost nats too.
         pace: [B, L] pace of each position, not with `dense`; None: 1 everywhere.
     """
-    u = _levels(u, pace, scorable)
+    u = _levels(uniforms.position, pace, scorable)
     ordered = blocks.split(u, _NEVER).sort(-1).values
     n = (ordered < 1.0).sum(-1)
     smallest, largest = counts(n, rates, dense)
-    k = (smallest + torch.floor(v * (largest - smallest + 1))).to(torch.int64).clamp(max=n)
+    k = (
+        (smallest + torch.floor(uniforms.level * (largest - smallest + 1)))
+        .to(torch.int64)
+        .clamp(max=n)
+    )
     rate = ordered.gather(-1, (k - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
     # The k-th smallest uniform itself is hit too: u < threshold must hold for it.
     threshold = torch.nextafter(rate, torch.ones_like(rate)).masked_fill(k == 0, 0.0)
@@ -243,4 +257,4 @@ def noise_by_count(
     empty = n == 0
     rate, weight = rate.masked_fill(empty, 0.0), weight.masked_fill(empty, 0.0)
     alpha = blocks.spread(1.0 - rate)
-    return Noise(alpha, blocks.spread(threshold), u, blocks.spread(weight), u_token)
+    return Noise(alpha, blocks.spread(threshold), u, blocks.spread(weight), uniforms.token)

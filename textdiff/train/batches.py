@@ -20,16 +20,14 @@ from torch.utils.data import DataLoader, Dataset
 from textdiff.config import Config
 from textdiff.data import Mixture, PackedSequences
 from textdiff.diffusion.blocks import Blocks
-from textdiff.diffusion.family import Family, draw_noise
-from textdiff.diffusion.noise import Noise
+from textdiff.diffusion.family import Family
+from textdiff.diffusion.makers import ALL_RATES, NoiseMaker, Rates, draw_noise, training_maker
+from textdiff.diffusion.noise import NoiseUniforms
 from textdiff.diffusion.randomness import Stream, stratified, uniforms
 from textdiff.errors import LostProcessError
 from textdiff.loss import Batch, CleanBatch, corrupt
 from textdiff.train.processes import guard_hint
 from textdiff.train.prompts import Prompts, scored_share
-
-Range = tuple[float, float]
-FULL_RANGE: Range = (0.0, 1.0)
 
 
 class TrainingBatches(Dataset[Batch | CleanBatch]):
@@ -60,8 +58,8 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
         self.rank = rank
         self.processes = processes
         fixed = config.diffusion.noise.range
-        start = FULL_RANGE if fixed == "search" else fixed
-        self.ranges: dict[int | None, Range] = dict.fromkeys(config.diffusion.block_sizes, start)
+        start = ALL_RATES if fixed == "search" else fixed
+        self.ranges: dict[int | None, Rates] = dict.fromkeys(config.diffusion.block_sizes, start)
 
     @property
     def accumulation(self) -> int:
@@ -89,12 +87,14 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
         v = self.levels(step, global_batch, blocks)[slots]
         if family.learned is not None:
             pair = [self._uniforms(s, samples) for s in (Stream.POSITION, Stream.PAIR)]
-            return CleanBatch(x0, v, torch.stack(pair), ids, family.block_size)
-        rates = self.ranges[family.block_size]
+            uniforms = NoiseUniforms(v.repeat(2, 1), torch.cat(pair))
+            return CleanBatch(x0, uniforms, ids, family.block_size)
+        uniforms = self.uniforms(family, samples, v)
+        maker = self.maker(family, self.ranges[family.block_size])
         prompts = self.prompts(samples, blocks)
         if prompts is None:
-            return corrupt(family, x0, self.noise(family, samples, v, rates=rates), ids)
-        noise = self.noise(family, samples, v, rates=rates, scorable=~prompts.given)
+            return corrupt(family, x0, draw_noise(family, x0, uniforms, maker), ids)
+        noise = draw_noise(family, x0, uniforms, maker, ~prompts.given)
         return prompts.hide(corrupt(family, x0, noise, ids), family.process.mask_token_id)
 
     def prompts(self, samples: Tensor, blocks: Blocks) -> Prompts | None:
@@ -134,30 +134,25 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
         )
         return strata.view(rows, blocks.count)
 
-    def noise(
-        self,
-        family: Family,
-        samples: Tensor,
-        v: Tensor,
-        seed: int | None = None,
-        rates: Range = FULL_RANGE,
-        scorable: Tensor | None = None,
-    ) -> Noise:
-        """The noise of some samples.
+    def maker(self, family: Family, rates: Rates = ALL_RATES) -> NoiseMaker:
+        """Return what makes the noise of a family, between two mask rates."""
+        return training_maker(family, self.config.diffusion.noise.draw, rates)
+
+    def uniforms(
+        self, family: Family, samples: Tensor, levels: Tensor, seed: int | None = None
+    ) -> NoiseUniforms:
+        """Return the uniforms of some samples' noise.
 
         Args:
-            family: process, schedule, objective and block size, on the host.
+            family: its process says whether tokens are drawn.
             samples: [B] global indices of the rows.
-            v: [B, blocks] uniforms of the noise levels.
-            seed: of which positions are hit; None: the run's.
-            rates: smallest and largest mask rate.
-            scorable: [B, L] bool, positions that may be hit; None: all.
+            levels: [B, blocks] uniforms of the noise levels.
+            seed: of the positions; None: the run's.
         """
-        u = self._uniforms(Stream.POSITION, samples, seed)
+        position = self._uniforms(Stream.POSITION, samples, seed)
         draws_tokens = family.process.draws_tokens
-        u_token = self._uniforms(Stream.TOKEN, samples, seed) if draws_tokens else None
-        blocks, draw = family.blocks(u.shape[1]), self.config.diffusion.noise.draw
-        return draw_noise(family, draw, v, u, blocks, scorable, rates, u_token)
+        token = self._uniforms(Stream.TOKEN, samples, seed) if draws_tokens else None
+        return NoiseUniforms(levels, position, token)
 
     def _uniforms(self, stream: Stream, samples: Tensor, seed: int | None = None) -> Tensor:
         """[B, L] uniforms of the samples' positions."""

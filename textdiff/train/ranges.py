@@ -20,15 +20,16 @@ from torch import Tensor
 
 from textdiff.diffusion.blocks import Blocks
 from textdiff.diffusion.family import Family
+from textdiff.diffusion.makers import Rates
 from textdiff.diffusion.noise import Noise, counts
 from textdiff.diffusion.randomness import Stream, bits
 from textdiff.loss import PositionTerms, corrupt
 from textdiff.models import TextDiffusionModel
-from textdiff.train.batches import Range, TrainingBatches
+from textdiff.train.batches import TrainingBatches
 
 _GRID = 20  # ranges start and end at multiples of 1/20
 _WIDTHS = (20, 18, 17, 16, 15, 14, 13, 12, 11, 10)
-CANDIDATES: tuple[Range, ...] = tuple(
+CANDIDATES: tuple[Rates, ...] = tuple(
     (start / _GRID, (start + width) / _GRID)
     for width in _WIDTHS
     for start in range(_GRID - width + 1)
@@ -49,7 +50,7 @@ class RangeChoice:
         unclipped: the same under all rates.
     """
 
-    range: Range
+    range: Rates
     variance: float
     unclipped: float
 
@@ -99,7 +100,9 @@ def block_losses(
     rows = max(_ROWS, _BLOCKS // blocks.count)
     samples = step * settings.train.global_batch_size + torch.arange(rows)
     seed = int(bits(settings.run.seed, Stream.RANGE, step=step))
-    noise = batches.noise(family.host, samples, batches.levels(0, rows, blocks, seed), seed)
+    host = family.host
+    uniforms = batches.uniforms(host, samples, batches.levels(0, rows, blocks, seed), seed)
+    noise = batches.maker(host)(host, uniforms)
     losses = torch.zeros(rows, blocks.count, dtype=torch.float64)
     mine = torch.arange(shard[0], rows, shard[1])
     for some in torch.split(mine, max(1, _CALL_TOKENS // blocks.length)):
@@ -112,7 +115,7 @@ def block_losses(
     return losses, noise
 
 
-def inside(noise: Noise, blocks: Blocks, rates: Range, draw: str, dense: bool) -> Tensor:
+def inside(noise: Noise, blocks: Blocks, rates: Rates, draw: str, dense: bool) -> Tensor:
     """[B, blocks] bool: the blocks that a range could have drawn, of those of the full range.
 
     Args:

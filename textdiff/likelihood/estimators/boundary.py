@@ -1,13 +1,12 @@
 """What the two ends of time cost where they are not ideal: reconstruction and prior."""
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from textdiff.diffusion.family import Family, draw_noise
-from textdiff.diffusion.randomness import Stream
+from textdiff.diffusion.family import Family
+from textdiff.diffusion.makers import ByTime, draw_noise
 from textdiff.likelihood.estimators.view import View
 from textdiff.likelihood.scorer import Scorer, reconstruction
 
@@ -30,17 +29,9 @@ def clean_end(view: View, scorer: Scorer, time: float, draw: int, draws: int) ->
     rate = 1.0 - survival(view.family, time)
     if rate == 0.0:
         return torch.zeros(view.x0.shape, dtype=torch.float64)
-    noise = draw_noise(
-        replace(view.family, timesteps=None),
-        "time",
-        torch.zeros(len(view.x0), view.blocks.count, dtype=torch.float64),
-        view.uniforms(Stream.POSITION, draw, draws),
-        view.blocks,
-        view.scorable,
-        (rate, rate),
-        view.tokens(draw, draws),
-        view.x0,
-    )
+    levels = torch.zeros(len(view.x0), view.blocks.count, dtype=torch.float64)
+    uniforms = view.noise_uniforms(levels, draw, draws)
+    noise = draw_noise(view.family, view.x0, uniforms, ByTime((rate, rate)), view.scorable)
     return scorer.nats(view.x0, noise, view.real, reconstruction)
 
 

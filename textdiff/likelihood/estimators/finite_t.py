@@ -7,11 +7,10 @@ import torch
 
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.objectives import MDLM
-from textdiff.diffusion.randomness import Stream
 from textdiff.errors import ConfigError
 from textdiff.likelihood.estimators.boundary import clean_end, infinite_prior, prior_nats
 from textdiff.likelihood.estimators.estimator import BOUNDARY, Estimator, Parts
-from textdiff.likelihood.estimators.steps import noise_by_step_and_hits
+from textdiff.likelihood.estimators.steps import ByStepAndHits
 from textdiff.likelihood.estimators.view import View
 from textdiff.likelihood.protocols import Windows
 from textdiff.likelihood.scorer import Scorer
@@ -62,16 +61,8 @@ class FiniteT(Estimator):
         assert steps is not None
         nats = torch.zeros(view.x0.shape, dtype=torch.float64)
         for s in range(self.samples):
-            noise = noise_by_step_and_hits(
-                view.family.schedule,
-                steps,
-                view.v[:, s],
-                view.uniforms(Stream.POSITION, s, self.samples),
-                view.blocks,
-                view.scorable,
-                view.tokens(s, self.samples),
-                view.family.objective.dense,
-            )
+            uniforms = view.noise_uniforms(view.v[:, s], s, self.samples)
+            noise = ByStepAndHits(steps)(view.family, uniforms, view.scorable)
             nats += scorer.nats(view.x0, noise, view.real) / self.samples
         # Draws of other replicates' numbers from 2 ** 40 on: no diffusion draw has them.
         apart = replace(view, replicate=view.replicate + 2**40)

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import torch
 
-from textdiff.diffusion.family import Family, draw_noise
-from textdiff.diffusion.randomness import Stream
+from textdiff.diffusion.family import Family
+from textdiff.diffusion.makers import ByCount, draw_noise
 from textdiff.likelihood.estimators.estimator import Estimator, Parts, require_continuous
 from textdiff.likelihood.estimators.view import View
 from textdiff.likelihood.protocols import Windows
@@ -39,15 +39,7 @@ class MaskedCount(Estimator):
     def score(self, view: View, scorer: Scorer) -> Parts:
         nats = torch.zeros(view.x0.shape, dtype=torch.float64)
         for s in range(self.samples):
-            noise = draw_noise(
-                view.family,
-                "count",
-                view.v[:, s],
-                view.uniforms(Stream.POSITION, s, self.samples),
-                view.blocks,
-                view.scorable,
-                u_token=view.tokens(s, self.samples),
-                x0=view.x0,
-            )
+            uniforms = view.noise_uniforms(view.v[:, s], s, self.samples)
+            noise = draw_noise(view.family, view.x0, uniforms, ByCount(), view.scorable)
             nats += scorer.nats(view.x0, noise, view.real) / self.samples
         return {"diffusion": nats}

@@ -16,37 +16,59 @@ has there per unit of p_i is bounded for a network that takes a clean text for w
 proportion to 1 / lambda_i for one that does not: most of that is in the first steps.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from textdiff.diffusion.blocks import Blocks
-from textdiff.diffusion.noise import Noise
+from textdiff.diffusion.family import Family
+from textdiff.diffusion.makers import NoiseMaker
+from textdiff.diffusion.noise import Noise, NoiseUniforms
 from textdiff.diffusion.schedule import NoiseSchedule
 from textdiff.likelihood.estimators.subsets import NEVER
+
+
+@dataclass(frozen=True)
+class ByStepAndHits(NoiseMaker):
+    """One of T grid points per block, drawn with its hits, one of which is certain."""
+
+    timesteps: int
+
+    def __call__(
+        self,
+        family: Family,
+        uniforms: NoiseUniforms,
+        scorable: Tensor | None = None,
+        exponents: Tensor | None = None,
+    ) -> Noise:
+        """Make noise whose weight is that of counts in continuous time."""
+        assert scorable is not None
+        blocks, dense = family.blocks(uniforms.position.shape[1]), family.objective.dense
+        return noise_by_step_and_hits(
+            family.schedule, self.timesteps, uniforms, blocks, scorable, dense
+        )
 
 
 def noise_by_step_and_hits(
     schedule: NoiseSchedule,
     timesteps: int,
-    v: Tensor,
-    u: Tensor,
+    uniforms: NoiseUniforms,
     blocks: Blocks,
     scorable: Tensor,
-    u_token: Tensor | None = None,
     dense: bool = False,
 ) -> Noise:
-    """One of T grid points per block, and hits of its rate beside one that is certain.
+    """Return noise at one of T grid points per block, with one hit that is certain.
 
     Args:
         schedule: gives alpha.
         timesteps: T.
-        v: [B, blocks] uniforms that place the step (stratify them).
-        u: [B, L] uniforms of the positions; a block's smallest is the one hit in any case.
+        uniforms: their levels place the step; a block's smallest position is hit in any case.
         blocks: how L falls into blocks.
         scorable: [B, L] bool, the positions that may be hit.
-        u_token: [B, L] uniforms of what hit positions become.
         dense: whether positions that are not hit cost nats too.
     """
+    v = uniforms.level
     alphas = schedule.alpha(torch.arange(timesteps + 1, dtype=torch.float64) / timesteps)
     shares, total = alphas[:-1] - alphas[1:], alphas[0] - alphas[-1]
     n = blocks.split(scorable, False).sum(-1)
@@ -61,7 +83,7 @@ def noise_by_step_and_hits(
         # Where every step hits something (T = 1), such a draw stands for nothing.
         rest[here] = (quiet / chances).where(quiet > 0.0, 0.0)[step[here]]
     alpha_s, alpha = alphas[step], alphas[step + 1]
-    place = u.masked_fill(~scorable, NEVER)
+    place = uniforms.position.masked_fill(~scorable, NEVER)
     first = blocks.spread(blocks.split(place, NEVER).amin(-1))
     # Given which is the smallest, the others are uniform above it.
     place = ((place - first) / (1.0 - first)).masked_fill(~scorable, NEVER)
@@ -69,7 +91,9 @@ def noise_by_step_and_hits(
     k = blocks.split(place < threshold, False).sum(-1)
     each = torch.where(empty, rest / (1.0 - alpha), total / k.clamp(min=1))
     weight = blocks.spread(((n + bare) * each).masked_fill(n == 0, 0.0))
-    return Noise(blocks.spread(alpha), threshold, place, weight, u_token, blocks.spread(alpha_s))
+    return Noise(
+        blocks.spread(alpha), threshold, place, weight, uniforms.token, blocks.spread(alpha_s)
+    )
 
 
 def _chances_without_hits(quiet: Tensor, rate: Tensor) -> Tensor:

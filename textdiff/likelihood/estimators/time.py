@@ -5,8 +5,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from textdiff.diffusion.family import Family, draw_noise
-from textdiff.diffusion.randomness import Stream
+from textdiff.diffusion.family import Family
+from textdiff.diffusion.makers import ByTime, draw_noise
 from textdiff.errors import ConfigError
 from textdiff.likelihood.estimators.boundary import (
     clean_end,
@@ -70,17 +70,8 @@ class Time(Estimator):
 
     def score(self, view: View, scorer: Scorer) -> Parts:
         rates = 1.0 - survival(view.family, self.eps), 1.0 - survival(view.family, 1.0)
-        noise = draw_noise(
-            view.family,
-            "time",
-            view.v[:, 0],
-            view.uniforms(Stream.POSITION, 0, 2),
-            view.blocks,
-            view.scorable,
-            rates,
-            view.tokens(0, 2),
-            view.x0,
-        )
+        uniforms = view.noise_uniforms(view.v[:, 0], 0, 2)
+        noise = draw_noise(view.family, view.x0, uniforms, ByTime(rates), view.scorable)
         nats = scorer.nats(view.x0, noise, view.real)
         if not self.complete:
             return {"diffusion": nats}

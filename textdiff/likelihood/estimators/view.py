@@ -8,6 +8,7 @@ from torch import Tensor
 
 from textdiff.diffusion.blocks import Blocks
 from textdiff.diffusion.family import Family
+from textdiff.diffusion.noise import NoiseUniforms
 from textdiff.diffusion.randomness import Index, Stream, uniforms
 
 
@@ -63,8 +64,9 @@ class View:
         }
         return uniforms(self.seed, stream, **keys)
 
-    def tokens(self, draw: int = 0, draws: int = 1) -> Tensor | None:
-        """[B, L] uniforms of what hit positions become, for processes that draw tokens."""
-        if not self.family.process.draws_tokens:
-            return None
-        return self.uniforms(Stream.TOKEN, draw, draws)
+    def noise_uniforms(self, levels: Tensor, draw: int = 0, draws: int = 1) -> NoiseUniforms:
+        """Return the uniforms of a draw's noise at given levels [B, blocks]."""
+        position = self.uniforms(Stream.POSITION, draw, draws)
+        draws_tokens = self.family.process.draws_tokens
+        token = self.uniforms(Stream.TOKEN, draw, draws) if draws_tokens else None
+        return NoiseUniforms(levels, position, token)
