@@ -136,9 +136,9 @@ class Checkout:
 
     def texts(self, export: Path, requests: list[dict[str, Any]], *flags: str) -> list[Any]:
         """Return the lines that `generate --input` writes."""
-        prompts, output = self.work / "prompts.jsonl", self.work / "texts.jsonl"
+        folder = Path(tempfile.mkdtemp(dir=self.work))
+        prompts, output = folder / "prompts.jsonl", folder / "texts.jsonl"
         prompts.write_text("".join(json.dumps(request) + "\n" for request in requests))
-        output.unlink(missing_ok=True)
         words = ["generate", str(export), "--input", str(prompts), "--output", str(output)]
         self.run(*words, *flags)
         return [json.loads(line) for line in output.read_text().splitlines()]
