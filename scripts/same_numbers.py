@@ -41,7 +41,11 @@ CONDITIONAL = {"adaln": True, "time_conditioning": True}
 DIFFUSION: dict[str, dict[str, Any]] = {
     "mdlm": {},
     "sedd": {"objective": {"kind": "sedd"}},
-    "udlm": {"objective": {"kind": "udlm"}, "process": "uniform"},
+    "udlm": {
+        "objective": {"kind": "udlm"},
+        "process": "uniform",
+        "noise": {"prompts": 0.5, "prompt_dropout": 0.5},
+    },
     "gidd": {
         "objective": {"kind": "gidd"},
         "process": "hybrid",
