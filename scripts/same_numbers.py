@@ -69,7 +69,7 @@ ESTIMATORS: dict[str, list[list[str]]] = {
     "mdlm": [["masked_count"], ["time"], ["balanced"], ["any_order"], ["importance"]],
     "sedd": [["masked_count"], ["time"]],
     "udlm": [["masked_count"], ["time"]],
-    "gidd": [["masked_count"], ["balanced"]],
+    "gidd": [["masked_count"], ["time"]],
     "blocks": [["masked_count"], ["any_order"], ["time"]],
     "ar": [["chain_rule"]],
     "d3pm": [["finite_t"]],
