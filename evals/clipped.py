@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from textdiff import TextDiffusion
-from textdiff.config_file import load
+from textdiff.config.reading import load
 from textdiff.data import prepare_corpus
 from textdiff.loss import Batch, DenoisingLoss, PositionTerms, corrupt
 from textdiff.train.batches import FULL_RANGE, Range, TrainingBatches

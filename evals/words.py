@@ -18,7 +18,7 @@ from pathlib import Path
 import transformers
 
 from textdiff import TextDiffusion
-from textdiff.config_file import load
+from textdiff.config.reading import load
 from textdiff.data import load_documents, split_documents
 from textdiff.data.documents import iterate_texts
 

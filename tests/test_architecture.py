@@ -10,7 +10,7 @@ import yaml
 from children import finished
 
 from textdiff.config import Config, DiffusionConfig, SampleConfig
-from textdiff.config_file import load
+from textdiff.config.reading import load
 from textdiff.diffusion.objectives import OBJECTIVES
 from textdiff.diffusion.process import PROCESSES
 from textdiff.diffusion.schedule import SCHEDULES

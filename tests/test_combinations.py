@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from textdiff.config import CharTokenizer, Config, DiffusionConfig
-from textdiff.config_file import validate
+from textdiff.config.reading import validate
 from textdiff.data import train_tokenizer
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.objectives import OBJECTIVES

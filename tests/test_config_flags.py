@@ -11,9 +11,9 @@ from children import finished
 
 from textdiff.cli import main
 from textdiff.config import Config
-from textdiff.config_file import load, validate
-from textdiff.config_help import describe
-from textdiff.config_schema import keys, leaves, step
+from textdiff.config.listing import describe
+from textdiff.config.reading import load, validate
+from textdiff.config.walks import keys, leaves, step
 from textdiff.errors import ConfigError
 
 
@@ -177,7 +177,7 @@ def floats() -> list[tuple[str, ...]]:
 @pytest.mark.parametrize("key", floats(), ids=".".join)
 def test_no_number_is_infinite_or_none(tmp_path, key, value):
     """Each is refused by its name, in a file and as a flag, whatever else is wrong then."""
-    from textdiff.config_flags import Flag, merge
+    from textdiff.config.overrides import Flag, merge
 
     raw: dict = {}
     merge(raw, [Flag("x", key, value)])

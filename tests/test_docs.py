@@ -7,7 +7,7 @@ import shlex
 import pytest
 import torch
 
-from textdiff.config_file import load
+from textdiff.config.reading import load
 from textdiff.diffusion.blocks import Blocks
 from textdiff.diffusion.family import build_family
 from textdiff.diffusion.noise import NoiseUniforms, noise_by_time

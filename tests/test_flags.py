@@ -10,8 +10,8 @@ import pytest
 import tyro
 
 from textdiff.cli import main
+from textdiff.commands.flags import deferred, explain, parse
 from textdiff.errors import ConfigError
-from textdiff.flags import deferred, explain, parse
 
 
 def verb(

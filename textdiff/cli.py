@@ -19,6 +19,7 @@ from textdiff.commands.data import inspect_data, prepare_data
 from textdiff.commands.doctor import doctor
 from textdiff.commands.estimate import estimate
 from textdiff.commands.evaluate import evaluate
+from textdiff.commands.flags import deferred, parse
 from textdiff.commands.generate import generate
 from textdiff.commands.interruption import Interruption, interruptible
 from textdiff.commands.perplexity import perplexity
@@ -28,7 +29,6 @@ from textdiff.commands.threads import spin_briefly
 from textdiff.commands.tokenizer import train_tokenizer
 from textdiff.commands.train import train
 from textdiff.errors import ConfigError, LostProcessError, TextDiffError
-from textdiff.flags import deferred, parse
 
 USAGE = """\
 usage: textdiff VERB ...

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from textdiff.cli import main
-from textdiff.config_file import load
+from textdiff.config.reading import load
 from textdiff.pipeline import TextDiffusion
 
 PAGES = ("sampling", "control", "watching")

@@ -15,7 +15,7 @@ import pytest
 import torch
 from children import child, finished
 
-from textdiff.config_file import load
+from textdiff.config.reading import load
 from textdiff.models import attention
 
 BIN = str(Path(sys.executable).parent)

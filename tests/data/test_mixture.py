@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from textdiff.config import BpeTokenizer, ByteTokenizer, DataConfig, Source
-from textdiff.config_file import validate
+from textdiff.config.reading import validate
 from textdiff.data import Mixture, PackedSequences, prepare_corpus
 from textdiff.data.mixture import whole_weights
 from textdiff.errors import ConfigError, DataError

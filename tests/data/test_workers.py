@@ -12,7 +12,7 @@ from textdiff.data.workers import workers
 from textdiff.errors import DataError
 
 PREPARE = """
-from textdiff.config_file import load
+from textdiff.config.reading import load
 from textdiff.data import prepare_corpus
 
 print("begun")
@@ -25,7 +25,7 @@ import sys
 import torch.multiprocessing as multiprocessing
 
 multiprocessing.set_start_method(sys.argv[1], force=True)
-from textdiff.config_file import load
+from textdiff.config.reading import load
 from textdiff.data import prepare_corpus
 from textdiff.train.reporter import Reporter
 from textdiff.train.trainer import Trainer, make_accelerator

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from textdiff.cli import main
 from textdiff.config import DiffusionConfig
-from textdiff.config_file import validate
+from textdiff.config.reading import validate
 from textdiff.errors import ConfigError
 from textdiff.pipeline import TextDiffusion
 from textdiff.train.ema import EMA

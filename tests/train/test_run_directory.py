@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from textdiff.config import Config
-from textdiff.config_file import to_yaml
+from textdiff.config.reading import to_yaml
 from textdiff.errors import ConfigError, TextDiffError
 from textdiff.train.directory import claim
 

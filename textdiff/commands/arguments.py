@@ -36,7 +36,7 @@ def load_config(arguments: Sequence[str], prog: str, extra: str = "") -> "Config
     Raises:
         ConfigError: no config, or a wrong one.
     """
-    from textdiff.config_file import load
+    from textdiff.config.reading import load
 
     if arguments and arguments[0] in ("-h", "--help"):
         print(_config_usage(f"{prog} CONFIG", extra))
@@ -52,7 +52,7 @@ def load_config(arguments: Sequence[str], prog: str, extra: str = "") -> "Config
     command = f"{prog} {arguments[0]}"
     config = load(arguments[0], flags, prog=f"{command} {extra}".strip())
     if len(flags) < len(arguments) - 1:
-        from textdiff.config_help import describe
+        from textdiff.config.listing import describe
 
         print(_config_usage(command, extra), describe(config), sep="\n\n")
         raise SystemExit(0)

@@ -7,7 +7,7 @@ from textdiff.commands.arguments import load_config
 
 def show_config(arguments: Sequence[str]) -> int:
     """`textdiff config show FILE [--section.key VALUE ...]`."""
-    from textdiff.config_file import to_yaml
+    from textdiff.config.reading import to_yaml
 
     print(to_yaml(load_config(arguments, "textdiff config show")), end="")
     return 0

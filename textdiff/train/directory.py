@@ -5,8 +5,8 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+from textdiff.config.plain_data import parse_yaml
 from textdiff.errors import CheckpointError, ConfigError
-from textdiff.plain_data import parse_yaml
 from textdiff.train.files import OLD, PARTIAL
 from textdiff.train.lock import NAME as LOCK
 from textdiff.train.lock import RunLock

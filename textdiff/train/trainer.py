@@ -20,7 +20,7 @@ from accelerate.utils import ProjectConfiguration, gather_object
 from torch import Tensor
 
 from textdiff.config import Config
-from textdiff.config_file import to_yaml
+from textdiff.config.reading import to_yaml
 from textdiff.data import Corpus
 from textdiff.diffusion.randomness import Stream, bits
 from textdiff.errors import CheckpointError, ConfigError, TextDiffError

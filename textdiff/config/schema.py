@@ -1,7 +1,7 @@
 """The schema of a run: one YAML file, nine sections, every key checked.
 
 Models are frozen; unknown keys are refused; ranges are checked here and nowhere below.
-`config_file` reads and writes them. This module imports neither torch nor anything of textdiff.
+`reading` reads and writes them. This module imports neither torch nor anything of textdiff.
 """
 
 import os

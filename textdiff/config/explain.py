@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from textdiff.config import Config
-from textdiff.config_schema import at, kind_of, step, variants
+from textdiff.config.schema import Config
+from textdiff.config.walks import at, kind_of, step, variants
 
 # What values of a type are called; pydantic's errors of these types say the same at more length.
 _TYPES = {

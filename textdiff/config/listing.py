@@ -6,8 +6,8 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from textdiff.config import Config, Section
-from textdiff.config_schema import kind_of, leaves, variants
+from textdiff.config.schema import Config, Section
+from textdiff.config.walks import kind_of, leaves, variants
 
 WIDTH = 79
 COLUMN = 40

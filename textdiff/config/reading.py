@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from textdiff.config import Config
-from textdiff.config_errors import explain
-from textdiff.config_flags import merge, read_flags
+from textdiff.config.explain import explain
+from textdiff.config.overrides import merge, read_flags
+from textdiff.config.plain_data import parse_yaml
+from textdiff.config.schema import Config
 from textdiff.errors import ConfigError
-from textdiff.plain_data import parse_yaml
 
 
 def load(
