@@ -117,6 +117,28 @@ def test_infinite_outputs_of_a_narrow_dtype_are_refused(case, value):
             check(model, case, "ancestral", {})
 
 
+def test_a_network_may_rule_tokens_out():
+    """Minus infinity in full precision is probability 0; it cannot be so of all tokens."""
+    for tokens in (CLEAN[:3], CLEAN):
+        model = tiny_model(adaln=True, time_conditioning=True)
+
+        def without(module, inputs, logits, tokens=tokens):
+            logits[:, list(tokens)] = -torch.inf
+            return logits
+
+        model.output_layer.register_forward_hook(without)
+        job = Job([[]] * 9, [9] * 9)
+        walk = generate(
+            model, family_of("mdlm"), job, rule="ancestral", steps=3, controls=Controls()
+        )
+        if tokens == CLEAN:
+            with pytest.raises(CheckpointError, match="NaN or infinite"):
+                list(walk)
+        else:
+            *_, last = walk
+            assert set(last.canvas.flatten().tolist()) <= set(CLEAN[3:])
+
+
 def test_only_outputs_that_are_read_have_to_be_finite():
     model = tiny_model(adaln=True, time_conditioning=True)
     with torch.no_grad():
