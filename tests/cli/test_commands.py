@@ -577,7 +577,7 @@ def training(corpus: Path, run: Path):
     [
         (signal.SIGINT, 130),
         pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
-        (signal.SIGHUP, 129),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
     ],
 )
 def test_a_signal_saves_and_the_resumed_run_is_the_uninterrupted_one(

@@ -147,6 +147,7 @@ def test_a_terminal_that_closes_saves_the_run(config, tmp_path):
 # --- readers -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_outlives_the_reader_of_its_output(config, tmp_path):
     """`textdiff train … | head -2`, with standard input and standard error closed."""
     words = ["bash", "-c", 'exec "$@" <&- 2>&-', "-", *MODULE, "train", config]

@@ -64,6 +64,7 @@ def test_a_terminal_that_cannot_encode_what_is_printed(
     assert shown == plain.replace("≤", "<=").replace("±", sign)
 
 
+@pytest.mark.slow
 def test_a_locale_without_unicode(exports):
     """Prompts are UTF-8 there, too: Python hands their bytes through."""
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONIOENCODING"}
