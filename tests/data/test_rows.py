@@ -130,6 +130,24 @@ def test_bad_file_is_one_sentence(tmp_path, name, data, message):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "suffix", ["txt", "md", "py", "jsonl", "json", "csv", "parquet", "arrow", "txt.gz", "jsonl.zst"]
+)
+def test_git_lfs_pointer_is_not_a_text(tmp_path, suffix):
+    path = tmp_path / f"texts.{suffix}"
+    path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{64 * 'a'}\nsize 9\n")
+    (tmp_path / "other.txt").write_text("a real text")
+    for names in ([str(path)], *([[str(tmp_path)]] if suffix != "py" else [])):
+        with pytest.raises(DataError, match=f"texts.{suffix} is a git-lfs pointer"):
+            read_texts(names)
+
+
+def test_text_about_git_lfs_is_a_text(tmp_path):
+    text = "version https://git-lfs.github.com/spec/v1 " + 1000 * "is what pointers begin with "
+    (tmp_path / "notes.txt").write_text(text)
+    assert read_texts([str(tmp_path / "notes.txt")]) == [text]
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
 def test_integer_that_nobody_reads_may_have_any_length(tmp_path, name):
     (tmp_path / name).write_text(f'{{"id": {HUGE}, "text": "x"}}\n{{"id": -{HUGE}, "text": "y"}}\n')

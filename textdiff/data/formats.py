@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Literal
 import pyarrow as pa
 
 from textdiff.errors import DataError
+from textdiff.pointers import refuse_pointer
 
 Kind = Literal["text", "lines", "json", "csv", "tsv", "parquet", "arrow"]
 
@@ -109,8 +110,10 @@ def open_bytes(path: Path) -> BinaryIO:
     """Opens a file for reading, decompressed.
 
     Raises:
+        DataError: it is a git-lfs pointer.
         OSError: it cannot be opened.
     """
+    refuse_pointer(path, DataError)
     opener = _OPENERS.get(suffixes(path)[1])
     file: BinaryIO = path.open("rb") if opener is None else opener(path)
     return file

@@ -12,6 +12,7 @@ from textdiff.data.decode import decoded
 from textdiff.data.formats import DAMAGED, open_bytes
 from textdiff.data.rows import Tally, checked_text, missing_column
 from textdiff.errors import DataError
+from textdiff.pointers import refuse_pointer
 
 _ROWS = 256  # of Parquet that are in memory at a time
 _LONGEST_FIELD = 1 << 28
@@ -91,6 +92,7 @@ def read_parquet(path: Path, column: str, tally: Tally) -> Iterator[str]:
     Raises:
         DataError: the file cannot be read, or a row cannot be used.
     """
+    refuse_pointer(path, DataError)
     try:
         with pq.ParquetFile(path) as file:
             if column not in file.schema_arrow.names:
@@ -108,6 +110,7 @@ def read_arrow(path: Path, column: str, tally: Tally) -> Iterator[str]:
     Raises:
         DataError: the file cannot be read, or a row cannot be used.
     """
+    refuse_pointer(path, DataError)
     try:
         with pa.memory_map(str(path)) as file:
             batches = _record_batches(file)
