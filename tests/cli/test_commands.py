@@ -616,3 +616,12 @@ def compared(run: Path) -> list[dict]:
     for line in lines:
         line.pop("tokens_per_second", None)
     return lines
+
+
+@pytest.mark.parametrize("output", ["", " ", "-"])
+def test_tokenizer_train_names_its_folder_first(output, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_text("some text")
+    assert main(["tokenizer", "train", output, "a.txt", "--kind", "byte"]) == 2
+    assert "OUTPUT" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]

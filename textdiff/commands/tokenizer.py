@@ -70,8 +70,8 @@ def _own_folder(output: str) -> Path:
         ConfigError: anything else is there, which is left as it is.
     """
     folder = Path(os.path.expanduser(output))
-    if not output.strip():
-        raise ConfigError("OUTPUT is empty; name a folder to write")
+    if output.strip() in ("", "-"):
+        raise ConfigError(f"OUTPUT {output!r} is not a folder; name the folder to write first")
     parent = next((place for place in folder.absolute().parents if place.exists()), folder)
     if os.path.lexists(folder) and not folder.is_dir():
         raise ConfigError(f"{output} exists and is not a folder; name a new folder")
