@@ -96,29 +96,25 @@ def inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
         TextDiffError: on a CPU, a row whose weights do not add up to a positive, finite number.
             Elsewhere the check would wait for the device, and `Predictor.check` comes later.
     """
+    cumulative = weights.cumsum(-1)
+    total = cumulative[:, -1:]
     if weights.device.type == "cpu":
-        _check_weights(weights)
-    return _column(weights, u)
+        _check_totals(total)
+    # Strictly below the total, so that rounding cannot run past the last token with probability.
+    target = torch.minimum(u.unsqueeze(-1) * total, torch.nextafter(total, torch.zeros_like(total)))
+    column = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    column = column.clamp(max=weights.shape[-1] - 1)  # NaN is above all
+    if weights.device.type == "cpu":
+        return column
+    # A sum that a GPU computes in parallel may rise where nothing is added.
+    empty = ~(weights.gather(-1, column.unsqueeze(-1)).squeeze(-1) > 0.0)
+    return torch.where(empty, weights.nan_to_num(nan=0.0).argmax(-1), column)
 
 
-def _check_weights(weights: Tensor) -> None:
-    total = weights.sum(-1)
+def _check_totals(total: Tensor) -> None:
     bad = ~((total > 0.0) & (total < torch.inf))
     if bool(bad.any()):
         raise TextDiffError(
             f"the weights of a token add up to {float(total[bad][0])}, so no token can be drawn; a "
             "hook or a constraint must leave every position at least one token of finite weight"
         )
-
-
-def _column(weights: Tensor, u: Tensor) -> Tensor:
-    """[N] columns whose weight is positive, if any column of the row has a positive weight."""
-    cumulative = weights.cumsum(-1)
-    total = cumulative[:, -1:]
-    # Strictly below the total, so that rounding cannot run past the last token with probability.
-    target = torch.minimum(u.unsqueeze(-1) * total, torch.nextafter(total, torch.zeros_like(total)))
-    column = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
-    column = column.clamp(max=weights.shape[-1] - 1)  # NaN is above all
-    # A sum that a GPU computes in parallel may rise where nothing is added.
-    empty = ~(weights.gather(-1, column.unsqueeze(-1)).squeeze(-1) > 0.0)
-    return torch.where(empty, weights.nan_to_num(nan=0.0).argmax(-1), column)
