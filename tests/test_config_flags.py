@@ -13,7 +13,7 @@ from textdiff.cli import main
 from textdiff.config import Config
 from textdiff.config.listing import describe
 from textdiff.config.reading import load, validate
-from textdiff.config.walks import keys, leaves, step
+from textdiff.config.walks import at, keys, leaves
 from textdiff.errors import ConfigError
 
 
@@ -162,35 +162,56 @@ def test_merge_keys_are_no_duplicates(tmp_path):
     assert [(s.source, s.split) for s in load(path).data.sources] == [("a", "b"), ("c", "b")]
 
 
-def floats() -> list[tuple[str, ...]]:
-    found = []
-    for key in keys():
-        annotation = Config
-        for name in key:
-            annotation = step(annotation, name)
-        if any(leaf is float for leaf in leaves(annotation)):
-            found.append(key)
-    return sorted(set(found))
+KINDS = {"exponent": "polynomial", "sigma_min": "geometric", "sigma_max": "geometric"}
+KINDS |= {"uniform": "hybrid", "auxiliary": "d3pm", "vocab_size": "bpe"}
+
+
+def of_types(*types: type) -> list[tuple[str, ...]]:
+    return sorted({key for key in keys() if set(types) & set(leaves(at(key)))})
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
-@pytest.mark.parametrize("key", floats(), ids=".".join)
+@pytest.mark.parametrize("key", of_types(float), ids=".".join)
 def test_no_number_is_infinite_or_none(tmp_path, key, value):
     """Each is refused by its name, in a file and as a flag, whatever else is wrong then."""
     from textdiff.config.overrides import Flag, merge
 
     raw: dict = {}
     merge(raw, [Flag("x", key, value)])
-    kinds = {"exponent": "polynomial", "sigma_min": "geometric", "sigma_max": "geometric"}
-    kinds |= {"uniform": "hybrid", "auxiliary": "d3pm"}
-    if key[-1] in kinds:
-        raw["diffusion"][key[1]]["kind"] = kinds[key[-1]]
+    if key[-1] in KINDS:
+        raw["diffusion"][key[1]]["kind"] = KINDS[key[-1]]
     with pytest.raises(ConfigError, match=rf"`{'.'.join(key)}`: -?(inf|nan) is not a finite"):
         validate(raw)
-    kind = [f"--{key[0]}.{key[1]}.kind={kinds[key[-1]]}"] if key[-1] in kinds else []
+    kind = [f"--{key[0]}.{key[1]}.kind={KINDS[key[-1]]}"] if key[-1] in KINDS else []
     for word in (f"{value}", f"{value}".replace("inf", "Infinity")):
         said = refusal(written(tmp_path), *kind, f"--{'.'.join(key)}={word}")
         assert f"--{'.'.join(key)}: '{word}' is not a finite number" in said
+
+
+@pytest.mark.parametrize("key", of_types(int, float), ids=".".join)
+def test_true_is_no_number(key):
+    """Python counts it as 1, and YAML reads `yes` and `on` as true."""
+    from textdiff.config_flags import Flag, merge
+
+    raw: dict = {}
+    merge(raw, [Flag("x", key, True)])
+    if key[-1] in KINDS:
+        at_key = raw[key[0]] if len(key) == 2 else raw[key[0]][key[1]]
+        at_key["kind"] = KINDS[key[-1]]
+    with pytest.raises(ConfigError, match=f"`{'.'.join(key)}`: True is not a number"):
+        validate(raw)
+
+
+@pytest.mark.parametrize("items", ["[yes, 0.9]", "[0.9, off]"])
+def test_true_is_no_number_in_a_list(tmp_path, items):
+    assert "is not a number" in refusal(written(tmp_path, f"train: {{betas: {items}}}"))
+
+
+@pytest.mark.parametrize("key", ["run.dir", "data.cache_dir", "train.init_from"])
+def test_no_path_holds_a_zero_character(key):
+    section, _, name = key.partition(".")
+    with pytest.raises(ConfigError, match=f"`{key}`: it holds a zero character"):
+        validate({section: {name: "a\0b"}})
 
 
 def test_the_home_folder(tmp_path, monkeypatch):

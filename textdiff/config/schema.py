@@ -5,9 +5,17 @@ Models are frozen; unknown keys are refused; ranges are checked here and nowhere
 """
 
 import os
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError
 
 
 class Section(BaseModel):
@@ -18,10 +26,23 @@ class Section(BaseModel):
     )
 
 
+def _counted(value: Any) -> Any:
+    """Refuse true and false, which Python counts as 1 and 0; YAML reads yes, no, on and off so."""
+    if isinstance(value, bool):
+        raise PydanticKnownError("float_type")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_counted)]
+Number = Annotated[float, BeforeValidator(_counted)]
+
+
 def _expanded(path: str) -> str:
     """Return a path with the home folder in place of `~`, as a shell would."""
     if not path.strip():
         raise ValueError("it is blank; give a path")
+    if "\0" in path:
+        raise ValueError("it holds a zero character, which no path can have")
     if not path.startswith("~"):
         return path
     full = os.path.expanduser(path)
@@ -42,7 +63,7 @@ class RunConfig(Section):
     dir: PathText = Field(
         "runs/run", description="directory the run writes to: new, empty or an earlier run's"
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="seed of every random number of the run")
+    seed: Whole = Field(0, ge=0, lt=2**31, description="seed of every random number of the run")
 
 
 class Source(Section):
@@ -58,7 +79,7 @@ class Source(Section):
     name: str | None = Field(None, description="configuration name of a hub dataset")
     split: str = Field("train", description="split of a hub dataset")
     text_column: str = Field("text", description="column (or JSON key) that holds the text")
-    weight: float | None = Field(
+    weight: Number | None = Field(
         None,
         gt=0.0,
         description="share of the training tokens, relative to the other sources' weights; null: "
@@ -67,8 +88,8 @@ class Source(Section):
     streaming: bool = Field(
         False, description="read a hub dataset over the network without downloading it first"
     )
-    skip_documents: int = Field(0, ge=0, description="documents passed over at the beginning")
-    max_documents: int | None = Field(
+    skip_documents: Whole = Field(0, ge=0, description="documents passed over at the beginning")
+    max_documents: Whole | None = Field(
         None, ge=1, description="documents taken after those; null: all"
     )
 
@@ -84,13 +105,13 @@ class DataConfig(Section):
         description="what becomes of rows without usable text (invalid JSON, no such column, null, "
         "...): stop with the first one, or skip and count them",
     )
-    validation: float = Field(
+    validation: Number = Field(
         0.05, gt=0.0, lt=0.5, description="fraction of the text that is held out (whole documents)"
     )
-    sequence_length: int = Field(128, ge=1, description="tokens per training sequence")
+    sequence_length: Whole = Field(128, ge=1, description="tokens per training sequence")
     document_mask: bool = Field(False, description="attention stays inside documents")
-    num_proc: int = Field(1, ge=1, description="processes that tokenise (the result is the same)")
-    num_workers: int = Field(0, ge=0, description="processes that prepare training batches")
+    num_proc: Whole = Field(1, ge=1, description="processes that tokenise (the result is the same)")
+    num_workers: Whole = Field(0, ge=0, description="processes that prepare training batches")
     cache_dir: PathText | None = Field(None, description="token cache; null: the datasets cache")
 
     @model_validator(mode="after")
@@ -109,7 +130,7 @@ class BpeTokenizer(Section):
     """Byte-level byte-pair encoding, trained on the training split."""
 
     kind: Literal["bpe"] = "bpe"
-    vocab_size: int = Field(2048, ge=260, description="vocabulary size, special tokens included")
+    vocab_size: Whole = Field(2048, ge=260, description="vocabulary size, special tokens included")
 
 
 class CharTokenizer(Section):
@@ -142,13 +163,13 @@ Tokenizer = Annotated[
 class ModelConfig(Section):
     """The Transformer denoiser."""
 
-    hidden_size: int = Field(256, ge=2, description="width of the residual stream")
-    num_layers: int = Field(6, ge=1, description="Transformer blocks")
-    num_heads: int = Field(4, ge=1, description="attention heads; must divide hidden_size")
+    hidden_size: Whole = Field(256, ge=2, description="width of the residual stream")
+    num_layers: Whole = Field(6, ge=1, description="Transformer blocks")
+    num_heads: Whole = Field(4, ge=1, description="attention heads; must divide hidden_size")
     mlp: Literal["gelu", "swiglu"] = Field("gelu", description="MLP of a block (4x or 8/3x wide)")
     norm: Literal["layernorm", "rmsnorm"] = Field("layernorm", description="pre-normalisation")
     qk_norm: bool = Field(False, description="RMS-normalise queries and keys per head")
-    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="dropout on both residual branches")
+    dropout: Number = Field(0.0, ge=0.0, lt=1.0, description="dropout on both residual branches")
     adaln: bool = Field(False, description="adaptive layer norm: modulation by the noise level")
     time_conditioning: bool = Field(
         False, description="feed the noise level through adaln (off: adaln sees zero)"
@@ -174,7 +195,7 @@ class LogLinear(Section):
     """alpha(t) = 1 - (1 - eps) t; eps = 0 is the linear schedule."""
 
     kind: Literal["loglinear"] = "loglinear"
-    eps: float = Field(0.0, ge=0.0, lt=1.0, description="survival probability left at t = 1")
+    eps: Number = Field(0.0, ge=0.0, lt=1.0, description="survival probability left at t = 1")
 
 
 class Cosine(Section):
@@ -187,15 +208,15 @@ class Polynomial(Section):
     """alpha(t) = 1 - t ** exponent."""
 
     kind: Literal["polynomial"] = "polynomial"
-    exponent: float = Field(2.0, gt=0.0, description="power of t")
+    exponent: Number = Field(2.0, gt=0.0, description="power of t")
 
 
 class Geometric(Section):
     """sigma(t) = sigma_min ** (1 - t) * sigma_max ** t, alpha = exp(-sigma)."""
 
     kind: Literal["geometric"] = "geometric"
-    sigma_min: float = Field(1e-4, gt=0.0, description="total noise at t = 0")
-    sigma_max: float = Field(20.0, gt=0.0, description="total noise at t = 1")
+    sigma_min: Number = Field(1e-4, gt=0.0, description="total noise at t = 0")
+    sigma_max: Number = Field(20.0, gt=0.0, description="total noise at t = 1")
 
     @model_validator(mode="after")
     def _ordered(self) -> "Geometric":
@@ -208,7 +229,7 @@ class Hybrid(Section):
     """The schedule of hybrid noise (arXiv:2503.04482)."""
 
     kind: Literal["hybrid"] = "hybrid"
-    uniform: float = Field(
+    uniform: Number = Field(
         0.1, gt=0.0, lt=1.0, description="largest share of uniform noise, at t = 1/2"
     )
 
@@ -217,7 +238,7 @@ class Learned(Section):
     """alpha(t) = 1 - t ** w, one learned w per token (arXiv:2406.04329)."""
 
     kind: Literal["learned"] = "learned"
-    exponent: float = Field(1.0, gt=0.0, description="w of every token before training")
+    exponent: Number = Field(1.0, gt=0.0, description="w of every token before training")
 
 
 Schedule = Annotated[
@@ -244,7 +265,7 @@ class D3pm(Section):
         "mixture",
         description="average posteriors over the predicted token, or plug its distribution in",
     )
-    auxiliary: float = Field(
+    auxiliary: Number = Field(
         0.0, ge=0.0, description="weight of the cross-entropy that training adds"
     )
 
@@ -295,15 +316,15 @@ class NoiseConfig(Section):
     draw: Literal["count", "time"] = Field(
         "count", description="draw the number of masked tokens, or a time"
     )
-    range: tuple[float, float] | Literal["search"] = Field(
+    range: tuple[Number, Number] | Literal["search"] = Field(
         (0.0, 1.0),
         description="mask rates that training draws from, or `search`: at each evaluation those of "
         "smallest variance",
     )
-    prompts: float = Field(
+    prompts: Number = Field(
         0.0, ge=0.0, le=1.0, description="share of the rows whose beginning is given, free of noise"
     )
-    prompt_dropout: float = Field(
+    prompt_dropout: Number = Field(
         0.0, ge=0.0, le=1.0, description="share of those whose prompt is hidden behind masks"
     )
 
@@ -335,12 +356,12 @@ class DiffusionConfig(Section):
     schedule: Schedule = LogLinear()
     objective: Objective = Mdlm()
     noise: NoiseConfig = NoiseConfig()
-    block_size: int | tuple[int | None, ...] | None = Field(
+    block_size: Whole | tuple[Whole | None, ...] | None = Field(
         None,
         description="tokens per block; null: the whole sequence is one block; a list: one of them "
         "at random in every step, the first being the default of the trained model",
     )
-    timesteps: int | None = Field(
+    timesteps: Whole | None = Field(
         None, ge=1, description="steps of discrete time; null: continuous time"
     )
 
@@ -472,25 +493,25 @@ class DiffusionConfig(Section):
 class TrainConfig(Section):
     """Optimisation."""
 
-    steps: int = Field(1000, ge=1, description="optimizer steps")
-    global_batch_size: int = Field(16, ge=1, description="sequences per optimizer step")
-    micro_batch_size: int = Field(16, ge=1, description="sequences per process and forward pass")
+    steps: Whole = Field(1000, ge=1, description="optimizer steps")
+    global_batch_size: Whole = Field(16, ge=1, description="sequences per optimizer step")
+    micro_batch_size: Whole = Field(16, ge=1, description="sequences per process and forward pass")
     optimizer: Literal["adamw", "muon"] = Field(
         "adamw", description="adamw, or muon on the blocks' matrices and adamw on the rest"
     )
-    learning_rate: float = Field(1e-3, gt=0.0, description="peak learning rate of AdamW")
-    muon_learning_rate: float = Field(0.02, gt=0.0, description="peak learning rate of Muon")
-    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW's decay rates")
-    warmup_steps: int = Field(100, ge=0, description="steps of linear warm-up")
+    learning_rate: Number = Field(1e-3, gt=0.0, description="peak learning rate of AdamW")
+    muon_learning_rate: Number = Field(0.02, gt=0.0, description="peak learning rate of Muon")
+    betas: tuple[Number, Number] = Field((0.9, 0.999), description="AdamW's decay rates")
+    warmup_steps: Whole = Field(100, ge=0, description="steps of linear warm-up")
     lr_schedule: Literal["constant", "cosine", "trapezoidal"] = Field(
         "cosine", description="after warm-up: constant, cosine to zero, or constant then linear"
     )
-    decay_fraction: float = Field(
+    decay_fraction: Number = Field(
         0.4, gt=0.0, le=1.0, description="last part of the run that `trapezoidal` decays over"
     )
-    weight_decay: float = Field(0.0, ge=0.0, description="decoupled decay, on matrices only")
-    grad_clip: float = Field(1.0, ge=0.0, description="largest gradient norm; 0 does not clip")
-    ema_decay: float = Field(
+    weight_decay: Number = Field(0.0, ge=0.0, description="decoupled decay, on matrices only")
+    grad_clip: Number = Field(1.0, ge=0.0, description="largest gradient norm; 0 does not clip")
+    ema_decay: Number = Field(
         0.999, ge=0.0, lt=1.0, description="decay of the averaged weights (warms up); 0: none"
     )
     mixed_precision: Literal["auto", "bf16", "fp32"] = Field(
@@ -500,9 +521,9 @@ class TrainConfig(Section):
     init_from: PathText | None = Field(
         None, description="export directory to take the weights from"
     )
-    log_every: int = Field(10, ge=1, description="steps between log lines")
-    checkpoint_every: int = Field(500, ge=1, description="steps between checkpoints")
-    keep_checkpoints: int = Field(2, ge=1, description="checkpoints kept")
+    log_every: Whole = Field(10, ge=1, description="steps between log lines")
+    checkpoint_every: Whole = Field(500, ge=1, description="steps between checkpoints")
+    keep_checkpoints: Whole = Field(2, ge=1, description="checkpoints kept")
 
     @model_validator(mode="after")
     def _divides(self) -> "TrainConfig":
@@ -517,9 +538,9 @@ class TrainConfig(Section):
 class EvaluateConfig(Section):
     """The validation bound during and after training."""
 
-    every: int = Field(500, ge=1, description="steps between evaluations")
-    replicates: int = Field(8, ge=8, description="independent estimates the error comes from")
-    max_documents: int | None = Field(
+    every: Whole = Field(500, ge=1, description="steps between evaluations")
+    replicates: Whole = Field(8, ge=8, description="independent estimates the error comes from")
+    max_documents: Whole | None = Field(
         None, ge=1, description="validation documents used; null: all"
     )
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of the network")
@@ -539,12 +560,12 @@ class SampleConfig(Section):
         "remask",
         "predictor_corrector",
     ] = Field("ancestral", description="decoding rule")
-    steps: int = Field(64, ge=1, description="denoising steps per block")
-    max_new_tokens: int = Field(128, ge=1, description="tokens to generate")
-    temperature: float = Field(1.0, ge=0.0, description="0 takes the most likely token")
-    top_k: int | None = Field(None, ge=1, description="draw among the k most likely tokens")
-    top_p: float = Field(1.0, gt=0.0, le=1.0, description="draw among this much probability")
-    num_samples: int = Field(2, ge=0, description="samples per evaluation; 0: none")
+    steps: Whole = Field(64, ge=1, description="denoising steps per block")
+    max_new_tokens: Whole = Field(128, ge=1, description="tokens to generate")
+    temperature: Number = Field(1.0, ge=0.0, description="0 takes the most likely token")
+    top_k: Whole | None = Field(None, ge=1, description="draw among the k most likely tokens")
+    top_p: Number = Field(1.0, gt=0.0, le=1.0, description="draw among this much probability")
+    num_samples: Whole = Field(2, ge=0, description="samples per evaluation; 0: none")
 
 
 class Config(Section):
