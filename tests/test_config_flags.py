@@ -191,7 +191,7 @@ def test_no_number_is_infinite_or_none(tmp_path, key, value):
 @pytest.mark.parametrize("key", of_types(int, float), ids=".".join)
 def test_true_is_no_number(key):
     """Python counts it as 1, and YAML reads `yes` and `on` as true."""
-    from textdiff.config_flags import Flag, merge
+    from textdiff.config.overrides import Flag, merge
 
     raw: dict = {}
     merge(raw, [Flag("x", key, True)])

@@ -1,12 +1,15 @@
 """Terminals and readers that go away, and streams that were never there."""
 
+import fcntl
 import io
 import json
 import os
 import pty
 import select
 import signal
+import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -65,6 +68,29 @@ def test_a_terminal_that_closes_may_say_so_twice():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
+def test_a_run_stops_although_nobody_reads_what_it_prints():
+    """A full pipe, as a terminal that Ctrl-S has stopped: the write waits, and the run with it."""
+    program = (
+        "import sys\nfrom textdiff.train.signals import StopRequest\n"
+        "with StopRequest() as stop:\n"
+        "    while not stop.signal:\n        print('x' * 1000, flush=True)\n"
+        "sys.exit(7)"
+    )
+    with child([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=None) as process:
+        deadline = time.monotonic() + 60
+        while waiting(process.stdout.fileno()) < 60_000 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.2)  # now it waits for room
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=20) == 7
+
+
+def waiting(pipe: int) -> int:
+    """The bytes in a pipe."""
+    count = fcntl.ioctl(pipe, termios.FIONREAD, bytes(4))
+    return int.from_bytes(count, sys.byteorder)
 
 
 def test_a_run_that_ignores_hangups_goes_on():

@@ -1,7 +1,13 @@
 """Stopping politely: the first signal finishes the step and saves, a Ctrl-C after it aborts."""
 
+import os
+import select
 import signal
+from contextlib import suppress
 from types import FrameType, TracebackType
+
+_PATIENCE = 1.0
+"""Seconds that a reader may take to make room."""
 
 
 class StopRequest:
@@ -37,3 +43,18 @@ class StopRequest:
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = self.signal or number
+        _leave_blocked_streams()
+
+
+def _leave_blocked_streams() -> None:
+    """Let standard streams that nobody reads lead nowhere, so that what waits for them goes on.
+
+    A write that a signal interrupts is tried again after its handler: a run that waits for a
+    stopped terminal or a full pipe would never get to what it has to save.
+    """
+    for number in (1, 2):
+        with suppress(OSError, ValueError):  # closed, or not to be asked (Windows)
+            if not select.select([], [number], [], _PATIENCE)[1]:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, number)
+                os.close(nowhere)
