@@ -10,7 +10,7 @@ from textdiff.diffusion.objectives import build_objective
 from textdiff.errors import CheckpointError, TextDiffError
 from textdiff.sampling import Controls, Job, generate
 from textdiff.sampling.denoiser import Denoiser
-from textdiff.sampling.draws import _column, inverse_cdf
+from textdiff.sampling.draws import _column, _with_weight, inverse_cdf
 
 
 def broken_model(value: float, row: int, **settings):
@@ -53,7 +53,7 @@ def test_elsewhere_than_on_a_cpu_it_is_noticed_when_asked():
     """There a look at every call would wait for the device: draws stay in the vocabulary."""
     weights = torch.full((3, 5), torch.nan, dtype=torch.float64)
     u = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
-    assert _column(weights, u).max() < 5
+    assert _with_weight(_column(weights, u)[0], weights).max() < 5
     with pytest.raises(TextDiffError, match="add up to nan"):
         inverse_cdf(weights, u)
     denoise = Denoiser(tiny_model(), tiny_family())

@@ -96,17 +96,25 @@ def inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
         TextDiffError: on a CPU, a row whose weights do not add up to a positive, finite number.
             Elsewhere the check would wait for the device, and `Predictor.check` comes later.
     """
+    column, total = _column(weights, u)
+    if weights.device.type == "cpu":  # where a sequential sum does not rise where nothing is added
+        _check_totals(total)
+        return column
+    return _with_weight(column, weights)
+
+
+def _column(weights: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Return [N] columns where the running sum passes its share u, and the totals [N, 1]."""
     cumulative = weights.cumsum(-1)
     total = cumulative[:, -1:]
-    if weights.device.type == "cpu":
-        _check_totals(total)
     # Strictly below the total, so that rounding cannot run past the last token with probability.
     target = torch.minimum(u.unsqueeze(-1) * total, torch.nextafter(total, torch.zeros_like(total)))
     column = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
-    column = column.clamp(max=weights.shape[-1] - 1)  # NaN is above all
-    if weights.device.type == "cpu":
-        return column
-    # A sum that a GPU computes in parallel may rise where nothing is added.
+    return column.clamp(max=weights.shape[-1] - 1), total  # NaN is above all
+
+
+def _with_weight(column: Tensor, weights: Tensor) -> Tensor:
+    """Return columns [N], or the heaviest one where a parallel sum rose and nothing was added."""
     empty = ~(weights.gather(-1, column.unsqueeze(-1)).squeeze(-1) > 0.0)
     return torch.where(empty, weights.nan_to_num(nan=0.0).argmax(-1), column)
 
