@@ -158,7 +158,7 @@ STOPPED = [
 ]
 
 
-@pytest.mark.parametrize("ratio", [1.0, 5.0])
+@pytest.mark.parametrize("ratio", [1.0, pytest.param(5.0, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("windows", "seed", "name", "options"), STOPPED, ids=str)
 def test_intervals_of_a_wanted_precision(windows, seed, name, options, ratio):
     """Coverage and mean where costs are skewed, and never a wider interval than wanted.
