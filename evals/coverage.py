@@ -1,4 +1,4 @@
-"""How often 95 % intervals hold the exact value, on languages small enough to enumerate.
+"""Share of 95 % intervals that hold the exact value, on languages small enough to enumerate.
 
     python evals/coverage.py [--groups found further right] [--times 1 8] [--repetitions 400]
 

@@ -1,4 +1,4 @@
-"""What it costs, and what it saves, that idle threads sleep instead of spin.
+"""Cost and gain of idle threads that sleep instead of spin.
 
     python evals/neighbour.py [--pairs 8] [--threads 1 2] [--spins 1000] [--output neighbour.json]
 

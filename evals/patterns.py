@@ -1,4 +1,4 @@
-"""How far texts drawn under a pattern are from the model's own that match it.
+"""Distance of texts drawn under a pattern from matching texts of the model.
 
     python evals/patterns.py
 
