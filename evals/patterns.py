@@ -32,17 +32,17 @@ def joint(seed: int) -> Tensor:
 
 def together(p: Tensor, match: Tensor) -> Tensor:
     """All tokens in one call: the product of their marginals given a match."""
-    law = torch.ones_like(p)
+    weights = torch.ones_like(p)
     for place in range(PLACES):
         for letter in LETTERS:
             here = torch.tensor([text[place] == letter for text in TEXTS])
-            law[here] *= p[here].sum()
-    return law.where(match, 0.0) / law[match].sum()
+            weights[here] *= p[here].sum()
+    return weights.where(match, 0.0) / weights[match].sum()
 
 
 def one_by_one(p: Tensor, match: Tensor) -> Tensor:
     """One token per call in random order: its conditional among what can still match."""
-    law = torch.zeros_like(p)
+    weights = torch.zeros_like(p)
     for index in match.nonzero().squeeze(1).tolist():
         text = TEXTS[index]
         for order in permutations(range(PLACES)):
@@ -54,8 +54,8 @@ def one_by_one(p: Tensor, match: Tensor) -> Tensor:
                     mass[letter] = float(p[here].sum()) if bool((here & match).any()) else 0.0
                 chance *= mass[text[place]] / sum(mass.values())
                 agree &= torch.tensor([other[place] == text[place] for other in TEXTS])
-            law[index] += chance / 24.0
-    return law
+            weights[index] += chance / 24.0
+    return weights
 
 
 def main() -> None:
@@ -63,12 +63,12 @@ def main() -> None:
     for pattern in PATTERNS:
         match = torch.tensor([re.fullmatch(pattern, text) is not None for text in TEXTS])
         row: dict[str, object] = {"pattern": pattern, "texts": int(match.sum())}
-        for name, law in (("one_by_one", one_by_one), ("together", together)):
+        for name, drawn in (("one_by_one", one_by_one), ("together", together)):
             found = []
             for seed in range(JOINTS):
                 p = joint(seed)
                 wanted = p.where(match, 0.0) / p[match].sum()
-                found.append(0.5 * float((law(p, match) - wanted).abs().sum()))
+                found.append(0.5 * float((drawn(p, match) - wanted).abs().sum()))
             row[name] = {"mean": sum(found) / JOINTS, "least": min(found), "most": max(found)}
         rows.append(row)
         print(row)
