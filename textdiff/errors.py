@@ -8,9 +8,19 @@ from collections.abc import Iterable
 
 
 class TextDiffError(Exception):
-    """Base of every error whose message is meant for the user."""
+    """Base of every error whose message is meant for the user.
+
+    Args:
+        message: one sentence.
+        code: a short name of the reason that stays when the sentence is reworded, such as
+            "unknown_rule"; programs and tests compare it.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "", *, code: str | None = None):
+        super().__init__(message)
+        self.code = code
 
 
 class ConfigError(TextDiffError):

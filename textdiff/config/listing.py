@@ -6,8 +6,9 @@ from typing import Any, Literal, get_args, get_origin
 
 import yaml
 
-from textdiff.config.schema import Config, Section
+from textdiff.config.schema import Config
 from textdiff.config.walks import kind_of, leaves, variants
+from textdiff.section import Section
 
 WIDTH = 79
 COLUMN = 40

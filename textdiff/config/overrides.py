@@ -13,9 +13,10 @@ from typing import Any, get_origin
 from pydantic_core import PydanticUndefined
 
 from textdiff.config.plain_data import parse_json, parse_yaml
-from textdiff.config.schema import Config, Section
+from textdiff.config.schema import Config
 from textdiff.config.walks import at, exists, is_list, keys, kind_of, leaves, variants
 from textdiff.errors import ConfigError
+from textdiff.section import Section
 
 _ASSIGNMENT = re.compile(rf"({'|'.join(Config.model_fields)})(\.[\w-]+)*=", re.ASCII)
 _NOTHING = ("null", "Null", "NULL", "none", "None")

@@ -4,55 +4,11 @@ Models are frozen; unknown keys are refused; ranges are checked here and nowhere
 `reading` reads and writes them. This module imports neither torch nor anything of textdiff.
 """
 
-import os
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    model_validator,
-)
-from pydantic_core import PydanticKnownError
+from pydantic import Field, model_validator
 
-
-class Section(BaseModel):
-    """A frozen group of keys; an unknown key is an error, and so is a number that is not finite."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
-    )
-
-
-def _counted(value: Any) -> Any:
-    """Refuse true and false, which Python counts as 1 and 0; YAML reads yes, no, on and off so."""
-    if isinstance(value, bool):
-        raise PydanticKnownError("float_type")
-    return value
-
-
-Whole = Annotated[int, BeforeValidator(_counted)]
-Number = Annotated[float, BeforeValidator(_counted)]
-
-
-def _expanded(path: str) -> str:
-    """Return a path with the home folder in place of `~`, as a shell would."""
-    if not path.strip():
-        raise ValueError("it is blank; give a path")
-    if "\0" in path:
-        raise ValueError("it holds a zero character, which no path can have")
-    if not path.startswith("~"):
-        return path
-    full = os.path.expanduser(path)
-    if full.startswith("~") and not os.path.exists(path):
-        raise ValueError(f"{path}: there is no such user; write ./{path} if that is a name")
-    return full
-
-
-PathText = Annotated[str, AfterValidator(_expanded)]
-
+from textdiff.section import Number, PathText, Section, Whole
 
 # --- run, data, tokenizer ------------------------------------------------------------------------
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from textdiff.config.schema import Config, Section
+from textdiff.config.schema import Config
+from textdiff.section import Section
 
 
 def variants(annotation: Any) -> list[type[Section]]:
