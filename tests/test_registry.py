@@ -1,10 +1,10 @@
 """Registries: members by name, their refusals, and keys of a section that hold a member."""
 
-import subprocess
 import sys
 from typing import Annotated, Literal
 
 import pytest
+from children import finished
 from pydantic import Field, ValidationError
 
 from textdiff.errors import ConfigError
@@ -90,4 +90,4 @@ def test_lazy_torch_is_imported_at_its_first_use():
         "import sys; from textdiff.lazy import torch; assert 'torch' not in sys.modules; "
         "assert torch.arange(3).sum() == 3; import torch as real; assert torch.where is real.where"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    assert finished([sys.executable, "-c", code]).returncode == 0

@@ -43,7 +43,7 @@ def truth(table, windows: int = 9) -> float:
     return sum(table.nelbo(x) for x in texts(windows)) / (LENGTH * windows)
 
 
-@pytest.mark.parametrize("windows", [3, 9])
+@pytest.mark.parametrize("windows", [3, pytest.param(9, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("name", "options"),
     [

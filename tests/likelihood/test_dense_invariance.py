@@ -52,9 +52,8 @@ def test_batch_size_and_padding_do_not_matter(model, case, block_size):
     together = nats(model, family, windows)
     assert together.shape == (8, len(LENGTHS))
     assert together.std(0).min() > 1e-3
-    for batch_tokens in (1, 40):  # one window a call, most of them
-        found = nats(model, family, windows, batch_tokens=batch_tokens)
-        assert (found - together).abs().max() < 1e-9
+    single = nats(model, family, windows, batch_tokens=1)  # one window a call
+    assert (single - together).abs().max() < 1e-9
 
 
 @BLOCKS

@@ -59,7 +59,7 @@ def test_batch_size_and_padding_do_not_matter(model, chosen):
 def test_shards_add_up(model, chosen):
     windows = windows_of(documents(), chosen)
     whole = nats(model, chosen, windows)
-    for processes in (2, 3, 20):  # 20: more processes than windows
+    for processes in (2, 7):  # 7: more processes than windows
         parts = [nats(model, chosen, windows, shard=(rank, processes)) for rank in range(processes)]
         assert (sum(parts) - whole).abs().max() < 1e-9
 
