@@ -44,6 +44,20 @@ def test_every_choice_is_explained(root, registry):
     assert [name for name in registry if f"`{name}`" not in text] == []
 
 
+@pytest.mark.xfail(strict=True, reason="the page describes modules that are about to move")
+def test_every_module_that_the_architecture_names_exists(root):
+    page = (root / "docs" / "architecture.md").read_text()
+    paths = set(re.findall(r"`((?:textdiff|tests)/[\w./]*)`", page))
+    assert len(paths) > 40
+    assert [path for path in sorted(paths) if not (root / path).exists()] == []
+
+
+def test_links_between_pages_lead_somewhere(root):
+    for page in [root / "README.md", root / "CONTRIBUTING.md", *(root / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
 PUBLISHED_TIMES = {
     "MDLM (arXiv:2406.07524)": (1e-3, 1.0),
     "SEDD absorb (arXiv:2310.16834)": (1e-3, 1.0),
