@@ -1,4 +1,4 @@
-"""What the documentation says can be configured can be configured."""
+"""Check that the documentation and the code agree about configs, names and links."""
 
 import json
 import re
@@ -28,11 +28,11 @@ def objectives(root) -> str:
 
 
 def test_recipes_are_valid_and_use_every_objective_and_process(root):
-    found = recipes(root)
-    assert len(found) >= 12
+    flags_by_name = recipes(root)
+    assert len(flags_by_name) >= 12
     configs = {
         name: load(root / "configs" / "shakespeare-char.yaml", flags)
-        for name, flags in found.items()
+        for name, flags in flags_by_name.items()
     }
     assert {c.diffusion.objective.kind for c in configs.values()} == set(OBJECTIVES)
     assert {c.diffusion.process for c in configs.values()} == set(PROCESSES)

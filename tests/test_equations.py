@@ -2,15 +2,14 @@
 
 import importlib.util
 import sys
+from pathlib import Path
 
 import pytest
 
 
 @pytest.fixture(scope="module")
 def equation_index():
-    from conftest import ROOT
-
-    path = ROOT / "scripts" / "equation_index.py"
+    path = Path(__file__).resolve().parent.parent / "scripts" / "equation_index.py"
     spec = importlib.util.spec_from_file_location("equation_index", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules["equation_index"] = module  # dataclasses look their module up
