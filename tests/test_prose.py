@@ -24,7 +24,7 @@ ALLOWED = {
     "docstring head": 206,
     "docstring verb": 925,
     "docstring sentence": 109,
-    "page sentence": 1,
+    "page sentence": 0,
     "variable": 226,
     "module name": 20,
     "public name": 37,
@@ -59,8 +59,17 @@ NOT_A_VERB = (
     r"(?:The|A|An|All|Every|Each|Some|Any|No|Its?|This|That|These|One|Of|For|With|If|As|\w+ of)\b"
 )
 # Imperative verbs that end in s; other first words in -s are third-person verbs or plural nouns.
-VERBS_IN_S = {"Pass", "Discuss", "Express", "Compress", "Process", "Access", "Dismiss", "Guess"}
-VERBS_IN_S |= {"Address", "Focus", "Bias", "Cross", "Canvas", "Suppress", "Normalis", "Miss"}
+VERBS_IN_S = {
+    "Access",
+    "Address",
+    "Compress",
+    "Cross",
+    "Discuss",
+    "Express",
+    "Guess",
+    "Pass",
+    "Process",
+}
 VARIABLES = {"found", "mine", "some", "there", "behind", "late", "part"}
 MOST_WORDS = 25
 
