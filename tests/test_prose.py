@@ -26,6 +26,7 @@ ALLOWED = {
     "docstring sentence": 109,
     "page sentence": 0,
     "variable": 226,
+    "definition": 20,
     "module name": 20,
     "public name": 37,
 }
@@ -71,6 +72,22 @@ VERBS_IN_S = {
     "Process",
 }
 VARIABLES = {"found", "mine", "some", "there", "behind", "late", "part"}
+# Names of classes and functions -> the names to use.
+NAMES = {
+    "Scene": "SegmentInfo",
+    "Audience": "callbacks",
+    "Watcher": "Callback",
+    "Feed": "StreamerCallback",
+    "Reach": "ContextLimit",
+    "Form": "ParsedPrompt",
+    "Contrast": "GuidedPrediction",
+    **dict.fromkeys(("Material", "Task", "Reading", "Showing"), "...Options"),
+    **dict.fromkeys(("carrying", "losing_none", "losing_no_worker", "resting"), "a verb"),
+    "fulfil": "run",
+    "pace": "rate_exponent",
+    "heat": "temperature",
+    **dict.fromkeys(("hollow", "filled"), "meta_copy, materialized"),
+}
 MOST_WORDS = 25
 
 # Python 3.12 and later make tokens of the text inside f-strings.
@@ -226,6 +243,13 @@ def variables() -> Iterator[Place]:
                 yield name(path), node.lineno, node.arg
 
 
+def definitions() -> Iterator[Place]:
+    for path in modules():
+        for node in ast.walk(tree(path)):
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name in NAMES:
+                yield name(path), node.lineno, f"{node.name}: {NAMES[node.name]}"
+
+
 def repeated_modules() -> Iterator[Place]:
     """Verbs may have the name of what they call, and `config` is a verb and a folder."""
     verbs = {path.stem for path in (ROOT / "textdiff" / "commands").glob("*.py")}
@@ -259,6 +283,7 @@ RULES: dict[str, Callable[[], Iterator[Place]]] = {
     "docstring sentence": long_docstring_sentences,
     "page sentence": long_page_sentences,
     "variable": variables,
+    "definition": definitions,
     "module name": repeated_modules,
     "public name": repeated_names,
 }
