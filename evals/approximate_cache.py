@@ -1,13 +1,14 @@
-"""What an approximate cache of a full-sequence model gains, and how far it moves predictions.
+"""Gain of an approximate cache of a full-sequence model, and how far it moves predictions.
 
     textdiff train configs/quickstart.yaml
     python evals/approximate_cache.py runs/quickstart runs/quickstart/validation.jsonl
 
 A row as long as the context begins with the first tokens of a chunk of TEXT, which the model has
-not seen, and the model writes the rest, one token per network call (`first_hitting`): tokens per
-CPU-second, one thread, the median. Then the laws of every token that is still masked halfway are
-compared on the canvases of the exact walks: the mean total variation of the cached law from the
-exact one, and as a yardstick that of the exact law at the beginning, which knew the prompt alone.
+not seen. The model writes the rest, one token per network call (`first_hitting`). Measured are
+tokens per CPU-second, one thread, the median. Then the distributions of every token that is still
+masked halfway are compared on the canvases of exact sampling. The figure is the mean total
+variation between the cached and the exact distribution. For scale, it is also given for the exact
+distribution at the beginning, which is conditional on the prompt alone.
 """
 
 import argparse
@@ -81,14 +82,14 @@ def variation(held: TextDiffusion, prompts: list[list[int]], seed: int) -> dict[
     positions = masked.flatten().nonzero().squeeze(1).cpu()
     t = torch.full((len(prompts),), 0.5, dtype=torch.float64)
 
-    def law(predictor: Predictor, canvas: Tensor, t: Tensor) -> Tensor:
+    def distribution(predictor: Predictor, canvas: Tensor, t: Tensor) -> Tensor:
         return predictor(canvas, t, positions).log_x0.double().exp()
 
-    before = law(kept, start, 2 * t)  # exact, and stores
-    exact = law(plain, halfway, t)
+    before = distribution(kept, start, 2 * t)  # exact, and stores
+    exact = distribution(plain, halfway, t)
     rows = positions // context
     found: dict[str, float] = {"positions": len(positions)}
-    for name, other in (("cached", law(kept, halfway, t)), ("first_call", before)):
+    for name, other in (("cached", distribution(kept, halfway, t)), ("first_call", before)):
         distance = (exact - other).abs().sum(-1).cpu() / 2
         each = torch.stack([distance[rows == row].mean() for row in range(len(prompts))])
         found[name] = round(float(distance.mean()), 4)

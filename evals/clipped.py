@@ -1,4 +1,4 @@
-"""How noisy training draws are under ranges of mask rates, for block models of characters.
+"""Variance of training draws under ranges of mask rates, for block models of characters.
 
     TEXTDIFF_DATA=... python evals/clipped.py RUN_OF_BD3LM_4 RUN_OF_BD3LM_16
 

@@ -2,11 +2,11 @@
 
     python evals/coverage.py [--groups found further right] [--times 1 8] [--repetitions 400]
 
-Networks are tables: one row of logits per noisy sequence and position, drifting with the noise
-level. `random` ones hold normal numbers times a scale, and are confidently wrong; `near` ones are
-the true conditionals of a random language, plus normal numbers. The exact bound is a sum over all
-noisy sequences, and over all steps or the nodes of a quadrature; it shares nothing with the
-estimators but the objective's term at one position and q(x_t | x_0).
+The settings are in `coverage.yaml`. Networks are tables: one row of logits per noisy sequence and
+position, drifting with the noise level. `random` ones hold normal numbers times a scale, and are
+confidently wrong. `near` ones are the true conditionals of a random language, plus normal numbers.
+The exact bound is a sum over all noisy sequences, and over all steps or the nodes of a quadrature.
+It shares only the objective's term at one position and q(x_t | x_0) with the estimators.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
 
 from textdiff.diffusion.family import Family, build_family
@@ -261,73 +262,20 @@ def _block_nats(setting, network, family, x, start, size, t, weight) -> float:
     return total
 
 
-MDLM, SEDD, D3PM = {"kind": "mdlm"}, {"kind": "sedd"}, {"kind": "d3pm"}
-UDLM, GIDD = {"kind": "udlm"}, {"kind": "gidd"}
-PLUGGED = {"kind": "d3pm", "parameterization": "plugged"}
-FIVE, MIXED, SIX = (3,) * 5, (4, 2, 3, 1, 4), (6,)
-RANDOM, NEAR = ("random", 2.0), ("near", 0.2)
+def settings(path: Path = ROOT / "evals" / "coverage.yaml") -> dict[str, dict[str, Setting]]:
+    """Return the settings by group and name."""
+    groups = yaml.safe_load(path.read_text())
+    return {
+        group: {
+            name: Setting(**{**keys, "texts": tuple(keys.get("texts", Setting.texts))})
+            for name, keys in members.items()
+        }
+        for group, members in groups.items()
+    }
 
-# Networks that are confidently wrong, in the settings where intervals were found to be too narrow.
-FOUND = {
-    "d3pm uniform, T 1000, one text": Setting("uniform", D3PM, *RANDOM, timesteps=1000),
-    "d3pm uniform, T 1000, five": Setting("uniform", D3PM, *RANDOM, timesteps=1000, texts=FIVE),
-    "sedd absorbing, one text": Setting("absorbing", SEDD, *RANDOM),
-    "sedd absorbing, five": Setting("absorbing", SEDD, *RANDOM, texts=FIVE),
-    "sedd absorbing, six tokens": Setting("absorbing", SEDD, *RANDOM, texts=SIX),
-    "sedd absorbing, five of six": Setting("absorbing", SEDD, *RANDOM, texts=SIX * 5),
-    "sedd uniform, five": Setting("uniform", SEDD, *RANDOM, texts=FIVE),
-}
-# Others of their kind.
-FURTHER = {
-    "d3pm uniform, T 1000, logits of 3": Setting(
-        "uniform", D3PM, "random", 3.0, timesteps=1000, seed=1
-    ),
-    "d3pm uniform, T 10": Setting("uniform", D3PM, *RANDOM, timesteps=10),
-    "d3pm uniform, cosine, T 100": Setting(
-        "uniform", D3PM, *RANDOM, timesteps=100, schedule={"kind": "cosine"}, tokens=4
-    ),
-    "d3pm uniform, plugged": Setting("uniform", PLUGGED, *RANDOM, timesteps=1000),
-    "d3pm uniform, five tokens": Setting("uniform", D3PM, *RANDOM, timesteps=1000, texts=(5,)),
-    "d3pm absorbing, T 100": Setting("absorbing", D3PM, *RANDOM, timesteps=100),
-    "sedd absorbing, logits of 1": Setting("absorbing", SEDD, "random", 1.0, texts=SIX * 5),
-    "sedd absorbing, logits of 3": Setting("absorbing", SEDD, "random", 3.0, texts=(5,), seed=10),
-    "sedd absorbing, blocks of 3": Setting("absorbing", SEDD, *RANDOM, texts=SIX, block_size=3),
-    "sedd absorbing, V 5": Setting("absorbing", SEDD, *RANDOM, tokens=5, texts=(4,), seed=11),
-    "sedd uniform, four tokens": Setting("uniform", SEDD, "random", 1.5, texts=(4,), seed=12),
-    "udlm, lengths 1 to 4": Setting("uniform", UDLM, *RANDOM, texts=MIXED),
-    "udlm, logits of 3": Setting("uniform", UDLM, "random", 3.0, seed=13),
-    "gidd": Setting("hybrid", GIDD, *RANDOM, texts=FIVE),
-    "gidd, logits of 3": Setting("hybrid", GIDD, "random", 3.0, texts=(4,), seed=15),
-    "mdlm": Setting("absorbing", MDLM, *RANDOM),
-    "mdlm, logits of 4": Setting("absorbing", MDLM, "random", 4.0, texts=SIX),
-    "mdlm, blocks of 3": Setting("absorbing", MDLM, *RANDOM, texts=SIX, block_size=3),
-    "mdlm, learned schedule": Setting(
-        "absorbing", MDLM, *RANDOM, texts=MIXED, schedule={"kind": "learned", "exponent": 0.5}
-    ),
-}
-# Networks that are nearly right, on texts of their language.
-RIGHT = {
-    "mdlm, one text": Setting("absorbing", MDLM, *NEAR),
-    "mdlm, six tokens": Setting("absorbing", MDLM, *NEAR, texts=SIX),
-    "mdlm, lengths 1 to 4": Setting("absorbing", MDLM, *NEAR, texts=MIXED),
-    "mdlm, blocks of 3": Setting("absorbing", MDLM, *NEAR, texts=SIX, block_size=3),
-    "mdlm, V 5": Setting("absorbing", MDLM, *NEAR, tokens=5, texts=(4,), seed=6),
-    "sedd absorbing, one text": Setting("absorbing", SEDD, *NEAR),
-    "sedd absorbing, six tokens": Setting("absorbing", SEDD, "near", 0.5, texts=SIX),
-    "sedd absorbing, five": Setting("absorbing", SEDD, *NEAR, texts=FIVE),
-    "sedd uniform, one text": Setting("uniform", SEDD, *NEAR),
-    "sedd uniform, five": Setting("uniform", SEDD, *NEAR, texts=FIVE),
-    "udlm, one text": Setting("uniform", UDLM, *NEAR),
-    "udlm, lengths 1 to 4": Setting("uniform", UDLM, *NEAR, texts=MIXED),
-    "gidd, one text": Setting("hybrid", GIDD, *NEAR, seed=2),
-    "gidd, five": Setting("hybrid", GIDD, *NEAR, texts=FIVE),
-    "d3pm uniform, T 1000, one text": Setting("uniform", D3PM, *NEAR, timesteps=1000),
-    "d3pm uniform, T 1000, five": Setting("uniform", D3PM, *NEAR, timesteps=1000, texts=FIVE),
-    "d3pm uniform, T 1000, exact": Setting(
-        "uniform", D3PM, "near", 0.0, timesteps=1000, texts=(5,)
-    ),
-}
-GROUPS = {"found": FOUND, "further": FURTHER, "right": RIGHT}
+
+GROUPS = settings()
+FOUND, RIGHT = GROUPS["found"], GROUPS["right"]
 
 
 def pool(

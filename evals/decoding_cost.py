@@ -1,4 +1,4 @@
-"""What whole-sequence decoding costs on a CPU, and how much of it is not the network.
+"""Cost of full-sequence decoding on a CPU, and the share of it outside the network.
 
     python evals/decoding_cost.py [--repeats 3] [--only NAME ...]
 
@@ -6,8 +6,9 @@ Networks have random weights; four rows are filled by ancestral sampling of mask
 Tweedie's of score entropy. Every network call counts. One thread, process-CPU time; the peak is the
 best median of square matrix products timed in between. `tokens_per_gflop`, tokens per CPU-second
 over that peak, is what can be compared between machines, and is set beside the official codes' own,
-measured in the same way on a Zen 4 CPU whose peak was 70 to 83 GFLOP/s. What is no matrix product
-need not go with that peak: between CPUs of different kinds the ratio is a guide, no more.
+measured in the same way on a Zen 4 CPU whose peak was 70 to 83 GFLOP/s. The cost of
+other operations does not scale with that peak, so that the ratio between CPUs of different kinds is
+only approximate.
 
 Not every setting was measured with the official codes. At other numbers of steps their time is that
 of their calls, which all take the same; at 4 x 256 tokens of the larger network, where 70 % of it

@@ -1,4 +1,4 @@
-"""Whether a bfloat16 network finds the bound that a float32 one does, under the same noise.
+"""Bound of a bfloat16 network against that of the float32 one, under the same noise.
 
     python evals/dtype.py runs/shakespeare-char runs/shakespeare-char/validation.jsonl \\
         --characters 30000

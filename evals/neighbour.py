@@ -5,7 +5,7 @@
 OpenMP's threads meet at the end of every operation. By default those that are there first spin for
 a while. Where another process has a core, a thread that spins can keep it from the one that all
 wait for. `OMP_WAIT_POLICY=PASSIVE` lets them sleep at once, `GOMP_SPINCOUNT` after so many turns;
-waking them costs time where nobody is in the way.
+waking them costs time on an idle machine.
 
 For every setting of the environment and number of threads one process holds a network and waits.
 They work in turn, a second at a time, with an idle machine and with one busy process beside them;

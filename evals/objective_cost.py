@@ -1,4 +1,4 @@
-"""What a training step costs by objective, against masked diffusion on the same network.
+"""Time of a training step by objective, against masked diffusion on the same network.
 
     python evals/objective_cost.py [--sizes tiny small] [--repeats 5]
 
@@ -53,7 +53,7 @@ def size_of(name: str):
 def measure(name: str, repeats: int, seed: int) -> tuple[dict[str, list[float]], dict[str, float]]:
     """CPU-seconds of each objective's steps, interleaved, and [B, L, V] tensors of its first one.
 
-    That first step is no part of the times.
+    That first step is not part of the times.
     """
     size = size_of(name)
     steps = {

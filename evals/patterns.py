@@ -3,7 +3,7 @@
     python evals/patterns.py
 
 A toy whose every number is known: a random joint distribution of 4 places and 3 letters, of
-log-weights with deviation 1.5, and a network that knows its exact conditionals. For each pattern
+log-weights with deviation 1.5, and a network that returns its exact conditionals. For each pattern
 the distribution that `--regex` draws from is enumerated, with one token per call in random order
 (`first_hitting`) and with all tokens in one call (`ancestral` in one step), and its total variation
 distance from p(text | match) is printed, over 20 joints. Written to `evals/results/patterns.json`.

@@ -5,8 +5,8 @@
 Every text is the model's own continuation of its beginning-of-text token at temperature 1, exactly
 `--tokens` tokens long: with the end-of-text token one row of 128. A text that ends earlier, or that
 the tokenizer would encode as other tokens than were drawn, is left out (some 6 %). A diffusion
-model trained on such a corpus can be judged by the very law that it was to learn: the judge's
-perplexity of the corpus is the least that a model of that law can have at its entropy.
+model trained on such a corpus can be judged by the distribution that it was to learn: the judge's
+perplexity of the corpus is the least that a model of that distribution can have at its entropy.
 
 `evals/results/frontier.json` is of a model trained on the first 15,800 texts and compared with the
 others (`evals/stories.yaml`). One core of a Zen 3 server CPU takes about 5 minutes for the texts,

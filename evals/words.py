@@ -1,4 +1,4 @@
-"""How many of the words that a model writes exist: the share found in its training text.
+"""Share of the words that a model writes that occur in its training text.
 
     python evals/words.py runs/quickstart [--num-samples 32]
 

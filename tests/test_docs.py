@@ -1,4 +1,4 @@
-"""What the documentation says can be configured can be configured."""
+"""Check that the documentation and the code agree about configs, names and links."""
 
 import json
 import re
@@ -28,11 +28,11 @@ def objectives(root) -> str:
 
 
 def test_recipes_are_valid_and_use_every_objective_and_process(root):
-    found = recipes(root)
-    assert len(found) >= 12
+    flags_by_name = recipes(root)
+    assert len(flags_by_name) >= 12
     configs = {
         name: load(root / "configs" / "shakespeare-char.yaml", flags)
-        for name, flags in found.items()
+        for name, flags in flags_by_name.items()
     }
     assert {c.diffusion.objective.kind for c in configs.values()} == set(OBJECTIVES)
     assert {c.diffusion.process for c in configs.values()} == set(PROCESSES)
@@ -42,6 +42,20 @@ def test_recipes_are_valid_and_use_every_objective_and_process(root):
 def test_every_choice_is_explained(root, registry):
     text = objectives(root)
     assert [name for name in registry if f"`{name}`" not in text] == []
+
+
+@pytest.mark.xfail(strict=True, reason="the page describes modules that are about to move")
+def test_every_module_that_the_architecture_names_exists(root):
+    page = (root / "docs" / "architecture.md").read_text()
+    paths = set(re.findall(r"`((?:textdiff|tests)/[\w./]*)`", page))
+    assert len(paths) > 40
+    assert [path for path in sorted(paths) if not (root / path).exists()] == []
+
+
+def test_links_between_pages_lead_somewhere(root):
+    for page in [root / "README.md", root / "CONTRIBUTING.md", *(root / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
 PUBLISHED_TIMES = {

@@ -195,7 +195,8 @@ def test_a_job_whose_time_is_up_saves_and_comes_back(root, tmp_path, name, nodes
 
 
 def check_gpu(root):
-    spec = importlib.util.spec_from_file_location("check_gpu", root / "scripts" / "check_gpu.py")
+    path = root / "tests" / "manual" / "check_gpu.py"
+    spec = importlib.util.spec_from_file_location("check_gpu", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules["check_gpu"] = module  # dataclasses look their module up
     spec.loader.exec_module(module)

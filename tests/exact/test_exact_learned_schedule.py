@@ -218,6 +218,7 @@ def test_equal_exponents_are_weighted_cross_entropy(w):
 
 @pytest.mark.parametrize("t", [0.05, 0.4, 0.9])
 def test_loss_is_the_limit_of_the_divergence_of_reverse_steps(t):
+    """Eq. 12, arXiv:2406.04329 (GenMD4, Sec. 6 there), as the rate of ever smaller steps."""
     family, prediction, h = learned(), random_prediction(), 1e-6 * t
     x0 = torch.tensor(CLEAN).repeat(17)[:50]
     masks = torch.full((50,), MASK)

@@ -36,8 +36,8 @@ def ended(monkeypatch):
 
 @pytest.fixture(scope="module")
 def kill_loop():
-    """`scripts/kill_loop.py` as a module."""
-    path = Path(__file__).resolve().parents[2] / "scripts" / "kill_loop.py"
+    """`tests/manual/kill_loop.py` as a module."""
+    path = Path(__file__).resolve().parents[1] / "manual" / "kill_loop.py"
     spec = importlib.util.spec_from_file_location("kill_loop", path)
     module = importlib.util.module_from_spec(spec)
     sys.modules["kill_loop"] = module

@@ -1,11 +1,11 @@
-"""Kills a training run again and again and checks that it ends as if nothing had happened.
+"""Kill a training run again and again, and compare its result with an uninterrupted run.
 
-One run is left alone. Another one, of the same config, is started and killed with SIGKILL at random
-moments: while it starts, while it trains, while a checkpoint or an export is being written. When
-the kills are used up it may finish. Both must then agree, bit for bit, in every line of
+One run is not interrupted. Another one, of the same config, is started and killed with SIGKILL at
+random moments: while it starts, while it trains, while a checkpoint or an export is being written.
+After the last kill it may finish. Both must then agree, bit for bit, in every line of
 `metrics.jsonl` (all fields but the speed) and in the exported weights.
 
-    python scripts/kill_loop.py --kills 20 --output kill_loop.json
+    python tests/manual/kill_loop.py --kills 20 --output kill_loop.json
 
 Without `--config` it trains a tiny model on a corpus of its own, over several epochs, with two
 data-loader workers, dropout, and a checkpoint every few steps.
@@ -283,7 +283,7 @@ def main(
     )
     equal = found == expected and found_weights == expected_weights
     verdict = {
-        "command": ["python", "scripts/kill_loop.py", *sys.argv[1:]],
+        "command": ["python", "tests/manual/kill_loop.py", *sys.argv[1:]],
         "processes": processes,
         "kills": len(log),
         "kills_during_a_save": sum(bool(kill.left) for kill in log),

@@ -1,7 +1,7 @@
-"""What a run on a GPU needs and a CPU cannot show, each against a reference, with its tolerance.
+"""Check the parts of a run that need a GPU, each against a reference with a tolerance.
 
-    python scripts/check_gpu.py                 # on a machine with a GPU
-    python scripts/check_gpu.py --device cpu    # the part that a CPU can do
+    python tests/manual/check_gpu.py                 # on a machine with a GPU
+    python tests/manual/check_gpu.py --device cpu    # the part that a CPU can do
 
 | check | reference | tolerance |
 |---|---|---|
@@ -43,7 +43,7 @@ from textdiff.models.attention import BACKENDS, unavailable
 from textdiff.provenance import code_record
 from textdiff.train.precision import native_bf16
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "evals" / "results" / "check_gpu.json"
 FORWARD = {"float32": 1e-4, "bfloat16": 3e-2}
 BACKWARD = {"float32": 1e-4, "bfloat16": 6e-2}
@@ -86,7 +86,7 @@ class Check:
         found: the difference; None where it did not run.
         limit: the largest difference that passes.
         note: why it did not run, or what went wrong.
-        skipped: it could not run here, which is no failure.
+        skipped: it could not run here, which is not a failure.
     """
 
     name: str
