@@ -1,4 +1,4 @@
-"""Peak memory of real training steps against what `textdiff estimate` predicts.
+"""Peak memory of real training steps against what `textdiff plan` predicts.
 
     python evals/estimate_check.py [--only NAME ...]
 

@@ -17,12 +17,12 @@ from textdiff.commands.compare import compare
 from textdiff.commands.config import show_config
 from textdiff.commands.data import inspect_data, prepare_data
 from textdiff.commands.doctor import doctor
-from textdiff.commands.estimate import estimate
 from textdiff.commands.evaluate import evaluate
 from textdiff.commands.flags import deferred, parse
 from textdiff.commands.generate import generate
 from textdiff.commands.interruption import Interruption, interruptible
 from textdiff.commands.perplexity import perplexity
+from textdiff.commands.plan import plan
 from textdiff.commands.play import play
 from textdiff.commands.streams import check_written, safe_streams
 from textdiff.commands.threads import spin_briefly
@@ -45,7 +45,7 @@ discrete text-diffusion language models
   data inspect CONFIG                 what the corpus holds, and its tokens
   tokenizer train OUTPUT TEXT...      train a tokenizer on text files
   config show CONFIG                  print the resolved config
-  estimate CONFIG [--memory 80GB]     memory and time of a run, before it
+  plan CONFIG [--memory 80GB]         memory and time of a run, before it
   doctor                              what can run here; for bug reports
 
 Every verb explains itself with --help.
@@ -74,7 +74,7 @@ VERBS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("data", "inspect"): inspect_data,
     ("tokenizer", "train"): _typed(train_tokenizer, "textdiff tokenizer train"),
     ("config", "show"): show_config,
-    ("estimate",): estimate,
+    ("plan",): plan,
     ("doctor",): _typed(doctor, "textdiff doctor"),
 }
 

@@ -1,4 +1,4 @@
-"""`textdiff estimate`: memory per device, the largest micro-batch and the speed, before a run."""
+"""`textdiff plan`: memory per device, the largest micro-batch and the speed, before a run."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -28,8 +28,8 @@ UNITS = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 CHARACTERS = 128
 
 
-def estimate(arguments: Sequence[str]) -> int:
-    """`textdiff estimate CONFIG [options] [--section.key VALUE ...]`."""
+def plan(arguments: Sequence[str]) -> int:
+    """`textdiff plan CONFIG [options] [--section.key VALUE ...]`."""
     words = list(arguments)
     as_json = "--json" in words
     words = [word for word in words if word != "--json"]
@@ -40,7 +40,7 @@ def estimate(arguments: Sequence[str]) -> int:
     memory = quantity("--memory", given["memory"], "B") if given["memory"] else None
     flops = quantity("--flops", given["flops"], "FLOPS") if given["flops"] else None
     efficiency = _share(given["efficiency"] or "0.4")
-    config = load_config(words, "textdiff estimate", OPTIONS)
+    config = load_config(words, "textdiff plan", OPTIONS)
     quiet_libraries()
     device = _device(given["device"])
     vocabulary, note = _vocabulary(config, given["vocabulary"])
