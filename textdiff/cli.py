@@ -21,11 +21,11 @@ from textdiff.commands.evaluate import evaluate
 from textdiff.commands.flags import deferred, parse
 from textdiff.commands.generate import generate
 from textdiff.commands.interruption import Interruption, interruptible
+from textdiff.commands.parallel import spin_briefly
 from textdiff.commands.perplexity import perplexity
 from textdiff.commands.plan import plan
 from textdiff.commands.play import play
 from textdiff.commands.streams import check_written, safe_streams
-from textdiff.commands.threads import spin_briefly
 from textdiff.commands.tokenizer import train_tokenizer
 from textdiff.commands.train import train
 from textdiff.errors import ConfigError, LostProcessError, TextDiffError

@@ -140,7 +140,7 @@ def test_little_room_is_a_warning(capsys, monkeypatch, quick):
 
 
 def test_a_missing_library_is_named_with_its_command(capsys, monkeypatch, quick):
-    monkeypatch.setattr(doctor, "LIBRARIES", ("torch", "no-such-library"))
+    monkeypatch.setattr(doctor, "LIBRARIES", "torch no-such-library")
     code, found = findings(capsys)
     assert code == 1
     assert found["versions/no-such-library"]["advice"] == "pip install no-such-library"
