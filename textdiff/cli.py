@@ -165,7 +165,8 @@ def _dispatch(words: list[str]) -> int:
         if verb in VERBS:
             return VERBS[verb](words[length:])
     names = [" ".join(verb) for verb in VERBS]
-    near = difflib.get_close_matches(" ".join(words[:2]), names, n=1, cutoff=0.4)
+    near = ["plan"] if words[0] == "estimate" else []  # its name in earlier checkouts
+    near = near or difflib.get_close_matches(" ".join(words[:2]), names, n=1, cutoff=0.4)
     near = near or difflib.get_close_matches(words[0], names, n=1, cutoff=0.4)
     hint = f"did you mean `textdiff {near[0]}`?" if near else f"there are: {', '.join(names)}"
     raise ConfigError(f"unknown command `{' '.join(words[:2])}`; {hint}")

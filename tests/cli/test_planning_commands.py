@@ -35,8 +35,14 @@ def test_sizes_are_read_with_their_units(words, unit, value):
 
 @pytest.mark.parametrize("words", ["", "GB", "-1GB", "0", "80 apples", "infGB", "nan", "5i"])
 def test_other_sizes_are_refused(words):
-    with pytest.raises(ConfigError, match="give a size such as"):
+    with pytest.raises(ConfigError) as error:
         quantity("--memory", words, "B")
+    assert error.value.code == "unreadable_quantity"
+
+
+def test_the_verb_has_replaced_estimate(capsys):
+    assert main(["estimate", "configs/quickstart.yaml"]) == 2
+    assert "did you mean `textdiff plan`?" in capsys.readouterr().err
 
 
 def test_plan_is_plain_data_and_follows_flags(root, capsys):
@@ -68,7 +74,7 @@ def test_plan_shows_a_table_for_both_ways_to_share(root, capsys):
     [
         (["--devices", "0"], "--devices 0: give a whole number"),
         (["--devices"], "--devices needs a value: for example 8"),
-        (["--devices", "7"], "no multiple of"),
+        (["--devices", "7"], "not a multiple of"),
         (["--device", "tpu"], "cpu or cuda"),
         (["--efficiency", "40"], "at most 1"),
         (["--vocabulary", "2"], "at least 4 ids"),

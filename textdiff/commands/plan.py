@@ -1,5 +1,6 @@
 """`textdiff plan`: memory per device, the largest micro-batch and the speed, before a run."""
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,44 +10,43 @@ from textdiff.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from textdiff.config import Config
-    from textdiff.planning import Memory, Plan
+    from textdiff.planning.sizes import RunSizes
 
 OPTIONS = (
     "[--devices N] [--memory 80GB] [--flops 300TFLOPS] [--efficiency 0.4] [--device cpu|cuda] "
     "[--vocabulary V] [--json] "
 )
-EXAMPLES = {
-    "devices": "8",
-    "memory": "80GB",
-    "flops": "300TFLOPS",
-    "efficiency": "0.4",
-    "device": "cuda",
-    "vocabulary": "50258",
+# Option: its default and an example.
+VALUES = {
+    "devices": ("1", "8"),
+    "memory": ("", "80GB"),
+    "flops": ("", "300TFLOPS"),
+    "efficiency": ("0.4", "0.4"),
+    "device": ("", "cuda"),
+    "vocabulary": ("", "50258"),
 }
-UNITS = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
+UNITS = "KMGTP"
 # A character vocabulary is only known once the corpus is read.
 CHARACTERS = 128
 
 
 def plan(arguments: Sequence[str]) -> int:
-    """`textdiff plan CONFIG [options] [--section.key VALUE ...]`."""
-    words = list(arguments)
-    as_json = "--json" in words
-    words = [word for word in words if word != "--json"]
-    given = {}
-    for name, example in EXAMPLES.items():
-        words, given[name] = take_option(words, f"--{name}", "", f"for example {example}")
-    devices = _whole("--devices", given["devices"] or "1")
+    """Run `textdiff plan CONFIG [options] [--section.key VALUE ...]`."""
+    words, given = [word for word in arguments if word != "--json"], {}
+    for name, (default, example) in VALUES.items():
+        words, given[name] = take_option(words, f"--{name}", default, f"for example {example}")
+    devices = _whole("--devices", given["devices"])
     memory = quantity("--memory", given["memory"], "B") if given["memory"] else None
     flops = quantity("--flops", given["flops"], "FLOPS") if given["flops"] else None
-    efficiency = _share(given["efficiency"] or "0.4")
+    efficiency = _share(given["efficiency"])
     config = load_config(words, "textdiff plan", OPTIONS)
     quiet_libraries()
     device = _device(given["device"])
     vocabulary, note = _vocabulary(config, given["vocabulary"])
     _check_split(config, devices)
-    record = _record(config, vocabulary, device, devices, memory, flops, efficiency)
-    if as_json:
+    record = _record(_sizes(config, vocabulary, device, devices), memory)
+    record |= _times(record, flops, efficiency)
+    if "--json" in arguments:
         print_json({**record, "vocabulary_note": note})
     else:
         _show(record, note)
@@ -54,32 +54,29 @@ def plan(arguments: Sequence[str]) -> int:
 
 
 def quantity(name: str, words: str, unit: str) -> float:
-    """`80GB`, `16GiB`, `300TFLOPS` or a plain number as a number of bytes or operations.
+    """Read `80GB`, `16GiB`, `300TFLOPS` or a plain number as a number of bytes or operations.
 
     Raises:
         ConfigError: anything else, or nothing above 0.
     """
-    text = words.upper().replace("FLOP/S", "FLOPS").replace(" ", "")
-    text = text.removesuffix(unit)
-    binary = text.endswith("I")
-    text = text.removesuffix("I")
-    power = UNITS.get(text[-1:], 1.0)
-    if binary:
-        power = 1024.0 ** (list(UNITS).index(text[-1]) + 1) if text[-1:] in UNITS else 0.0
-    digits = text[:-1] if text[-1:] in UNITS else text
+    text = words.upper().replace("FLOP/S", "FLOPS").replace(" ", "").removesuffix(unit)
+    match = re.fullmatch(rf"([^{UNITS}I]+)(?:([{UNITS}])(I?))?", text)
     try:
-        value = float(digits) * power
+        power = (UNITS.index(match[2]) + 1) if match and match[2] else 0
+        value = float(match[1] if match else "") * (1024.0 if match and match[3] else 1e3) ** power
     except ValueError:
         value = 0.0
     if not 0.0 < value < float("inf"):
         example = "80GB or 16GiB" if unit == "B" else "300TFLOPS"
-        raise ConfigError(f"{name} {words}: give a size such as {example}")
+        raise ConfigError(
+            f"{name} {words}: give a size such as {example}", code="unreadable_quantity"
+        )
     return value
 
 
-def _whole(name: str, words: str) -> int:
-    if not words.isdecimal() or int(words) < 1:
-        raise ConfigError(f"{name} {words}: give a whole number, at least 1")
+def _whole(name: str, words: str, least: int = 1, noun: str = "a whole number, at least 1") -> int:
+    if not words.isdecimal() or int(words) < least:
+        raise ConfigError(f"{name} {words}: give {noun}")
     return int(words)
 
 
@@ -94,23 +91,18 @@ def _share(words: str) -> float:
 
 
 def _device(name: str) -> str:
-    if name and name not in ("cpu", "cuda"):
+    if name not in ("", "cpu", "cuda"):
         raise ConfigError(f"--device {name}: the kind of device to plan for is cpu or cuda")
-    if name:
-        return name
-    import torch
+    from textdiff.loading import default_device
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return name or ("cuda" if default_device() == "cuda" else "cpu")
 
 
 def _vocabulary(config: "Config", given: str) -> tuple[int, str]:
-    """V, and where it comes from."""
+    """Return V and its origin."""
     section = config.tokenizer
     if given:
-        size = _whole("--vocabulary", given)
-        if size < 4:
-            raise ConfigError(f"--vocabulary {given}: give at least 4 ids")
-        return size, "as given"
+        return _whole("--vocabulary", given, 4, "at least 4 ids"), "as given"
     if section.kind == "bpe":
         return section.vocab_size, "at most; a small corpus may yield fewer tokens"
     if section.kind == "char":
@@ -127,83 +119,66 @@ def _check_split(config: "Config", devices: int) -> None:
     train = config.train
     if train.global_batch_size % (train.micro_batch_size * devices):
         raise ConfigError(
-            f"train.global_batch_size {train.global_batch_size} is no multiple of "
+            f"train.global_batch_size {train.global_batch_size} is not a multiple of "
             f"micro_batch_size {train.micro_batch_size} x {devices} devices; set "
             f"--train.micro-batch-size to a divisor of {train.global_batch_size // devices or 1}"
         )
 
 
-def _record(
-    config: "Config",
-    vocabulary: int,
-    device: str,
-    devices: int,
-    memory: float | None,
-    flops: float | None,
-    efficiency: float,
-) -> dict[str, Any]:
-    """Everything that is shown, as plain data; sizes in bytes."""
-    from textdiff.planning import plan, tokens_per_second, training_flops
+def _sizes(config: "Config", vocabulary: int, device: str, devices: int) -> "RunSizes":
+    import torch
 
-    half = config.train.mixed_precision == "bf16"
-    if config.train.mixed_precision == "auto":
-        half = device == "cuda" or _native_bf16()
+    from textdiff.planning.sizes import run_sizes
+    from textdiff.train.precision import resolve_precision
 
-    def planned(sharded: bool, checkpointing: bool) -> "Plan":
-        model = config.model.model_copy(update={"gradient_checkpointing": checkpointing})
-        changed = config.model_copy(update={"model": model})
-        return plan(changed, vocabulary, half, device == "cpu", devices, sharded)
+    precision: str = config.train.mixed_precision
+    if device == "cpu" or precision != "auto":  # every GPU is planned with bfloat16
+        precision = resolve_precision(precision, torch.device("cpu"))
+    return run_sizes(config, vocabulary, precision != "fp32", device == "cpu", devices)
 
-    base = planned(False, config.model.gradient_checkpointing)
-    ways = [("one device" if devices == 1 else "DDP", False)]
-    ways += [("FSDP2", True)] if devices > 1 else []
-    variants = [
-        _variant(name, planned(sharded, recomputed), memory)
-        for name, sharded in ways
-        for recomputed in (False, True)
-    ]
-    batch = config.train.global_batch_size * config.data.sequence_length
-    speed = tokens_per_second(base, flops, efficiency) if flops else None
+
+def _record(run: "RunSizes", memory: float | None) -> dict[str, Any]:
+    """Return sizes and memory as plain data; bytes."""
+    from dataclasses import replace
+
+    from textdiff.planning.memory import largest_micro_batch, peak_memory
+    from textdiff.planning.sizes import training_flops
+
+    ways = {"one device": False} if run.devices == 1 else {"DDP": False, "FSDP2": True}
+    variants = []
+    for way, sharded in ways.items():
+        for recomputed in (False, True):
+            model = run.config.model.model_copy(update={"gradient_checkpointing": recomputed})
+            config = run.config.model_copy(update={"model": model})
+            planned = replace(run, config=config, sharded=sharded)
+            rows = None if memory is None else largest_micro_batch(planned, memory)
+            sizes = {"bytes": peak_memory(planned), "largest_micro_batch": rows}
+            variants.append({"way": way, "gradient_checkpointing": recomputed, **sizes})
     return {
-        "parameters": base.counts.total,
-        "vocabulary": vocabulary,
-        "device": device,
-        "devices": devices,
-        "precision": "bf16" if half else "fp32",
-        "sequence_length": config.data.sequence_length,
-        "streams": base.streams,
-        "micro_batch_size": config.train.micro_batch_size,
-        "accumulation": base.accumulation,
-        "gradient_checkpointing": config.model.gradient_checkpointing,
+        "parameters": run.counts.total,
+        "vocabulary": run.vocabulary,
+        "device": "cpu" if run.chunked else "cuda",
+        "devices": run.devices,
+        "precision": "bf16" if run.half else "fp32",
+        "sequence_length": run.config.data.sequence_length,
+        "streams": run.streams,
+        "micro_batch_size": run.config.train.micro_batch_size,
+        "accumulation": run.accumulation,
+        "gradient_checkpointing": run.config.model.gradient_checkpointing,
         "memory_bytes": memory,
         "variants": variants,
-        "flops_per_token": training_flops(base),
-        "efficiency": efficiency,
-        "tokens_per_second": speed,
-        "training_tokens": batch * config.train.steps,
-        "training_seconds": batch * config.train.steps / speed if speed else None,
+        "flops_per_token": training_flops(run),
+        "training_tokens": run.training_tokens,
     }
 
 
-def _native_bf16() -> bool:
-    import torch
-
-    from textdiff.train.precision import native_bf16
-
-    return native_bf16(torch.device("cpu"))
-
-
-def _variant(name: str, plan: "Plan", memory: float | None) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from textdiff.planning import largest_micro_batch, peak_memory
-
-    found: Memory = peak_memory(plan)
+def _times(record: dict[str, Any], flops: float | None, efficiency: float) -> dict[str, Any]:
+    """Return the speed at a fraction of what one device is sold with, and the run's duration."""
+    speed = flops and record["devices"] * flops * efficiency / record["flops_per_token"]
     return {
-        "way": name,
-        "gradient_checkpointing": plan.config.model.gradient_checkpointing,
-        "bytes": asdict(found),
-        "largest_micro_batch": None if memory is None else largest_micro_batch(plan, int(memory)),
+        "efficiency": efficiency,
+        "tokens_per_second": speed,
+        "training_seconds": record["training_tokens"] / speed if speed else None,
     }
 
 
@@ -223,9 +198,6 @@ ROWS = {
 
 
 def _show(record: dict[str, Any], note: str) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
     console = make_console()
 
     def say(text: str) -> None:
@@ -241,26 +213,8 @@ def _show(record: dict[str, Any], note: str) -> None:
         f"{record['accumulation']} per step and device"
     )
     say("memory per device in GB (10^9 bytes); activations of the blocks kept or recomputed:")
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("")
-    for variant in record["variants"]:
-        how = "recomputed" if variant["gradient_checkpointing"] else "kept"
-        chosen = variant["gradient_checkpointing"] == record["gradient_checkpointing"]
-        mark = " *" if chosen else ""
-        table.add_column(f"{variant['way']}\n{how}{mark}", justify="right")
-    for key, words in ROWS.items():
-        values = [variant["bytes"][key] for variant in record["variants"]]
-        if any(values) and not (key == "resident" and record["device"] != "cpu"):
-            table.add_row(words, *(f"{value / 1e9:.3f}" for value in values))
-        if key == "head":
-            table.add_section()
-    if record["memory_bytes"]:
-        table.add_section()
-        words = f"largest micro-batch in {record['memory_bytes'] / 1e9:.4g} GB"
-        found = [variant["largest_micro_batch"] for variant in record["variants"]]
-        table.add_row(words, *(str(rows) if rows else "none" for rows in found))
-    console.print(table)
-    say("* what the config says (model.gradient_checkpointing); parts do not all peak together")
+    console.print(_table(record))
+    say("* the config's setting (model.gradient_checkpointing); parts do not all peak together")
     if record["device"] == "cpu":
         say("The process also holds about 0.48 GB of Python and libraries.")
     else:
@@ -272,6 +226,31 @@ def _show(record: dict[str, Any], note: str) -> None:
             f"given FLOP/s; {record['training_tokens']:.3g} tokens take "
             f"{_duration(record['training_seconds'])}"
         )
+
+
+def _table(record: dict[str, Any]) -> Any:
+    """Return rich's table of memory, one column per way to run."""
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("")
+    for variant in record["variants"]:
+        recomputed = variant["gradient_checkpointing"]
+        mark = " *" if recomputed == record["gradient_checkpointing"] else ""
+        how = "recomputed" if recomputed else "kept"
+        table.add_column(f"{variant['way']}\n{how}{mark}", justify="right")
+    for key, words in ROWS.items():
+        values = [variant["bytes"][key] for variant in record["variants"]]
+        if any(values) and not (key == "resident" and record["device"] != "cpu"):
+            table.add_row(words, *(f"{value / 1e9:.3f}" for value in values))
+        if key == "head":
+            table.add_section()
+    if record["memory_bytes"]:
+        table.add_section()
+        rows = [str(variant["largest_micro_batch"] or "none") for variant in record["variants"]]
+        table.add_row(f"largest micro-batch in {record['memory_bytes'] / 1e9:.4g} GB", *rows)
+    return table
 
 
 def _duration(seconds: float) -> str:
