@@ -11,8 +11,8 @@ import torch
 
 from textdiff.loss import CHUNK_LOGITS
 from textdiff.models import Layout
-from textdiff.models.block_attention import Chunks
-from textdiff.models.fused import CHUNK_BYTES
+from textdiff.models.cpu_block_attention import Chunks
+from textdiff.models.cpu_kernels import CHUNK_BYTES
 from textdiff.planning.sizes import FLOAT, HALF, RunSizes
 
 # Float32 tensors of a chunk's [n, V] alive at once: 3 for masked cross-entropy, 6 for other
