@@ -18,7 +18,6 @@ import resource
 import shlex
 import subprocess
 import sys
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -175,24 +174,25 @@ def row(name: str, found: dict[str, float]) -> dict:
     import torch
 
     from textdiff.config import Config
-    from textdiff.planning import peak_memory, plan
+    from textdiff.planning.memory import peak_memory
+    from textdiff.planning.sizes import run_sizes
 
     torch.set_num_threads(1)  # as where it was measured
     vocabulary, raw = CASES[name]
     config = Config.model_validate(raw)
-    predicted = peak_memory(plan(config, vocabulary, config.train.mixed_precision == "bf16"))
+    predicted = peak_memory(run_sizes(config, vocabulary, config.train.mixed_precision == "bf16"))
     record = {
         "name": name,
         "vocabulary": vocabulary,
         "config": raw,
         **found,
-        "predicted_bytes": predicted.resident,
-        "predicted_over_measured": predicted.resident / found["measured_bytes"],
-        "alive_bytes": predicted.peak,
-        "parts": asdict(predicted),
+        "predicted_bytes": predicted["resident"],
+        "predicted_over_measured": predicted["resident"] / found["measured_bytes"],
+        "alive_bytes": predicted["peak"],
+        "parts": predicted,
     }
     print(
-        f"{name:36}{predicted.peak / 1e6:8.0f} alive{predicted.resident / 1e6:8.0f} predicted"
+        f"{name:36}{predicted['peak'] / 1e6:8.0f} alive{predicted['resident'] / 1e6:8.0f} predicted"
         f"{found['measured_bytes'] / 1e6:8.0f} MB measured{record['predicted_over_measured']:7.3f}",
         flush=True,
     )

@@ -17,15 +17,15 @@ from textdiff.commands.compare import compare
 from textdiff.commands.config import show_config
 from textdiff.commands.data import inspect_data, prepare_data
 from textdiff.commands.doctor import doctor
-from textdiff.commands.estimate import estimate
 from textdiff.commands.evaluate import evaluate
 from textdiff.commands.flags import deferred, parse
 from textdiff.commands.generate import generate
 from textdiff.commands.interruption import Interruption, interruptible
+from textdiff.commands.parallel import spin_briefly
 from textdiff.commands.perplexity import perplexity
+from textdiff.commands.plan import plan
 from textdiff.commands.play import play
 from textdiff.commands.streams import check_written, safe_streams
-from textdiff.commands.threads import spin_briefly
 from textdiff.commands.tokenizer import train_tokenizer
 from textdiff.commands.train import train
 from textdiff.errors import ConfigError, LostProcessError, TextDiffError
@@ -45,7 +45,7 @@ discrete text-diffusion language models
   data inspect CONFIG                 what the corpus holds, and its tokens
   tokenizer train OUTPUT TEXT...      train a tokenizer on text files
   config show CONFIG                  print the resolved config
-  estimate CONFIG [--memory 80GB]     memory and time of a run, before it
+  plan CONFIG [--memory 80GB]         memory and time of a run, before it
   doctor                              what can run here; for bug reports
 
 Every verb explains itself with --help.
@@ -74,7 +74,7 @@ VERBS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
     ("data", "inspect"): inspect_data,
     ("tokenizer", "train"): _typed(train_tokenizer, "textdiff tokenizer train"),
     ("config", "show"): show_config,
-    ("estimate",): estimate,
+    ("plan",): plan,
     ("doctor",): _typed(doctor, "textdiff doctor"),
 }
 
@@ -165,7 +165,8 @@ def _dispatch(words: list[str]) -> int:
         if verb in VERBS:
             return VERBS[verb](words[length:])
     names = [" ".join(verb) for verb in VERBS]
-    near = difflib.get_close_matches(" ".join(words[:2]), names, n=1, cutoff=0.4)
+    near = ["plan"] if words[0] == "estimate" else []  # its name in earlier checkouts
+    near = near or difflib.get_close_matches(" ".join(words[:2]), names, n=1, cutoff=0.4)
     near = near or difflib.get_close_matches(words[0], names, n=1, cutoff=0.4)
     hint = f"did you mean `textdiff {near[0]}`?" if near else f"there are: {', '.join(names)}"
     raise ConfigError(f"unknown command `{' '.join(words[:2])}`; {hint}")

@@ -19,7 +19,7 @@ from textdiff.diffusion.family import Family
 from textdiff.diffusion.makers import ByTime, draw_noise
 from textdiff.diffusion.noise import Noise, NoiseUniforms
 from textdiff.diffusion.objectives import Prediction
-from textdiff.models import CAUSAL, TextDiffusionModel, late, training_layout
+from textdiff.models import CAUSAL, TextDiffusionModel, shift_right, training_layout
 
 # Logits alive at once: 2 ** 22 of them are 16 MiB in float32, which memory allocators reuse.
 CHUNK_LOGITS = 2**22
@@ -107,7 +107,7 @@ class PositionTerms:
     def __init__(self, denoiser: TextDiffusionModel, family: Family, batch: Batch):
         tokens, layout = batch.xt, training_layout(batch.block_size)
         if family.objective.shifted:
-            tokens = late(batch.x0, family.process.mask_token_id, batch.document_ids)
+            tokens = shift_right(batch.x0, family.process.mask_token_id, batch.document_ids)
             layout = CAUSAL
         context = batch.x0 if layout.streams == 2 else None
         self.hidden, self.condition = denoiser.hidden(

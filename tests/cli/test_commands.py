@@ -434,7 +434,7 @@ def test_config_mistakes_name_the_key(corpus, tmp_path, flag, said, capsys):
     assert said in shown
 
 
-@pytest.mark.parametrize("verb", ["", "train", "estimate", "data inspect", "config show"])
+@pytest.mark.parametrize("verb", ["", "train", "plan", "data inspect", "config show"])
 def test_help_fits_a_terminal(verb, capsys):
     assert main([*verb.split(), "--help"]) == 0
     shown = capsys.readouterr().out

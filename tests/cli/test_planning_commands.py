@@ -1,4 +1,4 @@
-"""`textdiff estimate` and `textdiff doctor`: what they print, refuse and survive."""
+"""`textdiff plan` and `textdiff doctor`: what they print, refuse and survive."""
 
 import json
 import os
@@ -7,14 +7,14 @@ import pytest
 
 from textdiff.cli import main
 from textdiff.commands import doctor
-from textdiff.commands.estimate import quantity
+from textdiff.commands.plan import quantity
 from textdiff.errors import ConfigError
 
 
-def estimated(root, capsys, *flags: str) -> dict:
+def planned(root, capsys, *flags: str) -> dict:
     capsys.readouterr()
     config = str(root / "configs" / "quickstart.yaml")
-    assert main(["estimate", config, "--json", "--device", "cuda", *flags]) == 0
+    assert main(["plan", config, "--json", "--device", "cuda", *flags]) == 0
     return json.loads(capsys.readouterr().out)
 
 
@@ -35,12 +35,18 @@ def test_sizes_are_read_with_their_units(words, unit, value):
 
 @pytest.mark.parametrize("words", ["", "GB", "-1GB", "0", "80 apples", "infGB", "nan", "5i"])
 def test_other_sizes_are_refused(words):
-    with pytest.raises(ConfigError, match="give a size such as"):
+    with pytest.raises(ConfigError) as error:
         quantity("--memory", words, "B")
+    assert error.value.code == "unreadable_quantity"
 
 
-def test_estimate_is_plain_data_and_follows_flags(root, capsys):
-    found = estimated(root, capsys, "--memory=8GB", "--flops=1TFLOPS", "--efficiency=0.5")
+def test_the_verb_has_replaced_estimate(capsys):
+    assert main(["estimate", "configs/quickstart.yaml"]) == 2
+    assert "did you mean `textdiff plan`?" in capsys.readouterr().err
+
+
+def test_plan_is_plain_data_and_follows_flags(root, capsys):
+    found = planned(root, capsys, "--memory=8GB", "--flops=1TFLOPS", "--efficiency=0.5")
     kept, recomputed = found["variants"]
     assert (kept["gradient_checkpointing"], recomputed["gradient_checkpointing"]) == (False, True)
     assert recomputed["bytes"]["peak"] < kept["bytes"]["peak"]
@@ -48,15 +54,15 @@ def test_estimate_is_plain_data_and_follows_flags(root, capsys):
     assert found["tokens_per_second"] == pytest.approx(0.5e12 / found["flops_per_token"])
     taken = found["training_tokens"] / found["tokens_per_second"]
     assert found["training_seconds"] == pytest.approx(taken)
-    wider = estimated(root, capsys, "--vocabulary", "50258", "--model.num-layers=8")
+    wider = planned(root, capsys, "--vocabulary", "50258", "--model.num-layers=8")
     assert wider["vocabulary"] == 50258
     assert wider["parameters"] > found["parameters"]
 
 
-def test_estimate_shows_a_table_for_both_ways_to_share(root, capsys):
+def test_plan_shows_a_table_for_both_ways_to_share(root, capsys):
     config = str(root / "configs" / "quickstart.yaml")
     flags = ["--devices", "2", "--memory", "1MB", "--train.micro-batch-size", "16"]
-    assert main(["estimate", config, *flags]) == 0
+    assert main(["plan", config, *flags]) == 0
     shown = capsys.readouterr().out
     assert "DDP" in shown
     assert "FSDP2" in shown
@@ -68,14 +74,14 @@ def test_estimate_shows_a_table_for_both_ways_to_share(root, capsys):
     [
         (["--devices", "0"], "--devices 0: give a whole number"),
         (["--devices"], "--devices needs a value: for example 8"),
-        (["--devices", "7"], "no multiple of"),
+        (["--devices", "7"], "not a multiple of"),
         (["--device", "tpu"], "cpu or cuda"),
         (["--efficiency", "40"], "at most 1"),
         (["--vocabulary", "2"], "at least 4 ids"),
     ],
 )
-def test_estimate_refuses_in_one_sentence(root, capsys, flags, words):
-    assert main(["estimate", str(root / "configs" / "quickstart.yaml"), *flags]) == 2
+def test_plan_refuses_in_one_sentence(root, capsys, flags, words):
+    assert main(["plan", str(root / "configs" / "quickstart.yaml"), *flags]) == 2
     shown = capsys.readouterr().err
     assert words in shown
     assert len(shown.strip().splitlines()) == 1
@@ -140,7 +146,7 @@ def test_little_room_is_a_warning(capsys, monkeypatch, quick):
 
 
 def test_a_missing_library_is_named_with_its_command(capsys, monkeypatch, quick):
-    monkeypatch.setattr(doctor, "LIBRARIES", ("torch", "no-such-library"))
+    monkeypatch.setattr(doctor, "LIBRARIES", "torch no-such-library")
     code, found = findings(capsys)
     assert code == 1
     assert found["versions/no-such-library"]["advice"] == "pip install no-such-library"

@@ -174,7 +174,7 @@ VERBS = {
     "data inspect": "data inspect {folder}/c.yaml",
     "tokenizer train": "tokenizer train tok {text} --kind char",
     "play": "play {a} --max-new-tokens 4",
-    "estimate": "estimate {folder}/c.yaml",
+    "plan": "plan {folder}/c.yaml",
     "config show": "config show {folder}/c.yaml",
 }
 FILES_ARE_THE_RESULT = {"train", "data prepare", "tokenizer train", "generate --input"}

@@ -9,7 +9,7 @@ from children import finished
 
 from textdiff.cli import main
 from textdiff.commands.doctor import probe_machine
-from textdiff.commands.threads import SPINS, VARIABLES, described, spin_briefly
+from textdiff.commands.parallel import SPINS, VARIABLES, idle_threads, spin_briefly
 
 PLAIN = {key: value for key, value in os.environ.items() if key not in VARIABLES}
 
@@ -50,7 +50,7 @@ def test_doctor_reports_it(monkeypatch, capsys, given, words):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("textdiff.commands.doctor.PROBES", ((probe_machine, False),))
     spin_briefly()  # torch is loaded here: it changes nothing
-    assert described().startswith(words)
+    assert idle_threads().startswith(words)
     capsys.readouterr()
     assert main(["doctor", "--json"]) == 0
     (finding,) = (

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
 
-from textdiff.models import fused
+from textdiff.models import cpu_kernels
 from textdiff.models.mlp import MLPS, _Gelu
 
 SIZE = 6
@@ -30,11 +30,11 @@ def run(mlp, *shape):
 @pytest.mark.parametrize("rows", [1, 4, 1000], ids="{} rows at once".format)
 @pytest.mark.parametrize("piece", [1, 60, 2**20])
 def test_equals_the_path_of_other_devices(monkeypatch, kind, dtype, tolerance, rows, piece):
-    monkeypatch.setattr(fused, "CHUNK_BYTES", rows * 4 * SIZE * dtype.itemsize)
+    monkeypatch.setattr(cpu_kernels, "CHUNK_BYTES", rows * 4 * SIZE * dtype.itemsize)
     monkeypatch.setattr("textdiff.models.mlp.PIECE", piece)
     mlp = network(kind, dtype)
     found = run(mlp, 3, 7)
-    monkeypatch.setattr(fused, "applies", lambda x: False)
+    monkeypatch.setattr(cpu_kernels, "applies", lambda x: False)
     for left, right in zip(found, run(mlp, 3, 7), strict=True):
         torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance)
 
@@ -44,7 +44,7 @@ def test_equals_the_path_of_other_devices(monkeypatch, kind, dtype, tolerance, r
 def test_takes_any_shape(monkeypatch, kind, shape):
     mlp = network(kind)
     found = run(mlp, *shape)
-    monkeypatch.setattr(fused, "applies", lambda x: False)
+    monkeypatch.setattr(cpu_kernels, "applies", lambda x: False)
     for left, right in zip(found, run(mlp, *shape), strict=True):
         torch.testing.assert_close(left, right, rtol=1e-12, atol=1e-12)
 

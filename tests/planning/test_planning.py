@@ -7,15 +7,15 @@ import torch
 
 from textdiff.config import Config
 from textdiff.models import TextDiffusionModel, training_layout
-from textdiff.planning import largest_micro_batch, peak_memory, plan, training_flops
 from textdiff.planning.memory import (
     activations,
-    block_activations,
+    block_bytes,
     block_probabilities,
+    largest_micro_batch,
     optimizer_state,
-    tokens,
-    with_rows,
+    peak_memory,
 )
+from textdiff.planning.sizes import run_sizes, training_flops
 from textdiff.train.optim import build_optimizers
 from textdiff.train.setup import architecture
 
@@ -48,7 +48,7 @@ def real(made: Config) -> TextDiffusionModel:
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_parameters_are_those_of_the_real_model(network, optimizer):
     made = config(network, train={"optimizer": optimizer})
-    counts, model = plan(made, VOCABULARY, half=False).counts, real(made)
+    counts, model = run_sizes(made, VOCABULARY, half=False).counts, real(made)
     assert counts.total == sum(p.numel() for p in model.parameters())
     assert counts.head == sum(p.numel() for p in model.output_layer.parameters())
     assert counts.block == sum(p.numel() for p in model.blocks[1].parameters())
@@ -59,9 +59,9 @@ def test_parameters_are_those_of_the_real_model(network, optimizer):
 def test_a_learned_schedule_is_counted_and_doubles_the_batch():
     learned = {"schedule": {"kind": "learned"}, "noise": {"draw": "time"}}
     made = config(diffusion=learned)
-    found = plan(made, VOCABULARY, half=False)
-    assert found.counts.total == sum(p.numel() for p in real(made).parameters())
-    assert tokens(found) == 2 * 4 * 64
+    sizes = run_sizes(made, VOCABULARY, half=False)
+    assert sizes.counts.total == sum(p.numel() for p in real(made).parameters())
+    assert sizes.tokens == 2 * 4 * 64
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -75,7 +75,7 @@ def test_optimizer_bytes_are_those_of_a_real_step(optimizer):
         built.step()
         states = (t for state in built.state.values() for t in state.values())
         held += sum(t.nbytes for t in states if t.ndim > 0)  # step counters are scalars
-    assert optimizer_state(plan(made, VOCABULARY, half=False)) == held
+    assert optimizer_state(run_sizes(made, VOCABULARY, half=False)) == held
 
 
 def saved_bytes(made: Config, half: bool) -> int:
@@ -104,11 +104,11 @@ def saved_bytes(made: Config, half: bool) -> int:
 @pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 def test_activations_are_the_tensors_that_autograd_saves(network, half):
     one, three = (config({**network, "num_layers": n}) for n in (1, 3))
-    found = plan(one, VOCABULARY, half)
-    casts = 2 * found.counts.matrices if half else 0
+    sizes = run_sizes(one, VOCABULARY, half)
+    casts = 2 * sizes.counts.matrices if half else 0
     real_bytes = (saved_bytes(three, half) - saved_bytes(one, half)) / 2 - casts
     # What is not per position, such as a modulation's weights in half precision, is left out.
-    assert tokens(found) * block_activations(found) == pytest.approx(real_bytes, rel=0.02)
+    assert sizes.tokens * sum(block_bytes(sizes).values()) == pytest.approx(real_bytes, rel=0.02)
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
@@ -118,56 +118,59 @@ def test_activations_of_two_streams_are_what_autograd_saves(network, half):
     made = [
         config({**NETWORKS[network], "num_layers": n}, diffusion={"block_size": 16}) for n in (2, 4)
     ]
-    found = plan(made[0], VOCABULARY, half)
-    casts = found.counts.matrices if half else 0  # of two layers, halved
+    sizes = run_sizes(made[0], VOCABULARY, half)
+    casts = sizes.counts.matrices if half else 0  # of two layers, halved
     real_bytes = (saved_bytes(made[1], half) - saved_bytes(made[0], half)) / 2 - casts
-    assert tokens(found) * block_activations(found) == pytest.approx(real_bytes, rel=0.02)
+    assert sizes.tokens * sum(block_bytes(sizes).values()) == pytest.approx(real_bytes, rel=0.02)
 
 
 def test_two_streams_double_activations_and_recomputing_keeps_inputs_alone():
     made = config()
-    whole = plan(made, VOCABULARY, half=True)
-    blocks = plan(config(diffusion={"block_size": 16}), VOCABULARY, half=True)
-    again = plan(config({"gradient_checkpointing": True}), VOCABULARY, half=True)
-    kept = block_activations(blocks) - block_probabilities(blocks)
-    assert kept == block_activations(whole)  # bfloat16 keeps no log-sum-exp
-    assert tokens(blocks) == 2 * tokens(whole)
+    whole = run_sizes(made, VOCABULARY, half=True)
+    blocks = run_sizes(config(diffusion={"block_size": 16}), VOCABULARY, half=True)
+    again = run_sizes(config({"gradient_checkpointing": True}), VOCABULARY, half=True)
+    kept = sum(block_bytes(blocks).values()) - block_probabilities(blocks)
+    assert kept == sum(block_bytes(whole).values())  # bfloat16 keeps no log-sum-exp
+    assert blocks.tokens == 2 * whole.tokens
     assert 1.5 < activations(blocks) / activations(whole) < 2.5
     assert activations(again) == 2 * 4 * 64 * 64 * 4  # layers x tokens x hidden x float32
     left_to_right = {"objective": {"kind": "ar"}, "block_size": 1}
-    assert plan(config(diffusion=left_to_right), VOCABULARY, half=True).streams == 1
+    assert run_sizes(config(diffusion=left_to_right), VOCABULARY, half=True).streams == 1
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_largest_micro_batch_is_the_last_that_fits(checkpointing):
-    found = plan(config({"gradient_checkpointing": checkpointing}), VOCABULARY, half=False)
-    rows = largest_micro_batch(found, 300_000_000)
-    fits, bursts = (peak_memory(with_rows(found, n)).resident for n in (rows, rows + 1))
+    sizes = run_sizes(config({"gradient_checkpointing": checkpointing}), VOCABULARY, half=False)
+    rows = largest_micro_batch(sizes, 300_000_000)
+    fits, bursts = (peak_memory(sizes.with_rows(n))["resident"] for n in (rows, rows + 1))
     assert rows > 4
     assert fits <= 300_000_000 < bursts
-    assert largest_micro_batch(found, 1000) == 0
+    assert largest_micro_batch(sizes, 1000) == 0
 
 
 def test_more_of_anything_needs_more_and_sharding_less():
-    base = peak_memory(plan(config(), VOCABULARY, half=False))
+    base = peak_memory(run_sizes(config(), VOCABULARY, half=False))
     for larger in (config({"num_layers": 3}), config({"hidden_size": 128})):
-        assert peak_memory(plan(larger, VOCABULARY, half=False)).peak > base.peak
-    assert peak_memory(plan(config(), 10 * VOCABULARY, half=False)).peak > base.peak
-    assert peak_memory(plan(config(), VOCABULARY, half=True)).activations < base.activations
+        assert peak_memory(run_sizes(larger, VOCABULARY, half=False))["peak"] > base["peak"]
+    assert peak_memory(run_sizes(config(), 10 * VOCABULARY, half=False))["peak"] > base["peak"]
+    assert (
+        peak_memory(run_sizes(config(), VOCABULARY, half=True))["activations"] < base["activations"]
+    )
     big = config({"num_layers": 12, "hidden_size": 256}, train={"global_batch_size": 32})
     copies, shards = (
-        peak_memory(plan(big, VOCABULARY, half=False, devices=8, sharded=s)) for s in (False, True)
+        peak_memory(replace(run_sizes(big, VOCABULARY, half=False, devices=8), sharded=s))
+        for s in (False, True)
     )
-    assert shards.weights == copies.weights // 8
-    assert shards.optimizer == copies.optimizer // 8
-    assert copies.communication == copies.weights
-    assert copies.peak > shards.peak
+    assert shards["weights"] == copies["weights"] // 8
+    assert shards["optimizer"] == copies["optimizer"] // 8
+    assert copies["communication"] == copies["weights"]
+    assert copies["peak"] > shards["peak"]
 
 
 def test_accumulated_gradients_are_alive_while_activations_are():
     made = config(train={"global_batch_size": 8})
-    once, twice = (peak_memory(plan(c, VOCABULARY, half=False)) for c in (config(), made))
-    assert twice.peak == once.peak + once.gradients
+    once, twice = (peak_memory(run_sizes(c, VOCABULARY, half=False)) for c in (config(), made))
+    assert twice["peak"] == once["peak"] + once["gradients"]
 
 
 @pytest.mark.parametrize(("block_size", "expected"), [(None, 33.4e6), (16, 62.0e6)])
@@ -178,5 +181,5 @@ def test_operations_of_a_published_size(block_size, expected):
         data={"sequence_length": 256},
         diffusion={"block_size": block_size},
     )
-    found = replace(plan(made, 257, half=False), scored=1.0)
-    assert training_flops(found) == pytest.approx(expected, rel=0.005)
+    sizes = replace(run_sizes(made, 257, half=False), scored=1.0)
+    assert training_flops(sizes) == pytest.approx(expected, rel=0.005)

@@ -223,7 +223,7 @@ def test_a_cache_refuses_layouts_whose_past_depends_on_the_future(model):
     for kind in ("full", "block_diffusion"):
         layout = Layout(kind, 4 if kind.startswith("block") else None)
         with pytest.raises(ValueError, match="causal"):
-            cache.view(layout, torch.tensor([0]), 4, None, None)
+            cache.exact_slice(layout, torch.tensor([0]), 4, None, None)
 
 
 class TestStride:

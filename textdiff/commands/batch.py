@@ -19,7 +19,7 @@ from textdiff.commands.inputs import (
     several_processes,
     standard_input,
 )
-from textdiff.commands.processes import Processes, find_processes
+from textdiff.commands.parallel import Processes, find_processes
 from textdiff.commands.sampling import read_template, say_approximate
 from textdiff.commands.showing import Showing
 from textdiff.commands.terminal import BatchBar

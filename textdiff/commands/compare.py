@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from textdiff.commands.arguments import JsonFlag, TextArgument, held_model
-from textdiff.commands.processes import find_processes
+from textdiff.commands.parallel import find_processes
 from textdiff.commands.scoring import Reading, ReadingFlags, Scoring, ScoringFlags
 from textdiff.commands.terminal import ProgressBar, print_json, quiet_libraries
 

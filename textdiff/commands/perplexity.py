@@ -13,7 +13,7 @@ import tyro
 
 from textdiff.commands.arguments import JsonFlag, ModelArgument, TextArgument, held_model
 from textdiff.commands.inputs import given_rows
-from textdiff.commands.processes import Processes, find_processes
+from textdiff.commands.parallel import Processes, find_processes
 from textdiff.commands.scoring import Reading, ReadingFlags, ScoringFlags, state_path
 from textdiff.commands.terminal import ProgressBar, print_json, quiet_libraries
 from textdiff.errors import ConfigError, DataError

@@ -6,10 +6,10 @@ checkpoint.
 
 from transformers import AutoConfig, AutoModelForMaskedLM
 
-from .cache import CacheView
+from .cache import CacheSlice
 from .configuration import TextDiffusionConfig
 from .denoiser import TextDiffusionModel
-from .layout import CAUSAL, FULL, Layout, late, sampling_layout, training_layout
+from .layout import CAUSAL, FULL, Layout, sampling_layout, shift_right, training_layout
 
 AutoConfig.register("textdiff", TextDiffusionConfig)
 AutoModelForMaskedLM.register(TextDiffusionConfig, TextDiffusionModel)
@@ -19,11 +19,11 @@ TextDiffusionModel.register_for_auto_class("AutoModelForMaskedLM")
 __all__ = [
     "CAUSAL",
     "FULL",
-    "CacheView",
+    "CacheSlice",
     "Layout",
     "TextDiffusionConfig",
     "TextDiffusionModel",
-    "late",
     "sampling_layout",
+    "shift_right",
     "training_layout",
 ]

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .block_attention import block_attention
-from .cache import CacheView
-from .fused import applies, half_attention
+from .cache import CacheSlice
+from .cpu_block_attention import block_attention
+from .cpu_kernels import applies, half_attention
 from .layout import Layout
 
 BACKENDS = ("eager", "sdpa", "flex_attention", "flash_attention_2")
@@ -44,7 +44,7 @@ class Attention:
     noisy: Any = None
     streams: Layout | None = None
     length: int | None = None
-    cache: CacheView | None = None
+    cache: CacheSlice | None = None
 
 
 def unavailable(backend: str, device: torch.device, gradients: bool) -> str | None:
@@ -69,7 +69,7 @@ def prepare(
     total: int,
     device: torch.device,
     batch: int,
-    cache: CacheView | None = None,
+    cache: CacheSlice | None = None,
     compiled: bool = False,
 ) -> Attention:
     """Build the mask of one forward pass.

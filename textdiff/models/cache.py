@@ -5,11 +5,10 @@ A slot is one row of text; slots hold different numbers of tokens. Every call wr
 values of all its tokens at their places and reads back what may be seen; those of noisy tokens are
 written over until their block is finished, so that nothing has to be kept apart.
 
-It is exact where what a finished token computes depends on nothing later: in causal and block
-causal layouts, the noise level of finished blocks being zero. In the full layout it is not, and
-whoever wants a cache there has to ask for an `approximate_view`. With a window the cache is a ring,
-and a token may have read others that have since been dropped: what comes out then differs from a
-network run on the window alone.
+It is exact where finished tokens depend on nothing later: in causal and block causal layouts, as
+long as the noise level of finished blocks is zero. In the full layout it is not exact, and there is
+only an `approximate_slice`. With a window the cache is a ring, and a token may have read others
+that have been dropped since: its logits then differ from those of a network run on the window.
 """
 
 from dataclasses import dataclass
@@ -57,9 +56,9 @@ class KVCache:
         """Slots `targets` become what slot `source` is."""
         self.store[:, :, targets] = self.store[:, :, source].unsqueeze(2)
 
-    def view(
+    def exact_slice(
         self, layout: Layout, starts: Tensor, length: int, slots: Tensor | None, window: int | None
-    ) -> "CacheView":
+    ) -> "CacheSlice":
         """What one call on some slots writes and reads.
 
         Args:
@@ -75,7 +74,7 @@ class KVCache:
         if layout.kind not in ("causal", "block_causal"):
             raise ValueError(
                 f"a cache needs a causal or block_causal layout: under {layout.kind} finished "
-                "tokens depend on later ones (approximate_view keeps them all the same)"
+                "tokens depend on later ones (approximate_slice keeps them all the same)"
             )
         device = self.store.device
         end = int(starts.max()) + length
@@ -91,7 +90,7 @@ class KVCache:
         else:
             place = (at % self.capacity).to(device)
             mask = _visible(_held(starts + length, self.capacity, width), at, size, window)
-        return CacheView(
+        return CacheSlice(
             self.store,
             at[0] if same else at,
             place,
@@ -100,7 +99,7 @@ class KVCache:
             None if mask is None else mask.to(device),
         )
 
-    def approximate_view(self, at: Tensor, lengths: Tensor, slots: Tensor | None) -> "CacheView":
+    def approximate_slice(self, at: Tensor, lengths: Tensor, slots: Tensor | None) -> "CacheSlice":
         """What one call of the full layout writes and reads, the other tokens being as stored.
 
         It is an approximation: these would be different beside the tokens of this call.
@@ -115,7 +114,7 @@ class KVCache:
         width, first = int(lengths.max()), int(at[0, 0])
         together = bool((at == first + torch.arange(at.shape[1])).all())
         seen = (torch.arange(width) < lengths[:, None])[:, None, None]  # [R, 1, 1, width]
-        return CacheView(
+        return CacheSlice(
             self.store,
             at[0] if together else at,
             slice(first, first + at.shape[1]) if together else at.to(device),
@@ -155,7 +154,7 @@ def _visible(held: Tensor, at: Tensor, size: int, window: int | None) -> Tensor:
 
 
 @dataclass(frozen=True)
-class CacheView:
+class CacheSlice:
     """One call's share of a cache.
 
     Attributes:

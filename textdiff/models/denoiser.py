@@ -20,9 +20,9 @@ from transformers import initialization as init
 from transformers.modeling_outputs import MaskedLMOutput
 
 from .attention import Attention, attend, prepare, unavailable
-from .cache import CacheView, KVCache
+from .cache import CacheSlice, KVCache
 from .configuration import TextDiffusionConfig
-from .fused import applies, dropout_add
+from .cpu_kernels import applies, dropout_add
 from .interface import check_options, cross_entropy, resize
 from .layers import (
     NORMS,
@@ -264,7 +264,7 @@ class TextDiffusionModel(PreTrainedModel):
         layout: Layout = FULL,
         positions: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        cache: CacheView | None = None,
+        cache: CacheSlice | None = None,
         labels: Tensor | None = None,
         **options: Any,
     ) -> MaskedLMOutput | tuple[Tensor, ...]:
@@ -315,7 +315,7 @@ class TextDiffusionModel(PreTrainedModel):
         sigma: Tensor | None = None,
         layout: Layout = FULL,
         positions: Tensor | None = None,
-        cache: CacheView | None = None,
+        cache: CacheSlice | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Hidden states of the noisy stream, for the head to read; arguments as for `forward`.
 

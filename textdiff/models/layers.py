@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .fused import rotate
+from .cpu_kernels import rotate
 
 
 class TokenEmbedding(nn.Module):

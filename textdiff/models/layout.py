@@ -114,12 +114,12 @@ FULL = Layout()
 CAUSAL = Layout("causal")
 
 
-def late(ids: Tensor, start: int, document_ids: Tensor | None = None) -> Tensor:
-    """Tokens [B, L] one position late, for left-to-right prediction under a causal layout.
+def shift_right(ids: Tensor, start: int, document_ids: Tensor | None = None) -> Tensor:
+    """Shift tokens [B, L] right by one position, for left-to-right prediction in causal layouts.
 
     Args:
         ids: tokens.
-        start: what every document begins with.
+        start: first token of every document.
         document_ids: [B, L], or None where a row is one document.
     """
     moved = functional.pad(ids[:, :-1], (1, 0), value=start)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from . import fused
+from . import cpu_kernels
 
 # Values of an activation worked on at once, per thread: each of its operations reads and writes
 # them, which should stay in the core's own cache.
@@ -165,7 +165,7 @@ class _MLP(torch.autograd.Function):
 
 def _trains(x: Tensor) -> bool:
     """Whether `_MLP` applies: half precision gains nothing from it."""
-    if not (fused.applies(x) and torch.is_grad_enabled()):
+    if not (cpu_kernels.applies(x) and torch.is_grad_enabled()):
         return False
     return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
 
@@ -184,7 +184,7 @@ def _rows(x: Tensor) -> int:
     What is made of them on the way, up to eight times as wide, should stay near the core, and below
     the 32 MiB from which on glibc takes a buffer from the system anew every time, cleared.
     """
-    room = 2 * fused.CHUNK_BYTES * torch.get_num_threads()
+    room = 2 * cpu_kernels.CHUNK_BYTES * torch.get_num_threads()
     return max(1, min(x.numel() // x.shape[-1], room // (8 * x.shape[-1] * x.itemsize)))
 
 
@@ -200,7 +200,9 @@ def _parts(total: int, size: int) -> Iterator[slice]:
 
 def _in_rows(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """A function of rows [..., H], on a CPU applied to few enough of them at a time."""
-    if not fused.applies(x) or not x.numel():  # first, for the number of threads breaks a graph
+    if (
+        not cpu_kernels.applies(x) or not x.numel()
+    ):  # first, for the number of threads breaks a graph
         return function(x)
     rows = max(1, _rows(x) // max(1, x[0].numel() // x.shape[-1]))
     if len(x) <= rows:

@@ -75,7 +75,7 @@ class ApproximateDenoiser(Predictor):
             -torch.log(alpha[rows]).float().unsqueeze(1),
             where * at.shape[1] + rank[where, positions % canvas.shape[1]],
             layout=self.layout,
-            cache=self.cache.approximate_view(
+            cache=self.cache.approximate_slice(
                 at, self.widths[rows], None if torch.equal(rows, torch.arange(len(rows))) else rows
             ),
         )

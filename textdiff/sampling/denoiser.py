@@ -18,11 +18,11 @@ from textdiff.errors import CheckpointError, overflow_advice
 from textdiff.models import (
     CAUSAL,
     FULL,
-    CacheView,
+    CacheSlice,
     Layout,
     TextDiffusionModel,
-    late,
     sampling_layout,
+    shift_right,
 )
 
 
@@ -174,7 +174,7 @@ class Denoiser(Predictor):
         at = where * end + before[where] + positions % width
         alpha = self._alpha(t[rows])
         logits = self._logits(
-            late(tokens, self.family.process.mask_token_id) if self.shifted else tokens,
+            shift_right(tokens, self.family.process.mask_token_id) if self.shifted else tokens,
             self._sigma(alpha, before, end),
             at,
             layout=self.layout.within(self._documents(before + widths, end, device)),
@@ -341,6 +341,8 @@ class CachedDenoiser(Predictor):
         before = text.gather(1, (at - 1).clamp(min=0).to(text.device))
         return before.masked_fill((at == 0).to(text.device), self.family.process.mask_token_id)
 
-    def _view(self, begins: Tensor, length: int, rows: Tensor) -> CacheView:
+    def _view(self, begins: Tensor, length: int, rows: Tensor) -> CacheSlice:
         first = bool((rows == torch.arange(len(rows))).all())
-        return self.cache.view(self.layout, begins, length, None if first else rows, self.window)
+        return self.cache.exact_slice(
+            self.layout, begins, length, None if first else rows, self.window
+        )

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from textdiff.models import Layout, TextDiffusionConfig, TextDiffusionModel, fused
+from textdiff.models import Layout, TextDiffusionConfig, TextDiffusionModel, cpu_kernels
 from textdiff.models.attention import attend, prepare
 
 ROWS, LENGTH, HEADS, SIZE = 3, 12, 2, 8
@@ -13,7 +13,7 @@ ROWS, LENGTH, HEADS, SIZE = 3, 12, 2, 8
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
     """Chunks small enough that every kernel takes several, the last one shorter."""
-    monkeypatch.setattr(fused, "CHUNK_BYTES", 8 * 100)
+    monkeypatch.setattr(cpu_kernels, "CHUNK_BYTES", 8 * 100)
     torch.manual_seed(0)
 
 
@@ -48,7 +48,7 @@ class TestRotate:
 
     @pytest.mark.parametrize("chunk", [1, 2**20])
     def test_equals_the_complex_product(self, monkeypatch, chunk):
-        monkeypatch.setattr(fused, "CHUNK_BYTES", chunk)
+        monkeypatch.setattr(cpu_kernels, "CHUNK_BYTES", chunk)
         cos, sin = self.angles()
         (qkv,) = tensors((ROWS, LENGTH, 3, HEADS, SIZE))
 
@@ -58,22 +58,22 @@ class TestRotate:
             both = [torch.complex(*x.chunk(2, -1)) * turn for x in (q, k)]
             return *(torch.cat([x.real, x.imag], -1) for x in both), v
 
-        found = forward_and_gradients(lambda x: fused.rotate(x, *self.tables()), qkv)
+        found = forward_and_gradients(lambda x: cpu_kernels.rotate(x, *self.tables()), qkv)
         assert_agree(found, forward_and_gradients(plain, qkv), 1e-10)
-        assert_agree(fused.rotate(qkv.detach(), *self.tables()), plain(qkv), 1e-10)
+        assert_agree(cpu_kernels.rotate(qkv.detach(), *self.tables()), plain(qkv), 1e-10)
 
     def test_equals_the_path_of_other_devices(self, monkeypatch):
         (qkv,) = tensors((ROWS, LENGTH, 3, HEADS, SIZE))
-        found = forward_and_gradients(lambda x: fused.rotate(x, *self.tables()), qkv)
-        monkeypatch.setattr(fused, "applies", lambda x: False)
-        wanted = forward_and_gradients(lambda x: fused.rotate(x, *self.tables()), qkv)
+        found = forward_and_gradients(lambda x: cpu_kernels.rotate(x, *self.tables()), qkv)
+        monkeypatch.setattr(cpu_kernels, "applies", lambda x: False)
+        wanted = forward_and_gradients(lambda x: cpu_kernels.rotate(x, *self.tables()), qkv)
         assert_agree(found, wanted, 1e-10)
 
 
 class TestDropoutAdd:
     def test_gradients_use_the_mask_of_the_forward_pass(self):
         x, h = tensors((ROWS, LENGTH, 9), (ROWS, LENGTH, 9))
-        out = fused.dropout_add(x, h, 0.25, True)
+        out = cpu_kernels.dropout_add(x, h, 0.25, True)
         factor = ((out - x) / h).detach()  # 0 or 1 / (1 - p)
         grad_x, grad_h = torch.autograd.grad(out, (x, h), torch.ones_like(out))
         torch.testing.assert_close(grad_h, factor, rtol=1e-10, atol=1e-10)
@@ -83,7 +83,7 @@ class TestDropoutAdd:
     @pytest.mark.parametrize("p", [0.1, 0.25, 1 / 3, 0.9])
     def test_scale_makes_the_quantised_mask_unbiased(self, p):
         dropped = round(p * 65536)
-        out = fused.dropout_add(torch.zeros(50_000), torch.ones(50_000), p, True)
+        out = cpu_kernels.dropout_add(torch.zeros(50_000), torch.ones(50_000), p, True)
         kept = out > 0
         torch.testing.assert_close(
             out[kept].double(), torch.full((int(kept.sum()),), 65536 / (65536 - dropped)).double()
@@ -94,7 +94,7 @@ class TestDropoutAdd:
 
     def test_every_bit_is_random(self):
         """Masks of neighbours, which share a 64-bit word, are independent and alike."""
-        kept = fused.dropout_add(torch.zeros(400_000), torch.ones(400_000), 0.5, True) > 0
+        kept = cpu_kernels.dropout_add(torch.zeros(400_000), torch.ones(400_000), 0.5, True) > 0
         kept = kept.view(-1, 4).double()
         assert (kept.mean(0) - 0.5).abs().max() < 0.01
         assert (torch.corrcoef(kept.T) - torch.eye(4)).abs().max() < 0.02
@@ -104,23 +104,23 @@ class TestDropoutAdd:
         outs = []
         for seed in (1, 1, 2):
             torch.manual_seed(seed)
-            outs.append(fused.dropout_add(x, h, 0.5, True))
+            outs.append(cpu_kernels.dropout_add(x, h, 0.5, True))
         assert torch.equal(outs[0], outs[1])
         assert not torch.equal(outs[0], outs[2])
 
     @pytest.mark.parametrize(("p", "training"), [(0.0, True), (0.5, False)])
     def test_adds_when_there_is_nothing_to_drop(self, p, training):
         x, h = tensors((40,), (40,))
-        assert torch.equal(fused.dropout_add(x, h, p, training), x + h)
+        assert torch.equal(cpu_kernels.dropout_add(x, h, p, training), x + h)
 
     def test_drops_everything_at_one(self):
         x, h = tensors((40,), (40,))
-        assert torch.equal(fused.dropout_add(x, h, 1.0, True), x)
+        assert torch.equal(cpu_kernels.dropout_add(x, h, 1.0, True), x)
 
     def test_keeps_a_float32_stream_under_a_bfloat16_branch(self):
         (x,) = tensors((64,), dtype=torch.float32)
         (h,) = tensors((64,), dtype=torch.bfloat16)
-        out = fused.dropout_add(x, h, 0.25, True)
+        out = cpu_kernels.dropout_add(x, h, 0.25, True)
         assert out.dtype == torch.float32
         grad_x, grad_h = torch.autograd.grad(out.sum(), (x, h))
         assert (grad_x.dtype, grad_h.dtype) == (torch.float32, torch.bfloat16)
@@ -160,11 +160,11 @@ class TestAttention:
     def test_half_precision_kernel_is_exact_in_float64(self, monkeypatch, layout, pieces):
         """Its equations do not depend on the precision, so they are checked where that is sharp."""
         total = LENGTH * layout.streams
-        monkeypatch.setattr(fused, "CHUNK_BYTES", pieces * 8 * total * total)
+        monkeypatch.setattr(cpu_kernels, "CHUNK_BYTES", pieces * 8 * total * total)
         torch.manual_seed(4)
         inputs = tensors(*[(ROWS, HEADS, total, SIZE)] * 3)
         mask = layout.mask(total, torch.device("cpu"))
-        found = forward_and_gradients(lambda *x: fused.half_attention(*x, mask), *inputs)
+        found = forward_and_gradients(lambda *x: cpu_kernels.half_attention(*x, mask), *inputs)
         wanted = forward_and_gradients(
             lambda *x: functional.scaled_dot_product_attention(*x, attn_mask=mask), *inputs
         )
@@ -208,7 +208,7 @@ class TestNetwork:
     def test_is_the_network_of_other_devices(self, monkeypatch, settings):
         model = network(**settings).double()
         found = step(model)
-        monkeypatch.setattr(fused, "applies", lambda x: False)
+        monkeypatch.setattr(cpu_kernels, "applies", lambda x: False)
         assert_agree(found, step(model), 1e-10)
 
     def test_bfloat16_is_close_to_float32(self, settings):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from textdiff.models import Layout, TextDiffusionConfig, TextDiffusionModel, block_attention
+from textdiff.models import Layout, TextDiffusionConfig, TextDiffusionModel, cpu_block_attention
 from textdiff.models.attention import Attention, attend, prepare
 
 ROWS, HEADS, LENGTH, SIZE = 3, 2, 20, 8
@@ -14,8 +14,8 @@ CPU = torch.device("cpu")
 @pytest.fixture(params=[(32, 1), (64, 10**7), (512, 4000)], ids=str, autouse=True)
 def pieces(request, monkeypatch):
     """One to five chunks, the last one shorter; one head at a time, or all rows at once."""
-    monkeypatch.setattr(block_attention, "CHUNK", request.param[0])
-    monkeypatch.setattr(block_attention, "SCORES", request.param[1])
+    monkeypatch.setattr(cpu_block_attention, "CHUNK", request.param[0])
+    monkeypatch.setattr(cpu_block_attention, "SCORES", request.param[1])
 
 
 def inputs(streams, dtype):
@@ -110,10 +110,10 @@ def test_a_network_trains_the_same(options, checkpointed, ids):
 @pytest.mark.parametrize(("length", "keeps"), [(16, True), (512, False)])
 def test_what_is_kept_is_at_most_twice_the_inputs(length, keeps, monkeypatch):
     """Probabilities where they are small, so that memory stays linear in the length."""
-    monkeypatch.setattr(block_attention, "CHUNK", 64)
+    monkeypatch.setattr(cpu_block_attention, "CHUNK", 64)
     tensors = [torch.randn(2, 2, 2 * length, 16).requires_grad_() for _ in range(3)]
     sizes = []
     with torch.autograd.graph.saved_tensors_hooks(lambda x: sizes.append(x.numel()) or x, id):
-        block_attention.block_attention(*tensors, Layout("block_diffusion", 4))
+        cpu_block_attention.block_attention(*tensors, Layout("block_diffusion", 4))
     inputs = sum(x.numel() for x in tensors)
     assert inputs < sum(sizes) <= 2 * inputs if keeps else sum(sizes) == inputs

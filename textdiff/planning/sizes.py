@@ -1,0 +1,188 @@
+"""Sizes of a run that decide its memory and its time, and the operations of a step.
+
+The network and its optimizers are built on torch's meta device, where tensors have shapes and no
+storage, so parameters are counted exactly.
+
+Letters: H hidden size, V vocabulary, L sequence length.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from textdiff.config import Config
+from textdiff.diffusion.family import build_family
+from textdiff.diffusion.process import Vocabulary
+from textdiff.models import TextDiffusionModel
+from textdiff.train.optim import build_optimizers
+from textdiff.train.setup import architecture
+
+FLOAT = 4
+HALF = 2
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of parameters.
+
+    Attributes:
+        total: all of them.
+        adamw: trained by AdamW.
+        muon: trained by Muon.
+        head: of the output layer.
+        block: of one Transformer block.
+        root: outside the blocks: embedding, head, noise levels.
+        products: in the blocks' matrices that multiply every position.
+        matrices: in all matrices of the blocks, those of the modulation included.
+    """
+
+    total: int
+    adamw: int
+    muon: int
+    head: int
+    block: int
+    root: int
+    products: int
+    matrices: int
+
+
+@dataclass(frozen=True)
+class RunSizes:
+    """Everything about a run that decides its memory and time.
+
+    Attributes:
+        config: the run's config.
+        counts: numbers of parameters.
+        vocabulary: V, rows of embedding and head.
+        streams: copies of the sequence that the blocks read; 2 in block diffusion: clean and noisy.
+        draws: masks of every example in a step: 2 where the schedule is learned.
+        scored: average fraction of the positions that contribute to the loss.
+        half: whether products are computed in bfloat16.
+        chunked: whether the CPU's own kernels run.
+        devices: processes that share the work.
+        sharded: whether weights and their state are spread over the devices (FSDP2), not copied.
+    """
+
+    config: Config
+    counts: Counts
+    vocabulary: int
+    streams: int
+    draws: int
+    scored: float
+    half: bool
+    chunked: bool
+    devices: int = 1
+    sharded: bool = False
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches per optimizer step and device."""
+        train = self.config.train
+        return max(1, train.global_batch_size // (train.micro_batch_size * self.devices))
+
+    @property
+    def tokens(self) -> int:
+        """Positions that the blocks read in a micro-batch."""
+        rows = self.config.train.micro_batch_size
+        return rows * self.config.data.sequence_length * self.streams * self.draws
+
+    @property
+    def training_tokens(self) -> int:
+        """Tokens of the whole run."""
+        train = self.config.train
+        return train.global_batch_size * self.config.data.sequence_length * train.steps
+
+    @property
+    def value(self) -> int:
+        """Bytes of a value that a product reads."""
+        return HALF if self.half else FLOAT
+
+    @property
+    def inner(self) -> int:
+        """Channels between the MLP's two products."""
+        hidden = self.config.model.hidden_size
+        return 4 * hidden if self.config.model.mlp == "gelu" else 64 * -(-8 * hidden // 192)
+
+    def with_rows(self, rows: int) -> "RunSizes":
+        """Return the same run with another micro-batch, accumulated as often as it then takes."""
+        train = self.config.train.model_copy(update={"micro_batch_size": rows})
+        return replace(self, config=self.config.model_copy(update={"train": train}))
+
+
+def run_sizes(
+    config: Config, vocabulary: int, half: bool, chunked: bool = True, devices: int = 1
+) -> RunSizes:
+    """Return the sizes of a run whose weights are copied to every device.
+
+    Args:
+        config: the run's config.
+        vocabulary: V, the tokenizer's ids.
+        half: products in bfloat16.
+        chunked: the device is a CPU.
+        devices: processes that share the work.
+    """
+    with torch.device("meta"):
+        model = TextDiffusionModel(architecture(config, vocabulary, mask_token_id=vocabulary - 1))
+    blocks = [size for size in config.diffusion.block_sizes if size is not None]
+    spec = config.diffusion.model_dump(mode="json") | {"block_size": blocks[0] if blocks else None}
+    objective = build_family(spec, Vocabulary.of(4, 3)).objective
+    rates = config.diffusion.noise.range
+    low, high = rates if isinstance(rates, tuple) else (0.0, 1.0)
+    return RunSizes(
+        config=config,
+        counts=_count(model, config),
+        vocabulary=vocabulary,
+        streams=2 if blocks and not objective.shifted else 1,
+        draws=1 if model.exponents is None else 2,
+        scored=1.0 if objective.dense or objective.shifted else (low + high) / 2,
+        half=half,
+        chunked=chunked,
+        devices=devices,
+    )
+
+
+def _count(model: TextDiffusionModel, config: Config) -> Counts:
+    """Count the parameters of a network, which may have no storage."""
+    optimizers = [
+        _size(p for group in optimizer.param_groups for p in group["params"])
+        for optimizer in build_optimizers(model, config.train)
+    ]
+    matrices = {name: p for name, p in model.blocks.named_parameters() if p.ndim == 2}
+    total, blocks = _size(model.parameters()), _size(model.blocks.parameters())
+    return Counts(
+        total=total,
+        adamw=optimizers[0],
+        muon=sum(optimizers[1:]),
+        head=_size(model.output_layer.parameters()),
+        block=blocks // len(model.blocks),
+        root=total - blocks,
+        products=_size(p for name, p in matrices.items() if "adaLN" not in name),
+        matrices=_size(matrices.values()),
+    )
+
+
+def _size(parameters: Iterable[Tensor]) -> int:
+    return sum(math.prod(p.shape) for p in parameters)
+
+
+def training_flops(run: RunSizes) -> float:
+    """Return operations per data token: forward, twice that backward, recomputed blocks.
+
+    A product of a position with a matrix of p parameters takes 2 p, attention 4 H per pair and
+    layer, the head 2 H V at scored positions. Block diffusion with blocks of b has
+    (L b + b^2 N (N - 1) / 2 + b^2 N (N + 1) / 2) / L = L + b allowed pairs per position in both
+    streams, N = L / b (Sec. 3.1, arXiv:2503.09573).
+    """
+    model, length = run.config.model, run.config.data.sequence_length
+    pairs: float = length
+    if run.streams == 2:
+        sizes = [size or length for size in run.config.diffusion.block_sizes]
+        pairs = sum(size + length for size in sizes) / len(sizes)
+    attention = 4.0 * model.hidden_size * model.num_layers * pairs
+    blocks = 2.0 * run.counts.products * run.streams + attention
+    head = 2.0 * model.hidden_size * run.vocabulary * run.scored
+    again = blocks if model.gradient_checkpointing else 0.0
+    return run.draws * (3.0 * (blocks + head) + again)
