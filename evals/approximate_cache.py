@@ -25,9 +25,12 @@ from torch import Tensor
 from textdiff.data import encode_documents, read_texts
 from textdiff.pipeline import TextDiffusion
 from textdiff.provenance import model_record, training_record
-from textdiff.sampling import Cache, Controls, Job, Step, generate
 from textdiff.sampling.approximate import ApproximateDenoiser
+from textdiff.sampling.controls import Controls
 from textdiff.sampling.denoiser import Denoiser, Predictor
+from textdiff.sampling.generate import Cache, generate
+from textdiff.sampling.job import Job
+from textdiff.sampling.segment import Step
 
 RULE = "first_hitting"
 

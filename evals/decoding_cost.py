@@ -30,7 +30,9 @@ from speed import GEMM_SIZES, SIZES, cpu_model
 from textdiff.diffusion.family import Family, build_family
 from textdiff.diffusion.process import Vocabulary
 from textdiff.models import TextDiffusionConfig, TextDiffusionModel
-from textdiff.sampling import Controls, Job, generate
+from textdiff.sampling.controls import Controls
+from textdiff.sampling.generate import generate
+from textdiff.sampling.job import Job
 
 ROWS = 4
 OFFICIAL_PEAK = (70.0, 83.0)

@@ -25,7 +25,9 @@ from speed import GEMM_SIZES, SIZES, Size, cpu_model
 from textdiff.diffusion.family import Family, build_family
 from textdiff.diffusion.process import Vocabulary
 from textdiff.models import TextDiffusionConfig, TextDiffusionModel
-from textdiff.sampling import Controls, Job, generate
+from textdiff.sampling.controls import Controls
+from textdiff.sampling.generate import generate
+from textdiff.sampling.job import Job
 
 BLOCK = 16
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}

@@ -81,7 +81,9 @@ def work() -> None:
             yield float(SIZES["neighbour"].tokens)
 
     def write() -> Iterator[float]:
-        from textdiff.sampling import Controls, Job, generate
+        from textdiff.sampling.controls import Controls
+        from textdiff.sampling.generate import generate
+        from textdiff.sampling.job import Job
 
         seed = 0
         while True:

@@ -14,7 +14,7 @@ from textdiff.config.reading import load
 from textdiff.diffusion.objectives import OBJECTIVES
 from textdiff.diffusion.process import PROCESSES
 from textdiff.diffusion.schedule import SCHEDULES
-from textdiff.sampling import RULES
+from textdiff.sampling.rules import RULES
 
 PACKAGE = Path(__file__).resolve().parent.parent / "textdiff"
 

@@ -20,7 +20,9 @@ from textdiff.errors import ConfigError
 from textdiff.likelihood import cut_windows, estimate
 from textdiff.loss import training_loss
 from textdiff.models import TextDiffusionModel
-from textdiff.sampling import Controls, Job, generate
+from textdiff.sampling.controls import Controls
+from textdiff.sampling.generate import generate
+from textdiff.sampling.job import Job
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.setup import build_model
 

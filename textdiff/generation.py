@@ -13,7 +13,10 @@ from transformers import PreTrainedTokenizerFast
 from textdiff.data.texts import checked_texts, one_or_more
 from textdiff.errors import ConfigError
 from textdiff.loading import read_json
-from textdiff.sampling import Constraint, Controls, Hook, Job, Step
+from textdiff.sampling.constraints import Constraint
+from textdiff.sampling.controls import Controls, Hook
+from textdiff.sampling.job import Job
+from textdiff.sampling.segment import Step
 from textdiff.template import MOST_TOKENS, Form, forms_of
 from textdiff.watching import FinishedRow, Watcher
 from textdiff.whole_numbers import whole_number

@@ -50,10 +50,13 @@ from textdiff.loading import (
 )
 from textdiff.models import TextDiffusionModel
 from textdiff.provenance import TRAINING_FILE, training_record
-from textdiff.sampling import Cache, Constraint, Hook, Job, Step, build_pattern, generate
-from textdiff.sampling.constraints import Pattern
+from textdiff.sampling.constraints import Constraint, Pattern, build_pattern
+from textdiff.sampling.controls import Hook
+from textdiff.sampling.generate import Cache, generate
 from textdiff.sampling.guidance import check_guidance
+from textdiff.sampling.job import Job
 from textdiff.sampling.rules import build_rule
+from textdiff.sampling.segment import Step
 from textdiff.template import Form
 from textdiff.watching import Audience, FinishedRow, Watcher
 from textdiff.whole_numbers import whole_number

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from textdiff.sampling import Job, Step
+from textdiff.sampling.job import Job
+from textdiff.sampling.segment import Step
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.likelihood import cut_windows, estimate
 from textdiff.loss import DenoisingLoss, PositionTerms, corrupt
 from textdiff.models import CAUSAL
-from textdiff.sampling import Controls, Job, generate
+from textdiff.sampling.controls import Controls
+from textdiff.sampling.generate import generate
+from textdiff.sampling.job import Job
 
 SPEC = {
     "process": "absorbing",

@@ -11,8 +11,8 @@ from rule_worlds import keyed, run
 from torch import Tensor
 
 from textdiff.diffusion.objectives import Prediction
-from textdiff.sampling import Controls
 from textdiff.sampling.contrast import Contrast
+from textdiff.sampling.controls import Controls
 from textdiff.sampling.rules.ancestral import Ancestral
 from textdiff.sampling.rules.first_hitting import FirstHitting
 from textdiff.sampling.rules.predictor_corrector import PredictorCorrector

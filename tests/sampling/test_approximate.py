@@ -9,9 +9,11 @@ from tiny_models import CLEAN, CONTEXT, MASK, tiny_family, tiny_model
 
 from textdiff.errors import ConfigError
 from textdiff.models import denoiser
-from textdiff.sampling import Controls, Job, generate
 from textdiff.sampling.approximate import ApproximateDenoiser
+from textdiff.sampling.controls import Controls
 from textdiff.sampling.denoiser import Denoiser
+from textdiff.sampling.generate import generate
+from textdiff.sampling.job import Job
 
 A, B = CLEAN[1], CLEAN[3]
 PROMPTS = [[A, None, B, None, None, A], [B] * 6, [None] * 5 + [A] * 3 + [None], [A, B]]

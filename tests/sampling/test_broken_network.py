@@ -8,9 +8,11 @@ from tiny_models import CLEAN, MASK, tiny_family, tiny_model
 
 from textdiff.diffusion.objectives import build_objective
 from textdiff.errors import CheckpointError, TextDiffError
-from textdiff.sampling import Controls, Job, generate
+from textdiff.sampling.controls import Controls
 from textdiff.sampling.denoiser import Denoiser
 from textdiff.sampling.draws import _column, _with_weight, inverse_cdf
+from textdiff.sampling.generate import generate
+from textdiff.sampling.job import Job
 
 
 def broken_model(value: float, row: int, **settings):

@@ -11,8 +11,10 @@ from textdiff.diffusion.objectives import build_objective
 from textdiff.diffusion.objectives.mdlm import MDLM
 from textdiff.errors import ConfigError
 from textdiff.models import CAUSAL, Layout
-from textdiff.sampling import Controls, Job, generate
+from textdiff.sampling.controls import Controls
 from textdiff.sampling.denoiser import CachedDenoiser
+from textdiff.sampling.generate import generate
+from textdiff.sampling.job import Job
 
 FREE = Controls(temperature=1.5)  # not so sure of itself that wrong logits would not show
 PROMPTS = [[], [CLEAN[3]] * 9, [CLEAN[1], CLEAN[2]], [CLEAN[3]] * 9, [CLEAN[5]] * 4, [CLEAN[0]] * 5]

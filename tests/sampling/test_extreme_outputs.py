@@ -11,9 +11,13 @@ from tiny_models import CLEAN, EXCLUDED, MASK, ROWS, tiny_model
 from textdiff.diffusion.family import build_family
 from textdiff.diffusion.process import Vocabulary
 from textdiff.errors import CheckpointError, TextDiffError
-from textdiff.sampling import Context, Controls, Job, build_pattern, generate
+from textdiff.sampling.constraints import build_pattern
+from textdiff.sampling.context import Context
 from textdiff.sampling.contrast import mix
+from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens, inverse_cdf
+from textdiff.sampling.generate import generate
+from textdiff.sampling.job import Job
 from textdiff.sampling.rules import euler
 from textdiff.sampling.rules.redrawing import grid
 from textdiff.sampling.rules.scores import tweedie_move

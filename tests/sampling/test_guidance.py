@@ -9,10 +9,12 @@ from tiny_models import CLEAN, MASK, tiny_family, tiny_model
 
 from textdiff.diffusion.objectives import Prediction
 from textdiff.errors import ConfigError
-from textdiff.sampling import Controls, Job, generate
 from textdiff.sampling.contrast import Contrast, mix
+from textdiff.sampling.controls import Controls
 from textdiff.sampling.denoiser import CachedDenoiser, Denoiser
+from textdiff.sampling.generate import generate
 from textdiff.sampling.guidance import Guided
+from textdiff.sampling.job import Job
 
 A, B = CLEAN[1], CLEAN[3]
 PROMPTS = [[A, None, B, None, None, A], [B] * 6, [None] * 5 + [A] * 3 + [None], [A, B]]

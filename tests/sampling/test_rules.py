@@ -13,7 +13,7 @@ from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.errors import ConfigError
-from textdiff.sampling import Controls
+from textdiff.sampling.controls import Controls
 from textdiff.sampling.rules import RULES, build_rule, refuse
 from textdiff.sampling.segment import Segment
 from textdiff.sampling.watch import Watch

@@ -20,7 +20,7 @@ from textdiff.config.plain_data import parse_json
 from textdiff.errors import DataError, TextDiffError
 from textdiff.generation import Order, SampleDefaults
 from textdiff.pipeline import TextDiffusion
-from textdiff.sampling import Cache
+from textdiff.sampling.generate import Cache
 from textdiff.template import HOLE
 from textdiff.watching import FinishedRow
 

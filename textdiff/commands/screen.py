@@ -11,7 +11,8 @@ from textdiff.commands.sampling import written
 from textdiff.commands.showing import Showing
 from textdiff.commands.streams import check_written, has_reader
 from textdiff.pipeline import TextDiffusion
-from textdiff.sampling import Job, Step
+from textdiff.sampling.job import Job
+from textdiff.sampling.segment import Step
 from textdiff.view.cells import Reader
 from textdiff.view.film import Film
 from textdiff.view.live import LiveRows

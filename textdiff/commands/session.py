@@ -17,7 +17,7 @@ from textdiff.commands.screen import Texts, can_animate, live, recorders
 from textdiff.commands.showing import Showing
 from textdiff.errors import ConfigError, DataError, closest
 from textdiff.pipeline import TextDiffusion
-from textdiff.sampling import RULES
+from textdiff.sampling.rules import RULES
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from textdiff.sampling import Job, Step
+from textdiff.sampling.job import Job
+from textdiff.sampling.segment import Step
 from textdiff.view.cells import Cell, Kind, Reader
 from textdiff.view.rows import RowStep, RowSteps, given_of
 from textdiff.watching import FinishedRow, Watcher

@@ -7,7 +7,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from textdiff.sampling import Job, Step
+from textdiff.sampling.job import Job
+from textdiff.sampling.segment import Step
 from textdiff.view.bars import ECHO
 from textdiff.view.cells import Cell, Reader
 from textdiff.view.rows import RowStep, RowSteps, given_of
