@@ -28,7 +28,7 @@ from textdiff.provenance import model_record, training_record
 from textdiff.sampling.approximate import ApproximateDenoiser
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.denoiser import Denoiser, Predictor
-from textdiff.sampling.generate import Cache, generate
+from textdiff.sampling.engine import Cache, generate
 from textdiff.sampling.job import Job
 from textdiff.sampling.segment import Step
 

@@ -82,7 +82,7 @@ def work() -> None:
 
     def write() -> Iterator[float]:
         from textdiff.sampling.controls import Controls
-        from textdiff.sampling.generate import generate
+        from textdiff.sampling.engine import generate
         from textdiff.sampling.job import Job
 
         seed = 0

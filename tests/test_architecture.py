@@ -64,7 +64,7 @@ def test_models_travel_alone(path):
     assert imports(path) == set()
 
 
-ENGINES = ["train/trainer.py", "sampling/generate.py", "cli.py"]
+ENGINES = ["train/trainer.py", "sampling/engine.py", "cli.py"]
 ENGINES += [f"commands/{path.name}" for path in sorted((PACKAGE / "commands").glob("*.py"))]
 
 

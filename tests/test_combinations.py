@@ -21,7 +21,7 @@ from textdiff.likelihood import cut_windows, estimate
 from textdiff.loss import training_loss
 from textdiff.models import TextDiffusionModel
 from textdiff.sampling.controls import Controls
-from textdiff.sampling.generate import generate
+from textdiff.sampling.engine import generate
 from textdiff.sampling.job import Job
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.setup import build_model

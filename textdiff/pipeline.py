@@ -25,16 +25,6 @@ from textdiff.data.texts import checked_string, checked_texts, one_or_more
 from textdiff.data.tokenizer import end_id, token_bytes
 from textdiff.diffusion.family import Family, block_sizes
 from textdiff.errors import ConfigError, DataError
-from textdiff.generation import (
-    Feed,
-    Generation,
-    Order,
-    Reach,
-    SampleDefaults,
-    make_controls,
-    make_job,
-    prompt_forms,
-)
 from textdiff.likelihood import Bound, Difference, Estimates, Windows, compare, estimate, paired
 from textdiff.likelihood.endings import end_token
 from textdiff.likelihood.published import find_protocol, published_windows
@@ -47,18 +37,29 @@ from textdiff.loading import (
     load_model,
     load_tokenizer,
     locate_export,
+    read_json,
 )
 from textdiff.models import TextDiffusionModel
 from textdiff.provenance import TRAINING_FILE, training_record
+from textdiff.sampling.callbacks import Audience, FinishedRow, Watcher
 from textdiff.sampling.constraints import Constraint, Pattern, build_pattern
 from textdiff.sampling.controls import Hook
-from textdiff.sampling.generate import Cache, generate
+from textdiff.sampling.engine import Cache, generate
 from textdiff.sampling.guidance import check_guidance
 from textdiff.sampling.job import Job
+from textdiff.sampling.preparation import (
+    Feed,
+    Generation,
+    Order,
+    Reach,
+    SampleDefaults,
+    make_controls,
+    make_job,
+    prompt_forms,
+)
 from textdiff.sampling.rules import build_rule
 from textdiff.sampling.segment import Step
-from textdiff.template import Form
-from textdiff.watching import Audience, FinishedRow, Watcher
+from textdiff.sampling.template import Form
 from textdiff.whole_numbers import whole_number
 
 COUNTS = ("replicates", "samples", "orders", "timesteps", "batch_tokens")
@@ -115,7 +116,7 @@ class TextDiffusion:
         folder = locate_export(path)
         model = load_model(folder, kind).to(where).eval()
         tokenizer = load_tokenizer(folder, model.config)
-        defaults = SampleDefaults.read(folder / "generation_config.json")
+        defaults = SampleDefaults.read(read_json(folder / "generation_config.json"))
         family = family_of(model.config, where, model.exponents)
         return cls(model, tokenizer, family, defaults, folder)
 

@@ -13,8 +13,8 @@ from children import child, finished
 
 from textdiff.cli import main
 from textdiff.commands.sampling import Sampling, read_knobs
-from textdiff.generation import SampleDefaults
 from textdiff.pipeline import TextDiffusion
+from textdiff.sampling.preparation import SampleDefaults
 
 TINY = [
     "--data.sequence-length=32",

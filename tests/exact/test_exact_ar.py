@@ -17,7 +17,7 @@ from textdiff.likelihood import cut_windows, estimate
 from textdiff.loss import DenoisingLoss, PositionTerms, corrupt
 from textdiff.models import CAUSAL
 from textdiff.sampling.controls import Controls
-from textdiff.sampling.generate import generate
+from textdiff.sampling.engine import generate
 from textdiff.sampling.job import Job
 
 SPEC = {

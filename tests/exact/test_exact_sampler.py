@@ -23,7 +23,7 @@ from torch import Tensor
 from textdiff.diffusion.randomness import Stream
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.denoiser import Denoiser
-from textdiff.sampling.generate import generate
+from textdiff.sampling.engine import generate
 from textdiff.sampling.job import Job
 from textdiff.sampling.rules import ancestral
 from textdiff.sampling.rules.ancestral import reveal_steps

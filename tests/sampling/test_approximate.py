@@ -12,7 +12,7 @@ from textdiff.models import denoiser
 from textdiff.sampling.approximate import ApproximateDenoiser
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.denoiser import Denoiser
-from textdiff.sampling.generate import generate
+from textdiff.sampling.engine import generate
 from textdiff.sampling.job import Job
 
 A, B = CLEAN[1], CLEAN[3]

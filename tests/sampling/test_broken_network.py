@@ -11,7 +11,7 @@ from textdiff.errors import CheckpointError, TextDiffError
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.denoiser import Denoiser
 from textdiff.sampling.draws import _column, _with_weight, inverse_cdf
-from textdiff.sampling.generate import generate
+from textdiff.sampling.engine import generate
 from textdiff.sampling.job import Job
 
 

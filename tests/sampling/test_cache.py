@@ -13,7 +13,7 @@ from textdiff.errors import ConfigError
 from textdiff.models import CAUSAL, Layout
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.denoiser import CachedDenoiser
-from textdiff.sampling.generate import generate
+from textdiff.sampling.engine import generate
 from textdiff.sampling.job import Job
 
 FREE = Controls(temperature=1.5)  # not so sure of itself that wrong logits would not show

@@ -14,12 +14,12 @@ from tiny_models import CLEAN, MASK, tiny_family, tiny_model
 
 from textdiff.diffusion.process import Vocabulary
 from textdiff.errors import ConfigError
-from textdiff.generation import read_temperature
 from textdiff.sampling.context import Context, Scene
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens
-from textdiff.sampling.generate import generate
+from textdiff.sampling.engine import generate
 from textdiff.sampling.job import Job
+from textdiff.sampling.preparation import read_temperature
 from textdiff.sampling.rules import RULES
 
 VOCABULARY = Vocabulary.of(4, 3)

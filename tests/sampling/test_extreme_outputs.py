@@ -16,7 +16,7 @@ from textdiff.sampling.context import Context
 from textdiff.sampling.contrast import mix
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens, inverse_cdf
-from textdiff.sampling.generate import generate
+from textdiff.sampling.engine import generate
 from textdiff.sampling.job import Job
 from textdiff.sampling.rules import euler
 from textdiff.sampling.rules.redrawing import grid

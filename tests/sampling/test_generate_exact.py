@@ -9,7 +9,7 @@ from tiny_models import CLEAN, EXCLUDED, MASK, tiny_family, tiny_model
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.denoiser import Denoiser
-from textdiff.sampling.generate import generate
+from textdiff.sampling.engine import generate
 from textdiff.sampling.job import Job
 from textdiff.sampling.rules import ancestral
 from textdiff.sampling.rules.ancestral import reveal_steps

@@ -12,7 +12,7 @@ from textdiff.errors import ConfigError
 from textdiff.sampling.contrast import Contrast, mix
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.denoiser import CachedDenoiser, Denoiser
-from textdiff.sampling.generate import generate
+from textdiff.sampling.engine import generate
 from textdiff.sampling.guidance import Guided
 from textdiff.sampling.job import Job
 

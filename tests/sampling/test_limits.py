@@ -7,7 +7,7 @@ from tiny_models import CLEAN, EXCLUDED, MASK, ROWS, tiny_family, tiny_model
 from textdiff.diffusion.family import build_family
 from textdiff.diffusion.process import Vocabulary
 from textdiff.sampling.controls import Controls
-from textdiff.sampling.generate import generate
+from textdiff.sampling.engine import generate
 from textdiff.sampling.job import Job
 
 END, A = CLEAN[-1], CLEAN[0]

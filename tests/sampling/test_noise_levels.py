@@ -11,7 +11,7 @@ from textdiff.diffusion.noise import NoiseUniforms, noise_by_count
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.sampling.controls import Controls
-from textdiff.sampling.generate import generate
+from textdiff.sampling.engine import generate
 from textdiff.sampling.job import Job
 from textdiff.sampling.rules import build_rule
 from textdiff.sampling.segment import Segment

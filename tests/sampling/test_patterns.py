@@ -22,7 +22,7 @@ from textdiff.sampling.constraints.bytewise import automaton
 from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens
-from textdiff.sampling.generate import generate
+from textdiff.sampling.engine import generate
 from textdiff.sampling.job import Job
 from textdiff.sampling.rules import RULES
 

@@ -8,9 +8,9 @@ from tiny_models import CLEAN, tiny_family, tiny_model
 from textdiff.diffusion.objectives.mdlm import MDLM
 from textdiff.errors import ConfigError
 from textdiff.sampling.controls import Controls
-from textdiff.sampling.generate import generate
+from textdiff.sampling.engine import generate
 from textdiff.sampling.job import Job
-from textdiff.template import pieces_of
+from textdiff.sampling.template import pieces_of
 
 A, B, C = CLEAN[1], CLEAN[3], CLEAN[6]
 PROMPTS = [

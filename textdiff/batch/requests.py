@@ -18,11 +18,11 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from textdiff.config.plain_data import parse_json
 from textdiff.errors import DataError, TextDiffError
-from textdiff.generation import Order, SampleDefaults
 from textdiff.pipeline import TextDiffusion
-from textdiff.sampling.generate import Cache
-from textdiff.template import HOLE
-from textdiff.watching import FinishedRow
+from textdiff.sampling.callbacks import FinishedRow
+from textdiff.sampling.engine import Cache
+from textdiff.sampling.preparation import Order, SampleDefaults
+from textdiff.sampling.template import HOLE
 
 WRITTEN = (
     "line", "sample", "text", "completion", "holes", "new_tokens", "prompt_lost", "error",

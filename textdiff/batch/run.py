@@ -11,9 +11,9 @@ from collections.abc import Callable, Sequence
 from textdiff.batch.output import Output
 from textdiff.batch.requests import Request
 from textdiff.errors import TextDiffError
-from textdiff.generation import Order
 from textdiff.pipeline import TextDiffusion
-from textdiff.watching import FinishedRow, Watcher
+from textdiff.sampling.callbacks import FinishedRow, Watcher
+from textdiff.sampling.preparation import Order
 
 Window = list[int]
 """Rows of the output that are generated together."""

@@ -22,9 +22,9 @@ from textdiff.commands.terminal import make_console, print_json, quiet_libraries
 from textdiff.errors import ConfigError
 
 if TYPE_CHECKING:
-    from textdiff.generation import Generation
     from textdiff.pipeline import TextDiffusion
-    from textdiff.watching import FinishedRow
+    from textdiff.sampling.callbacks import FinishedRow
+    from textdiff.sampling.preparation import Generation
 
 
 def generate(
@@ -170,7 +170,7 @@ def _say_beyond(model: "TextDiffusion", length: int, options: dict[str, Any]) ->
 
 def _say_unseen(model: "TextDiffusion", prompt: str, suffix: str) -> None:
     """Says what a model in blocks does not see of a text that goes on after a hole."""
-    from textdiff.template import pieces_of
+    from textdiff.sampling.template import pieces_of
 
     size = model.family.block_size
     if size is not None and (suffix or any(isinstance(p, int) for p in pieces_of(prompt)[:-1])):

@@ -127,7 +127,7 @@ def read_template(path: str, prompt: str, suffix: str) -> str:
         ConfigError: a prompt beside it, or no hole in it.
         DataError: the file cannot be read.
     """
-    from textdiff.template import pieces_of
+    from textdiff.sampling.template import pieces_of
 
     if prompt or suffix:
         raise ConfigError("--template holds the whole text: leave PROMPT and --suffix out")

@@ -11,6 +11,7 @@ from textdiff.commands.sampling import written
 from textdiff.commands.showing import Showing
 from textdiff.commands.streams import check_written, has_reader
 from textdiff.pipeline import TextDiffusion
+from textdiff.sampling.callbacks import FinishedRow, Watcher
 from textdiff.sampling.job import Job
 from textdiff.sampling.segment import Step
 from textdiff.view.cells import Reader
@@ -19,7 +20,6 @@ from textdiff.view.live import LiveRows
 from textdiff.view.pieces import Pieces
 from textdiff.view.trace import Trace
 from textdiff.view.unfailing import unfailing
-from textdiff.watching import FinishedRow, Watcher
 
 SEPARATOR = "\n\n---\n\n"
 

@@ -60,7 +60,7 @@ def _as_argument(path: str) -> str:
 
 def _prompts(document: str) -> Iterator[str]:
     """Yields beginnings of a text that are fit for a command line, the best one first."""
-    from textdiff.template import quoted
+    from textdiff.sampling.template import quoted
 
     words = [word for word in map(_printable, document[:10_000].split()) if word]
     while words and words[0].startswith("-"):  # would be read as a flag

@@ -7,11 +7,11 @@ from typing import Any
 import yaml
 
 from textdiff.config import Config
-from textdiff.generation import SampleDefaults
 from textdiff.likelihood import Bound
 from textdiff.models.configuration import NEEDED
 from textdiff.pipeline import TextDiffusion
 from textdiff.provenance import TRAINING_FILE, code_record
+from textdiff.sampling.preparation import SampleDefaults
 from textdiff.train.checkpoint import rescue
 from textdiff.train.files import whole_folder
 

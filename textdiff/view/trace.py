@@ -12,11 +12,11 @@ import json
 import math
 from typing import TextIO
 
+from textdiff.sampling.callbacks import FinishedRow, Watcher
 from textdiff.sampling.job import Job
 from textdiff.sampling.segment import Step
 from textdiff.view.pieces import Pieces
 from textdiff.view.rows import RowStep, RowSteps
-from textdiff.watching import FinishedRow, Watcher
 
 
 class Trace(Watcher):

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import groupby
-from pathlib import Path
 from typing import Any, get_type_hints
 
 import torch
@@ -12,13 +11,12 @@ from transformers import PreTrainedTokenizerFast
 
 from textdiff.data.texts import checked_texts, one_or_more
 from textdiff.errors import ConfigError
-from textdiff.loading import read_json
+from textdiff.sampling.callbacks import FinishedRow, Watcher
 from textdiff.sampling.constraints import Constraint
 from textdiff.sampling.controls import Controls, Hook
 from textdiff.sampling.job import Job
 from textdiff.sampling.segment import Step
-from textdiff.template import MOST_TOKENS, Form, forms_of
-from textdiff.watching import FinishedRow, Watcher
+from textdiff.sampling.template import MOST_TOKENS, Form, forms_of
 from textdiff.whole_numbers import whole_number
 
 MOST_STEPS = 1_000_000
@@ -68,10 +66,10 @@ class SampleDefaults:
     stride: int | None = None
 
     @classmethod
-    def read(cls, path: Path) -> "SampleDefaults":
-        """Reads an export's file; keys that are not ours are left alone."""
+    def read(cls, content: Mapping[str, Any]) -> "SampleDefaults":
+        """Read an export's file; other keys are ignored."""
         known = {f.name for f in fields(cls)}
-        given = {key: value for key, value in read_json(path).items() if key in known}
+        given = {key: value for key, value in content.items() if key in known}
         for key in ("ban", "force"):
             texts = given.get(key) or ()
             given[key] = (texts,) if isinstance(texts, str) else tuple(texts)
