@@ -41,25 +41,25 @@ from textdiff.loading import (
 )
 from textdiff.models import TextDiffusionModel
 from textdiff.provenance import TRAINING_FILE, training_record
-from textdiff.sampling.callbacks import Audience, FinishedRow, Watcher
+from textdiff.sampling.callbacks import Callback, CallbackHandler, FinishedRow
 from textdiff.sampling.constraints import Constraint, Pattern, build_pattern
 from textdiff.sampling.controls import Hook
 from textdiff.sampling.engine import Cache, generate
 from textdiff.sampling.guidance import check_guidance
 from textdiff.sampling.job import Job
 from textdiff.sampling.preparation import (
-    Feed,
+    ContextLimit,
     Generation,
-    Order,
-    Reach,
+    Request,
     SampleDefaults,
+    StreamerCallback,
     make_controls,
     make_job,
     prompt_forms,
 )
 from textdiff.sampling.rules import build_rule
 from textdiff.sampling.segment import Step
-from textdiff.sampling.template import Form
+from textdiff.sampling.template import ParsedPrompt
 from textdiff.whole_numbers import whole_number
 
 COUNTS = ("replicates", "samples", "orders", "timesteps", "batch_tokens")
@@ -192,7 +192,7 @@ class TextDiffusion:
         hooks: Sequence[Hook] = (),
         constraint: Constraint | None = None,
         streamer: Any = None,
-        watchers: Sequence[Watcher] = (),
+        callbacks: Sequence[Callback] = (),
         seed: int = 0,
         **options: Any,
     ) -> Generation:
@@ -213,7 +213,7 @@ class TextDiffusion:
             constraint: a law of the text of your own (`sampling.Constraint`), instead of `regex`
                 and `ban`.
             streamer: a transformers streamer (`TextDiffusionStreamer`); takes a single row.
-            watchers: who looks on; no text depends on it.
+            callbacks: who looks on; no text depends on it.
             seed: seed of the job.
             **options: fields of `SampleDefaults` to change, `steps` for `max_denoising_steps`.
 
@@ -221,7 +221,7 @@ class TextDiffusion:
             ConfigError: an option out of range, or a prompt that would not be seen.
             DataError: a prompt with characters the tokenizer does not know.
         """
-        order = self.order(
+        order = self.prepare(
             prompts,
             suffix=suffix,
             num_samples=num_samples,
@@ -232,10 +232,10 @@ class TextDiffusion:
             **options,
         )
         _report(order)
-        feeds = [] if streamer is None else [Feed(streamer)]
-        return self.fulfil(order, batch_size, cache, [*watchers, *feeds])
+        feeds = [] if streamer is None else [StreamerCallback(streamer)]
+        return self.run(order, batch_size, cache, [*callbacks, *feeds])
 
-    def order(
+    def prepare(
         self,
         prompts: str | Sequence[str] = "",
         *,
@@ -247,7 +247,7 @@ class TextDiffusion:
         seed: int = 0,
         first_row: int = 0,
         **options: Any,
-    ) -> Order:
+    ) -> Request:
         """What `generate` would be asked to do, checked as far as no network is needed.
 
         Args:
@@ -290,14 +290,14 @@ class TextDiffusion:
         end = end_id(self.tokenizer, self.family.process.vocabulary.clean)
         controls = make_controls(settings, hooks, constraint, end)
         lost = tuple(dict.fromkeys(sentence for form in forms for sentence in form.lost))
-        return Order(job, settings, controls, stops, lost)
+        return Request(job, settings, controls, stops, lost)
 
-    def fulfil(
+    def run(
         self,
-        order: Order,
+        order: Request,
         batch_size: int = 16,
         cache: Cache | None = None,
-        watchers: Sequence[Watcher] = (),
+        callbacks: Sequence[Callback] = (),
     ) -> Generation:
         """Generates what was ordered; see `generate`.
 
@@ -305,7 +305,7 @@ class TextDiffusion:
             order: rows and settings.
             batch_size: rows per network call.
             cache: whether to keep keys and values.
-            watchers: who looks on.
+            callbacks: who looks on.
 
         Raises:
             ConfigError: a batch without rows.
@@ -314,11 +314,15 @@ class TextDiffusion:
         if batch_size < 1:
             raise ConfigError(f"batch_size {batch_size}: give at least 1")
         slots = batch_size
-        parts = {part for watcher in watchers for part in watcher.parts}
+        parts = {part for callback in callbacks for part in callback.parts}
         done, written, row_calls = Generation(lost=order.lost), 0, 0
         for first in range(0, len(order.job.prompts), 16 * slots):
             part = replace(order, job=order.job.part(first, first + 16 * slots))
-            audience, calls, ran = Audience(part.job, watchers, partial(self._finished, part)), 0, 0
+            audience, calls, ran = (
+                CallbackHandler(part.job, callbacks, partial(self._finished, part)),
+                0,
+                0,
+            )
             for step in audience.follow(self._run(part, cache, slots, parts)):
                 calls, ran = step.calls, step.rows
             written += sum(row.new_tokens for row in audience.results)
@@ -342,7 +346,7 @@ class TextDiffusion:
         Takes the options of `generate`, in one batch, and `parts`: those optional parts of steps
         (`draft`, `confidence`, `entropy`) that are to be filled.
         """
-        order = self.order(prompts, suffix=suffix, num_samples=num_samples, seed=seed, **options)
+        order = self.prepare(prompts, suffix=suffix, num_samples=num_samples, seed=seed, **options)
         _report(order)
         yield from self._run(order, cache, len(order.job.prompts), parts)
 
@@ -521,14 +525,14 @@ class TextDiffusion:
 
     def _forms(
         self, prompts: str | Sequence[str], suffix: str | Sequence[str], num_samples: int
-    ) -> list[Form]:
+    ) -> list[ParsedPrompt]:
         clean = self.family.process.vocabulary.clean.cpu()
         return prompt_forms(self.tokenizer, prompts, suffix, num_samples, clean)
 
     @property
-    def _reach(self) -> Reach:
+    def _reach(self) -> ContextLimit:
         """What the network sees at once."""
-        return Reach(self._context, self.family.block_size is not None)
+        return ContextLimit(self._context, self.family.block_size is not None)
 
     def _ended(self, stops: Sequence[str]) -> Callable[[Sequence[int], int], bool]:
         """Whether new tokens, so many of them fresh, end a text."""
@@ -544,7 +548,7 @@ class TextDiffusion:
         return ended
 
     def _run(
-        self, order: Order, cache: Cache | None, slots: int, parts: Collection[str]
+        self, order: Request, cache: Cache | None, slots: int, parts: Collection[str]
     ) -> Generator[Step, None, Tensor]:
         settings = order.settings
         job = replace(order.job, ended=self._ended(order.stops))
@@ -601,7 +605,7 @@ class TextDiffusion:
             return window or None
         return max(size, (self._context - size) // size * size)
 
-    def _finished(self, order: Order, row: int, ids: list[int]) -> FinishedRow:
+    def _finished(self, order: Request, row: int, ids: list[int]) -> FinishedRow:
         """A row whose tokens are known."""
         seed, index = order.job.row_keys[row]
         tail, spans = int(order.job.tails[row]), order.job.holes(row)
@@ -644,7 +648,7 @@ def _in_blocks(sizes: Sequence[int | None]) -> str:
     return " and ".join([*whole, *(["in blocks of " + " and ".join(blocks)] if blocks else [])])
 
 
-def _report(order: Order) -> None:
+def _report(order: Request) -> None:
     """Log what the model does not see of the prompts."""
     for sentence in order.lost:
         _log.warning("%s", sentence)

@@ -37,7 +37,7 @@ def test_no_option_is_forgotten():
     asked |= {name for name, p in inspect.signature(generate).parameters.items()
               if p.default is not inspect.Parameter.empty}  # fmt: skip
     assert asked - set(option_types()) - set(OF_THE_JOB) == {"json_output"}
-    python = set(inspect.signature(TextDiffusion.order).parameters)
+    python = set(inspect.signature(TextDiffusion.prepare).parameters)
     python -= {"self", "prompts", "hooks", "constraint", "first_row", "options"}
     assert python <= set(option_types())
 

@@ -14,7 +14,7 @@ from tiny_models import CLEAN, MASK, tiny_family, tiny_model
 
 from textdiff.diffusion.process import Vocabulary
 from textdiff.errors import ConfigError
-from textdiff.sampling.context import Context, Scene
+from textdiff.sampling.context import Context, SegmentInfo
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens
 from textdiff.sampling.engine import generate
@@ -30,9 +30,9 @@ def law(controls: Controls, context: Context | None = None) -> torch.Tensor:
     return controls.log_probabilities(P.log(), context).exp()
 
 
-def context(canvas, positions, t=(1.0,), scene=None) -> Context:
+def context(canvas, positions, t=(1.0,), info=None) -> Context:
     at = torch.tensor(canvas), torch.tensor(positions), torch.tensor(t).double()
-    return Context(*at, VOCABULARY, scene)
+    return Context(*at, VOCABULARY, info)
 
 
 def test_min_p_keeps_what_is_likely_beside_the_likeliest():
@@ -59,7 +59,7 @@ def test_a_temperature_falls_with_time():
 
 def test_repetition_is_penalised_by_what_the_row_has_elsewhere():
     """Row 0 has token 1 before its canvas and 0 in it; row 1 has 3 twice, once behind its end."""
-    scene = Scene(
+    info = SegmentInfo(
         text=torch.tensor([[1, 1, 2, 2], [2, 2, 0, 0]]),
         starts=torch.tensor([2, 0]),
         lengths=torch.tensor([4, 2]),
@@ -67,7 +67,7 @@ def test_repetition_is_penalised_by_what_the_row_has_elsewhere():
         tails=torch.tensor([0, 0]),
     )
     canvas = [[9, 0, 2], [9, 9, 3]]
-    controls = Controls(repetition_penalty=1.5).within(scene)
+    controls = Controls(repetition_penalty=1.5).within(info)
     wide = torch.cat([P, torch.zeros(2, 6, dtype=torch.float64)], 1)
     at = context(canvas, [0, 3], t=(1.0, 1.0))
     found = controls.log_probabilities(wide.log(), at).exp()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_tokenizers import bpe, model_of, unigram, wordpiece
 
-from textdiff.batch.requests import LineDefaults, read_requests
+from textdiff.batch.requests import LineDefaults, read_rows
 from textdiff.commands.sampling import read_template
 from textdiff.errors import DataError
 from textdiff.pipeline import TextDiffusion
@@ -53,11 +53,11 @@ def test_lines_of_a_file(words):
     prompts = ["The cat", "☃", "the"]
     lines = "".join(json.dumps({"prompt": p, "max_new_tokens": 2}) + "\n" for p in prompts)
     job = LineDefaults(1, 0, None, {}, read_template)
-    cased, unknown, clean = read_requests(words, lines.encode(), "lines", job)
+    cased, unknown, clean = read_rows(words, lines.encode(), "lines", job)
     assert len(cased.order.lost) == 1
     assert "nothing is left" in unknown.error
     assert clean.order.lost == ()
-    assert words.fulfil(cased.order).texts[0].startswith("the cat")
+    assert words.run(cased.order).texts[0].startswith("the cat")
 
 
 @pytest.mark.parametrize("make", [lambda: bpe(prefix=True), unigram])

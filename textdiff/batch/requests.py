@@ -21,7 +21,7 @@ from textdiff.errors import DataError, TextDiffError
 from textdiff.pipeline import TextDiffusion
 from textdiff.sampling.callbacks import FinishedRow
 from textdiff.sampling.engine import Cache
-from textdiff.sampling.preparation import Order, SampleDefaults
+from textdiff.sampling.preparation import Request, SampleDefaults
 from textdiff.sampling.template import HOLE
 
 WRITTEN = (
@@ -39,7 +39,7 @@ CACHES: dict[Any, Cache | None] = {"auto": None, "on": True, "off": False}
 
 
 @dataclass(frozen=True)
-class Request:
+class OutputRow:
     """One row of the output.
 
     Attributes:
@@ -54,7 +54,7 @@ class Request:
     line: int
     sample: int
     record: Mapping[str, Any]
-    order: Order | None = None
+    order: Request | None = None
     error: str | None = None
     cache: Cache | None = None
 
@@ -89,7 +89,7 @@ class LineDefaults:
         num_samples: rows per line.
         seed: seed of lines without their own.
         cache: see `TextDiffusion.generate`.
-        options: of `TextDiffusion.order`.
+        options: of `TextDiffusion.prepare`.
         read_template: reads a file that holds a text with holes; takes prompt and suffix as well.
     """
 
@@ -112,9 +112,9 @@ class LineDefaults:
         return (sample - self.num_samples + 1 << 32) + line - 1
 
 
-def read_requests(
+def read_rows(
     model: TextDiffusion, content: bytes, name: str, job: LineDefaults
-) -> list[Request]:
+) -> list[OutputRow]:
     """Read the rows that a file asks for, in its order; blank lines are none.
 
     Args:
@@ -126,17 +126,17 @@ def read_requests(
     Raises:
         DataError: there is no line.
     """
-    requests: list[Request] = []
+    requests: list[OutputRow] = []
     for number, words in _lines(content):
         try:
             record = _record(words)
         except DataError as error:
-            requests.append(Request(number, 0, {}, error=str(error)))
+            requests.append(OutputRow(number, 0, {}, error=str(error)))
             continue
         try:
             requests += _rows(model, number, record, job)
         except TextDiffError as error:
-            requests.append(Request(number, 0, record, error=str(error)))
+            requests.append(OutputRow(number, 0, record, error=str(error)))
     if not requests:
         raise DataError(f"{name} has no line; write one JSON object a line, with a prompt")
     return requests
@@ -176,7 +176,7 @@ def _record(words: bytes) -> dict[str, Any]:
 
 def _rows(
     model: TextDiffusion, number: int, record: dict[str, Any], job: LineDefaults
-) -> list[Request]:
+) -> list[OutputRow]:
     """Return the rows of one line, each an order of its own.
 
     Raises:
@@ -195,11 +195,11 @@ def _rows(
     if not 1 <= samples <= MOST_SAMPLES:
         raise DataError(f"num_samples {samples}: give 1 to {MOST_SAMPLES}")
     return [
-        Request(
+        OutputRow(
             number,
             sample,
             record,
-            model.order(
+            model.prepare(
                 prompt,
                 first_row=job.first_row(number, sample, own is not None),
                 seed=job.seed if own is None else own,
@@ -250,13 +250,13 @@ def _checked(key: str, value: Any, kind: Any) -> Any:
         raise DataError(f"{key} {json.dumps(value)}: {reason}") from None
 
 
-def template_files(requests: Sequence[Request]) -> list[Path]:
+def template_files(requests: Sequence[OutputRow]) -> list[Path]:
     """List the files that lines name for their texts, which the output depends on."""
     names = {request.record.get("template") for request in requests if request.error is None}
     return [Path(n).expanduser() for n in sorted(filter(None, names)) if not HOLE.search(n)]
 
 
-def notes(requests: Sequence[Request]) -> list[str]:
+def notes(requests: Sequence[OutputRow]) -> list[str]:
     """Say which keys are passed through although they look like options."""
     known = list(option_types())
     keys = sorted({key for request in requests for key in request.record} - set(known))

@@ -9,17 +9,17 @@ and a resumed job gives what an uninterrupted one gives down to the last roundin
 from collections.abc import Callable, Sequence
 
 from textdiff.batch.output import Output
-from textdiff.batch.requests import Request
+from textdiff.batch.requests import OutputRow
 from textdiff.errors import TextDiffError
 from textdiff.pipeline import TextDiffusion
-from textdiff.sampling.callbacks import FinishedRow, Watcher
-from textdiff.sampling.preparation import Order
+from textdiff.sampling.callbacks import Callback, FinishedRow
+from textdiff.sampling.preparation import Request
 
 Window = list[int]
 """Rows of the output that are generated together."""
 
 
-def windows(requests: Sequence[Request], size: int) -> list[Window]:
+def windows(requests: Sequence[OutputRow], size: int) -> list[Window]:
     """Rows that can be generated, in windows of the same settings, similar lengths together.
 
     Args:
@@ -37,14 +37,14 @@ def windows(requests: Sequence[Request], size: int) -> list[Window]:
     return sorted(found, key=min)
 
 
-def _length(request: Request) -> int:
+def _length(request: OutputRow) -> int:
     assert request.order is not None
     return int(request.order.job.lengths[0])
 
 
 def fill(
     model: TextDiffusion,
-    requests: Sequence[Request],
+    requests: Sequence[OutputRow],
     output: Output,
     *,
     batch_size: int,
@@ -74,18 +74,18 @@ def fill(
         orders = [order for order in (requests[row].order for row in window) if order is not None]
         try:
             cache = requests[window[0]].cache  # all rows of a window have the same
-            model.fulfil(Order.joined(orders), batch_size, cache, [keeper])
+            model.run(Request.joined(orders), batch_size, cache, [keeper])
         except TextDiffError as error:  # of settings, which these rows share
             for row in window:
                 output.write(row, requests[row].failed(str(error)))
 
 
-class _Keeper(Watcher):
+class _Keeper(Callback):
     """Writes rows of a window as soon as they are done."""
 
     def __init__(
         self,
-        requests: Sequence[Request],
+        requests: Sequence[OutputRow],
         window: Window,
         output: Output,
         progress: Callable[[int, int], None],

@@ -27,7 +27,7 @@ from textdiff.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from textdiff.batch.output import Output
-    from textdiff.batch.requests import Request
+    from textdiff.batch.requests import OutputRow
     from textdiff.pipeline import TextDiffusion
 
 _SECONDS_BETWEEN_LOOKS = 0.5
@@ -135,7 +135,7 @@ def generate_batch(
         batch_size: rows per network call.
         held: loads the model on a device.
     """
-    from textdiff.batch.requests import LineDefaults, read_requests, template_files
+    from textdiff.batch.requests import LineDefaults, read_rows, template_files
     from textdiff.provenance import file_hash
     from textdiff.train.lock import RunLock
 
@@ -145,7 +145,7 @@ def generate_batch(
     wanted = dict(options)
     cache, seed = wanted.pop("cache"), wanted.pop("seed")
     job = LineDefaults(num_samples, seed, cache, wanted, read_template)
-    requests = read_requests(model, content, batch.name, job)
+    requests = read_rows(model, content, batch.name, job)
     output = batch.open(len(requests), processes.rank)
     with ExitStack() as stack:
         if processes.first:
@@ -193,7 +193,7 @@ def _job(
 
 def _fill(
     model: "TextDiffusion",
-    requests: "Sequence[Request]",
+    requests: "Sequence[OutputRow]",
     output: "Output",
     processes: Processes,
     *,
@@ -218,7 +218,7 @@ def _fill(
             progress(len(output.done), 0)
 
 
-def _how_to_go_on(batch: Batch, requests: "Sequence[Request]", output: "Output") -> str:
+def _how_to_go_on(batch: Batch, requests: "Sequence[OutputRow]", output: "Output") -> str:
     if batch.output == "-":
         return f"{output.written} of {len(requests)} rows were written; nothing is kept"
     again = shlex.join(["textdiff", *sys.argv[1:]])
@@ -227,7 +227,7 @@ def _how_to_go_on(batch: Batch, requests: "Sequence[Request]", output: "Output")
     return f"{count}; go on with{same}\n  {again}"
 
 
-def _say_before(name: str, requests: "Sequence[Request]", output: "Output") -> None:
+def _say_before(name: str, requests: "Sequence[OutputRow]", output: "Output") -> None:
     from textdiff.batch.requests import notes
 
     if output.done:
@@ -239,7 +239,7 @@ def _say_before(name: str, requests: "Sequence[Request]", output: "Output") -> N
     _say_errors(name, {line: f"note: {said}" for line, said in lost.items()})
 
 
-def _say_after(name: str, requests: "Sequence[Request]", output: "Output") -> int:
+def _say_after(name: str, requests: "Sequence[OutputRow]", output: "Output") -> int:
     """What became of the lines; 1 if some could not be used."""
     failed = list(output.failures())
     found = {row["line"]: row["error"] for row in failed}

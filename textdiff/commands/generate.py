@@ -100,10 +100,10 @@ def _generate(
     done, failure = None, None
     try:
         with ExitStack() as stack:
-            watchers = stack.enter_context(recorders(showing, held, model, task))
+            callbacks = stack.enter_context(recorders(showing, held, model, task))
             if animated:
-                watchers.append(stack.enter_context(live(console, held, task)))
-            done = held.generate(**task, watchers=[*watchers, texts])
+                callbacks.append(stack.enter_context(live(console, held, task)))
+            done = held.generate(**task, callbacks=[*callbacks, texts])
     except (KeyboardInterrupt, OSError) as error:  # what there is follows
         failure = error
     rows = [texts.done[index] for index in sorted(texts.done)]

@@ -11,7 +11,7 @@ from textdiff.commands.sampling import written
 from textdiff.commands.showing import Showing
 from textdiff.commands.streams import check_written, has_reader
 from textdiff.pipeline import TextDiffusion
-from textdiff.sampling.callbacks import FinishedRow, Watcher
+from textdiff.sampling.callbacks import Callback, FinishedRow
 from textdiff.sampling.job import Job
 from textdiff.sampling.segment import Step
 from textdiff.view.cells import Reader
@@ -24,7 +24,7 @@ from textdiff.view.unfailing import unfailing
 SEPARATOR = "\n\n---\n\n"
 
 
-class Texts(Watcher):
+class Texts(Callback):
     """Prints finished texts in their order, as soon as those before them are.
 
     Args:
@@ -85,7 +85,7 @@ class Texts(Watcher):
 @contextmanager
 def recorders(
     showing: Showing, model: TextDiffusion, name: str, task: Mapping[str, Any]
-) -> Iterator[list[Watcher]]:
+) -> Iterator[list[Callback]]:
     """Watchers that write the film and the trace; an interruption leaves what there was till then.
 
     Args:
@@ -94,7 +94,7 @@ def recorders(
         name: what the user calls it.
         task: arguments of `TextDiffusion.generate`.
     """
-    found: list[Watcher] = []
+    found: list[Callback] = []
     with ExitStack() as stack:
         if showing.film is not None:
             film = Film(showing.film, reader_of(model), _title(task), _facts(model, name, task))
@@ -126,7 +126,7 @@ def _facts(model: TextDiffusion, name: str, task: Mapping[str, Any]) -> dict[str
 
 
 @contextmanager
-def live(console: Console, model: TextDiffusion, task: Mapping[str, Any]) -> Iterator[Watcher]:
+def live(console: Console, model: TextDiffusion, task: Mapping[str, Any]) -> Iterator[Callback]:
     """Shows rows in a terminal while they are denoised; nothing is left of it in the end.
 
     Args:
@@ -160,5 +160,5 @@ def watch_rows(console: Console, model: TextDiffusion, num_samples: int, seed: i
     texts = Texts(model, held=True)
     task = {"num_samples": num_samples, "seed": seed}
     with live(console, model, task) as view:
-        model.generate("", watchers=[view, texts], num_samples=num_samples, seed=seed)
+        model.generate("", callbacks=[view, texts], num_samples=num_samples, seed=seed)
     texts.release()

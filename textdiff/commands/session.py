@@ -97,7 +97,7 @@ class Session:
         Raises:
             ConfigError: a setting is out of range or does not fit the model.
         """
-        self.model.order("", **self._options())
+        self.model.prepare("", **self._options())
 
     def generate(self, prompt: str) -> None:
         """Shows a text being denoised, or prints it; a text that is stopped is kept as it is."""
@@ -108,7 +108,7 @@ class Session:
         screen = live(self.console, self.model, task) if animated else nullcontext()
         try:
             with screen as view:
-                self.model.generate(**task, watchers=[view, texts] if view else [texts])
+                self.model.generate(**task, callbacks=[view, texts] if view else [texts])
         except KeyboardInterrupt:
             texts.interrupted()
             raise
@@ -217,8 +217,8 @@ class Session:
     def _record(self, showing: Showing) -> None:
         """Generates once more as the last time, which gives the same text."""
         task = self._last()
-        with recorders(showing, self.model, self.name, task) as watchers:
-            self.model.generate(**task, watchers=watchers)
+        with recorders(showing, self.model, self.name, task) as callbacks:
+            self.model.generate(**task, callbacks=callbacks)
         self._say(f"written to {showing.film or showing.trace}")
 
     def _save(self, words: list[str]) -> None:

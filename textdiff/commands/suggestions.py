@@ -45,7 +45,7 @@ def accepts(model: "TextDiffusion") -> Callable[[str], bool]:
 
     def usable(prompt: str) -> bool:
         try:
-            given = int(model.order(prompt).job.tails[0])
+            given = int(model.prepare(prompt).job.tails[0])
         except TextDiffError:  # such as characters that the tokenizer does not know
             return False
         return given <= context // 2

@@ -1,13 +1,13 @@
 """Who looks on while texts are generated: streamers, live views, films, traces, files of rows.
 
-A watcher says which optional parts of the steps it needs, and is told of every job, every step and
+A callback says which optional parts of the steps it needs, and is told of every job, every step and
 every row that is done:
 
-    class Counter(Watcher):
+    class Counter(Callback):
         def step(self, step):
             print(step.calls, len(step.changed))
 
-    model.generate("The iterator", watchers=[Counter()])
+    model.generate("The iterator", callbacks=[Counter()])
 
 Watching changes no token.
 """
@@ -45,7 +45,7 @@ class FinishedRow:
     new_tokens: int
 
 
-class Watcher:
+class Callback:
     """Does nothing, whatever it is told.
 
     Attributes:
@@ -69,22 +69,22 @@ class Watcher:
         """
 
 
-class Audience:
-    """The watchers of one job, told of rows as soon as these are done.
+class CallbackHandler:
+    """The callbacks of one job, told of rows as soon as these are done.
 
     Args:
         job: what is generated.
-        watchers: who looks on.
+        callbacks: who looks on.
         finish: makes the result of a row, its place in the job, from its token ids.
     """
 
     def __init__(
         self,
         job: Job,
-        watchers: Sequence[Watcher],
+        callbacks: Sequence[Callback],
         finish: Callable[[int, list[int]], FinishedRow],
     ):
-        self.job, self.watchers, self.finish = job, watchers, finish
+        self.job, self.callbacks, self.finish = job, callbacks, finish
         self.done: dict[int, FinishedRow] = {}
 
     @property
@@ -93,9 +93,9 @@ class Audience:
         return [self.done[row] for row in range(len(self.job.prompts))]
 
     def follow(self, walk: Generator[Step, None, Tensor]) -> Iterator[Step]:
-        """Yields the steps of the walk, each after the watchers have seen it."""
-        for watcher in self.watchers:
-            watcher.begin(self.job)
+        """Yields the steps of the walk, each after the callbacks have seen it."""
+        for callback in self.callbacks:
+            callback.begin(self.job)
         while True:
             try:
                 step = next(walk)
@@ -105,8 +105,8 @@ class Audience:
             assert step.done is not None
             assert step.final is not None
             self._tell(step.done.nonzero().flatten().tolist(), step.canvas, step.final)
-            for watcher in self.watchers:
-                watcher.step(step)
+            for callback in self.callbacks:
+                callback.step(step)
             yield step
 
     def _tell(self, rows: Iterable[int], canvas: Tensor, lengths: Tensor) -> None:
@@ -114,5 +114,5 @@ class Audience:
             if row in self.done:
                 continue
             self.done[row] = self.finish(row, canvas[row, : int(lengths[row])].tolist())
-            for watcher in self.watchers:
-                watcher.finished(row, self.done[row])
+            for callback in self.callbacks:
+                callback.finished(row, self.done[row])

@@ -14,7 +14,7 @@ from torch import Tensor
 from textdiff.diffusion.objectives import Prediction
 from textdiff.errors import ConfigError
 from textdiff.sampling.constraints.constraint import Constraint
-from textdiff.sampling.context import Context, Scene
+from textdiff.sampling.context import Context, SegmentInfo
 from textdiff.sampling.contrast import Contrast
 
 Hook = Callable[[Context, Tensor], Tensor]
@@ -42,7 +42,7 @@ class Controls:
         min_new_tokens: tokens of an open end before an end token may be.
         hooks: the user's own; see `Hook`.
         constraint: what generated text has to look like; None: as it likes.
-        scene: what surrounds the canvas; the block loop knows.
+        info: what surrounds the canvas; the block loop knows.
 
     Raises:
         ConfigError: a value out of range.
@@ -58,7 +58,7 @@ class Controls:
     min_new_tokens: int = 0
     hooks: tuple[Hook, ...] = ()
     constraint: Constraint | None = None
-    scene: Scene | None = field(default=None, compare=False, repr=False)
+    info: SegmentInfo | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for temperature in self._temperatures:
@@ -96,13 +96,13 @@ class Controls:
         """The same controls, but the most likely token is taken."""
         return replace(self, temperature=0.0)
 
-    def within(self, scene: Scene) -> "Controls":
+    def within(self, info: SegmentInfo) -> "Controls":
         """The same controls on a canvas of which more is known."""
-        return replace(self, scene=scene)
+        return replace(self, info=info)
 
     def placed(self, context: Context) -> Context:
         """The context with what surrounds the canvas."""
-        return replace(context, scene=self.scene)
+        return replace(context, info=self.info)
 
     def shaped(self, log_x0: Tensor, context: Context | None = None) -> Tensor:
         """[N, V] log-weights before temperature and truncation.
@@ -183,8 +183,8 @@ class Controls:
     def allowed(self, context: Context) -> Tensor | None:
         """[N, V] bool, tokens that are not banned; None: all that are clean."""
         early = None
-        if self.end_token is not None and context.scene is not None:
-            early = context.place < (context.scene.tails + self.min_new_tokens)[context.row]
+        if self.end_token is not None and context.info is not None:
+            early = context.place < (context.info.tails + self.min_new_tokens)[context.row]
             early = early.to(context.canvas.device) if bool(early.any()) else None  # on the host
         if not self.banned and early is None:
             return None

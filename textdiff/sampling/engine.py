@@ -19,7 +19,7 @@ from textdiff.diffusion.randomness import Stream, signed, uniforms
 from textdiff.errors import ConfigError
 from textdiff.models import TextDiffusionModel
 from textdiff.sampling.approximate import ApproximateDenoiser
-from textdiff.sampling.context import Scene
+from textdiff.sampling.context import SegmentInfo
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.denoiser import CachedDenoiser, Denoiser, Predictor
 from textdiff.sampling.guidance import Guided, check_guidance
@@ -126,7 +126,7 @@ def generate(
             frozen=~here,
             steps=steps,
             uniforms=_uniforms(seeds[active], numbers[active], ordinals, columns),
-            controls=controls.within(_scene(job, active, known, starts)),
+            controls=controls.within(_info(job, active, known, starts)),
         )
         for step in _walk(chosen, segment, parts):
             text = _put(text, place[here], step.canvas, here)
@@ -283,9 +283,9 @@ def _keys(job: Job) -> tuple[Tensor, Tensor]:
     return torch.tensor([signed(seed) for seed in seeds])[:, None], torch.tensor(numbers)[:, None]
 
 
-def _scene(job: Job, active: Tensor, text: Tensor, starts: Tensor) -> Scene:
+def _info(job: Job, active: Tensor, text: Tensor, starts: Tensor) -> SegmentInfo:
     """What controls are told of a segment."""
-    return Scene(
+    return SegmentInfo(
         text=text,
         starts=starts,
         lengths=job.lengths[active],

@@ -11,12 +11,12 @@ from transformers import PreTrainedTokenizerFast
 
 from textdiff.data.texts import checked_texts, one_or_more
 from textdiff.errors import ConfigError
-from textdiff.sampling.callbacks import FinishedRow, Watcher
+from textdiff.sampling.callbacks import Callback, FinishedRow
 from textdiff.sampling.constraints import Constraint
 from textdiff.sampling.controls import Controls, Hook
 from textdiff.sampling.job import Job
 from textdiff.sampling.segment import Step
-from textdiff.sampling.template import MOST_TOKENS, Form, forms_of
+from textdiff.sampling.template import MOST_TOKENS, ParsedPrompt, parse_prompts
 from textdiff.whole_numbers import whole_number
 
 MOST_STEPS = 1_000_000
@@ -147,7 +147,7 @@ class Generation:
 
 
 @dataclass(frozen=True)
-class Order:
+class Request:
     """Rows to generate, and how.
 
     Attributes:
@@ -165,7 +165,7 @@ class Order:
     lost: tuple[str, ...] = ()
 
     @classmethod
-    def joined(cls, orders: "Sequence[Order]") -> "Order":
+    def joined(cls, orders: "Sequence[Request]") -> "Request":
         """The rows of several orders that are alike but for their jobs, as one."""
         return replace(orders[0], job=Job.joined([order.job for order in orders]))
 
@@ -223,7 +223,7 @@ def prompt_forms(
     suffix: str | Sequence[str],
     num_samples: int,
     clean: Tensor,
-) -> list[Form]:
+) -> list[ParsedPrompt]:
     """What is given of every row of a generation.
 
     Args:
@@ -246,12 +246,12 @@ def prompt_forms(
         raise ConfigError(
             f"{len(suffixes)} suffixes for {len(texts)} prompts: give one for all, or one for each"
         )
-    forms = forms_of(tokenizer, texts, suffixes, clean)
+    forms = parse_prompts(tokenizer, texts, suffixes, clean)
     return [form for form in forms for _ in range(num_samples)]
 
 
 @dataclass(frozen=True)
-class Reach:
+class ContextLimit:
     """What a network sees at once.
 
     Attributes:
@@ -264,9 +264,9 @@ class Reach:
 
 
 def make_job(
-    forms: Sequence[Form],
+    forms: Sequence[ParsedPrompt],
     settings: SampleDefaults,
-    model: Reach,
+    model: ContextLimit,
     first: int,
     seed: int,
     explicit: bool,
@@ -305,7 +305,9 @@ def make_job(
     return Job(prompts, new_tokens, first, seed)
 
 
-def _new_tokens(form: Form, settings: SampleDefaults, model: Reach, explicit: bool) -> int:
+def _new_tokens(
+    form: ParsedPrompt, settings: SampleDefaults, model: ContextLimit, explicit: bool
+) -> int:
     """Tokens to generate after a prompt, and before its suffix if it has one.
 
     Raises:
@@ -334,7 +336,7 @@ def _new_tokens(form: Form, settings: SampleDefaults, model: Reach, explicit: bo
     return new
 
 
-def _check_template(form: Form, model: Reach) -> None:
+def _check_template(form: ParsedPrompt, model: ContextLimit) -> None:
     """Stops where a full-sequence model would not see all of a template.
 
     Raises:
@@ -352,7 +354,7 @@ def _check_template(form: Form, model: Reach) -> None:
     )
 
 
-class Feed(Watcher):
+class StreamerCallback(Callback):
     """Hands one row to a transformers streamer: prompt, drafts, and what has become final.
 
     Args:

@@ -7,7 +7,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from textdiff.sampling.callbacks import FinishedRow, Watcher
+from textdiff.sampling.callbacks import Callback, FinishedRow
 from textdiff.sampling.job import Job
 from textdiff.sampling.segment import Step
 from textdiff.view.bars import ECHO
@@ -47,7 +47,7 @@ class Shown:
     done: bool = False
 
 
-class LiveRows(Watcher):
+class LiveRows(Callback):
     """Shows the rows of a job, each as far as it is, and what the calls bring.
 
     Committed tokens are plain, those of this step highlighted, drafts dimmed, tokens that were

@@ -12,14 +12,14 @@ import json
 import math
 from typing import TextIO
 
-from textdiff.sampling.callbacks import FinishedRow, Watcher
+from textdiff.sampling.callbacks import Callback, FinishedRow
 from textdiff.sampling.job import Job
 from textdiff.sampling.segment import Step
 from textdiff.view.pieces import Pieces
 from textdiff.view.rows import RowStep, RowSteps
 
 
-class Trace(Watcher):
+class Trace(Callback):
     """Writes each row when it and those before it are done.
 
     Args:
