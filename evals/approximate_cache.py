@@ -25,11 +25,11 @@ from torch import Tensor
 from textdiff.data import encode_documents, read_texts
 from textdiff.pipeline import TextDiffusion
 from textdiff.provenance import model_record, training_record
-from textdiff.sampling.approximate import ApproximateDenoiser
+from textdiff.sampling.cached import ApproximatePredictor
 from textdiff.sampling.controls import Controls
-from textdiff.sampling.denoiser import Denoiser, Predictor
 from textdiff.sampling.engine import Cache, generate
 from textdiff.sampling.job import Job
+from textdiff.sampling.predictor import PlainPredictor, Predictor
 from textdiff.sampling.segment import Step
 
 RULE = "first_hitting"
@@ -78,8 +78,8 @@ def variation(held: TextDiffusion, prompts: list[list[int]], seed: int) -> dict[
     start[:, given:] = mask
     widths = torch.full((len(prompts),), context)
     frozen = (start != mask).cpu()
-    plain = Denoiser(held.model, held.family, widths)
-    kept = ApproximateDenoiser(held.model, held.family, len(prompts), context)
+    plain = PlainPredictor(held.model, held.family, widths)
+    kept = ApproximatePredictor(held.model, held.family, len(prompts), context)
     kept.enter(start, 0 * widths, widths, frozen)
     positions = masked.flatten().nonzero().squeeze(1).cpu()
     t = torch.full((len(prompts),), 0.5, dtype=torch.float64)

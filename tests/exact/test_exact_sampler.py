@@ -22,9 +22,9 @@ from torch import Tensor
 
 from textdiff.diffusion.randomness import Stream
 from textdiff.sampling.controls import Controls
-from textdiff.sampling.denoiser import Denoiser
 from textdiff.sampling.engine import generate
 from textdiff.sampling.job import Job
+from textdiff.sampling.predictor import PlainPredictor
 from textdiff.sampling.rules import ancestral
 from textdiff.sampling.rules.ancestral import reveal_steps
 from textdiff.sampling.segment import Segment
@@ -121,7 +121,7 @@ def test_rule_has_exactly_the_enumerated_law(steps):
         Stream.POSITION: when.repeat_interleave(len(tokens), 0),
         Stream.TOKEN: tokens.repeat(len(when), 1),
     }
-    denoise = Denoiser(TableDenoiser(table), chosen, torch.full((rows,), LENGTH))
+    denoise = PlainPredictor(TableDenoiser(table), chosen, torch.full((rows,), LENGTH))
     walk = ancestral(
         Segment(
             denoise,

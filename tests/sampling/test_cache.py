@@ -11,8 +11,8 @@ from textdiff.diffusion.objectives import build_objective
 from textdiff.diffusion.objectives.mdlm import MDLM
 from textdiff.errors import ConfigError
 from textdiff.models import CAUSAL, Layout
+from textdiff.sampling.cached import CachedPredictor
 from textdiff.sampling.controls import Controls
-from textdiff.sampling.denoiser import CachedDenoiser
 from textdiff.sampling.engine import generate
 from textdiff.sampling.job import Job
 
@@ -98,17 +98,17 @@ def test_a_block_takes_no_call_of_its_own_to_be_stored(model):
 
 def test_equal_prompts_are_stored_once(model, monkeypatch):
     family = tiny_family(4)
-    run, rows = CachedDenoiser._logits, []
+    run, rows = CachedPredictor._logits, []
 
     def counting(self, tokens, *rest, **options):
         rows.append(len(tokens))
         return run(self, tokens, *rest, **options)
 
-    monkeypatch.setattr(CachedDenoiser, "_logits", counting)
+    monkeypatch.setattr(CachedPredictor, "_logits", counting)
     job = Job([[CLEAN[1]] * 8] * 5 + [[CLEAN[2]] * 8], [4] * 6, seed=1)
     found = rows_of(model, family, job, cache=True)
     assert rows[0] == 2
-    monkeypatch.setattr(CachedDenoiser, "_logits", run)
+    monkeypatch.setattr(CachedPredictor, "_logits", run)
     assert found == rows_of(model, family, job)
 
 
@@ -185,9 +185,9 @@ class TestWindow:
         assert rows_of(model, family, Job([far], [4], seed=5))[0][12:] != near
 
     def test_the_ring_is_no_larger_than_it_must_be(self, model):
-        held = CachedDenoiser(model, tiny_family(4), 2, 400, 8)
+        held = CachedPredictor(model, tiny_family(4), 2, 400, 8)
         assert held.cache.capacity == 16
-        assert CachedDenoiser(model, tiny_family(4), 2, 12, 8).cache.capacity == 12
+        assert CachedPredictor(model, tiny_family(4), 2, 12, 8).cache.capacity == 12
 
     def test_a_network_of_one_layer_sees_the_window_exactly(self):
         """What one layer stores has seen nothing, so dropping what it saw changes nothing."""

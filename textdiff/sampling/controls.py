@@ -15,7 +15,7 @@ from textdiff.diffusion.objectives import Prediction
 from textdiff.errors import ConfigError
 from textdiff.sampling.constraints.constraint import Constraint
 from textdiff.sampling.context import Context, SegmentInfo
-from textdiff.sampling.contrast import Contrast
+from textdiff.sampling.guidance import GuidedPrediction
 
 Hook = Callable[[Context, Tensor], Tensor]
 """hook(context, log_x0 [N, V]) -> [N, V] log-weights; they need not be normalised, -inf forbids."""
@@ -176,7 +176,7 @@ class Controls:
             prediction.log_score if self.neutral else None,
             prediction.mixture,
         )
-        if isinstance(prediction, Contrast):
+        if isinstance(prediction, GuidedPrediction):
             return prediction.reweighed(taken, self.neutral)
         return taken
 

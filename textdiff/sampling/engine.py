@@ -18,12 +18,12 @@ from textdiff.diffusion.family import Family
 from textdiff.diffusion.randomness import Stream, signed, uniforms
 from textdiff.errors import ConfigError
 from textdiff.models import TextDiffusionModel
-from textdiff.sampling.approximate import ApproximateDenoiser
+from textdiff.sampling.cached import ApproximatePredictor, CachedPredictor
 from textdiff.sampling.context import SegmentInfo
 from textdiff.sampling.controls import Controls
-from textdiff.sampling.denoiser import CachedDenoiser, Denoiser, Predictor
-from textdiff.sampling.guidance import Guided, check_guidance
+from textdiff.sampling.guidance import GuidedPredictor, check_guidance
 from textdiff.sampling.job import Job, Segments
+from textdiff.sampling.predictor import PlainPredictor, Predictor
 from textdiff.sampling.rules import Rule, build_rule
 from textdiff.sampling.segment import Segment, Step, Uniforms
 from textdiff.sampling.watch import Watch
@@ -94,8 +94,8 @@ def generate(
     check_guidance(guidance, family)
     denoise = _predictor(model, family, rows.slots, room, cache, window)
     if guidance:
-        ignorant = _predictor(model, family, rows.slots, room, cache, window)
-        denoise = Guided(denoise, ignorant, job.given, guidance)
+        unconditional = _predictor(model, family, rows.slots, room, cache, window)
+        denoise = GuidedPredictor(denoise, unconditional, job.given, guidance)
     text = _prior(model, family, job, room)
     seeds, numbers = _keys(job)
     # What lies behind the end of a row is noise that stays where noise is a mask; tokens are drawn
@@ -247,10 +247,10 @@ def _predictor(
             )
         )
     if not cache:
-        return Denoiser(model, family, window=window)
+        return PlainPredictor(model, family, window=window)
     if size is None:
         if cache == "approximate":
-            return ApproximateDenoiser(model, family, slots, room)
+            return ApproximatePredictor(model, family, slots, room)
         raise ConfigError(
             "a cache of a full-sequence model would be an approximation: every token sees all "
             "others, so what a finished one computes changes with each new token; generate without "
@@ -262,7 +262,7 @@ def _predictor(
             "the cache of a model in blocks is exact, as finished tokens see nothing later: use "
             "--cache on (cache=True in Python); an approximate one is for full-sequence models"
         )
-    return CachedDenoiser(model, family, slots, room, window)
+    return CachedPredictor(model, family, slots, room, window)
 
 
 def _prior(model: TextDiffusionModel, family: Family, job: Job, room: int) -> Tensor:
