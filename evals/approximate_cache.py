@@ -26,29 +26,28 @@ from textdiff.data import encode_documents, read_texts
 from textdiff.pipeline import TextDiffusion
 from textdiff.provenance import model_record, training_record
 from textdiff.sampling.cached import ApproximatePredictor
-from textdiff.sampling.controls import Controls
-from textdiff.sampling.engine import Cache, generate
+from textdiff.sampling.engine import Engine
 from textdiff.sampling.job import Job
 from textdiff.sampling.predictor import PlainPredictor, Predictor
+from textdiff.sampling.request import Request
 from textdiff.sampling.segment import Step
+from textdiff.sampling.settings import SamplingConfig
 
 RULE = "first_hitting"
 
 
-def walk(held: TextDiffusion, prompts: list[list[int]], seed: int, cache: Cache) -> list[Step]:
+def walk(held: TextDiffusion, prompts: list[list[int]], seed: int, cache: str) -> list[Step]:
     """The steps that fill rows up to the context."""
     new = [held.model.config.max_position_embeddings - len(prompt) for prompt in prompts]
     job = Job(prompts, new, seed=seed)
-    controls = Controls()
-    return list(
-        generate(held.model, held.family, job, rule=RULE, steps=1, controls=controls, cache=cache)
-    )
+    config = SamplingConfig(rule=RULE, steps=1, cache=cache)
+    return list(Engine(held.model, held.family, Request(job, config)).run())
 
 
 def rates(held: TextDiffusion, prompt: list[int], repeats: int, seed: int) -> dict[str, object]:
     """Tokens per CPU-second without and with the cache, turn by turn."""
     new = held.model.config.max_position_embeddings - len(prompt)
-    seconds: dict[Cache, list[float]] = {False: [], "approximate": []}
+    seconds: dict[str, list[float]] = {"off": [], "approximate": []}
     for repeat in range(-1, repeats):  # the first is not counted
         for cache, spent in seconds.items():
             start = time.process_time()

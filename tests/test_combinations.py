@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from engines import generate
 
 from textdiff.config import CharTokenizer, Config, DiffusionConfig
 from textdiff.config.reading import validate
@@ -21,7 +22,6 @@ from textdiff.likelihood import cut_windows, estimate
 from textdiff.loss import training_loss
 from textdiff.models import TextDiffusionModel
 from textdiff.sampling.controls import Controls
-from textdiff.sampling.engine import generate
 from textdiff.sampling.job import Job
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.setup import build_model

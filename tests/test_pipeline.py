@@ -14,7 +14,8 @@ from textdiff.loading import family_of
 from textdiff.pipeline import TextDiffusion
 from textdiff.sampling.callbacks import Callback
 from textdiff.sampling.constraints import build_pattern
-from textdiff.sampling.preparation import Request, SampleDefaults
+from textdiff.sampling.request import Request
+from textdiff.sampling.settings import SamplingConfig
 from textdiff.train.export import sample_defaults
 from textdiff.train.setup import model_config
 
@@ -312,7 +313,7 @@ def test_a_pattern_is_made_once(held, monkeypatch):
         made.append(arguments[0])
         return build_pattern(*arguments)
 
-    monkeypatch.setattr("textdiff.pipeline.build_pattern", counted)
+    monkeypatch.setattr("textdiff.sampling.preparation.build_pattern", counted)
     fresh = replace(held)
     texts = [
         fresh.generate("ab", regex=regex, ban="bb", max_new_tokens=n, seed=n).completions[0]
@@ -330,7 +331,7 @@ def test_strings_that_no_text_can_hold_are_refused(held, option):
 
 
 def test_defaults_may_name_one_banned_string_or_none():
-    found = SampleDefaults.read({"ban": "zq", "force": None})
+    found = SamplingConfig.from_export({"ban": "zq", "force": None})
     assert (found.ban, found.force) == (("zq",), ())
 
 

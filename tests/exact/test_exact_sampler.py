@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from engines import generate
 from exact_stats import chi_square_p
 from exact_tables import (
     CLEAN,
@@ -22,7 +23,6 @@ from torch import Tensor
 
 from textdiff.diffusion.randomness import Stream
 from textdiff.sampling.controls import Controls
-from textdiff.sampling.engine import generate
 from textdiff.sampling.job import Job
 from textdiff.sampling.predictor import PlainPredictor
 from textdiff.sampling.rules import ancestral

@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from engines import generate
 from tiny_models import CLEAN, MASK, tiny_family, tiny_model
 
 from textdiff.diffusion.objectives import build_objective
 from textdiff.errors import CheckpointError, TextDiffError
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import _column, _with_weight, inverse_cdf
-from textdiff.sampling.engine import generate
 from textdiff.sampling.job import Job
 from textdiff.sampling.predictor import PlainPredictor
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import mpmath
 import pytest
 import torch
+from engines import generate
 from test_rules import FAMILIES, FITS, KNOBS, family_of
 from tiny_models import CLEAN, EXCLUDED, MASK, ROWS, tiny_model
 
@@ -15,7 +16,6 @@ from textdiff.sampling.constraints import build_pattern
 from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens, inverse_cdf
-from textdiff.sampling.engine import generate
 from textdiff.sampling.guidance import mix
 from textdiff.sampling.job import Job
 from textdiff.sampling.rules import euler

@@ -4,11 +4,11 @@ from itertools import count
 
 import pytest
 import torch
+from engines import generate
 from tiny_models import CLEAN, EXCLUDED, MASK, tiny_family, tiny_model
 
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.sampling.controls import Controls
-from textdiff.sampling.engine import generate
 from textdiff.sampling.job import Job
 from textdiff.sampling.predictor import PlainPredictor
 from textdiff.sampling.rules import ancestral

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from engines import generate
 from test_rules import FITS, family_of
 from tiny_models import CLEAN, MASK, tiny_family, tiny_model
 
@@ -11,7 +12,6 @@ from textdiff.diffusion.objectives import Prediction
 from textdiff.errors import ConfigError
 from textdiff.sampling.cached import CachedPredictor
 from textdiff.sampling.controls import Controls
-from textdiff.sampling.engine import generate
 from textdiff.sampling.guidance import GuidedPrediction, GuidedPredictor, mix
 from textdiff.sampling.job import Job
 from textdiff.sampling.predictor import PlainPredictor

@@ -5,6 +5,7 @@ from itertools import permutations, product
 
 import pytest
 import torch
+from engines import generate
 from exact_stats import chi_square_p
 from exact_tables import CLEAN as KINDS
 from exact_tables import MASK as TABLE_MASK
@@ -22,7 +23,6 @@ from textdiff.sampling.constraints.bytewise import automaton
 from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens
-from textdiff.sampling.engine import generate
 from textdiff.sampling.job import Job
 from textdiff.sampling.rules import RULES
 

@@ -343,7 +343,8 @@ def test_unknown_parts_of_a_step_are_refused():
 
 
 def test_configs_can_name_every_rule():
-    assert set(SampleConfig.model_fields["rule"].annotation.__args__) == set(RULES)
+    for name in RULES:
+        assert SampleConfig(rule=name).rule == name
 
 
 @pytest.mark.parametrize("case", FITS)

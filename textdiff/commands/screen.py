@@ -117,7 +117,7 @@ def _title(task: Mapping[str, Any]) -> str:
 def _facts(model: TextDiffusion, name: str, task: Mapping[str, Any]) -> dict[str, str]:
     """What the film says about its making: the model, and what was asked of it."""
     asked = {key: value for key, value in task.items() if value not in (None, (), [], "")}
-    settings = {"rule": model.defaults.rule, "steps": model.defaults.max_denoising_steps, **asked}
+    settings = {"rule": model.defaults.rule, "steps": model.defaults.steps, **asked}
     hidden = ["prompts", "batch_size"]
     if task.get("cache") != "approximate":  # an exact one has no part in the text
         hidden.append("cache")
@@ -134,7 +134,7 @@ def live(console: Console, model: TextDiffusion, task: Mapping[str, Any]) -> Ite
         model: the model that generates.
         task: arguments of `TextDiffusion.generate`.
     """
-    steps = task.get("steps") or model.defaults.max_denoising_steps
+    steps = task.get("steps") or model.defaults.steps
     tokens = task.get("max_new_tokens") or model.defaults.max_new_tokens
     blocks = -(-tokens // (model.family.block_size or tokens))
     calls = min(tokens, steps * blocks)

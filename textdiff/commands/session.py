@@ -97,7 +97,7 @@ class Session:
         Raises:
             ConfigError: a setting is out of range or does not fit the model.
         """
-        self.model.prepare("", **self._options())
+        self.model.prepare("", **self.sampling.options())
 
     def generate(self, prompt: str) -> None:
         """Shows a text being denoised, or prints it; a text that is stopped is kept as it is."""
@@ -139,9 +139,6 @@ class Session:
             raise ConfigError(f"unknown command /{name}; {closest(name, self.commands)}")
         self.commands[name].does(rest)
 
-    def _options(self) -> dict[str, Any]:
-        return {key: value for key, value in self.sampling.options().items() if key != "cache"}
-
     def _task(self, prompt: str) -> dict[str, Any]:
         """Arguments of `TextDiffusion.generate`."""
         return {"prompts": prompt, "num_samples": self.num_samples, **self.sampling.options()}
@@ -176,9 +173,8 @@ class Session:
     def _show(self, words: list[str]) -> None:
         for field in fields(Sampling):
             value = getattr(self.sampling, field.name)
-            own = {"steps": "max_denoising_steps"}.get(field.name, field.name)
             if value in (None, (), ""):
-                value = getattr(self.model.defaults, own, None)
+                value = getattr(self.model.defaults, field.name, None)
                 value = "-" if value in (None, {}, ()) else f"{written(value)} (the model's)"
             self._say(f"{field.name.replace('_', '-'):>20}  {written(value)}")
         self._say(f"{'samples':>20}  {self.num_samples}")

@@ -1,13 +1,14 @@
 """The schema of a run: one YAML file, nine sections, every key checked.
 
 Models are frozen; unknown keys are refused; ranges are checked here and nowhere below.
-`reading` reads and writes them. This module imports neither torch nor anything of textdiff.
+`reading` reads and writes them. This module does not import torch.
 """
 
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from textdiff.sampling.settings import SamplingConfig
 from textdiff.section import Number, PathText, Section, Whole
 
 # --- run, data, tokenizer ------------------------------------------------------------------------
@@ -502,25 +503,9 @@ class EvaluateConfig(Section):
     dtype: Literal["float32", "bfloat16"] = Field("float32", description="dtype of the network")
 
 
-class SampleConfig(Section):
+class SampleConfig(SamplingConfig):
     """Text drawn during training, and the defaults that the export carries."""
 
-    rule: Literal[
-        "ancestral",
-        "first_hitting",
-        "euler",
-        "tweedie",
-        "confidence",
-        "threshold",
-        "entropy_bound",
-        "remask",
-        "predictor_corrector",
-    ] = Field("ancestral", description="decoding rule")
-    steps: Whole = Field(64, ge=1, description="denoising steps per block")
-    max_new_tokens: Whole = Field(128, ge=1, description="tokens to generate")
-    temperature: Number = Field(1.0, ge=0.0, description="0 takes the most likely token")
-    top_k: Whole | None = Field(None, ge=1, description="draw among the k most likely tokens")
-    top_p: Number = Field(1.0, gt=0.0, le=1.0, description="draw among this much probability")
     num_samples: Whole = Field(2, ge=0, description="samples per evaluation; 0: none")
 
 

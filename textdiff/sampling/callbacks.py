@@ -12,11 +12,15 @@ every row that is done:
 Watching changes no token.
 """
 
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from textdiff.errors import ConfigError
+from textdiff.sampling.engine import Engine
 from textdiff.sampling.job import Job
 from textdiff.sampling.segment import Step
 
@@ -70,11 +74,11 @@ class Callback:
 
 
 class CallbackHandler:
-    """The callbacks of one job, told of rows as soon as these are done.
+    """The callbacks of one request, which hear of rows as soon as these are done.
 
     Args:
-        job: what is generated.
-        callbacks: who looks on.
+        job: the rows.
+        callbacks: the callbacks.
         finish: makes the result of a row, its place in the job, from its token ids.
     """
 
@@ -87,32 +91,70 @@ class CallbackHandler:
         self.job, self.callbacks, self.finish = job, callbacks, finish
         self.done: dict[int, FinishedRow] = {}
 
-    @property
-    def results(self) -> list[FinishedRow]:
-        """The rows of a walk that was followed to its end, in the job's order."""
-        return [self.done[row] for row in range(len(self.job.prompts))]
-
-    def follow(self, walk: Generator[Step, None, Tensor]) -> Iterator[Step]:
-        """Yields the steps of the walk, each after the callbacks have seen it."""
+    def follow(self, engine: Engine) -> list[FinishedRow]:
+        """Run an engine; return the rows in the job's order."""
         for callback in self.callbacks:
             callback.begin(self.job)
-        while True:
-            try:
-                step = next(walk)
-            except StopIteration as end:
-                self._tell(range(len(self.job.prompts)), step.canvas, end.value)
-                return
+        for step in engine.run():
             assert step.done is not None
             assert step.final is not None
-            self._tell(step.done.nonzero().flatten().tolist(), step.canvas, step.final)
+            self._finish(step.done.nonzero().flatten().tolist(), step.canvas, step.final)
             for callback in self.callbacks:
                 callback.step(step)
-            yield step
+        rows = range(len(self.job.prompts))
+        self._finish(rows, step.canvas, engine.final)
+        return [self.done[row] for row in rows]
 
-    def _tell(self, rows: Iterable[int], canvas: Tensor, lengths: Tensor) -> None:
+    def _finish(self, rows: Iterable[int], canvas: Tensor, lengths: Tensor) -> None:
         for row in rows:
             if row in self.done:
                 continue
             self.done[row] = self.finish(row, canvas[row, : int(lengths[row])].tolist())
             for callback in self.callbacks:
                 callback.finished(row, self.done[row])
+
+
+class StreamerCallback(Callback):
+    """Hands one row to a transformers streamer: prompt, drafts, and what has become final.
+
+    Args:
+        streamer: with `put` and `end`, and `put_draft` if it shows drafts.
+    """
+
+    def __init__(self, streamer: Any):
+        self.streamer = streamer
+        self.shows_drafts = hasattr(streamer, "put_draft")
+        self.parts = ("draft",) if self.shows_drafts else ()
+
+    def begin(self, job: Job) -> None:
+        """Puts the prompt.
+
+        Raises:
+            ConfigError: several rows.
+        """
+        if len(job.prompts) != 1:
+            raise ConfigError(
+                f"a streamer takes one row, not {len(job.prompts)}; generate one at a time"
+            )
+        prompt = job.leading(0)
+        self.sent = len(prompt)
+        self.streamer.put(torch.tensor(prompt, dtype=torch.int64))
+
+    def step(self, step: Step) -> None:
+        """Puts what has become final, and a draft of the segment being written."""
+        assert step.final is not None
+        assert step.ends is not None
+        self._put_until(step.canvas[0].cpu(), int(step.final[0]))
+        if self.shows_drafts:
+            assert step.draft is not None
+            self.streamer.put_draft(step.draft[0, self.sent : int(step.ends[0])].cpu())
+
+    def finished(self, row: int, result: FinishedRow) -> None:
+        """Puts what is left of the row."""
+        self._put_until(torch.tensor(result.tokens, dtype=torch.int64), len(result.tokens))
+        self.streamer.end()
+
+    def _put_until(self, row: Tensor, final: int) -> None:
+        if final > self.sent:
+            self.streamer.put(row[self.sent : final])
+            self.sent = final

@@ -1,15 +1,14 @@
-"""The block loop: prompts become canvases, and a decoding rule fills them segment by segment.
+"""The engine: prompts become canvases, and a decoding rule fills them segment by segment.
 
 Rows are active in slots, together but each at a segment of its own; a row that is done leaves at
-the end of its segment and a waiting one takes its slot. What a row becomes does not depend on its
-company: its uniforms are keyed by its index in the job, and it sees nothing of the others.
+the end of its segment and a waiting one takes its slot. The result of a row does not depend on the
+rows beside it: its uniforms are keyed by its index in the job, and it sees none of the others.
+Letters: R rows of the job, A active ones, S columns of a canvas, W columns of the texts.
 """
 
-from collections import deque
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -20,292 +19,241 @@ from textdiff.errors import ConfigError
 from textdiff.models import TextDiffusionModel
 from textdiff.sampling.cached import ApproximatePredictor, CachedPredictor
 from textdiff.sampling.context import SegmentInfo
-from textdiff.sampling.controls import Controls
 from textdiff.sampling.guidance import GuidedPredictor, check_guidance
-from textdiff.sampling.job import Job, Segments
+from textdiff.sampling.job import ContextLimit, Segments
 from textdiff.sampling.predictor import PlainPredictor, Predictor
-from textdiff.sampling.rules import Rule, build_rule
+from textdiff.sampling.request import Request
+from textdiff.sampling.rows import Rows, on_device
+from textdiff.sampling.rules import build_rule
 from textdiff.sampling.segment import Segment, Step, Uniforms
 from textdiff.sampling.watch import Watch
 
-Cache = bool | Literal["approximate"]
-"""Whether keys and values are kept, which in blocks is exact; of a full canvas it never is."""
 
-
-@torch.no_grad()
-def generate(
-    model: TextDiffusionModel,
-    family: Family,
-    job: Job,
-    *,
-    rule: str,
-    steps: int,
-    controls: Controls,
-    knobs: Mapping[str, Any] | None = None,
-    slots: int | None = None,
-    cache: Cache = False,
-    window: int | None = None,
-    stride: int | None = None,
-    guidance: float = 0.0,
-    parts: Collection[str] = (),
-) -> Generator[Step, None, Tensor]:
-    """Generates rows, yielding the canvas of the whole job after every network call of a rule.
+class Engine:
+    """Generation of the rows of a request.
 
     Args:
         model: the network, in evaluation mode.
         family: process, schedule, objective and block size.
-        job: prompts, lengths and seed.
-        rule: name of a decoding rule.
-        steps: denoising steps per segment.
-        controls: how the law of tokens departs from the model's.
-        knobs: the rule's own settings.
+        request: rows, rule, controls.
         slots: rows that are active together; None: all.
-        cache: whether to keep keys and values of finished blocks, which changes nothing but speed;
-            "approximate": for full-sequence models, those of what is final when a segment begins.
-        window: for models in blocks, tokens before a block that it sees, a multiple of the block
-            size; None: all, beyond what the model was trained on too. With a cache a window is an
-            approximation: what is seen has itself seen what no longer is.
-        stride: for full-sequence models, tokens per segment once a row is longer than the context;
-            None: half the context.
-        guidance: weight of classifier-free guidance, away from what the network would write without
-            the given tokens; other weights than 0 take two network calls.
         parts: optional parts of steps to fill, of `watch.PARTS`; no token depends on it.
 
-    Yields:
-        Steps whose canvas [R, W] and positions are those of the whole job, what is not begun being
-        noise; `t` is 0 for rows that are not active, `final` counts the tokens of each row that
+    Raises:
+        ConfigError: an unknown rule or knob, an option that does not fit the family, or a cache
+            that would not be exact.
+    """
+
+    def __init__(
+        self,
+        model: TextDiffusionModel,
+        family: Family,
+        request: Request,
+        slots: int | None = None,
+        parts: Collection[str] = (),
+    ):
+        self.model, self.family, self.request, self.parts = model, family, request, parts
+        self.job, self.config, self.controls = request.job, request.config, request.controls
+        self.lengths = self.job.lengths  # [R]
+        self.rule = build_rule(self.config.rule, family, self.config.knobs)
+        self.limit = ContextLimit(model.config.max_position_embeddings, family.block_size)
+        stride = self.limit.stride(self.config.stride)
+        self.segments = Segments(family.block_size, self.limit.context, stride)
+        self.width = self.segments.room(self.lengths)
+        self.rows = Rows.of(self.job, slots)
+        check_guidance(self.config.guidance, family)
+        self.predictor = self._guided_predictor()
+        seeds, numbers = zip(*self.job.row_keys, strict=True)
+        self.seeds = torch.tensor([signed(seed) for seed in seeds])[:, None]  # [R, 1]
+        self.numbers = torch.tensor(numbers)[:, None]  # [R, 1] index of each row under its seed
+        self.text = self._prior()
+        self.open = self._open_places()
+        self.index = 0
+
+    @property
+    def final(self) -> Tensor:
+        """[R] tokens of each row that will not change; in the end all of them."""
+        return self.rows.final
+
+    @torch.no_grad()
+    def run(self) -> Iterator[Step]:
+        """Yield the canvas of all rows after every network call of the rule.
+
+        The canvas [R, W] and the positions of a step are those of the whole job; what has not begun
+        is noise. `t` is 0 for rows that are not active, `final` counts the tokens of each row that
         were final before the step's segments, `ends` where these end.
 
-    Returns:
-        [R] tokens of each row.
+        Raises:
+            CheckpointError: the network's output is not finite.
+        """
+        while self.rows.unfinished:
+            if new := self.rows.admit():
+                self.predictor.admit(self.text[on_device(self.text, new)], self.rows.final[new])
+            area = self._next_area()
+            yield from self._fill(area)
+            self.predictor.check()
+            if done := self.rows.advance(area.ends, self.text):
+                self.predictor.keep(self.rows.leave(done))
 
-    Raises:
-        ConfigError: unknown rule or knob, a number out of range, or a cache that would not be
-            exact.
-        CheckpointError: the network's output is not finite.
-    """
-    chosen = build_rule(rule, family, knobs)
-    if steps < 1:
-        raise ConfigError(f"{steps} denoising steps: give at least 1")
-    lengths = job.lengths
-    segments = Segments.of(family.block_size, model.config.max_position_embeddings, stride)
-    room = segments.room(lengths)
-    rows = Rows.of(job, slots)
-    check_guidance(guidance, family)
-    denoise = _predictor(model, family, rows.slots, room, cache, window)
-    if guidance:
-        unconditional = _predictor(model, family, rows.slots, room, cache, window)
-        denoise = GuidedPredictor(denoise, unconditional, job.given, guidance)
-    text = _prior(model, family, job, room)
-    seeds, numbers = _keys(job)
-    # What lies behind the end of a row is noise that stays where noise is a mask; tokens are drawn
-    # there like everywhere, and not looked at.
-    ends = lengths if not family.process.draws_tokens else torch.full_like(lengths, room)
-    open_ = torch.nn.functional.pad(~job.given, (0, room - job.given.shape[1]), value=True)
-    index = 0
-    while rows.active or rows.waiting:
-        new = rows.admit()
-        if new:
-            denoise.admit(text[_on(text, new)], rows.final[new])
-        active = torch.tensor(rows.active)
-        starts, widths = segments.next(rows.final[active], lengths[active])
-        columns = starts[:, None] + torch.arange(int(widths.max()))  # [A, S], in the text
-        stops = torch.minimum(starts + widths, ends[active])[:, None]
-        here = (columns >= rows.final[active, None]) & (columns < stops)
-        place = active[:, None] * room + columns.clamp(max=room - 1)  # [A, S], in the flat text
-        here = here & open_.flatten()[place]
-        known = text[_on(text, active)]
-        denoise.enter(known, starts, widths, ~here)
-        ordinals = segments.ordinals(starts, rows.passed[active])
-        behind = torch.minimum(starts + widths, lengths[active])
-        segment = Segment(
-            denoise,
-            family.process,
-            family.schedule,
-            canvas=text.flatten()[_on(text, place)],
-            frozen=~here,
-            steps=steps,
-            uniforms=_uniforms(seeds[active], numbers[active], ordinals, columns),
-            controls=controls.within(_info(job, active, known, starts)),
-        )
-        for step in _walk(chosen, segment, parts):
-            text = _put(text, place[here], step.canvas, here)
-            inside = replace(
-                step,
-                index=index,
-                calls=denoise.calls,
-                rows=denoise.rows,
-                final=rows.final.clone(),
-                ends=rows.final.index_copy(0, active, behind),
-                done=rows.done.clone(),
+    def _guided_predictor(self) -> Predictor:
+        predictor, weight = self._new_predictor(), self.config.guidance
+        if not weight:
+            return predictor
+        return GuidedPredictor(predictor, self._new_predictor(), self.job.given, weight)
+
+    def _new_predictor(self) -> Predictor:
+        """Return what runs the network.
+
+        Raises:
+            ConfigError: a cache that would not be exact.
+        """
+        cache, in_blocks = self.config.cache, self.family.block_size is not None
+        window = self.limit.window(self.config.window, int(self.lengths.max()))
+        if cache == "off" or (cache == "auto" and not in_blocks):
+            return PlainPredictor(self.model, self.family, window=window)
+        if not in_blocks and cache == "on":
+            raise ConfigError(
+                "a cache of a full-sequence model would be an approximation: every token sees all "
+                "others, so what a finished one computes changes with each new token; generate "
+                "without a cache, accept that with --cache approximate (cache='approximate' in "
+                "Python), or train in blocks (diffusion.block_size)"
             )
-            yield _whole(inside, text, active, place, here, lengths)
-            index += 1
-        denoise.check()
-        gone = rows.advance(behind, text)
-        if gone:
-            denoise.keep(rows.leave(gone))
-    return rows.final
+        if not in_blocks:
+            return ApproximatePredictor(self.model, self.family, self.rows.slots, self.width)
+        if cache == "approximate":
+            raise ConfigError(
+                "the cache of a model in blocks is exact, as finished tokens see nothing later: "
+                "use --cache on (cache=True in Python); an approximate one is for full-sequence "
+                "models"
+            )
+        return CachedPredictor(self.model, self.family, self.rows.slots, self.width, window)
+
+    def _prior(self) -> Tensor:
+        """Return texts [R, W] that hold the fixed tokens, and noise elsewhere."""
+        job, position = self.job, torch.arange(self.width)
+        u = uniforms(self.seeds, Stream.PRIOR, row=self.numbers, position=position)
+        text = self.family.host.process.prior((len(job.prompts), self.width), u)  # [R, W]
+        fixed = [token for prompt in job.prompts for token in prompt if token is not None]
+        text[:, : job.given.shape[1]][job.given] = torch.tensor(fixed, dtype=torch.int64)
+        return text.to(self.model.device)
+
+    def _open_places(self) -> Tensor:
+        """Return which places of the texts may be written, [R, W] bool.
+
+        Places beyond the end of a row hold noise. Masks stay there; where noise is tokens, they are
+        drawn like all others, and nobody looks at them.
+        """
+        given = self.job.given
+        written = torch.nn.functional.pad(~given, (0, self.width - given.shape[1]), value=True)
+        if self.family.process.draws_tokens:
+            return written
+        return written & (torch.arange(self.width) < self.lengths[:, None])
+
+    def _next_area(self) -> "Area":
+        """Return the next segment of every active row."""
+        active = torch.tensor(self.rows.active)  # [A]
+        final, lengths = self.rows.final[active], self.lengths[active]
+        starts, widths = self.segments.next(final, lengths)
+        columns = starts[:, None] + torch.arange(int(widths.max()))  # [A, S], in the text
+        stops = (starts + widths).clamp(max=self.width)
+        inside = (columns >= final[:, None]) & (columns < stops[:, None])
+        place = active[:, None] * self.width + columns.clamp(max=self.width - 1)  # [A, S]
+        written = inside & self.open.flatten()[place]
+        known = self.text[on_device(self.text, active)]  # [A, W]
+        self.predictor.enter(known, starts, widths, ~written)
+        ordinals = self.segments.ordinals(starts, self.rows.passed[active])
+        given, tails = self.job.given[active], self.job.tails[active]
+        info = SegmentInfo(known, starts, lengths, given, tails)
+        segment = Segment(
+            self.predictor,
+            self.family.process,
+            self.family.schedule,
+            canvas=self.text.flatten()[on_device(self.text, place)],
+            frozen=~written,
+            steps=self.config.steps,
+            uniforms=_uniforms(self.seeds[active], self.numbers[active], ordinals, columns),
+            controls=self.controls.within(info),
+        )
+        return Area(segment, active, place, written, torch.minimum(starts + widths, lengths))
+
+    def _fill(self, area: "Area") -> Iterator[Step]:
+        """Yield the steps of the rule on the active segments, as steps of all rows."""
+        for step in self._steps(area.segment):
+            self.text = area.put(self.text, step.canvas)
+            step = replace(
+                step,
+                index=self.index,
+                calls=self.predictor.calls,
+                rows=self.predictor.rows,
+                final=self.rows.final.clone(),
+                ends=self.rows.final.index_copy(0, area.active, area.ends),
+                done=self.rows.done.clone(),
+            )
+            yield area.step_of_all(step, self.text, self.lengths)
+            self.index += 1
+
+    def _steps(self, segment: Segment) -> Iterator[Step]:
+        """Yield the steps of the rule, with the parts that were asked for."""
+        if not self.parts:
+            yield from self.rule(segment)
+            return
+        watch = Watch(segment.denoise, segment.process, segment.frozen, self.parts)
+        for step in self.rule(replace(segment, denoise=watch)):
+            yield watch.fill(step)
 
 
-@dataclass
-class Rows:
-    """Who is waiting, who is active, and how far everyone is.
+@dataclass(frozen=True)
+class Area:
+    """The segments of the active rows within the texts of all rows.
 
     Attributes:
-        job: what is to be generated.
-        slots: rows that are active together, at most.
-        waiting: rows that have not begun, in order.
-        active: the row in each slot.
-        final: [R] tokens of each row that will not change.
-        passed: [R] segments that each row has finished.
-        done: [R] bool, rows that are as long as they become.
+        segment: what the rule fills.
+        active: [A] row in each slot.
+        place: [A, S] place of each canvas position in the flat texts.
+        written: [A, S] bool, positions that the rule may write.
+        ends: [A] tokens up to the end of each segment.
     """
 
-    job: Job
-    slots: int
-    waiting: deque[int]
-    active: list[int]
-    final: Tensor
-    passed: Tensor
-    done: Tensor
+    segment: Segment
+    active: Tensor
+    place: Tensor
+    written: Tensor
+    ends: Tensor
 
-    @classmethod
-    def of(cls, job: Job, slots: int | None) -> "Rows":
-        """Everyone waiting."""
-        count = len(job.prompts)
-        final = job.onwards[:, 0].clone()
-        room = count if slots is None else max(1, min(slots, count))
-        done = torch.zeros(count, dtype=torch.bool)
-        return cls(job, room, deque(range(count)), [], final, torch.zeros_like(final), done)
+    def put(self, text: Tensor, canvas: Tensor) -> Tensor:
+        """Return new texts with the written positions of a canvas at their places."""
+        inside = canvas[self.written.to(canvas.device)]
+        place = on_device(text, self.place[self.written])
+        return text.flatten().index_copy(0, place, inside).view_as(text)
 
-    def admit(self) -> list[int]:
-        """Gives free slots to waiting rows, and says to which."""
-        new = [
-            self.waiting.popleft()
-            for _ in range(min(len(self.waiting), self.slots - len(self.active)))
-        ]
-        self.active += new
-        return new
+    def step_of_all(self, step: Step, text: Tensor, lengths: Tensor) -> Step:
+        """Return a step of the segments as one of all rows, each up to its end."""
+        (rows, room), width = text.shape, int(lengths.max())
+        at = self.place.flatten()
 
-    def advance(self, ends: Tensor, text: Tensor) -> list[int]:
-        """The active rows have finished their segments, up to `ends`.
+        def outside(positions: Tensor) -> tuple[Tensor, Tensor]:
+            """Return flat positions in [R, width], and which of the arguments they are."""
+            row, column = at[positions] // room, at[positions] % room
+            inside = column < lengths[row]
+            return (row * width + column)[inside], inside
 
-        Returns:
-            Slots whose rows are done: as long as wanted, or with an end in their open end.
-        """
-        active = torch.tensor(self.active)
-        tails = self.job.tails[active]
-        fresh = ends - torch.maximum(self.final[active], tails)
-        self.final[active] = ends = self.job.onwards[active, ends]
-        self.passed[active] += 1
-        done = (ends >= self.job.lengths[active]).tolist()
-        if self.job.ended is not None:
-            tokens = text[_on(text, active)].tolist()  # one synchronisation per segment
-            spans = zip(tails.tolist(), ends.tolist(), fresh.tolist(), strict=True)
-            for slot, (tail, end, new) in enumerate(spans):
-                done[slot] = done[slot] or (new > 0 and self.job.ended(tokens[slot][tail:end], new))
-        gone = [slot for slot, is_done in enumerate(done) if is_done]
-        self.done[[self.active[slot] for slot in gone]] = True
-        return gone
-
-    def leave(self, slots: list[int]) -> list[int]:
-        """Frees slots; the last rows move into the gaps.
-
-        Returns:
-            Which slot each row that stays was in.
-        """
-        gone = set(slots)
-        staying = [slot for slot in range(len(self.active)) if slot not in gone]
-        order = list(range(len(staying)))
-        moving = [slot for slot in staying if slot >= len(staying)]
-        for gap in sorted(gone.intersection(order)):
-            order[gap] = moving.pop()
-        self.active = [self.active[slot] for slot in order]
-        return order
-
-
-def _predictor(
-    model: TextDiffusionModel,
-    family: Family,
-    slots: int,
-    room: int,
-    cache: Cache,
-    window: int | None,
-) -> Predictor:
-    """What runs the network."""
-    if cache not in (True, False, "approximate"):
-        raise ConfigError(f"cache {cache!r}: give True, False or 'approximate'")
-    size = family.block_size
-    if window is not None and (size is None or window < size or window % size):
-        raise ConfigError(
-            f"window {window}: "
-            + (
-                "a full-sequence model always sees its whole context; give a stride instead"
-                if size is None
-                else f"give a multiple of the block size, {size}"
-            )
+        changed, kept = outside(step.changed)
+        t = torch.zeros(rows, dtype=step.t.dtype).index_copy(0, self.active, step.t)  # [R]
+        draft = None if step.draft is None else self.put(text, step.draft)[:, :width]
+        return replace(
+            step,
+            t=t,
+            canvas=text[:, :width],
+            changed=changed,
+            draft=draft,
+            confidence=None if step.confidence is None else step.confidence[kept],
+            entropy=None if step.entropy is None else step.entropy[kept],
+            remasked=None if step.remasked is None else outside(step.remasked)[0],
         )
-    if not cache:
-        return PlainPredictor(model, family, window=window)
-    if size is None:
-        if cache == "approximate":
-            return ApproximatePredictor(model, family, slots, room)
-        raise ConfigError(
-            "a cache of a full-sequence model would be an approximation: every token sees all "
-            "others, so what a finished one computes changes with each new token; generate without "
-            "a cache, accept that with --cache approximate (cache='approximate' in Python), or "
-            "train in blocks (diffusion.block_size)"
-        )
-    if cache == "approximate":
-        raise ConfigError(
-            "the cache of a model in blocks is exact, as finished tokens see nothing later: use "
-            "--cache on (cache=True in Python); an approximate one is for full-sequence models"
-        )
-    return CachedPredictor(model, family, slots, room, window)
-
-
-def _prior(model: TextDiffusionModel, family: Family, job: Job, room: int) -> Tensor:
-    """[R, W] what is given, and noise elsewhere."""
-    seeds, numbers = _keys(job)
-    u = uniforms(seeds, Stream.PRIOR, row=numbers, position=torch.arange(room))
-    text = family.host.process.prior((len(job.prompts), room), u)
-    text[:, : job.given.shape[1]][job.given] = torch.tensor(
-        [token for prompt in job.prompts for token in prompt if token is not None],
-        dtype=torch.int64,
-    )
-    return text.to(model.device)
-
-
-def _keys(job: Job) -> tuple[Tensor, Tensor]:
-    """[R, 1] seed of each row, and [R, 1] its index under that seed."""
-    seeds, numbers = zip(*job.row_keys, strict=True)
-    return torch.tensor([signed(seed) for seed in seeds])[:, None], torch.tensor(numbers)[:, None]
-
-
-def _info(job: Job, active: Tensor, text: Tensor, starts: Tensor) -> SegmentInfo:
-    """What controls are told of a segment."""
-    return SegmentInfo(
-        text=text,
-        starts=starts,
-        lengths=job.lengths[active],
-        given=job.given[active],
-        tails=job.tails[active],
-    )
-
-
-def _walk(rule: Rule, segment: Segment, parts: Collection[str]) -> Iterator[Step]:
-    """Yield the steps of a rule on one segment, with the parts that were asked for."""
-    if not parts:
-        yield from rule(segment)
-        return
-    watch = Watch(segment.denoise, segment.process, segment.frozen, parts)
-    for step in rule(replace(segment, denoise=watch)):
-        yield watch.fill(step)
 
 
 def _uniforms(seeds: Tensor, numbers: Tensor, ordinals: Tensor, columns: Tensor) -> Uniforms:
-    """The numbers of one segment, keyed by what each is for."""
+    """Return the uniforms of one segment, keyed by what each is for."""
 
     @lru_cache(maxsize=2)  # rules read the same ones call after call
     def draw(stream: Stream, step: int) -> Tensor:
@@ -314,42 +262,3 @@ def _uniforms(seeds: Tensor, numbers: Tensor, ordinals: Tensor, columns: Tensor)
         )
 
     return draw
-
-
-def _on(like: Tensor, index: Tensor | Sequence[int]) -> Tensor:
-    """An index where the tensor that it is for lies."""
-    return torch.as_tensor(index, dtype=torch.int64).to(like.device)
-
-
-def _put(text: Tensor, place: Tensor, canvas: Tensor, here: Tensor) -> Tensor:
-    """The text with the open positions of a canvas at their places; a new tensor."""
-    inside = canvas[here.to(canvas.device)]
-    return text.flatten().index_copy(0, _on(text, place), inside).view_as(text)
-
-
-def _whole(
-    step: Step, text: Tensor, active: Tensor, place: Tensor, here: Tensor, lengths: Tensor
-) -> Step:
-    """A step of some segments as one of the whole job, of each row what belongs to it."""
-    (rows, room), width = text.shape, int(lengths.max())
-    at = place.flatten()
-
-    def outside(positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Flat positions in [R, width], and which of those given they are."""
-        row, column = at[positions] // room, at[positions] % room
-        inside = column < lengths[row]
-        return (row * width + column)[inside], inside
-
-    changed, kept = outside(step.changed)
-    t = torch.zeros(rows, dtype=step.t.dtype).index_copy(0, active, step.t)
-    draft = None if step.draft is None else _put(text, place[here], step.draft, here)
-    return replace(
-        step,
-        t=t,
-        canvas=text[:, :width],
-        changed=changed,
-        draft=None if draft is None else draft[:, :width],
-        confidence=None if step.confidence is None else step.confidence[kept],
-        entropy=None if step.entropy is None else step.entropy[kept],
-        remasked=None if step.remasked is None else outside(step.remasked)[0],
-    )

@@ -15,10 +15,10 @@ from transformers import PreTrainedTokenizerFast
 
 from textdiff.data import encode_checked
 from textdiff.errors import ConfigError, DataError
+from textdiff.sampling.settings import MOST_TOKENS
 
 HOLE = re.compile(r"(?<!\\)\[MASK(?:\]|:([^\]\n]*)\])")
 MISSPELT = re.compile(r"(?<!\\)\[MASK(?=[:\s\d]|$)[^\]\n]{,20}\]?")
-MOST_TOKENS = 10_000_000  # of a text; more would be a slip, and tables larger than memory
 LENGTH = re.compile(r"[0-9]{1,9}")
 ESCAPED = "\\[MASK"
 
