@@ -22,7 +22,8 @@ import torch
 from speed import cpu_model
 from torch import Tensor
 
-from textdiff.data import encode_documents, read_texts
+from textdiff.data.encode import encode_documents
+from textdiff.data.text_files import read_texts
 from textdiff.pipeline import TextDiffusion
 from textdiff.provenance import model_record, training_record
 from textdiff.sampling import Cache, Controls, Job, Step, generate

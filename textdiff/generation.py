@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.data.texts import checked_texts, one_or_more
+from textdiff.checks import checked_texts, one_or_more, whole_number
 from textdiff.errors import ConfigError
 from textdiff.loading import read_json
 from textdiff.sampling import Constraint, Controls, Hook, Job, Step
 from textdiff.template import MOST_TOKENS, Form, forms_of
 from textdiff.watching import FinishedRow, Watcher
-from textdiff.whole_numbers import whole_number
 
 MOST_STEPS = 1_000_000
 

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.data import continuation, encode_checked, opening
-from textdiff.data.texts import checked_string, checked_texts, one_or_more
+from textdiff.checks import checked_string, checked_texts, one_or_more, whole_number
+from textdiff.data.backend import continuation, opening
+from textdiff.data.losses import encode_checked
 from textdiff.data.tokenizer import end_id, token_bytes
 from textdiff.diffusion.family import Family, block_sizes
 from textdiff.errors import ConfigError, DataError
@@ -56,7 +57,6 @@ from textdiff.sampling.guidance import check_guidance
 from textdiff.sampling.rules import build_rule
 from textdiff.template import Form
 from textdiff.watching import Audience, FinishedRow, Watcher
-from textdiff.whole_numbers import whole_number
 
 COUNTS = ("replicates", "samples", "orders", "timesteps", "batch_tokens")
 """Options of `likelihood.estimate` that are whole numbers."""

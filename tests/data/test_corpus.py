@@ -10,7 +10,12 @@ import pytest
 from datasets import Dataset
 from small_tokenizers import bpe, unigram
 
-from textdiff.config import (
+from textdiff.data import sources, text_files, utf8
+from textdiff.data.corpus import prepare_corpus
+from textdiff.data.encode import encode_documents
+from textdiff.data.packing import tokenize
+from textdiff.data.python_docs import corpus_fingerprint
+from textdiff.data.settings import (
     BpeTokenizer,
     ByteTokenizer,
     CharTokenizer,
@@ -18,18 +23,9 @@ from textdiff.config import (
     PretrainedTokenizer,
     Source,
 )
-from textdiff.data import (
-    corpus_fingerprint,
-    decode,
-    encode_documents,
-    files,
-    load_documents,
-    prepare_corpus,
-    sources,
-    split_documents,
-    tokenize,
-    train_tokenizer,
-)
+from textdiff.data.sources import load_documents
+from textdiff.data.split import split_documents
+from textdiff.data.tokenizer import train_tokenizer
 from textdiff.errors import DataError
 
 
@@ -122,7 +118,7 @@ def test_pretrained_tokenizer(tmp_path: Path, shared_data: Path, story: str):
 
 
 def forbid_reading(monkeypatch) -> None:
-    monkeypatch.setattr(files, "read_file", lambda *a: pytest.fail("read the text again"))
+    monkeypatch.setattr(text_files, "read_file", lambda *a: pytest.fail("read the text again"))
 
 
 def jsonl(folder: Path, corpus: list[str]) -> Path:
@@ -220,7 +216,7 @@ def test_progress_ends_at_the_whole(tmp_path, corpus):
 def test_split_is_cut_at_the_same_character_in_blocks(tmp_path, story, monkeypatch):
     text = story.replace("lamp", "läm\U0001f9ffp") * 40
     path = write(tmp_path / "a.txt", text)
-    monkeypatch.setattr(decode, "_READ_BYTES", 97)
+    monkeypatch.setattr(utf8, "_READ_BYTES", 97)
     corpus = prepare_corpus(config(tmp_path, path, validation=0.1), CharTokenizer(), seed=1)
     cut = int(0.9 * len(text))
     assert corpus.validation == [text[cut:]]

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from textdiff.data.documents import (
+from textdiff.data.document_stream import (
     Block,
     Documents,
     cut_blocks,

@@ -3,9 +3,11 @@ import pickle
 import numpy as np
 import pytest
 
-from textdiff.config import ByteTokenizer
-from textdiff.data import PackedSequences, tokenize, train_tokenizer
-from textdiff.data.documents import from_texts
+from textdiff.data.document_stream import from_texts
+from textdiff.data.packing import tokenize
+from textdiff.data.sequences import PackedSequences
+from textdiff.data.settings import ByteTokenizer
+from textdiff.data.tokenizer import train_tokenizer
 from textdiff.errors import DataError
 
 

@@ -7,10 +7,10 @@ from small_tokenizers import bpe, unigram, wordpiece
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.config import ByteTokenizer, CharTokenizer
-from textdiff.data import encode_checked, train_tokenizer
 from textdiff.data.backend import text_backends
-from textdiff.data.losses import loses_nothing
+from textdiff.data.losses import encode_checked, loses_nothing
+from textdiff.data.settings import ByteTokenizer, CharTokenizer
+from textdiff.data.tokenizer import train_tokenizer
 from textdiff.errors import DataError
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from textdiff.config import BpeTokenizer, ByteTokenizer, DataConfig, Source
 from textdiff.config.reading import validate
-from textdiff.data import Mixture, PackedSequences, prepare_corpus
-from textdiff.data.mixture import whole_weights
+from textdiff.data.corpus import prepare_corpus
+from textdiff.data.sequences import Mixture, PackedSequences, whole_weights
+from textdiff.data.settings import BpeTokenizer, ByteTokenizer, DataConfig, Source
 from textdiff.errors import ConfigError, DataError
 
 

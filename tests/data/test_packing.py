@@ -7,10 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from textdiff.config import ByteTokenizer
-from textdiff.data import TokenStream, encode_documents, packing, tokenize, train_tokenizer
-from textdiff.data.documents import Block, Documents, from_texts
+from textdiff.data import packing
+from textdiff.data.document_stream import Block, Documents, from_texts
+from textdiff.data.encode import encode_documents
+from textdiff.data.packing import tokenize
+from textdiff.data.settings import ByteTokenizer
 from textdiff.data.split import split_documents
+from textdiff.data.token_stream import TokenStream
+from textdiff.data.tokenizer import train_tokenizer
 from textdiff.errors import DataError
 
 

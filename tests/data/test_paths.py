@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from textdiff.config import Source
-from textdiff.data import decode, read_texts, search
-from textdiff.data.documents import iterate_texts
+from textdiff.data import search, utf8
+from textdiff.data.document_stream import EMPTY, iterate_texts
 from textdiff.data.paths import find_files
-from textdiff.data.rows import EMPTY
+from textdiff.data.settings import Source
 from textdiff.data.sources import load_documents
+from textdiff.data.text_files import read_texts
 from textdiff.errors import DataError
 
 
@@ -253,6 +253,6 @@ def test_blank_file_among_others_costs_nothing():
 
 
 def test_blank_beginning_of_a_file_belongs_to_it(monkeypatch):
-    monkeypatch.setattr(decode, "_READ_BYTES", 4)
+    monkeypatch.setattr(utf8, "_READ_BYTES", 4)
     write("a.txt", " \n" * 20 + "text" + "\n " * 20)
     assert read_texts(["a.txt"]) == [" \n" * 20 + "text" + "\n " * 20]

@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from textdiff.config import ByteTokenizer, DataConfig, Source
-from textdiff.data import jsons, prepare_corpus, read_texts
-from textdiff.data.documents import iterate_texts
-from textdiff.data.files import iterate_documents
+from textdiff.data import json_rows
+from textdiff.data.corpus import prepare_corpus
+from textdiff.data.document_stream import iterate_texts
 from textdiff.data.paths import find_files
+from textdiff.data.settings import ByteTokenizer, DataConfig, Source
 from textdiff.data.sources import load_documents
+from textdiff.data.text_files import iterate_documents, read_texts
 from textdiff.errors import DataError
 
 TEXTS = ["plain", 'with "quotes", commas\tand tabs', "several\r\nlines\n", " é世\U0001f9ff ", "NA"]
@@ -83,7 +84,7 @@ def test_every_kind_gives_the_same_texts(tmp_path, name):
 @pytest.mark.parametrize("name", ["lines.json", "list.json", "several-lines.json", "a.csv"])
 @pytest.mark.parametrize("size", [1, 2, 7])
 def test_kinds_that_are_read_in_blocks(tmp_path, monkeypatch, name, size):
-    monkeypatch.setattr("textdiff.data.decode._READ_BYTES", size)
+    monkeypatch.setattr("textdiff.data.utf8._READ_BYTES", size)
     (tmp_path / name).write_bytes(FILES[name])
     assert read_texts([str(tmp_path / name)]) == TEXTS
 
@@ -174,7 +175,7 @@ BAD_LINES = {
 @pytest.mark.parametrize("why", BAD_LINES)
 def test_bad_lines_are_skipped_on_request(tmp_path, why, monkeypatch):
     if why == "too long":
-        monkeypatch.setattr(jsons, "_LONGEST_LINE_BYTES", 1000)
+        monkeypatch.setattr(json_rows, "_LONGEST_LINE_BYTES", 1000)
     path = tmp_path / "a.jsonl"
     good = lines({"text": "one"}), lines({"text": "two"})
     path.write_bytes(good[0] + BAD_LINES[why] + good[1] + BAD_LINES[why])
@@ -257,7 +258,7 @@ def test_corpus_says_what_was_skipped_also_from_the_cache(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "b.parquet", "a.ndjson"])
 def test_later_rows_and_files_are_not_touched(tmp_path, name, monkeypatch):
-    monkeypatch.setattr("textdiff.data.decode._READ_BYTES", 16)
+    monkeypatch.setattr("textdiff.data.utf8._READ_BYTES", 16)
     data = {
         "a.jsonl": lines(*ROWS) + b"\xff",
         "a.json": json.dumps(ROWS).encode() + b"\xff",

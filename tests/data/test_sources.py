@@ -9,10 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
-from textdiff.config import Source
-from textdiff.data import decode, formats, jsons, read_texts, sources
-from textdiff.data.documents import iterate_texts
+from textdiff.data import formats, json_rows, sources, utf8
+from textdiff.data.document_stream import iterate_texts
+from textdiff.data.settings import Source
 from textdiff.data.sources import load_documents
+from textdiff.data.text_files import read_texts
 from textdiff.errors import DataError
 
 
@@ -113,7 +114,7 @@ def test_read_texts_reads_paths_in_the_order_given(tmp_path: Path):
 
 
 def test_large_text_is_read_in_blocks(monkeypatch, tmp_path: Path):
-    monkeypatch.setattr(decode, "_READ_BYTES", 5)
+    monkeypatch.setattr(utf8, "_READ_BYTES", 5)
     text = "\ufeff".join(["é世\U0001f9ff", "x" * 23, "\r\n"]) * 7
     documents = load_documents(Source(source=str(write(tmp_path / "a.txt", text))))
     blocks = list(documents.blocks())
@@ -128,7 +129,7 @@ def test_large_text_is_read_in_blocks(monkeypatch, tmp_path: Path):
 
 
 def test_overlong_json_line_is_refused(monkeypatch, tmp_path: Path):
-    monkeypatch.setattr(jsons, "_LONGEST_LINE_BYTES", 1 << 20)
+    monkeypatch.setattr(json_rows, "_LONGEST_LINE_BYTES", 1 << 20)
     path = write(tmp_path / "a.jsonl", rows("x", "y" * (1 << 20)))
     with pytest.raises(DataError, match=r"line 2: longer than 1 MB; give so long a text as a .txt"):
         load(path)

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from textdiff.data.documents import from_texts, iterate_texts
+from textdiff.data.document_stream import from_texts, iterate_texts
 from textdiff.data.split import split_documents
 from textdiff.errors import DataError
 

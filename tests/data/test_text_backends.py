@@ -6,18 +6,20 @@ from small_tokenizers import bpe, unigram, wordpiece
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.config import BpeTokenizer, ByteTokenizer, CharTokenizer
-from textdiff.data import encode_checked, encode_documents, tokenizer_fingerprint, train_tokenizer
 from textdiff.data.backend import (
     encoding_fingerprint,
     serialize,
     special_ids,
     text_backends,
+    tokenizer_fingerprint,
     unknown_id,
 )
-from textdiff.data.documents import Block, Documents
-from textdiff.data.encode import split_long
+from textdiff.data.document_stream import Block, Documents
+from textdiff.data.encode import encode_documents, split_long
+from textdiff.data.losses import encode_checked
 from textdiff.data.packing import tokenize
+from textdiff.data.settings import BpeTokenizer, ByteTokenizer, CharTokenizer
+from textdiff.data.tokenizer import train_tokenizer
 
 SPELLED = ["<pad>", "</s>", "<unk>", "[MASK]", "[PAD]", "[UNK]", "[SEP]", "<|mask|>", "<m>"]
 TOKENIZERS = {

@@ -7,17 +7,16 @@ import pytest
 from small_tokenizers import bpe, model_of, unigram, wordpiece
 from transformers import AutoTokenizer
 
-from textdiff.config import BpeTokenizer, ByteTokenizer, CharTokenizer, PretrainedTokenizer
-from textdiff.data import (
-    encode_documents,
+from textdiff.data.backend import tokenizer_fingerprint
+from textdiff.data.encode import Encoder, encode_documents, serialize, split_long
+from textdiff.data.settings import BpeTokenizer, ByteTokenizer, CharTokenizer, PretrainedTokenizer
+from textdiff.data.tokenizer import (
     excluded_ids,
     load_tokenizer,
     prepare_tokenizer,
-    tokenizer_fingerprint,
     train_tokenizer,
     vocabulary_size,
 )
-from textdiff.data.encode import Encoder, serialize, split_long
 from textdiff.errors import DataError
 
 KINDS = ["bpe", "char", "byte"]

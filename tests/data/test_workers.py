@@ -13,7 +13,7 @@ from textdiff.errors import DataError
 
 PREPARE = """
 from textdiff.config.reading import load
-from textdiff.data import prepare_corpus
+from textdiff.data.corpus import prepare_corpus
 
 print("begun")
 config = load("c.yaml", ["--data.num-proc=2"])
@@ -26,7 +26,7 @@ import torch.multiprocessing as multiprocessing
 
 multiprocessing.set_start_method(sys.argv[1], force=True)
 from textdiff.config.reading import load
-from textdiff.data import prepare_corpus
+from textdiff.data.corpus import prepare_corpus
 from textdiff.train.reporter import Reporter
 from textdiff.train.trainer import Trainer, make_accelerator
 

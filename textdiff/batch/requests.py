@@ -16,7 +16,7 @@ from typing import Any, Literal, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from textdiff.config.plain_data import parse_json
+from textdiff.data.plain_data import parse_json
 from textdiff.errors import DataError, TextDiffError
 from textdiff.generation import Order, SampleDefaults
 from textdiff.pipeline import TextDiffusion

@@ -16,7 +16,7 @@ from textdiff.commands.terminal import (
 
 if TYPE_CHECKING:
     from textdiff.config import Config
-    from textdiff.data import Corpus
+    from textdiff.data.corpus import Corpus
 
 _EXAMPLES = 3
 _VISIBLE = str.maketrans({" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"})
@@ -54,7 +54,7 @@ def inspect_data(arguments: Sequence[str]) -> int:
 def _prepared(arguments: Sequence[str], prog: str, extra: str = "") -> "tuple[Config, Corpus]":
     config = load_config(arguments, prog, extra)
     quiet_libraries()
-    from textdiff.data import prepare_corpus
+    from textdiff.data.corpus import prepare_corpus
 
     with PreparationView() as progress:
         corpus = prepare_corpus(config.data, config.tokenizer, config.run.seed, progress=progress)

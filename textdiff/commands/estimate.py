@@ -115,7 +115,7 @@ def _vocabulary(config: "Config", given: str) -> tuple[int, str]:
         return section.vocab_size, "at most; a small corpus may yield fewer tokens"
     if section.kind == "char":
         return CHARACTERS, "assumed: characters are counted in training; --vocabulary says better"
-    from textdiff.data import prepare_tokenizer, vocabulary_size
+    from textdiff.data.tokenizer import prepare_tokenizer, vocabulary_size
 
     try:
         return vocabulary_size(prepare_tokenizer(section, ())), "of the tokenizer"

@@ -139,7 +139,7 @@ class Sweep:
         """
         if self.grid is None:
             return None
-        from textdiff.config.plain_data import parse_yaml
+        from textdiff.data.plain_data import parse_yaml
 
         try:
             text = self.grid.read_text(encoding="utf-8")

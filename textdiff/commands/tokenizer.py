@@ -42,8 +42,8 @@ def train_tokenizer(
     folder = _own_folder(given_text("OUTPUT", output))
     quiet_libraries()
     texts = list(given_texts(text, text_column))
-    from textdiff.data import encode_documents
-    from textdiff.data import train_tokenizer as fit
+    from textdiff.data.encode import encode_documents
+    from textdiff.data.tokenizer import train_tokenizer as fit
 
     section: BpeTokenizer | CharTokenizer | ByteTokenizer
     if kind == "bpe":

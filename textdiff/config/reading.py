@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from textdiff.config.explain import explain
 from textdiff.config.overrides import merge, read_flags
-from textdiff.config.plain_data import parse_yaml
 from textdiff.config.schema import Config
+from textdiff.data.plain_data import parse_yaml
 from textdiff.errors import ConfigError
 
 

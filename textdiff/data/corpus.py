@@ -21,7 +21,12 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.config import (
+from textdiff.data.backend import encoding_fingerprint, tokenizer_fingerprint
+from textdiff.data.document_stream import Documents, Omissions, iterate_texts, join
+from textdiff.data.packing import cache_root, find_stream, locked, tokenize
+from textdiff.data.python_docs import corpus_fingerprint
+from textdiff.data.sequences import Mixture, PackedSequences
+from textdiff.data.settings import (
     BpeTokenizer,
     ByteTokenizer,
     CharTokenizer,
@@ -29,16 +34,9 @@ from textdiff.config import (
     PretrainedTokenizer,
     Source,
 )
-from textdiff.data.backend import encoding_fingerprint, tokenizer_fingerprint
-from textdiff.data.documents import Documents, iterate_texts, join
-from textdiff.data.loader import PackedSequences
-from textdiff.data.mixture import Mixture
-from textdiff.data.packing import cache_root, find_stream, locked, tokenize
-from textdiff.data.python_docs import corpus_fingerprint
-from textdiff.data.rows import Omissions
 from textdiff.data.sources import load_documents
 from textdiff.data.split import Scan, Split, join_scans, scan_documents, split_each
-from textdiff.data.stream import TokenStream
+from textdiff.data.token_stream import TokenStream
 from textdiff.data.tokenizer import (
     TRAINING_PIECE_CHARACTERS,
     load_tokenizer,

@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from textdiff.data.backend import TextBackends, encoding_fingerprint, text_backends
-from textdiff.data.documents import Block, Documents
+from textdiff.data.document_stream import Block, Documents
 from textdiff.data.encode import Encoder
 from textdiff.data.split import ChangedSource
-from textdiff.data.stream import DESCRIPTION_NAME, TokenStream, hash_file
+from textdiff.data.token_stream import DESCRIPTION_NAME, TokenStream, hash_file
 from textdiff.data.workers import workers
 from textdiff.errors import DataError
 

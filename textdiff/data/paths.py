@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from glob import has_magic
 from pathlib import Path
 
+from textdiff.data.document_stream import EMPTY, blank, files_in_words
 from textdiff.data.formats import READABLE, known_kind, suffixes
-from textdiff.data.rows import EMPTY, blank, files_in_words
 from textdiff.data.search import ALL_BELOW, Match, Search, unreadable
 from textdiff.errors import DataError
 

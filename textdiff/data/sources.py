@@ -18,14 +18,23 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from textdiff.config import Source
-from textdiff.data.documents import Block, Documents, from_texts, section
-from textdiff.data.files import read_files
+from textdiff.data.document_stream import (
+    Block,
+    Documents,
+    Tally,
+    all_bad,
+    from_texts,
+    missing_column,
+    no_text,
+    section,
+    text_of,
+)
 from textdiff.data.formats import is_compressed, kind_of, known_kind
 from textdiff.data.paths import Files, existing, find_files, is_saved, missing
 from textdiff.data.python_docs import python_docs
-from textdiff.data.rows import Tally, all_bad, missing_column, no_text, text_of
+from textdiff.data.settings import Source
 from textdiff.data.tables import column_texts
+from textdiff.data.text_files import read_files
 from textdiff.errors import DataError
 
 if TYPE_CHECKING:  # it brings pandas: a second that text files and models do without

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from textdiff.data.documents import Block, Documents
+from textdiff.data.document_stream import Block, Documents
 from textdiff.errors import DataError
 
 _LEAST, _MOST = 0.8, 1.05  # of the fraction asked for

@@ -8,9 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from textdiff.data.decode import decoded
+from textdiff.data.document_stream import Tally, checked_text, missing_column
 from textdiff.data.formats import DAMAGED, open_bytes
-from textdiff.data.rows import Tally, checked_text, missing_column
+from textdiff.data.utf8 import decoded
 from textdiff.errors import DataError
 from textdiff.pointers import refuse_pointer
 

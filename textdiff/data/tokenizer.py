@@ -15,12 +15,6 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from torch import Tensor
 from transformers import AutoTokenizer, GPT2TokenizerFast, PreTrainedTokenizerFast
 
-from textdiff.config import (
-    BpeTokenizer,
-    ByteTokenizer,
-    CharTokenizer,
-    PretrainedTokenizer,
-)
 from textdiff.data.backend import (
     BYTE_TOKEN,
     added_tokens,
@@ -30,6 +24,7 @@ from textdiff.data.backend import (
     stages,
 )
 from textdiff.data.encode import first_line, split_long
+from textdiff.data.settings import BpeTokenizer, ByteTokenizer, CharTokenizer, PretrainedTokenizer
 from textdiff.errors import DataError
 from textdiff.pointers import refuse_pointers
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.data.stream import TokenStream
+from textdiff.data.token_stream import TokenStream
 from textdiff.data.tokenizer import excluded_ids, vocabulary_size
 from textdiff.errors import DataError
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from textdiff.config.plain_data import parse_yaml
+from textdiff.data.plain_data import parse_yaml
 from textdiff.errors import CheckpointError, ConfigError
 from textdiff.train.files import OLD, PARTIAL
 from textdiff.train.lock import NAME as LOCK

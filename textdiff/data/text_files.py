@@ -10,13 +10,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from textdiff.data.decode import decoded
-from textdiff.data.documents import Block, whole_texts
+from textdiff.data.document_stream import (
+    EMPTY,
+    Block,
+    Omissions,
+    Tally,
+    all_bad,
+    blank,
+    no_text,
+    whole_texts,
+)
 from textdiff.data.formats import DAMAGED, Kind, kind_of, open_bytes
-from textdiff.data.jsons import holds_column, read_lines, read_values
+from textdiff.data.json_rows import holds_column, read_lines, read_values
 from textdiff.data.paths import Files, find_files
-from textdiff.data.rows import EMPTY, Omissions, Tally, all_bad, blank, no_text
 from textdiff.data.tables import read_arrow, read_parquet, read_separated
+from textdiff.data.utf8 import decoded
 from textdiff.errors import DataError
 
 _log = logging.getLogger(__name__)

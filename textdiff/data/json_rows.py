@@ -1,12 +1,19 @@
 """Rows of JSON files: a line each, or one after another, or in a list."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from textdiff.data.decode import decode, decoded
-from textdiff.data.formats import DAMAGED, open_bytes
-from textdiff.data.rows import Tally, parse_json, parse_json_prefix, text_of
+from textdiff.data.document_stream import (
+    Tally,
+    checked_text,
+    parse_json,
+    parse_json_prefix,
+    text_of,
+)
+from textdiff.data.formats import DAMAGED, kind_of, open_bytes
+from textdiff.data.paths import Files
+from textdiff.data.utf8 import decode, decoded
 from textdiff.errors import DataError
 
 _LONGEST_LINE_BYTES = 1 << 28  # a line is held three times: as bytes, as JSON and as its text
@@ -213,3 +220,56 @@ class _Values:
 
     def _invalid(self, why: str) -> DataError:
         return DataError(f"{self.where}, row {max(1, self.number)}: not valid JSON ({why})")
+
+
+# --- rows of which only a part is scored: a prompt and its text, or a text and its spans ---
+
+Row = tuple[str, dict[str, Any]]
+"""Where a row stands, for messages, and the row."""
+
+
+def rows_of(files: Files) -> Iterator[Row]:
+    """Yields the rows of JSON lines files.
+
+    Raises:
+        DataError: another kind of file, or a line that is not an object.
+    """
+    for path in files.paths:
+        if kind_of(path) != "lines":
+            raise DataError(f"{path}: prompts and spans are read from .jsonl files only")
+        yield from json_rows(path)
+
+
+def read_conditional(
+    rows: Iterable[Row], text_column: str, other_column: str, spans: bool
+) -> Iterator[tuple[str, Any]]:
+    """Yields texts together with what belongs to them; rows without text are left out.
+
+    Args:
+        rows: where they stand, and what they hold.
+        text_column: key of the text.
+        other_column: key of the prompt, or of a list of [start, end] characters.
+        spans: whether it is the latter.
+
+    Raises:
+        DataError: a row that lacks a key or holds something else.
+    """
+    for where, row in rows:
+        for column in (text_column, other_column):
+            if column not in row:
+                raise DataError(f"{where}: no key {column!r}; it has {', '.join(row) or 'none'}")
+        text = checked_text(row[text_column], where, text_column)
+        value = row[other_column]
+        other = _spans(value, where) if spans else checked_text(value, where, other_column)
+        if text:
+            yield text, other
+
+
+def _spans(value: object, where: str) -> list[tuple[int, int]]:
+    if not isinstance(value, list):
+        raise DataError(f"{where}: spans must be a list of [start, end], not {value!r:.60}")
+    for pair in value:
+        whole = isinstance(pair, list) and len(pair) == 2 and all(type(x) is int for x in pair)
+        if not whole:
+            raise DataError(f"{where}: a span must be [start, end] in characters, not {pair!r:.60}")
+    return [(start, end) for start, end in value]
