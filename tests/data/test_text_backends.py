@@ -119,7 +119,6 @@ def test_long_documents_gain_no_space(make, newlines, monkeypatch):
     tokenizer = make()
     text = ("the cat sat\n" if newlines else "thecatsat") * 6
     (whole,) = encode_documents(tokenizer, [text])
-    monkeypatch.setattr("textdiff.data.encode.PIECE_CHARACTERS", 20)
     monkeypatch.setattr("textdiff.data.encode.split_long", lambda t: split_long(t, 20))
     (cut,) = encode_documents(tokenizer, [text])
     encoded = encode_checked(tokenizer, [text, "the cat"])
@@ -133,7 +132,7 @@ def test_long_documents_gain_no_space(make, newlines, monkeypatch):
 @pytest.mark.parametrize("processes", [1])
 def test_long_training_documents_gain_no_space(processes, monkeypatch, tmp_path):
     tokenizer = bpe(prefix=True)
-    monkeypatch.setattr("textdiff.data.packing._TASK_CHARACTERS", 25)
+    monkeypatch.setattr("textdiff.data.workers._TASK_CHARACTERS", 25)
     pieces = [Block("the cat\n", False), Block("cat cat\n", False), Block("at", True)]
     pieces += [Block("the end", True)]
     documents = Documents(lambda: iter(pieces), "signature")

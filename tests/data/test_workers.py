@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from children import finished
+from refusals import refused
 
 from textdiff.data.workers import workers
 from textdiff.errors import DataError
@@ -90,5 +91,5 @@ def test_workers_know_nothing_of_the_script():
 
 
 def test_a_worker_that_dies_is_told_in_a_sentence():
-    with pytest.raises(DataError, match=r"data\.num_proc"), workers(1, os.getpid) as submit:
+    with refused(DataError, "lost_worker", "data.num_proc"), workers(1, os.getpid) as submit:
         submit(signal.raise_signal, signal.SIGKILL).result()

@@ -26,7 +26,7 @@ def prepare_data(arguments: Sequence[str]) -> int:
     """`textdiff data prepare CONFIG [--section.key VALUE ...]`."""
     config, corpus = _prepared(arguments, "textdiff data prepare")
     train = corpus.record["train"]
-    done = "already prepared, and its files are what was written" if corpus.found else "prepared"
+    done = "already prepared, and its files are what was written" if corpus.cached else "prepared"
     print(f"{done}: {_amounts(corpus)}")
     print(
         f"{train['tokens']:,} training tokens, {train['sequences_per_epoch']:,} sequences of "

@@ -88,7 +88,7 @@ def _own_folder(output: str) -> Path:
 
 def _is_own(folder: Path, names: list[str]) -> bool:
     """Return whether a folder holds a tokenizer of `train_tokenizer` and nothing else."""
-    from textdiff.data.tokenizer import EOS, MASK, PAD
+    from textdiff.data.settings import EOS, MASK, PAD
 
     if not set(names) <= _FILES or "tokenizer.json" not in names:
         return False

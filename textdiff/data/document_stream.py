@@ -6,16 +6,15 @@ split, the tokenizer's training, the encoding.
 """
 
 import hashlib
-import json
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from textdiff.data.encode import PIECE_CHARACTERS
-from textdiff.data.python_docs import corpus_fingerprint
-from textdiff.errors import DataError
+from textdiff.errors import DataError, first_line
+
+PIECE_CHARACTERS = 1_000_000
+EMPTY = "empty or only white space"
 
 
 class Block(NamedTuple):
@@ -30,6 +29,65 @@ class Block(NamedTuple):
     last: bool
 
 
+@dataclass
+class Omissions:
+    """Account of what one pass over documents leaves out.
+
+    Attributes:
+        skip: skip rows that cannot be used instead of refusing them.
+        hint: the end of the sentence that refuses one.
+        unread: numbers of files that are never read, by the reason.
+        files: numbers of files that turned out to hold no text, by the reason.
+        bad_rows: rows that were skipped.
+        first_bad_row: the reason of the first of them.
+    """
+
+    skip: bool = False
+    hint: str = ""
+    unread: Mapping[str, int] = field(default_factory=dict)
+    files: Counter[str] = field(default_factory=Counter)
+    bad_rows: int = 0
+    first_bad_row: str | None = None
+
+    def restart(self) -> None:
+        """Begin another pass."""
+        self.files.clear()
+        self.bad_rows, self.first_bad_row = 0, None
+
+    def bad_row(self, error: DataError) -> None:
+        """Count a row that cannot be used.
+
+        Raises:
+            DataError: the same error with the hint, where such rows are refused.
+        """
+        if not self.skip:
+            raise DataError(f"{error}{self.hint}", code=error.code) from None
+        self.bad_rows += 1
+        self.first_bad_row = self.first_bad_row or str(error)
+
+    def record(self) -> dict[str, Any]:
+        """Return what the last pass left out, as plain data."""
+        return {
+            "files": dict(self.files),
+            "bad_rows": self.bad_rows,
+            "first_bad_row": self.first_bad_row,
+        }
+
+    def joined(self) -> "Omissions":
+        """Return the same with all files in `files`."""
+        files = Counter(self.unread) + Counter(self.files)
+        return replace(self, unread={}, files=files)
+
+    def sentences(self, name: str) -> list[str]:
+        """Return a line about files and one about rows, where there are any."""
+        files = self.joined().files
+        lines = [f"{name}: left out {files_in_words(files)}"] if files else []
+        if self.bad_rows:
+            count = f"{self.bad_rows:,} bad row{'s' if self.bad_rows > 1 else ''}"
+            lines.append(f"{name}: skipped {count}, the first one: {self.first_bad_row}")
+        return lines
+
+
 class Documents:
     """A corpus, read anew by every pass.
 
@@ -37,15 +95,13 @@ class Documents:
         signature: changes when the documents may have changed; cheap where it can be (of files it
             is the times and sizes, of a dataset its fingerprint).
         size: bytes of the files as they lie on disk, for a progress bar; None where unknown.
-        tally: what the last pass left out.
-        left_out: numbers of files that are not read, by the reason.
+        omissions: what the last pass left out.
 
     Args:
         read: yields the blocks of every document in order, the same ones on every call.
         signature: see above.
         size: see above.
-        tally: see above.
-        left_out: see above.
+        omissions: see above.
     """
 
     def __init__(
@@ -53,17 +109,15 @@ class Documents:
         read: Callable[[], Iterator[Block]],
         signature: str,
         size: int | None = None,
-        tally: "Tally | None" = None,
-        left_out: Mapping[str, int] | None = None,
+        omissions: Omissions | None = None,
     ) -> None:
         self._read = read
         self.signature = signature
         self.size = size
-        self.tally = tally or Tally()
-        self.left_out = left_out or {}
+        self.omissions = omissions or Omissions()
 
     def blocks(self) -> Iterator[Block]:
-        """Yields every document's blocks in order.
+        """Yield every document's blocks in order.
 
         Raises:
             DataError: a place in the corpus holds no usable text.
@@ -71,31 +125,43 @@ class Documents:
         return self._read()
 
     def pieces(self, limit: int = PIECE_CHARACTERS) -> Iterator[Block]:
-        """Yields the blocks cut as `split_long` cuts whole documents."""
+        """Yield the blocks cut as `split_long` cuts whole documents."""
         return cut_blocks(self._read(), limit)
 
 
 def from_texts(texts: Iterable[str]) -> Documents:
-    """Documents that lie in memory."""
+    """Return documents that lie in memory."""
     held = list(texts)
     return Documents(lambda: (Block(text, True) for text in held), corpus_fingerprint(held))
 
 
-def join(parts: Sequence[Documents]) -> Documents:
-    """Corpora one after another."""
-    if len(parts) == 1:
-        return parts[0]
-    signature = hashlib.sha256(" ".join(part.signature for part in parts).encode()).hexdigest()
-    sizes = [part.size for part in parts if part.size is not None]
+def corpus_fingerprint(texts: Iterable[str]) -> str:
+    """Hash documents so that any change of content, order or boundaries shows.
+
+    Returns:
+        The hexadecimal SHA-256 of the SHA-256 of every document's UTF-8 bytes.
+    """
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(hashlib.sha256(text.encode()).digest())
+    return digest.hexdigest()
+
+
+def join(corpora: Sequence[Documents]) -> Documents:
+    """Return corpora one after another as one."""
+    if len(corpora) == 1:
+        return corpora[0]
+    signatures = " ".join(corpus.signature for corpus in corpora)
+    sizes = [corpus.size for corpus in corpora if corpus.size is not None]
     return Documents(
-        lambda: (block for part in parts for block in part.blocks()),
-        signature,
-        sum(sizes) if len(sizes) == len(parts) else None,
+        lambda: (block for corpus in corpora for block in corpus.blocks()),
+        hashlib.sha256(signatures.encode()).hexdigest(),
+        sum(sizes) if len(sizes) == len(corpora) else None,
     )
 
 
 def section(documents: Documents, skip: int, limit: int | None) -> Documents:
-    """The documents from number `skip` on, at most `limit` of them."""
+    """Return the documents from number `skip` on, at most `limit` of them."""
 
     def read() -> Iterator[Block]:
         number = 0
@@ -106,32 +172,41 @@ def section(documents: Documents, skip: int, limit: int | None) -> Documents:
             if limit is not None and number >= skip + limit:
                 return
         if number <= skip:
-            raise DataError(f"skip_documents {skip} leaves nothing of {number} documents")
+            raise DataError(
+                f"skip_documents {skip} leaves nothing of {number} documents", code="no_documents"
+            )
 
     signature = f"{documents.signature} {skip} {limit}"
-    return Documents(read, signature, None, documents.tally, documents.left_out)
+    return Documents(read, signature, omissions=documents.omissions)
 
 
 def iterate_texts(documents: Documents) -> Iterator[str]:
-    """Yields whole documents: for those that are known to fit into memory."""
+    """Yield whole documents: for those that are known to fit into memory."""
     return whole_texts(documents.blocks())
 
 
 def whole_texts(blocks: Iterable[Block]) -> Iterator[str]:
-    """Yields the documents that blocks make up."""
-    parts: list[str] = []
+    """Yield the documents that blocks make up."""
+    pieces: list[str] = []
     for text, last in blocks:
-        parts.append(text)
+        pieces.append(text)
         if last:
-            yield "".join(parts) if len(parts) > 1 else text
-            parts = []
+            yield "".join(pieces) if len(pieces) > 1 else text
+            pieces = []
+
+
+def split_long(text: str, limit: int = PIECE_CHARACTERS) -> Iterator[str]:
+    """Yield `text` in pieces of at most `limit` characters that end after a newline if they can.
+
+    The empty text is one empty piece.
+    """
+    return (piece for piece, _ in cut_blocks([Block(text, True)], limit))
 
 
 def cut_blocks(blocks: Iterable[Block], limit: int) -> Iterator[Block]:
-    """Yields the same documents in pieces of at most `limit` characters.
+    """Yield the same documents in pieces of at most `limit` characters, however they came in.
 
-    The pieces of a document are those of `split_long`, however it came in: they end after a newline
-    where they can.
+    Pieces end after a newline where they can.
     """
     held = ""
     for text, last in blocks:
@@ -148,114 +223,55 @@ def cut_blocks(blocks: Iterable[Block], limit: int) -> Iterator[Block]:
             held = ""
 
 
-# --- what is left out ---
-
-EMPTY = "empty or only white space"
+# --- errors of readers ---------------------------------------------------------------------------
 
 
-@dataclass
-class Tally:
-    """What one pass over documents leaves out.
-
-    Attributes:
-        skip: skip rows that cannot be used instead of refusing them.
-        hint: the end of the sentence that refuses one.
-        bad_rows: rows that were skipped.
-        first: what was wrong with the first of them.
-        files: files that were left out, by the reason.
-    """
-
-    skip: bool = False
-    hint: str = ""
-    bad_rows: int = 0
-    first: str | None = None
-    files: Counter[str] = field(default_factory=Counter)
-
-    def restart(self) -> None:
-        """Begins another pass."""
-        self.bad_rows, self.first = 0, None
-        self.files.clear()
-
-    def bad_row(self, error: DataError) -> None:
-        """Counts a row that cannot be used.
-
-        Raises:
-            DataError: what `error` says, where such rows are refused.
-        """
-        if not self.skip:
-            raise DataError(f"{error}{self.hint}") from None
-        self.bad_rows += 1
-        self.first = self.first or str(error)
-
-
-@dataclass(frozen=True)
-class Omissions:
-    """What a source leaves out of its documents.
-
-    Attributes:
-        files: files by the reason.
-        bad_rows: rows that cannot be used, which were skipped on request.
-        first_bad_row: what is wrong with the first of them.
-    """
-
-    files: Mapping[str, int] = field(default_factory=dict)
-    bad_rows: int = 0
-    first_bad_row: str | None = None
-
-    @classmethod
-    def of(cls, tally: Tally) -> "Omissions":
-        """The account of the pass that was made last."""
-        return cls(dict(tally.files), tally.bad_rows, tally.first)
-
-    def with_files(self, files: Mapping[str, int]) -> "Omissions":
-        """The same with files that were left out before anything was read."""
-        return replace(self, files=dict(Counter(self.files) + Counter(files)))
-
-    def sentences(self, name: str) -> list[str]:
-        """A line about files and one about rows, where there are any."""
-        lines = [f"{name}: left out {files_in_words(self.files)}"] if self.files else []
-        if self.bad_rows:
-            count = f"{self.bad_rows:,} bad row{'s' if self.bad_rows > 1 else ''}"
-            lines.append(f"{name}: skipped {count}, the first one: {self.first_bad_row}")
-        return lines
+def brief(error: Exception) -> str:
+    """Return another library's error as a part of a sentence."""
+    return first_line(error).rstrip(".:")[:160]
 
 
 def files_in_words(files: Mapping[str, int]) -> str:
-    """Numbers of files with their reasons, the most frequent reason first."""
+    """Return numbers of files with their reasons, the most frequent reason first."""
     total = sum(files.values())
     ranked = sorted(files.items(), key=lambda reason: (-reason[1], reason[0]))
-    parts = [f"{why}: {count:,}" for why, count in ranked]
-    return f"{total:,} file{'s' if total > 1 else ''} ({', '.join(parts)})"
+    reasons = ", ".join(f"{why}: {count:,}" for why, count in ranked)
+    return f"{total:,} file{'s' if total > 1 else ''} ({reasons})"
 
 
-def no_text(where: str) -> DataError:
-    """The error for a file or a data set without any text."""
+def no_text(where: str, omissions: Omissions | None = None, several: bool = False) -> DataError:
+    """Return the error for a file, a folder or a dataset without any text.
+
+    Args:
+        where: its name.
+        omissions: what was left out, where bad rows may be all that it holds.
+        several: whether it is a folder or a pattern.
+    """
+    if omissions is not None and omissions.bad_rows:
+        return DataError(
+            f"{where}: holds no text that can be used: {omissions.bad_rows:,} bad rows were "
+            f"skipped, the first one: {omissions.first_bad_row}",
+            code="bad_rows",
+        )
+    if several:
+        return DataError(
+            f"{where}: every document is {EMPTY}; give one that holds text", code="no_text"
+        )
     return DataError(
-        f"{where}: holds no text (it is empty or only white space); give one that holds some"
+        f"{where}: holds no text (it is {EMPTY}); give one that holds some", code="no_text"
     )
 
 
-def blank(where: str) -> DataError:
-    """The error for a folder or a pattern of files without any text."""
-    return DataError(f"{where}: every document is {EMPTY}; give one that holds text")
-
-
-def all_bad(where: str, tally: Tally) -> DataError:
-    """The error for a source of which nothing is left when bad rows are skipped."""
-    return DataError(
-        f"{where}: holds no text that can be used: {tally.bad_rows:,} bad rows were skipped, the "
-        f"first one: {tally.first}"
-    )
-
-
-def missing_column(where: str, column: str, present: Sequence[str] | Any) -> DataError:
-    """The error for a column or key that is not there, listing those that are."""
+def missing_column(where: str, column: str, present: Iterable[Any]) -> DataError:
+    """Return the error for a column or key that does not exist, listing those that do."""
     names = ", ".join(map(str, present)) or "none"
-    return DataError(f"{where}: no column {column!r}; set text_column to one of: {names}")
+    return DataError(
+        f"{where}: no column {column!r}; set text_column to one of: {names}", code="no_column"
+    )
 
 
 def text_of(row: Mapping[str, Any], where: str, column: str) -> str:
-    """Returns the text of a row.
+    """Return the text of a row.
 
     Raises:
         DataError: it has none, or something else in its place.
@@ -266,52 +282,20 @@ def text_of(row: Mapping[str, Any], where: str, column: str) -> str:
 
 
 def checked_text(value: object, where: str, column: str) -> str:
-    """Returns `value` if it is a string.
+    """Return `value` if it is a string.
 
     Raises:
         DataError: it is something else.
     """
     if not isinstance(value, str):
-        raise DataError(f"{where}: {column!r} holds {type(value).__name__}, not a string")
+        raise DataError(
+            f"{where}: {column!r} holds {type(value).__name__}, not a string", code="no_string"
+        )
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise DataError(f"{where}: {column!r} holds half of a surrogate pair, no text") from None
+        raise DataError(
+            f"{where}: {column!r} holds half of a surrogate pair, which is not text",
+            code="surrogate",
+        ) from None
     return value
-
-
-def parse_json(text: str) -> Any:
-    """Returns the value that a JSON text holds; an integer too long for Python is infinite.
-
-    Such an integer is valid JSON and mostly in a key that nobody reads.
-
-    Raises:
-        json.JSONDecodeError: the text is not valid JSON.
-        RecursionError: it is nested too deeply.
-    """
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        raise
-    except ValueError:  # Python refuses to convert integers of more than 4300 digits
-        return _LENIENT.decode(text)
-
-
-def _infinite_if_long(digits: str) -> int | float:
-    try:
-        return int(digits)
-    except ValueError:
-        return -math.inf if digits.startswith("-") else math.inf
-
-
-_LENIENT = json.JSONDecoder(parse_int=_infinite_if_long)
-
-
-def parse_json_prefix(text: str, start: int) -> tuple[Any, int]:
-    """Returns the JSON value that begins at `start`, and where it ends.
-
-    Raises:
-        json.JSONDecodeError: there is no valid one.
-        RecursionError: it is nested too deeply.
-    """
-    return _LENIENT.raw_decode(text, start)

@@ -1,19 +1,17 @@
-"""Rows of JSON files: a line each, or one after another, or in a list."""
+"""Rows of JSON files: a line each, or one after another, or in a list.
+
+The parsers of pyarrow and datasets infer types over blocks of rows, so that one odd row changes
+others, and an error of theirs names no line; here one row is read at a time.
+"""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from textdiff.data.document_stream import (
-    Tally,
-    checked_text,
-    parse_json,
-    parse_json_prefix,
-    text_of,
-)
-from textdiff.data.formats import DAMAGED, kind_of, open_bytes
+from textdiff.data.document_stream import Omissions, checked_text, text_of
+from textdiff.data.formats import decode, decoded, kind_of, opened
 from textdiff.data.paths import Files
-from textdiff.data.utf8 import decode, decoded
+from textdiff.data.plain_data import parse_json_prefix, parse_json_row
 from textdiff.errors import DataError
 
 _LONGEST_LINE_BYTES = 1 << 28  # a line is held three times: as bytes, as JSON and as its text
@@ -24,59 +22,57 @@ _ONE_OBJECT = 'every line has to be an object such as {"text": "..."}'
 Line = tuple[int, int, bytes]
 """A line's number, its offset in the file and its bytes."""
 
+Row = tuple[str, dict[str, Any]]
+"""Where a row stands, for messages, and the row."""
 
-def read_lines(path: Path, column: str, tally: Tally) -> Iterator[str]:
-    """Yields the texts of a JSON lines file.
+
+def read_lines(path: Path, column: str, omissions: Omissions) -> Iterator[str]:
+    """Yield the texts of a JSON lines file.
 
     Raises:
         DataError: the file cannot be read, or a line cannot be used.
     """
-    for line in _file_lines(path):
-        try:
-            row = _row(line, str(path))
-            text = None if row is None else text_of(row, f"{path}, line {line[0]}", column)
-        except DataError as error:
-            tally.bad_row(error)
-        else:
-            if text is not None:
-                yield text
+    with opened(path) as file:
+        for line in _lines(file):
+            try:
+                row = _row(line, str(path))
+                text = None if row is None else text_of(row, f"{path}, line {line[0]}", column)
+            except DataError as error:
+                omissions.bad_row(error)
+            else:
+                if text is not None:
+                    yield text
 
 
-def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields the objects of a JSON lines file, each with its place for messages.
-
-    Raises:
-        DataError: the file cannot be read, or a line is not a JSON object; with the line's number.
-    """
-    return _rows(_file_lines(path), str(path))
-
-
-def stream_rows(file: BinaryIO, where: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields what `json_rows` would yield of a file with these bytes, called `where`.
+def rows_of(files: Files) -> Iterator[Row]:
+    """Yield the objects of JSON lines files.
 
     Raises:
-        DataError: see `json_rows`.
+        DataError: another kind of file, or a line that is not a JSON object; with its number.
     """
-    return _rows(_lines(file), where)
+    for path in files.paths:
+        if kind_of(path) != "lines":
+            raise DataError(
+                f"{path}: prompts and spans are read from .jsonl files only", code="not_json_lines"
+            )
+        with opened(path) as file:
+            yield from stream_rows(file, str(path))
 
 
-def _rows(lines: Iterator[Line], name: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    for line in lines:
+def stream_rows(file: BinaryIO, name: str) -> Iterator[Row]:
+    """Yield the objects of JSON lines.
+
+    Raises:
+        DataError: see `rows_of`.
+    """
+    for line in _lines(file):
         row = _row(line, name)
         if row is not None:
             yield f"{name}, line {line[0]}", row
 
 
-def _file_lines(path: Path) -> Iterator[Line]:
-    try:
-        with open_bytes(path) as file:
-            yield from _lines(file)
-    except DAMAGED as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
-
-
 def _lines(file: BinaryIO) -> Iterator[Line]:
-    """Yields lines; of one that is too long, so much that it shows."""
+    """Yield lines; of one that is too long, only enough to see that it is."""
     number = offset = 0
     while line := file.readline(_LONGEST_LINE_BYTES + 1):
         number += 1
@@ -87,32 +83,38 @@ def _lines(file: BinaryIO) -> Iterator[Line]:
 
 
 def _row(line: Line, name: str) -> dict[str, Any] | None:
-    """The object of a line; None for a blank one.
+    """Return the object of a line; None for a blank one.
 
     Raises:
-        DataError: it does not hold one.
+        DataError: it does not hold an object.
     """
     number, offset, data = line
     where = f"{name}, line {number}"
     if len(data) > _LONGEST_LINE_BYTES:
         raise DataError(
             f"{where}: longer than {_LONGEST_LINE_BYTES >> 20} MB; give so long a text as a .txt "
-            "file, which is read in blocks"
+            "file, which is read in blocks",
+            code="long_line",
         )
     text = decode(data, name, offset)
     if not text.strip():
         return None
     try:
-        row = parse_json(text)
+        row = parse_json_row(text)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where}: not valid JSON ({error}); {_ONE_OBJECT}") from None
+        raise DataError(
+            f"{where}: not valid JSON ({error}); {_ONE_OBJECT}", code="not_json"
+        ) from None
     if not isinstance(row, dict):
-        raise DataError(f"{where}: not an object; {_ONE_OBJECT}")
+        raise DataError(f"{where}: not an object; {_ONE_OBJECT}", code="not_object")
     return row
 
 
-def read_values(path: Path, column: str, tally: Tally) -> Iterator[str]:
-    """Yields the texts of a JSON file: of objects one after another, or of a list of objects.
+# --- JSON files that are not lines ---------------------------------------------------------------
+
+
+def read_values(path: Path, column: str, omissions: Omissions) -> Iterator[str]:
+    """Yield the texts of a JSON file: of objects one after another, or of a list of objects.
 
     Raises:
         DataError: the file cannot be read, or an object cannot be used.
@@ -121,16 +123,18 @@ def read_values(path: Path, column: str, tally: Tally) -> Iterator[str]:
         where = f"{path}, row {number}"
         try:
             if not isinstance(row, dict):
-                raise DataError(f'{where}: not an object such as {{"text": "..."}}')
+                raise DataError(
+                    f'{where}: not an object such as {{"text": "..."}}', code="not_object"
+                )
             text = text_of(row, where, column)
         except DataError as error:
-            tally.bad_row(error)
+            omissions.bad_row(error)
         else:
             yield text
 
 
 def holds_column(path: Path, column: str) -> bool:
-    """Returns whether the first value of a JSON file is an object with this key.
+    """Return whether the first value of a JSON file is an object with this key.
 
     Raises:
         DataError: the file cannot be read, or does not hold JSON.
@@ -140,15 +144,12 @@ def holds_column(path: Path, column: str) -> bool:
 
 
 def _values(path: Path) -> Iterator[Any]:
-    try:
-        with open_bytes(path) as file:
-            yield from _Values(decoded(file, str(path)), str(path))
-    except DAMAGED as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
+    with opened(path) as file:
+        yield from _Values(decoded(file, str(path)), str(path))
 
 
 class _Values:
-    """The values of a JSON text, of which only the one being read is held.
+    """Values of a JSON text, of which only the current one is held.
 
     Args:
         blocks: the text.
@@ -178,12 +179,12 @@ class _Values:
                 raise self._invalid("more follows after the list")
 
     def _next_character(self) -> str:
-        """Passes over white space; the empty string at the end."""
+        """Pass over white space; the empty string at the end."""
         while True:
-            rest = self.text[self.at : self.at + 1]
-            if rest and rest not in _SPACE:
-                return rest
-            if rest:
+            character = self.text[self.at : self.at + 1]
+            if character and character not in _SPACE:
+                return character
+            if character:
                 self.at += 1
             elif not self._read(1):
                 return ""
@@ -208,7 +209,7 @@ class _Values:
                 return value
 
     def _read(self, characters: int) -> bool:
-        """Reads so many characters more, if there are any."""
+        """Read so many characters more, if there are any."""
         blocks, size = [self.text[self.at :]], 0
         for block in self.blocks:
             blocks.append(block)
@@ -219,34 +220,20 @@ class _Values:
         return size > 0
 
     def _invalid(self, why: str) -> DataError:
-        return DataError(f"{self.where}, row {max(1, self.number)}: not valid JSON ({why})")
+        where = f"{self.where}, row {max(1, self.number)}"
+        return DataError(f"{where}: not valid JSON ({why})", code="not_json")
 
 
-# --- rows of which only a part is scored: a prompt and its text, or a text and its spans ---
-
-Row = tuple[str, dict[str, Any]]
-"""Where a row stands, for messages, and the row."""
-
-
-def rows_of(files: Files) -> Iterator[Row]:
-    """Yields the rows of JSON lines files.
-
-    Raises:
-        DataError: another kind of file, or a line that is not an object.
-    """
-    for path in files.paths:
-        if kind_of(path) != "lines":
-            raise DataError(f"{path}: prompts and spans are read from .jsonl files only")
-        yield from json_rows(path)
+# --- rows of which only a part is scored: a prompt and its text, or a text and its spans ---------
 
 
 def read_conditional(
     rows: Iterable[Row], text_column: str, other_column: str, spans: bool
 ) -> Iterator[tuple[str, Any]]:
-    """Yields texts together with what belongs to them; rows without text are left out.
+    """Yield texts together with what belongs to them; rows without text are left out.
 
     Args:
-        rows: where they stand, and what they hold.
+        rows: their places and contents.
         text_column: key of the text.
         other_column: key of the prompt, or of a list of [start, end] characters.
         spans: whether it is the latter.
@@ -257,7 +244,10 @@ def read_conditional(
     for where, row in rows:
         for column in (text_column, other_column):
             if column not in row:
-                raise DataError(f"{where}: no key {column!r}; it has {', '.join(row) or 'none'}")
+                raise DataError(
+                    f"{where}: no key {column!r}; it has {', '.join(row) or 'none'}",
+                    code="no_column",
+                )
         text = checked_text(row[text_column], where, text_column)
         value = row[other_column]
         other = _spans(value, where) if spans else checked_text(value, where, other_column)

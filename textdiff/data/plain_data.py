@@ -1,14 +1,41 @@
-"""YAML and JSON as plain data, in which no key stands twice.
+"""YAML and JSON as plain data.
 
-Parsers keep the last of two equal keys without a word, so that a whole section of a config is lost.
+What a user writes by hand has no key twice: parsers keep the last of two equal keys silently, so
+that a whole section of a config is lost. Rows of corpora are read as everybody's parser reads them.
 """
 
 import json
+import math
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-from textdiff.errors import ConfigError
+from textdiff.data.formats import decode
+from textdiff.errors import ConfigError, DataError
+
+
+def read_yaml(path: Path, name: str) -> Any:
+    """Parse a YAML file.
+
+    Args:
+        path: the file.
+        name: what a refusal begins with.
+
+    Raises:
+        ConfigError: it cannot be read, is not UTF-8 or YAML, or a mapping has a key twice.
+    """
+    try:
+        text = decode(path.read_bytes(), name)
+    except FileNotFoundError:
+        raise ConfigError(f"{name}: no such file; check the path", code="no_file") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{name} is a folder, not a file", code="no_file") from None
+    except OSError as error:
+        raise ConfigError(f"{name}: cannot be read ({error})", code="unreadable") from None
+    except DataError as error:
+        raise ConfigError(str(error), code=error.code) from None
+    return parse_yaml(text, name)
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -33,7 +60,7 @@ def parse_yaml(text: str, where: str) -> Any:
             loader.dispose()
     except yaml.YAMLError as error:
         raise ConfigError(f"{where}: not valid YAML ({' '.join(str(error).split())})") from None
-    except (ValueError, RecursionError) as error:  # a date that no calendar has, brackets by 1,000
+    except (ValueError, RecursionError) as error:  # an impossible date, 1,000 nested brackets
         raise ConfigError(f"{where}: not valid YAML ({error})") from None
 
 
@@ -62,10 +89,10 @@ def _refuse_duplicates(node: yaml.Node, where: str, path: tuple[str, ...], seen:
 
 
 def parse_json(text: str) -> Any:
-    """Parse strict JSON: no key twice, no NaN or infinity.
+    """Parse strict JSON: no key twice, no NaN or infinity, no integer that is too long.
 
     Raises:
-        ValueError: it is not; the message says why.
+        ValueError: it is not strict JSON; the message says why.
     """
     return json.loads(
         text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_int=_integer
@@ -73,12 +100,12 @@ def parse_json(text: str) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in values:
             raise ValueError(f"the key {key!r} stands twice; keep one of them")
-        found[key] = value
-    return found
+        values[key] = value
+    return values
 
 
 def _integer(digits: str) -> int:
@@ -92,3 +119,40 @@ def _integer(digits: str) -> int:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def parse_json_row(text: str) -> Any:
+    """Parse JSON as corpora have it; an integer that is too long for Python becomes infinite.
+
+    Such an integer is valid JSON and mostly in a key that nobody reads.
+
+    Raises:
+        json.JSONDecodeError: the text is not valid JSON.
+        RecursionError: it is nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # Python refuses to convert integers of more than 4300 digits
+        return _LENIENT.decode(text)
+
+
+def parse_json_prefix(text: str, start: int) -> tuple[Any, int]:
+    """Return the JSON value that begins at `start`, as `parse_json_row` does, and its end.
+
+    Raises:
+        json.JSONDecodeError: there is no valid value.
+        RecursionError: it is nested too deeply.
+    """
+    return _LENIENT.raw_decode(text, start)
+
+
+def _infinite_if_long(digits: str) -> int | float:
+    try:
+        return int(digits)
+    except ValueError:
+        return -math.inf if digits.startswith("-") else math.inf
+
+
+_LENIENT = json.JSONDecoder(parse_int=_infinite_if_long)

@@ -1,9 +1,16 @@
-"""Training sequences cut from a token stream, addressed by one endless index.
+"""Training sequences cut from token streams, addressed by one endless index.
 
-Sample `i` belongs to epoch `i // N` of `N = tokens // L` sequences. Every epoch has its own order
-and its own phase (where in the stream the first cut falls), both functions of the seed and the
-epoch. What a sample holds depends on nothing else, so a run resumes, and spreads over processes,
+Sample `i` of a stream belongs to epoch `i // N` of `N = tokens // L` sequences. Every epoch has
+its own order and its own phase (where in the stream the first cut falls), both functions of the
+seed and the epoch. A sample depends on nothing else, so a run resumes, and spreads over processes,
 by indices alone.
+
+Several streams are mixed in fixed proportions. The source of a sample is a fixed pattern with the
+period T, the sum of the weights as whole numbers: source k, of weight w out of T, has its draws at
+the times (j + 1/2) T / w, and the pattern is all draws in the order of their times (the divisor
+method of Sainte-Laguë). In every prefix of n samples a source's count differs from n w / T by at
+most (1 + K w / T) / 2, for K sources; for two it is the nearest whole number. The j-th draw from a
+source is the j-th sample of its own `PackedSequences`: every source goes through epochs of its own.
 """
 
 from collections.abc import Sequence
@@ -51,24 +58,25 @@ class PackedSequences:
         stream: the tokens.
         sequence_length: L, in tokens.
         seed: a non-negative integer.
-        part: number of the source in a mixture, so that equal lengths have different orders.
+        source: its number in a mixture, so that equal lengths have different orders.
 
     Raises:
         DataError: the stream is shorter than one sequence.
     """
 
     def __init__(
-        self, stream: TokenStream, sequence_length: int, seed: int, part: int | None = None
+        self, stream: TokenStream, sequence_length: int, seed: int, source: int | None = None
     ) -> None:
         if len(stream) < sequence_length:
             raise DataError(
                 f"the training text has {len(stream)} tokens, fewer than one sequence of "
-                f"{sequence_length}; give more text or lower data.sequence_length"
+                f"{sequence_length}; give more text or lower data.sequence_length",
+                code="short_corpus",
             )
         self.stream = stream
         self.sequence_length = sequence_length
         self.seed = seed
-        self._part = () if part is None else (part,)
+        self._source = () if source is None else (source,)
         self._orders: dict[int, NDArray[np.int64]] = {}
 
     def __len__(self) -> int:
@@ -76,7 +84,7 @@ class PackedSequences:
         return len(self.stream) // self.sequence_length
 
     def rows(self, indices: Sequence[int]) -> PackedRows:
-        """Reads samples.
+        """Read samples.
 
         Args:
             indices: global sample indices 0, 1, 2, … without an end, in any order.
@@ -120,11 +128,10 @@ class PackedSequences:
         return self._orders[epoch]
 
     def _raw(self, epoch: int, purpose: int, size: int) -> NDArray[np.uint64]:
-        """Random words: numpy promises bit generators, not `permutation`, to stay as they are."""
-        entropy = (self.seed, epoch, purpose, *self._part)
-        words: NDArray[np.uint64] = np.random.Philox(np.random.SeedSequence(entropy)).random_raw(
-            size
-        )
+        """Draw random words: numpy keeps its bit generators as they are, not `permutation`."""
+        entropy = (self.seed, epoch, purpose, *self._source)
+        generator = np.random.Philox(np.random.SeedSequence(entropy))
+        words: NDArray[np.uint64] = generator.random_raw(size)
         return words
 
 
@@ -135,39 +142,39 @@ class Mixture:
     """Sequences of equal length from several sources.
 
     Attributes:
-        parts: the sources' sequences.
-        shares: which part of all samples each source gives; they sum to one.
+        sources: their sequences.
+        shares: the fraction of all samples that each source gives; they sum to one.
         sequence_length: L, in tokens.
 
     Args:
-        parts: the sources' sequences, of one length.
+        sources: their sequences, of one length.
         weights: positive numbers; only their ratios matter.
 
     Raises:
         DataError: a weight is too small beside the others.
     """
 
-    def __init__(self, parts: Sequence[PackedSequences], weights: Sequence[float]) -> None:
-        self.parts = tuple(parts)
-        self.sequence_length = parts[0].sequence_length
+    def __init__(self, sources: Sequence[PackedSequences], weights: Sequence[float]) -> None:
+        self.sources = tuple(sources)
+        self.sequence_length = sources[0].sequence_length
         counts = whole_weights(weights)
         self.shares = tuple(count / sum(counts) for count in counts)
         self._counts = np.array(counts)
-        self._sources, self._draws = _pattern(counts)
+        self._pattern, self._draws = _pattern(counts)
 
     def __len__(self) -> int:
         """Samples after which every source has been read at least once."""
-        pairs = zip(self.parts, self.shares, strict=True)
-        return max(ceil(len(part) / share) for part, share in pairs)
+        pairs = zip(self.sources, self.shares, strict=True)
+        return max(ceil(len(sequences) / share) for sequences, share in pairs)
 
     def locate(self, indices: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The source of every sample, and the number of the sample among its source's, [B] each."""
-        periods, places = np.divmod(np.asarray(indices, np.int64), len(self._sources))
-        sources = self._sources[places].astype(np.int64)
+        """Return the source of every sample, and its number among the source's, [B] each."""
+        periods, places = np.divmod(np.asarray(indices, np.int64), len(self._pattern))
+        sources = self._pattern[places].astype(np.int64)
         return sources, self._draws[places] + periods * self._counts[sources]
 
     def rows(self, indices: Sequence[int]) -> PackedRows:
-        """Reads samples.
+        """Read samples.
 
         Args:
             indices: global sample indices 0, 1, 2, … without an end, in any order.
@@ -176,15 +183,15 @@ class Mixture:
         tokens = np.empty(shape, np.int64)
         documents = np.empty(shape, np.int32)
         sources, draws = self.locate(indices)
-        for number, part in enumerate(self.parts):
-            mine = np.flatnonzero(sources == number)
-            rows = part.rows(draws[mine].tolist())
-            tokens[mine], documents[mine] = rows.tokens, rows.documents
+        for number, sequences in enumerate(self.sources):
+            chosen = np.flatnonzero(sources == number)
+            rows = sequences.rows(draws[chosen].tolist())
+            tokens[chosen], documents[chosen] = rows.tokens, rows.documents
         return PackedRows(tokens, documents)
 
 
 def whole_weights(weights: Sequence[float]) -> list[int]:
-    """The smallest whole numbers in the ratios of the weights as they are written.
+    """Return the smallest whole numbers in the ratios of the weights as they are written.
 
     Where their sum would exceed `LONGEST_PERIOD`, they are rounded to parts of it.
 
@@ -203,13 +210,14 @@ def whole_weights(weights: Sequence[float]) -> list[int]:
     if not all(rounded):
         raise DataError(
             f"data.sources.{rounded.index(0)}: weight {weights[rounded.index(0)]:g} is less than "
-            "a millionth of all weights; raise it, or leave the source out"
+            "a millionth of all weights; raise it, or leave the source out",
+            code="small_weight",
         )
     return rounded
 
 
 def _pattern(counts: Sequence[int]) -> tuple[NDArray[np.uint16], NDArray[np.int64]]:
-    """The source of every sample of a period, and its number among the source's, [T] each."""
+    """Return the source of every sample of a period, and its number among the source's, [T]."""
     # Correctly rounded quotients of equal fractions are equal, so that ties are true ties; the
     # stable sort gives them to the source that comes first.
     times = np.concatenate([(2 * np.arange(count) + 1) / (2 * count) for count in counts])
