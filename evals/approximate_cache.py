@@ -22,7 +22,8 @@ import torch
 from speed import cpu_model
 from torch import Tensor
 
-from textdiff.data import encode_documents, read_texts
+from textdiff.data.encode import encode_documents
+from textdiff.data.text_files import read_texts
 from textdiff.pipeline import TextDiffusion
 from textdiff.provenance import model_record, training_record
 from textdiff.sampling.cached import ApproximatePredictor
@@ -70,7 +71,7 @@ def variation(held: TextDiffusion, prompts: list[list[int]], seed: int) -> dict[
     """Mean total variation at masked positions, with its standard error over rows."""
     mask, context = held.family.process.mask_token_id, held.model.config.max_position_embeddings
     given = len(prompts[0])
-    steps = walk(held, prompts, seed, False)
+    steps = walk(held, prompts, seed, "off")
     halfway = steps[(context - given) // 2 - 1].canvas  # every step reveals a token of every row
     masked = halfway == mask
     start = halfway.clone()

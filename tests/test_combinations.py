@@ -12,7 +12,7 @@ from engines import generate
 
 from textdiff.config import CharTokenizer, Config, DiffusionConfig
 from textdiff.config.reading import validate
-from textdiff.data import train_tokenizer
+from textdiff.data.tokenizer import train_tokenizer
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.objectives import OBJECTIVES
 from textdiff.diffusion.process import PROCESSES

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoTokenizer, TextDiffusionStreamer
 
 from textdiff.config import ByteTokenizer, Config
-from textdiff.data import train_tokenizer
+from textdiff.data.tokenizer import train_tokenizer
 from textdiff.errors import CheckpointError, ConfigError, DataError
 from textdiff.loading import family_of
 from textdiff.pipeline import TextDiffusion

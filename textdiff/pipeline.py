@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.data import encode_checked
-from textdiff.data.texts import checked_texts
+from textdiff.checks import checked_texts, whole_number
+from textdiff.data.losses import encode_checked
 from textdiff.diffusion.family import Family, block_sizes
 from textdiff.errors import ConfigError, DataError
 from textdiff.likelihood import Bound, Difference, Estimates, Windows, compare, estimate, paired
@@ -53,7 +53,6 @@ from textdiff.sampling.request import Request
 from textdiff.sampling.results import Generation, RowReader
 from textdiff.sampling.segment import Step
 from textdiff.sampling.settings import SamplingConfig
-from textdiff.whole_numbers import whole_number
 
 COUNTS = ("replicates", "samples", "orders", "timesteps", "batch_tokens")
 """Options of `likelihood.estimate` that are whole numbers."""

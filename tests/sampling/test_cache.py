@@ -200,7 +200,7 @@ class TestWindow:
 
     @pytest.mark.parametrize("window", [3, 6, -4])
     def test_out_of_range_is_refused(self, model, window):
-        with pytest.raises(ConfigError, match="multiple of the block size, 4|give at least 0"):
+        with pytest.raises(ConfigError, match=r"multiple of the block size, 4|give at least 0"):
             rows_of(model, tiny_family(4), Job([[]], [4]), window=window)
 
     def test_means_nothing_to_a_full_sequence_model(self, model):
@@ -253,7 +253,7 @@ class TestStride:
 
     @pytest.mark.parametrize("stride", [0, CONTEXT + 1])
     def test_out_of_range_is_refused(self, model, stride):
-        with pytest.raises(ConfigError, match=f"1..{CONTEXT}|give at least 1"):
+        with pytest.raises(ConfigError, match=rf"1..{CONTEXT}|give at least 1"):
             rows_of(model, tiny_family(), Job([[]], [4]), stride=stride)
 
     def test_means_nothing_to_a_model_in_blocks(self, model):

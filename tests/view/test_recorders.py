@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from textdiff.config import ByteTokenizer, Config
-from textdiff.data import train_tokenizer
+from textdiff.data.tokenizer import train_tokenizer
 from textdiff.loading import family_of
 from textdiff.models import TextDiffusionModel
 from textdiff.pipeline import TextDiffusion

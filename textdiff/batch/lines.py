@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from textdiff.config.plain_data import parse_json
+from textdiff.data.plain_data import parse_json
 from textdiff.errors import DataError, TextDiffError
 from textdiff.pipeline import TextDiffusion
 from textdiff.sampling.callbacks import FinishedRow

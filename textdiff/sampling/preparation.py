@@ -7,7 +7,7 @@ from itertools import groupby
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.data.texts import checked_texts, one_or_more
+from textdiff.checks import checked_texts, one_or_more
 from textdiff.data.tokenizer import end_id, token_bytes
 from textdiff.diffusion.family import Family
 from textdiff.errors import ConfigError

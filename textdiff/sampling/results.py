@@ -7,7 +7,7 @@ from itertools import chain, pairwise
 
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.data import continuation, opening
+from textdiff.data.backend import continuation, opening
 from textdiff.sampling.callbacks import FinishedRow
 from textdiff.sampling.request import Request
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.data import encode_checked
+from textdiff.data.losses import encode_checked
 from textdiff.errors import ConfigError, DataError
 from textdiff.sampling.settings import MOST_TOKENS
 
