@@ -23,30 +23,33 @@ import torch
 from speed import cpu_model
 from torch import Tensor
 
-from textdiff.data import encode_documents, read_texts
+from textdiff.data.encode import encode_documents
+from textdiff.data.text_files import read_texts
 from textdiff.pipeline import TextDiffusion
 from textdiff.provenance import model_record, training_record
-from textdiff.sampling import Cache, Controls, Job, Step, generate
-from textdiff.sampling.approximate import ApproximateDenoiser
-from textdiff.sampling.denoiser import Denoiser, Predictor
+from textdiff.sampling.cached import ApproximatePredictor
+from textdiff.sampling.engine import Engine
+from textdiff.sampling.job import Job
+from textdiff.sampling.predictor import PlainPredictor, Predictor
+from textdiff.sampling.request import Request
+from textdiff.sampling.segment import Step
+from textdiff.sampling.settings import SamplingConfig
 
 RULE = "first_hitting"
 
 
-def walk(held: TextDiffusion, prompts: list[list[int]], seed: int, cache: Cache) -> list[Step]:
+def walk(held: TextDiffusion, prompts: list[list[int]], seed: int, cache: str) -> list[Step]:
     """The steps that fill rows up to the context."""
     new = [held.model.config.max_position_embeddings - len(prompt) for prompt in prompts]
     job = Job(prompts, new, seed=seed)
-    controls = Controls()
-    return list(
-        generate(held.model, held.family, job, rule=RULE, steps=1, controls=controls, cache=cache)
-    )
+    config = SamplingConfig(rule=RULE, steps=1, cache=cache)
+    return list(Engine(held.model, held.family, Request(job, config)).run())
 
 
 def rates(held: TextDiffusion, prompt: list[int], repeats: int, seed: int) -> dict[str, object]:
     """Tokens per CPU-second without and with the cache, turn by turn."""
     new = held.model.config.max_position_embeddings - len(prompt)
-    seconds: dict[Cache, list[float]] = {False: [], "approximate": []}
+    seconds: dict[str, list[float]] = {"off": [], "approximate": []}
     for repeat in range(-1, repeats):  # the first is not counted
         for cache, spent in seconds.items():
             start = time.process_time()
@@ -69,15 +72,15 @@ def variation(held: TextDiffusion, prompts: list[list[int]], seed: int) -> dict[
     """Mean total variation at masked positions, with its standard error over rows."""
     mask, context = held.family.process.mask_token_id, held.model.config.max_position_embeddings
     given = len(prompts[0])
-    steps = walk(held, prompts, seed, False)
+    steps = walk(held, prompts, seed, "off")
     halfway = steps[(context - given) // 2 - 1].canvas  # every step reveals a token of every row
     masked = halfway == mask
     start = halfway.clone()
     start[:, given:] = mask
     widths = torch.full((len(prompts),), context)
     frozen = (start != mask).cpu()
-    plain = Denoiser(held.model, held.family, widths)
-    kept = ApproximateDenoiser(held.model, held.family, len(prompts), context)
+    plain = PlainPredictor(held.model, held.family, widths)
+    kept = ApproximatePredictor(held.model, held.family, len(prompts), context)
     kept.enter(start, 0 * widths, widths, frozen)
     positions = masked.flatten().nonzero().squeeze(1).cpu()
     t = torch.full((len(prompts),), 0.5, dtype=torch.float64)

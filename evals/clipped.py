@@ -23,7 +23,7 @@ from torch import Tensor
 
 from textdiff import TextDiffusion
 from textdiff.config.reading import load
-from textdiff.data import prepare_corpus
+from textdiff.data.corpus import prepare_corpus
 from textdiff.loss import Batch, DenoisingLoss, PositionTerms, corrupt
 from textdiff.train.batches import FULL_RANGE, Range, TrainingBatches
 from textdiff.train.ranges import search_range

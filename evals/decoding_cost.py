@@ -31,7 +31,10 @@ from speed import GEMM_SIZES, SIZES, cpu_model
 from textdiff.diffusion.family import Family, build_family
 from textdiff.diffusion.process import Vocabulary
 from textdiff.models import TextDiffusionConfig, TextDiffusionModel
-from textdiff.sampling import Controls, Job, generate
+from textdiff.sampling.engine import Engine
+from textdiff.sampling.job import Job
+from textdiff.sampling.request import Request
+from textdiff.sampling.settings import SamplingConfig
 
 ROWS = 4
 OFFICIAL_PEAK = (70.0, 83.0)
@@ -150,7 +153,8 @@ def walk(
     hooks = [model.register_forward_pre_hook(before), model.register_forward_hook(after)]
     calls, start = 0, time.process_time()
     job = Job([[]] * ROWS, [case.tokens] * ROWS, seed=seed)
-    for step in generate(model, family, job, rule=case.rule, steps=case.steps, controls=Controls()):
+    config = SamplingConfig(rule=case.rule, steps=case.steps, cache="off")
+    for step in Engine(model, family, Request(job, config)).run():
         calls = step.calls
     seconds = time.process_time() - start
     for hook in hooks:

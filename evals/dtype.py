@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from textdiff import TextDiffusion
-from textdiff.data import read_texts
+from textdiff.data.text_files import read_texts
 from textdiff.likelihood import compare
 from textdiff.provenance import code_record, model_record
 

@@ -97,11 +97,11 @@ class RandomTokens:
     def rows(self, indices):
         import numpy as np
 
-        from textdiff.data.loader import Rows
+        from textdiff.data.sequences import PackedRows
 
         shape = (len(indices), self.length)
         tokens = np.random.default_rng(indices[0]).integers(0, self.vocabulary - 1, shape)
-        return Rows(tokens, np.zeros(shape, np.int32))
+        return PackedRows(tokens, np.zeros(shape, np.int32))
 
 
 def train(vocabulary: int, raw: dict) -> None:

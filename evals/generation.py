@@ -25,7 +25,10 @@ from speed import GEMM_SIZES, SIZES, Size, cpu_model
 from textdiff.diffusion.family import Family, build_family
 from textdiff.diffusion.process import Vocabulary
 from textdiff.models import TextDiffusionConfig, TextDiffusionModel
-from textdiff.sampling import Controls, Job, generate
+from textdiff.sampling.engine import Engine
+from textdiff.sampling.job import Job
+from textdiff.sampling.request import Request
+from textdiff.sampling.settings import SamplingConfig
 
 BLOCK = 16
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}
@@ -66,9 +69,8 @@ def walk(
     """Generates, and returns network calls and the CPU-seconds at every one."""
     job = Job([[]] * rows, [length] * rows, seed=seed)
     times, calls = [time.process_time()], 0
-    for step in generate(
-        model, family, job, rule="first_hitting", steps=1, controls=Controls(), cache=cache
-    ):
+    config = SamplingConfig(rule="first_hitting", steps=1, cache=cache, window=0)
+    for step in Engine(model, family, Request(job, config)).run():
         calls = step.calls
         times.append(time.process_time())
     return calls, times

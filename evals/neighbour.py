@@ -81,13 +81,17 @@ def work() -> None:
             yield float(SIZES["neighbour"].tokens)
 
     def write() -> Iterator[float]:
-        from textdiff.sampling import Controls, Job, generate
+        from textdiff.sampling.engine import Engine
+        from textdiff.sampling.job import Job
+        from textdiff.sampling.request import Request
+        from textdiff.sampling.settings import SamplingConfig
 
         seed = 0
         while True:
             seed += 1
             job = Job([[]] * 4, [case.tokens] * 4, seed=seed)
-            for _ in generate(model, family, job, rule=case.rule, steps=64, controls=Controls()):
+            config = SamplingConfig(rule=case.rule, steps=64, cache="off")
+            for _ in Engine(model, family, Request(job, config)).run():
                 yield 1.0
 
     todo = {"train": train(), "generate": write()}

@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from textdiff.data import encode_documents
+from textdiff.data.encode import encode_documents
 from textdiff.errors import ConfigError
 from textdiff.likelihood import Windows, cut_windows, estimate
 from textdiff.likelihood.stopping import LEAST_DRAWS, MIN_REPLICATES

@@ -19,8 +19,9 @@ import transformers
 
 from textdiff import TextDiffusion
 from textdiff.config.reading import load
-from textdiff.data import load_documents, split_documents
-from textdiff.data.documents import iterate_texts
+from textdiff.data.document_stream import iterate_texts
+from textdiff.data.sources import load_documents
+from textdiff.data.split import split_documents
 
 
 def words(text: str) -> list[str]:

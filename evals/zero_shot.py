@@ -21,8 +21,8 @@ import transformers
 import yaml
 
 from textdiff import TextDiffusion
-from textdiff.data import read_texts
 from textdiff.data.detokenize import detokenizer
+from textdiff.data.text_files import read_texts
 from textdiff.errors import DataError, TextDiffError
 from textdiff.evaluate import evaluation_record
 from textdiff.likelihood.published import PROTOCOLS

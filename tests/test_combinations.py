@@ -8,10 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from engines import generate
 
 from textdiff.config import CharTokenizer, Config, DiffusionConfig
 from textdiff.config.reading import validate
-from textdiff.data import train_tokenizer
+from textdiff.data.tokenizer import train_tokenizer
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.objectives import OBJECTIVES
 from textdiff.diffusion.process import PROCESSES
@@ -20,7 +21,8 @@ from textdiff.errors import ConfigError
 from textdiff.likelihood import cut_windows, estimate
 from textdiff.loss import training_loss
 from textdiff.models import TextDiffusionModel
-from textdiff.sampling import Controls, Job, generate
+from textdiff.sampling.controls import Controls
+from textdiff.sampling.job import Job
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.setup import build_model
 

@@ -8,15 +8,16 @@ import torch
 from transformers import AutoTokenizer, TextDiffusionStreamer
 
 from textdiff.config import ByteTokenizer, Config
-from textdiff.data import train_tokenizer
+from textdiff.data.tokenizer import train_tokenizer
 from textdiff.errors import CheckpointError, ConfigError, DataError
-from textdiff.generation import Order, SampleDefaults
 from textdiff.loading import family_of
 from textdiff.pipeline import TextDiffusion
-from textdiff.sampling import build_pattern
+from textdiff.sampling.callbacks import Callback
+from textdiff.sampling.constraints import build_pattern
+from textdiff.sampling.request import Request
+from textdiff.sampling.settings import SamplingConfig
 from textdiff.train.export import sample_defaults
 from textdiff.train.setup import model_config
-from textdiff.watching import Watcher
 
 
 def build(block_size: int | None = None, **model_options) -> TextDiffusion:
@@ -114,7 +115,7 @@ def test_a_streamer_without_drafts_gets_the_text(held):
     assert streamer.ended
 
 
-class Notes(Watcher):
+class Notes(Callback):
     """Writes down what it is told."""
 
     parts = ("draft", "confidence", "entropy")
@@ -136,7 +137,7 @@ def test_watching_changes_no_token_and_says_when_rows_are_done(held):
     prompts, options = ["a", "a longer one", "", "xy"], {"max_new_tokens": 11, "seed": 4}
     notes = Notes()
     plain = held.generate(prompts, num_samples=9, batch_size=2, **options)
-    watched = held.generate(prompts, num_samples=9, batch_size=2, watchers=[notes], **options)
+    watched = held.generate(prompts, num_samples=9, batch_size=2, callbacks=[notes], **options)
     assert watched == plain
     assert [len(job.prompts) for job in notes.jobs] == [32, 4]
     assert [notes.rows[i][1].text for i in range(36)] == plain.texts
@@ -156,10 +157,10 @@ def test_watching_changes_no_token_and_says_when_rows_are_done(held):
 
 def test_orders_joined_are_those_apart(held):
     """Rows of any seed and number share batches, and become what they become alone."""
-    one = held.order("a", num_samples=2, seed=7, max_new_tokens=9)
-    two = held.order("xyz", num_samples=1, seed=-3, first_row=5, max_new_tokens=4)
-    joined = held.fulfil(Order.joined([one, two, one]))
-    apart = [held.fulfil(order, batch_size=1).sequences for order in (one, two, one)]
+    one = held.prepare("a", num_samples=2, seed=7, max_new_tokens=9)
+    two = held.prepare("xyz", num_samples=1, seed=-3, first_row=5, max_new_tokens=4)
+    joined = held.run(Request.joined([one, two, one]))
+    apart = [held.run(order, batch_size=1).sequences for order in (one, two, one)]
     assert joined.sequences == [row for rows in apart for row in rows]
     assert apart[0] == held.generate("a", num_samples=2, seed=7, max_new_tokens=9).sequences
     six = held.generate("xyz", num_samples=6, seed=-3, max_new_tokens=4)
@@ -312,7 +313,7 @@ def test_a_pattern_is_made_once(held, monkeypatch):
         made.append(arguments[0])
         return build_pattern(*arguments)
 
-    monkeypatch.setattr("textdiff.pipeline.build_pattern", counted)
+    monkeypatch.setattr("textdiff.sampling.preparation.build_pattern", counted)
     fresh = replace(held)
     texts = [
         fresh.generate("ab", regex=regex, ban="bb", max_new_tokens=n, seed=n).completions[0]
@@ -329,10 +330,8 @@ def test_strings_that_no_text_can_hold_are_refused(held, option):
         held.generate("ab", **option)
 
 
-def test_defaults_may_name_one_banned_string_or_none(tmp_path):
-    path = tmp_path / "generation_config.json"
-    path.write_text('{"ban": "zq", "force": null}')
-    found = SampleDefaults.read(path)
+def test_defaults_may_name_one_banned_string_or_none():
+    found = SamplingConfig.from_export({"ban": "zq", "force": None})
     assert (found.ban, found.force) == (("zq",), ())
 
 

@@ -41,6 +41,11 @@ class LostProcessError(TextDiffError):
     """Another process of the run is gone; each that is left says so, whoever is the first."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what another library's error says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def overflow_advice(dtype: object) -> str:
     """What to do about network outputs that are not finite, as the end of a sentence.
 

@@ -9,32 +9,19 @@ print(td.score(["Return a new list."])[0].perplexity)
 
 import json
 import logging
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cached_property, lru_cache, partial
-from itertools import chain, pairwise
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.data import continuation, encode_checked, opening
-from textdiff.data.texts import checked_string, checked_texts, one_or_more
-from textdiff.data.tokenizer import end_id, token_bytes
+from textdiff.checks import checked_texts, whole_number
+from textdiff.data.losses import encode_checked
 from textdiff.diffusion.family import Family, block_sizes
 from textdiff.errors import ConfigError, DataError
-from textdiff.generation import (
-    Feed,
-    Generation,
-    Order,
-    Reach,
-    SampleDefaults,
-    make_controls,
-    make_job,
-    prompt_forms,
-)
 from textdiff.likelihood import Bound, Difference, Estimates, Windows, compare, estimate, paired
 from textdiff.likelihood.endings import end_token
 from textdiff.likelihood.published import find_protocol, published_windows
@@ -47,16 +34,25 @@ from textdiff.loading import (
     load_model,
     load_tokenizer,
     locate_export,
+    read_json,
 )
 from textdiff.models import TextDiffusionModel
 from textdiff.provenance import TRAINING_FILE, training_record
-from textdiff.sampling import Cache, Constraint, Hook, Job, Step, build_pattern, generate
-from textdiff.sampling.constraints import Pattern
-from textdiff.sampling.guidance import check_guidance
-from textdiff.sampling.rules import build_rule
-from textdiff.template import Form
-from textdiff.watching import Audience, FinishedRow, Watcher
-from textdiff.whole_numbers import whole_number
+from textdiff.sampling.callbacks import (
+    Callback,
+    CallbackHandler,
+    FinishedRow,
+    StreamerCallback,
+)
+from textdiff.sampling.constraints import Constraint
+from textdiff.sampling.controls import Hook
+from textdiff.sampling.engine import Engine
+from textdiff.sampling.job import ContextLimit
+from textdiff.sampling.preparation import Preparer, make_job
+from textdiff.sampling.request import Request
+from textdiff.sampling.results import Generation, RowReader
+from textdiff.sampling.segment import Step
+from textdiff.sampling.settings import SamplingConfig
 
 COUNTS = ("replicates", "samples", "orders", "timesteps", "batch_tokens")
 """Options of `likelihood.estimate` that are whole numbers."""
@@ -73,14 +69,14 @@ class TextDiffusion:
         tokenizer: its tokenizer.
         family: process, schedule, objective and block size; only tokens of the tokenizer are
             predicted.
-        defaults: what `generate` does unless told otherwise.
+        defaults: options that `generate` takes where none are given.
         folder: the export it was loaded from; None for one that was built in memory.
     """
 
     model: TextDiffusionModel
     tokenizer: PreTrainedTokenizerFast
     family: Family
-    defaults: SampleDefaults = field(default_factory=SampleDefaults)
+    defaults: SamplingConfig = field(default_factory=SamplingConfig)
     folder: Path | None = None
 
     def __post_init__(self) -> None:
@@ -112,7 +108,7 @@ class TextDiffusion:
         folder = locate_export(path)
         model = load_model(folder, kind).to(where).eval()
         tokenizer = load_tokenizer(folder, model.config)
-        defaults = SampleDefaults.read(folder / "generation_config.json")
+        defaults = SamplingConfig.from_export(read_json(folder / "generation_config.json"))
         family = family_of(model.config, where, model.exponents)
         return cls(model, tokenizer, family, defaults, folder)
 
@@ -169,7 +165,7 @@ class TextDiffusion:
         folder = Path(path)
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        settings = {f.name: getattr(self.defaults, f.name) for f in fields(self.defaults)}
+        settings = self.defaults.to_export()
         (folder / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n")
         if self.folder is not None and (known := training_record(self.folder)):
             (folder / TRAINING_FILE).write_text(json.dumps(known, indent=2) + "\n")
@@ -180,128 +176,72 @@ class TextDiffusion:
         self,
         prompts: str | Sequence[str] = "",
         *,
-        suffix: str | Sequence[str] = "",
-        num_samples: int = 1,
         batch_size: int = 16,
-        stop: str | Sequence[str] = (),
-        cache: Cache | None = None,
-        hooks: Sequence[Hook] = (),
-        constraint: Constraint | None = None,
         streamer: Any = None,
-        watchers: Sequence[Watcher] = (),
-        seed: int = 0,
+        callbacks: Sequence[Callback] = (),
         **options: Any,
     ) -> Generation:
-        """Generates text.
+        """Generate text.
 
         Args:
             prompts: one or several beginnings; the empty one generates from nothing. One that has
                 holes, `[MASK:n]` for n tokens, is a template: the holes are filled.
-            suffix: text that follows what is generated, one for all prompts or one for each.
-            num_samples: rows per prompt.
             batch_size: rows per network call; texts do not depend on it.
-            stop: strings that end a text, which is cut before them; so does the end-of-text token.
-            cache: whether to keep keys and values of finished blocks, which changes nothing but
-                speed; None: for models in blocks, which alone can. "approximate": for models of
-                the whole sequence, keep those of what is given or finished, which changes texts.
-            hooks: functions of (`sampling.Context`, log_x0 [N, V]) that return the log-weights
-                [N, V] to draw tokens from, before temperature and truncation.
-            constraint: a law of the text of your own (`sampling.Constraint`), instead of `regex`
-                and `ban`.
             streamer: a transformers streamer (`TextDiffusionStreamer`); takes a single row.
-            watchers: who looks on; no text depends on it.
-            seed: seed of the job.
-            **options: fields of `SampleDefaults` to change, `steps` for `max_denoising_steps`.
+            callbacks: objects that hear of every step and row; no text depends on them.
+            **options: those of `prepare`.
 
         Raises:
             ConfigError: an option out of range, or a prompt that would not be seen.
             DataError: a prompt with characters the tokenizer does not know.
         """
-        order = self.order(
-            prompts,
-            suffix=suffix,
-            num_samples=num_samples,
-            stop=stop,
-            hooks=hooks,
-            constraint=constraint,
-            seed=seed,
-            **options,
-        )
-        _report(order)
-        feeds = [] if streamer is None else [Feed(streamer)]
-        return self.fulfil(order, batch_size, cache, [*watchers, *feeds])
+        request = self.prepare(prompts, **options)
+        _log_losses(request)
+        streamers = [] if streamer is None else [StreamerCallback(streamer)]
+        return self.run(request, batch_size, [*callbacks, *streamers])
 
-    def order(
+    def prepare(
         self,
         prompts: str | Sequence[str] = "",
         *,
         suffix: str | Sequence[str] = "",
         num_samples: int = 1,
-        stop: str | Sequence[str] = (),
         hooks: Sequence[Hook] = (),
         constraint: Constraint | None = None,
         seed: int = 0,
         first_row: int = 0,
         **options: Any,
-    ) -> Order:
-        """What `generate` would be asked to do, checked as far as no network is needed.
+    ) -> Request:
+        """Return the request that `generate` runs, checked as far as no network is needed.
 
         Args:
-            prompts: see `generate`, as for what follows.
-            suffix: see `generate`.
-            num_samples: see `generate`.
-            stop: see `generate`.
-            hooks: see `generate`.
-            constraint: see `generate`.
-            seed: see `generate`.
+            prompts: see `generate`.
+            suffix: text that follows what is generated, one for all prompts or one for each.
+            num_samples: rows per prompt.
+            hooks: functions of (`Context`, log_x0 [N, V]) that return the log-weights [N, V] to
+                draw tokens from, before temperature and truncation.
+            constraint: a constraint of your own (`Constraint`), instead of `regex`, `ban`, `force`.
+            seed: seed of the request.
             first_row: index of the first row under that seed, for rows of a larger job.
-            **options: see `generate`.
+            **options: those of `SamplingConfig`, for which None is the model's default.
 
         Raises:
             ConfigError: see `generate`.
             DataError: see `generate`.
         """
         self._check_whole()
-        seed = whole_number("seed", seed)
-        forms = self._forms(prompts, suffix, whole_number("num_samples", num_samples))
-        settings = self.defaults.changed(options)
-        explicit = options.get("max_new_tokens") is not None
-        job = make_job(forms, settings, self._reach, first_row, seed, explicit)
-        build_rule(settings.rule, self.family, settings.knobs)
-        check_guidance(settings.guidance, self.family)
-        stops = () if stop is None else tuple(one_or_more(stop, "stop"))
-        bans, forced = one_or_more(settings.ban, "ban"), one_or_more(settings.force, "force")
-        regex = "" if settings.regex is None else checked_string(settings.regex, "regex")
-        _refuse_half_characters([*stops, *bans, *forced, regex])
-        if "" in stops:
-            raise ConfigError("a stop string is empty; give at least one character")
-        if stops and bool((job.tails == job.lengths).all()):
-            raise ConfigError(
-                "stop strings end a text in the hole that nothing follows, and here given text "
-                "follows every hole; leave the stop strings out"
-            )
-        constraint = self._pattern(settings) if constraint is None else constraint
-        if constraint is not None:
-            constraint.check(job)
-        end = end_id(self.tokenizer, self.family.process.vocabulary.clean)
-        controls = make_controls(settings, hooks, constraint, end)
-        lost = tuple(dict.fromkeys(sentence for form in forms for sentence in form.lost))
-        return Order(job, settings, controls, stops, lost)
+        config, explicit = self.defaults.merge(**options), options.get("max_new_tokens") is not None
+        parsed = self._preparer.parse(prompts, suffix, whole_number("num_samples", num_samples))
+        job = make_job(parsed, config, self.context_limit, explicit)
+        seed, ended = whole_number("seed", seed), self._reader.ending(config.stop)
+        job = replace(job, seed=seed, first_row=first_row, ended=ended)
+        lost = [sentence for prompt in parsed for sentence in prompt.lost]
+        return self._preparer.request(job, config, hooks, constraint, lost)
 
-    def fulfil(
-        self,
-        order: Order,
-        batch_size: int = 16,
-        cache: Cache | None = None,
-        watchers: Sequence[Watcher] = (),
+    def run(
+        self, request: Request, batch_size: int = 16, callbacks: Sequence[Callback] = ()
     ) -> Generation:
-        """Generates what was ordered; see `generate`.
-
-        Args:
-            order: rows and settings.
-            batch_size: rows per network call.
-            cache: whether to keep keys and values.
-            watchers: who looks on.
+        """Generate the rows of a request; see `generate`.
 
         Raises:
             ConfigError: a batch without rows.
@@ -309,54 +249,55 @@ class TextDiffusion:
         batch_size = whole_number("batch_size", batch_size)
         if batch_size < 1:
             raise ConfigError(f"batch_size {batch_size}: give at least 1")
-        slots = batch_size
-        parts = {part for watcher in watchers for part in watcher.parts}
-        done, written, row_calls = Generation(lost=order.lost), 0, 0
-        for first in range(0, len(order.job.prompts), 16 * slots):
-            part = replace(order, job=order.job.part(first, first + 16 * slots))
-            audience, calls, ran = Audience(part.job, watchers, partial(self._finished, part)), 0, 0
-            for step in audience.follow(self._run(part, cache, slots, parts)):
-                calls, ran = step.calls, step.rows
-            written += sum(row.new_tokens for row in audience.results)
-            row_calls += ran
-            done = done.extended(audience.results, calls)
-        return replace(done, tokens_per_forward=written / max(1, row_calls))
+        parts = {part for callback in callbacks for part in callback.parts}
+        done: list[FinishedRow] = []
+        calls = row_calls = 0
+        for first in range(0, len(request.job.prompts), 16 * batch_size):
+            section = request.rows(first, first + 16 * batch_size)
+            engine = Engine(self.model, self.family, section, batch_size, parts)
+            finish = partial(self._reader.finish, section)
+            done += CallbackHandler(section.job, callbacks, finish).follow(engine)
+            calls += engine.predictor.calls
+            row_calls += engine.predictor.rows
+        return Generation.of(done, calls, row_calls, request.lost)
 
     def stream(
         self,
         prompts: str | Sequence[str] = "",
         *,
-        suffix: str | Sequence[str] = "",
-        num_samples: int = 1,
-        cache: Cache | None = None,
         parts: Collection[str] = (),
-        seed: int = 0,
         **options: Any,
     ) -> Iterator[Step]:
-        """Yields a `Step` after every network call.
+        """Yield a `Step` after every network call.
 
-        Takes the options of `generate`, in one batch, and `parts`: those optional parts of steps
+        Takes the options of `prepare`, in one batch, and `parts`: those optional parts of steps
         (`draft`, `confidence`, `entropy`) that are to be filled.
         """
-        order = self.order(prompts, suffix=suffix, num_samples=num_samples, seed=seed, **options)
-        _report(order)
-        yield from self._run(order, cache, len(order.job.prompts), parts)
+        request = self.prepare(prompts, **options)
+        _log_losses(request)
+        yield from Engine(self.model, self.family, request, parts=parts).run()
 
     def finished(self, rows: Sequence[Sequence[int]], prompts: Sequence[int]) -> list[str]:
-        """Whole rows as text, each up to the end-of-text token that follows its prompt.
+        """Return whole rows as text, each up to the end-of-text token that follows its prompt.
 
         Args:
             rows: token ids of each row.
             prompts: tokens of each row's prompt, or of all up to its open end.
         """
-        return [
-            self.decode([*ids[:start], *self._until_end(list(ids[start:]))])
-            for ids, start in zip(rows, prompts, strict=True)
-        ]
+        ends = zip(rows, prompts, strict=True)
+        return [self.decode(self._reader.until_end(ids, start)) for ids, start in ends]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Token ids as text, special tokens removed, and a space that the tokenizer put before."""
-        return str(self._opening.decode(list(ids), skip_special_tokens=True))
+        """Return token ids as text, without special tokens and a space that the tokenizer added."""
+        return self._reader.decode(ids)
+
+    @cached_property
+    def _reader(self) -> RowReader:
+        return RowReader(self.tokenizer)
+
+    @cached_property
+    def _preparer(self) -> Preparer:
+        return Preparer(self.model, self.family, self._reader)
 
     # --- likelihood ---
 
@@ -406,7 +347,13 @@ class TextDiffusion:
         found = encode_checked(self.tokenizer, texts)
         chosen = find_protocol(protocol)
         return published_windows(
-            chosen, self.tokenizer, found.ids, texts, self._context, clean, found.losses
+            chosen,
+            self.tokenizer,
+            found.ids,
+            texts,
+            self._context,
+            clean,
+            found.losses,
         )
 
     def estimate(
@@ -511,126 +458,13 @@ class TextDiffusion:
         return self.estimate(texts, **(options | {"replicates": replicates}))
 
     @property
-    def _context(self) -> int:
+    def context_limit(self) -> ContextLimit:
         """Tokens that the network sees at once."""
-        return int(self.model.config.max_position_embeddings)
-
-    def _forms(
-        self, prompts: str | Sequence[str], suffix: str | Sequence[str], num_samples: int
-    ) -> list[Form]:
-        clean = self.family.process.vocabulary.clean.cpu()
-        return prompt_forms(self.tokenizer, prompts, suffix, num_samples, clean)
+        return ContextLimit(self._context, self.family.block_size)
 
     @property
-    def _reach(self) -> Reach:
-        """What the network sees at once."""
-        return Reach(self._context, self.family.block_size is not None)
-
-    def _ended(self, stops: Sequence[str]) -> Callable[[Sequence[int], int], bool]:
-        """Whether new tokens, so many of them fresh, end a text."""
-        # A token is a byte at least: earlier ones cannot belong to a stop string that is new.
-        reach = max((len(stop.encode()) for stop in stops), default=0)
-
-        def ended(new: Sequence[int], fresh: int) -> bool:
-            if self.tokenizer.eos_token_id in new[len(new) - fresh :]:
-                return True
-            late = self.decode(new[max(0, len(new) - fresh - reach) :]) if stops else ""
-            return any(stop in late for stop in stops)
-
-        return ended
-
-    def _run(
-        self, order: Order, cache: Cache | None, slots: int, parts: Collection[str]
-    ) -> Generator[Step, None, Tensor]:
-        settings = order.settings
-        job = replace(order.job, ended=self._ended(order.stops))
-        return generate(
-            self.model,
-            self.family,
-            job,
-            rule=settings.rule,
-            knobs=settings.knobs,
-            steps=settings.max_denoising_steps,
-            controls=order.controls,
-            slots=slots,
-            cache=self.family.block_size is not None if cache is None else cache,
-            window=self._window(job, settings.window),
-            stride=settings.stride,
-            guidance=settings.guidance,
-            parts=parts,
-        )
-
-    def _pattern(self, settings: SampleDefaults) -> Constraint | None:
-        """The constraint that the settings name, if they do."""
-        if settings.regex is None and not settings.ban and not settings.force:
-            return None
-        banned, forced = (
-            tuple(one_or_more(texts, name))
-            for name, texts in (("ban", settings.ban), ("force", settings.force))
-        )
-        return self._patterns(settings.regex, banned, forced, settings.min_new_tokens)
-
-    @cached_property
-    def _patterns(self) -> Callable[[str | None, tuple[str, ...], tuple[str, ...], int], Pattern]:
-        """The pattern of a regex, bans and forced strings; the last ones are kept.
-
-        Making one takes seconds at 50,000 tokens, and the lines of a file mostly share theirs.
-        """
-        clean = self.family.process.vocabulary.clean.cpu()
-        tokens = token_bytes(self.tokenizer)
-        tokens += [None] * (len(clean) - len(tokens))
-        spelled = [t if ok else None for t, ok in zip(tokens, clean.tolist(), strict=True)]
-        end = end_id(self.tokenizer, clean)
-
-        @lru_cache(maxsize=16)
-        def pattern(
-            regex: str | None, ban: tuple[str, ...], force: tuple[str, ...], least: int
-        ) -> Pattern:
-            return build_pattern(regex, ban, spelled, end, least, self.model.device, force)
-
-        return pattern
-
-    def _window(self, job: Job, window: int | None) -> int | None:
-        """Tokens that a block sees before it; by default no more than in training."""
-        size = self.family.block_size
-        if window is not None or size is None or int(job.lengths.max()) <= self._context:
-            return window or None
-        return max(size, (self._context - size) // size * size)
-
-    def _finished(self, order: Order, row: int, ids: list[int]) -> FinishedRow:
-        """A row whose tokens are known."""
-        seed, index = order.job.row_keys[row]
-        tail, spans = int(order.job.tails[row]), order.job.holes(row)
-        (whole,) = self.finished([ids], [tail])
-        new = self._part(ids, tail, tail + len(self._until_end(ids[tail:])))
-        cut = min((new.find(stop) for stop in order.stops if stop in new), default=len(new))
-        text = whole[: len(whole) - (len(new) - cut)]
-        holes = [self._part(ids, start, end) for start, end in spans]
-        if spans[-1][0] == tail:  # the open end, which ends where the text does
-            holes[-1] = new[:cut]
-        between = [self._part(ids, a, b) for (_, a), (b, _) in pairwise(spans)]
-        completion = "".join(chain.from_iterable(zip(holes, [*between, ""], strict=True)))
-        written = sum(min(end, len(ids)) - start for start, end in spans)
-        return FinishedRow(seed, index, text, completion, holes, ids, written)
-
-    def _part(self, ids: list[int], start: int, stop: int) -> str:
-        """Some tokens of a row as they stand in its text, whose beginning may be decoded apart."""
-        tokenizer = self._onward if start else self._opening
-        return str(tokenizer.decode(ids[start:stop], skip_special_tokens=True))
-
-    @cached_property
-    def _opening(self) -> PreTrainedTokenizerFast:
-        """The tokenizer that decodes whole texts."""
-        return opening(self.tokenizer)
-
-    @cached_property
-    def _onward(self) -> PreTrainedTokenizerFast:
-        """The tokenizer for text that goes on."""
-        return continuation(self.tokenizer)
-
-    def _until_end(self, ids: list[int]) -> list[int]:
-        end = self.tokenizer.eos_token_id
-        return ids[: ids.index(end)] if end in ids else ids
+    def _context(self) -> int:
+        return int(self.model.config.max_position_embeddings)
 
 
 def _in_blocks(sizes: Sequence[int | None]) -> str:
@@ -640,16 +474,7 @@ def _in_blocks(sizes: Sequence[int | None]) -> str:
     return " and ".join([*whole, *(["in blocks of " + " and ".join(blocks)] if blocks else [])])
 
 
-def _report(order: Order) -> None:
+def _log_losses(request: Request) -> None:
     """Log what the model does not see of the prompts."""
-    for sentence in order.lost:
+    for sentence in request.lost:
         _log.warning("%s", sentence)
-
-
-def _refuse_half_characters(texts: Sequence[str]) -> None:
-    """Stops at what no UTF-8 text can hold."""
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise ConfigError(f"{text!r:.60} is not UTF-8 text: no text can hold it") from None

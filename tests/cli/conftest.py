@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from textdiff.config import ByteTokenizer, CharTokenizer, Config
-from textdiff.data import train_tokenizer
+from textdiff.data.tokenizer import train_tokenizer
 from textdiff.loading import family_of
 from textdiff.models import TextDiffusionModel
 from textdiff.pipeline import TextDiffusion

@@ -161,7 +161,7 @@ def test_lines_that_cannot_be_used_are_reported_and_the_rest_goes_on(exports, tm
         3: "not JSON",
         4: "not a JSON object but list",
         5: "no key 'prompt'",
-        6: 'steps "many"',
+        6: "steps 'many'",
         7: "did you mean 'confidence'",
         8: "top_p 3",
         9: "prompt 4",

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from textdiff.batch.requests import OF_THE_JOB, LineDefaults, option_types
+from textdiff.batch.lines import KEYS, OF_THE_JOB, LineDefaults
 from textdiff.cli import main
-from textdiff.commands.generate import generate
-from textdiff.commands.sampling import Sampling
+from textdiff.commands.generate import TextOptions, generate
+from textdiff.commands.sampling import Loading, Sampling
 from textdiff.pipeline import TextDiffusion
 
 FLAGS = ["--max-new-tokens", "6", "--steps", "3", "--seed", "5"]
@@ -34,12 +34,13 @@ def command(export: Path, capsys, *words: str) -> list[str]:
 def test_no_option_is_forgotten():
     """Everything that `generate` takes is a key of a line, or one of the whole job."""
     asked = {field.name for field in fields(Sampling)}
+    asked |= {field.name for options in (TextOptions, Loading) for field in fields(options)}
     asked |= {name for name, p in inspect.signature(generate).parameters.items()
               if p.default is not inspect.Parameter.empty}  # fmt: skip
-    assert asked - set(option_types()) - set(OF_THE_JOB) == {"json_output"}
-    python = set(inspect.signature(TextDiffusion.order).parameters)
+    assert asked - set(KEYS) - set(OF_THE_JOB) == {"json_output"}
+    python = set(inspect.signature(TextDiffusion.prepare).parameters)
     python -= {"self", "prompts", "hooks", "constraint", "first_row", "options"}
-    assert python <= set(option_types())
+    assert python <= set(KEYS)
 
 
 # For each option a value that changes what the command prints.
@@ -104,7 +105,7 @@ def test_templates_in_lines(exports, tmp_path, capsys):
 def test_null_is_as_if_the_key_were_not_there(exports, tmp_path):
     flags = ["--temperature", "0.5", "--regex", "[a-f]+", "--num-samples", "2", "--stop", "d"]
     _, plain = run(exports / "a", tmp_path, [{"prompt": "x"}], *flags)
-    nulls = dict.fromkeys(set(option_types()) - {"prompt"})
+    nulls = dict.fromkeys(set(KEYS) - {"prompt"})
     code, found = run(exports / "a", tmp_path, [{"prompt": "x", **nulls}], *flags)
     assert code == 0
     assert [row["text"] for row in found] == [row["text"] for row in plain]
@@ -128,7 +129,7 @@ def test_every_line_has_its_own_number_of_samples(exports, tmp_path):
 
 
 def test_rows_of_a_job_have_numbers_of_their_own():
-    job = LineDefaults(3, 0, None, {}, lambda *_: "")
+    job = LineDefaults(3, 0, {}, lambda *_: "")
     numbers = [job.first_row(line, s, False) for line in range(1, 200) for s in range(40)]
     assert len(set(numbers)) == len(numbers)
     assert [job.first_row(4, s, False) for s in range(3)] == [9, 10, 11]
@@ -138,14 +139,14 @@ def test_rows_of_a_job_have_numbers_of_their_own():
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ({"num_samples": 0}, "num_samples 0: give 1 to"),
-        ({"num_samples": 10**12}, "give 1 to"),
-        ({"num_samples": "2"}, 'num_samples "2": input should be a valid integer'),
-        ({"num_samples": True}, "num_samples true: input should be"),
-        ({"cache": "maybe"}, "cache \"maybe\": input should be a valid boolean or 'auto'"),
+        ({"num_samples": 0}, "num_samples 0: give at least 1"),
+        ({"num_samples": 10**12}, "give at most 1000000"),
+        ({"num_samples": "2"}, "num_samples '2': give a whole number"),
+        ({"num_samples": True}, "num_samples True: give"),
+        ({"cache": "maybe"}, "cache 'maybe': give one of 'auto', 'on'"),
         ({"cache": True}, "approximation"),  # a full-sequence model has no exact one
-        ({"template": 3}, "template 3: input should be a valid string"),
-        ({"temperature": {}}, "temperature {}: input should be"),
+        ({"template": 3}, "template 3: give a valid string"),
+        ({"temperature": {}}, "temperature {}: give a number"),
         ({"knobs": []}, "knobs []"),
     ],
 )

@@ -12,9 +12,9 @@ import pytest
 from children import child, finished
 
 from textdiff.cli import main
-from textdiff.commands.sampling import Sampling, read_knobs
-from textdiff.generation import SampleDefaults
+from textdiff.commands.sampling import Sampling
 from textdiff.pipeline import TextDiffusion
+from textdiff.sampling.settings import SamplingConfig, read_knobs
 
 TINY = [
     "--data.sequence-length=32",
@@ -168,10 +168,10 @@ def test_words_of_knobs_are_what_they_look_like():
 
 
 def test_knobs_of_the_default_rule_are_not_those_of_another():
-    settings = SampleDefaults(rule="confidence", knobs={"order": "margin"})
-    assert settings.changed({"steps": 3}).knobs == {"order": "margin"}
-    assert settings.changed({"rule": "confidence"}).knobs == {"order": "margin"}
-    assert settings.changed({"rule": "ancestral"}).knobs == {}
+    settings = SamplingConfig(rule="confidence", knobs={"order": "margin"})
+    assert settings.merge(steps=3).knobs == {"order": "margin"}
+    assert settings.merge(rule="confidence").knobs == {"order": "margin"}
+    assert settings.merge(rule="ancestral").knobs == {}
 
 
 def test_generate_to_a_pipe_is_plain_text(trained):

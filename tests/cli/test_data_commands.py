@@ -105,7 +105,7 @@ def test_train_uses_what_prepare_made(folder, capsys, monkeypatch):
     arguments = words("prepare", folder, mixed(folder, 1, 2), *small)
     assert main(arguments) == 0
     monkeypatch.setattr(
-        "textdiff.data.files.read_file", lambda *a: pytest.fail("read the text again")
+        "textdiff.data.text_files.read_file", lambda *a: pytest.fail("read the text again")
     )
     assert main(["train", *arguments[2:]]) == 0
     record = json.loads((folder / "run" / "env.json").read_text())["corpus"]

@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,7 +25,7 @@ def folder(exports, tmp_path, monkeypatch) -> Path:
     """A folder to run in: the export that the examples name, and files that they read."""
     monkeypatch.chdir(tmp_path)
     model = TextDiffusion.from_pretrained(exports / "d", "cpu")
-    model.defaults = replace(model.defaults, max_new_tokens=8, max_denoising_steps=4)
+    model.defaults = model.defaults.merge(max_new_tokens=8, steps=4)
     model.save_pretrained(tmp_path / "runs" / "quickstart" / "export")
     Path("letter.txt").write_text("Dear [MASK:3],\n[MASK:2]\n")
     return tmp_path

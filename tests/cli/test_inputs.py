@@ -240,7 +240,7 @@ def test_interrupted_stream_keeps_nothing(exports, monkeypatch, capsys):
     def interrupted(*arguments, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(TextDiffusion, "fulfil", interrupted)
+    monkeypatch.setattr(TextDiffusion, "run", interrupted)
     pipe(monkeypatch, LINES)
     assert main(["generate", str(exports / "a"), "--input", "-", "--output", "-"]) == 130
     assert "0 of 4 rows were written; nothing is kept" in capsys.readouterr().err

@@ -80,7 +80,7 @@ def test_errors_are_sentences_and_the_session_goes_on(play):
             "did you mean 'show'",
             "did you mean 'temperature'",
             "valid integer",
-            "0 or more",
+            "at least 0",
             "there are: ancestral",
             "order",
             "no prompt yet",

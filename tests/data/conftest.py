@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from textdiff.config import BpeTokenizer, ByteTokenizer, CharTokenizer
-from textdiff.data.documents import Documents, from_texts
+from textdiff.data.document_stream import Documents, from_texts
 from textdiff.data.python_docs import python_docs
+from textdiff.data.settings import BpeTokenizer, ByteTokenizer, CharTokenizer
 from textdiff.data.tokenizer import train_tokenizer
 
 STORY = (

@@ -5,13 +5,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.config import BpeTokenizer, Config
-from textdiff.data import (
-    continuation,
-    encode_documents,
-    ensure_special_tokens,
-    train_tokenizer,
-)
+from textdiff.config import Config
+from textdiff.data.backend import continuation
+from textdiff.data.encode import encode_documents
+from textdiff.data.settings import BpeTokenizer
+from textdiff.data.tokenizer import ensure_special_tokens, train_tokenizer
 from textdiff.loading import family_of
 from textdiff.models import TextDiffusionModel
 from textdiff.pipeline import TextDiffusion

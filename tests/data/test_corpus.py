@@ -8,9 +8,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset
+from refusals import refused
 from small_tokenizers import bpe, unigram
 
-from textdiff.config import (
+from textdiff.data import formats, text_files
+from textdiff.data.corpus import prepare_corpus
+from textdiff.data.document_stream import corpus_fingerprint
+from textdiff.data.encode import encode_documents
+from textdiff.data.packing import tokenize
+from textdiff.data.settings import (
     BpeTokenizer,
     ByteTokenizer,
     CharTokenizer,
@@ -18,18 +24,9 @@ from textdiff.config import (
     PretrainedTokenizer,
     Source,
 )
-from textdiff.data import (
-    corpus_fingerprint,
-    decode,
-    encode_documents,
-    files,
-    load_documents,
-    prepare_corpus,
-    sources,
-    split_documents,
-    tokenize,
-    train_tokenizer,
-)
+from textdiff.data.sources import load_documents
+from textdiff.data.split import split_documents
+from textdiff.data.tokenizer import train_tokenizer
 from textdiff.errors import DataError
 
 
@@ -97,7 +94,7 @@ def test_everything_is_equal_the_second_time(tmp_path: Path, corpus: list[str]):
 
 
 def test_python_docs_records_the_version(tmp_path: Path, documentation, monkeypatch):
-    monkeypatch.setattr(sources, "python_docs", lambda: documentation)
+    monkeypatch.setattr("textdiff.data.python_docs.python_docs", lambda: documentation)
     corpus = prepare_corpus(DataConfig(cache_dir=str(tmp_path)), ByteTokenizer(), seed=0)
     assert corpus.record["sources"][0]["python"] == platform.python_version()
     held_out = corpus.record["validation"]["characters"]
@@ -106,7 +103,7 @@ def test_python_docs_records_the_version(tmp_path: Path, documentation, monkeypa
 
 def test_corpus_shorter_than_a_sequence(tmp_path: Path):
     path = write(tmp_path / "a.txt", "too short")
-    with pytest.raises(DataError, match="fewer than one sequence of 128"):
+    with refused(DataError, "short_corpus", "128"):
         prepare_corpus(config(tmp_path, path, validation=0.2), ByteTokenizer(), seed=0)
 
 
@@ -122,7 +119,7 @@ def test_pretrained_tokenizer(tmp_path: Path, shared_data: Path, story: str):
 
 
 def forbid_reading(monkeypatch) -> None:
-    monkeypatch.setattr(files, "read_file", lambda *a: pytest.fail("read the text again"))
+    monkeypatch.setattr(text_files, "read_file", lambda *a: pytest.fail("read the text again"))
 
 
 def jsonl(folder: Path, corpus: list[str]) -> Path:
@@ -135,27 +132,27 @@ def jsonl(folder: Path, corpus: list[str]) -> Path:
 def test_second_preparation_reads_no_text(tmp_path, corpus, monkeypatch, section):
     data = config(tmp_path, jsonl(tmp_path, corpus), validation=0.2, sequence_length=32)
     first = prepare_corpus(data, section, seed=4)
-    assert not first.found
+    assert not first.cached
     forbid_reading(monkeypatch)
     second = prepare_corpus(data, section, seed=4)
-    assert second.found
+    assert second.cached
     assert second.record == first.record
     assert second.validation == first.validation
     assert np.array_equal(second.train.rows([7]).tokens, first.train.rows([7]).tokens)
     longer = data.model_copy(update={"sequence_length": 64})
-    assert prepare_corpus(longer, section, seed=4).found
+    assert prepare_corpus(longer, section, seed=4).cached
 
 
 def test_changed_source_or_setting_is_prepared_anew(tmp_path, corpus):
     path = jsonl(tmp_path, corpus)
     data = config(tmp_path, path, validation=0.2, sequence_length=32)
     before = prepare_corpus(data, ByteTokenizer(), seed=0)
-    assert not prepare_corpus(data, CharTokenizer(), seed=0).found
+    assert not prepare_corpus(data, CharTokenizer(), seed=0).cached
     other = data.model_copy(update={"validation": 0.3})
-    assert not prepare_corpus(other, ByteTokenizer(), seed=0).found
+    assert not prepare_corpus(other, ByteTokenizer(), seed=0).cached
     jsonl(tmp_path, [*corpus[:-1], corpus[-1][:-1] + "!"])
     after = prepare_corpus(data, ByteTokenizer(), seed=0)
-    assert not after.found
+    assert not after.cached
     assert after.record["sources"][0]["sha256"] != before.record["sources"][0]["sha256"]
 
 
@@ -167,10 +164,10 @@ def test_damaged_preparation_is_made_again(tmp_path, corpus, name):
     path = entry / name
     path.write_text(path.read_text().replace("Chapter", "chapter").replace('"a"', '"ä"')[:-9])
     after = prepare_corpus(data, CharTokenizer(), seed=0)
-    assert not after.found
+    assert not after.cached
     assert after.record == before.record
     assert after.validation == before.validation
-    assert prepare_corpus(data, CharTokenizer(), seed=0).found
+    assert prepare_corpus(data, CharTokenizer(), seed=0).cached
 
 
 def test_damaged_tokens_are_found_unless_told_not_to_look(tmp_path, corpus):
@@ -180,8 +177,8 @@ def test_damaged_tokens_are_found_unless_told_not_to_look(tmp_path, corpus):
     good = path.read_bytes()
     path.write_bytes(good.replace(b"\x61\0\0\0", b"\x62\0\0\0", 1))
     assert path.read_bytes() != good
-    assert prepare_corpus(data, ByteTokenizer(), seed=0, verify=False).found
-    assert not prepare_corpus(data, ByteTokenizer(), seed=0).found
+    assert prepare_corpus(data, ByteTokenizer(), seed=0, verify=False).cached
+    assert not prepare_corpus(data, ByteTokenizer(), seed=0).cached
     assert path.read_bytes() == good
 
 
@@ -191,7 +188,7 @@ def test_missing_source_is_named_although_its_tokens_exist(tmp_path, corpus):
     held = prepare_corpus(data, ByteTokenizer(), seed=0)
     path.unlink()
     assert held.train.rows([10**6]).tokens.shape == (1, 32)  # what runs needs no source
-    with pytest.raises(DataError, match=r"a\.jsonl: no such file or folder"):
+    with refused(DataError, "no_file", "a.jsonl"):
         prepare_corpus(data, ByteTokenizer(), seed=0)
 
 
@@ -220,7 +217,7 @@ def test_progress_ends_at_the_whole(tmp_path, corpus):
 def test_split_is_cut_at_the_same_character_in_blocks(tmp_path, story, monkeypatch):
     text = story.replace("lamp", "läm\U0001f9ffp") * 40
     path = write(tmp_path / "a.txt", text)
-    monkeypatch.setattr(decode, "_READ_BYTES", 97)
+    monkeypatch.setattr(formats, "_READ_BYTES", 97)
     corpus = prepare_corpus(config(tmp_path, path, validation=0.1), CharTokenizer(), seed=1)
     cut = int(0.9 * len(text))
     assert corpus.validation == [text[cut:]]
@@ -240,7 +237,7 @@ def test_source_that_disappears_between_passes_is_named(tmp_path, corpus, name):
     split = split_documents(documents, 0.1)
     path.unlink()
     tokenizer = train_tokenizer(ByteTokenizer(), [])
-    with pytest.raises(DataError, match=rf"{path}: .*No such file"):
+    with refused(DataError, "unreadable", str(path), "No such file"):
         tokenize(split.train, tokenizer, num_proc=1, cache_dir=str(tmp_path / "cache"))
 
 

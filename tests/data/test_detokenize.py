@@ -1,6 +1,7 @@
 """Detokenisers: what each corpus's spelling becomes."""
 
 import pytest
+from refusals import refused
 
 from textdiff.data.detokenize import DETOKENIZERS, detokenizer
 from textdiff.errors import ConfigError
@@ -35,5 +36,5 @@ def test_running_text_keeps_its_words(name):
 
 
 def test_unknown_name():
-    with pytest.raises(ConfigError, match="did you mean 'wikitext'"):
+    with refused(ConfigError, "unknown_detokenizer", "'wikitext'"):
         detokenizer("wikitxt")

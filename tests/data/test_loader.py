@@ -2,10 +2,13 @@ import pickle
 
 import numpy as np
 import pytest
+from refusals import refused
 
-from textdiff.config import ByteTokenizer
-from textdiff.data import PackedSequences, tokenize, train_tokenizer
-from textdiff.data.documents import from_texts
+from textdiff.data.document_stream import from_texts
+from textdiff.data.packing import tokenize
+from textdiff.data.sequences import PackedSequences
+from textdiff.data.settings import ByteTokenizer
+from textdiff.data.tokenizer import train_tokenizer
 from textdiff.errors import DataError
 
 
@@ -109,7 +112,7 @@ def test_wrapping_around_starts_another_document():
 
 
 def test_short_corpus_is_refused():
-    with pytest.raises(DataError, match=r"has 5 tokens, fewer than one sequence of 6; .*lower"):
+    with refused(DataError, "short_corpus", "5 tokens", "of 6"):
         PackedSequences(Ramp(5), 6, seed=0)
 
 

@@ -6,11 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from refusals import refused
 
-from textdiff.config import ByteTokenizer
-from textdiff.data import TokenStream, encode_documents, packing, tokenize, train_tokenizer
-from textdiff.data.documents import Block, Documents, from_texts
+from textdiff.data import packing, token_stream, workers
+from textdiff.data.document_stream import Block, Documents, from_texts
+from textdiff.data.encode import encode_documents
+from textdiff.data.packing import tokenize
+from textdiff.data.settings import ByteTokenizer
 from textdiff.data.split import split_documents
+from textdiff.data.token_stream import TokenStream
+from textdiff.data.tokenizer import train_tokenizer
 from textdiff.errors import DataError
 
 
@@ -28,7 +33,7 @@ def expected(tokenizer, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture
 def small_tasks(monkeypatch):
     """About three documents per record batch, so that reads cross many chunks."""
-    monkeypatch.setattr(packing, "_TASK_CHARACTERS", 1500)
+    monkeypatch.setattr(workers, "_TASK_CHARACTERS", 1500)
 
 
 @pytest.mark.parametrize("kind", ["bpe", "char", "byte"])
@@ -80,7 +85,7 @@ def test_same_stream_for_every_process_count(tokenizers, corpus, tmp_path, small
 def test_same_stream_for_every_task_size(tokenizers, corpus, tmp_path, monkeypatch):
     tokens, _ = expected(tokenizers["char"], corpus)
     for size in (1, 700, 10**9):
-        monkeypatch.setattr(packing, "_TASK_CHARACTERS", size)
+        monkeypatch.setattr(workers, "_TASK_CHARACTERS", size)
         stream = build(corpus, tokenizers["char"], tmp_path / str(size))
         assert np.array_equal(stream.read(0, len(stream)), tokens)
 
@@ -167,7 +172,7 @@ def test_flipped_bit_is_found_by_hash_named_and_mended(tokenizers, corpus, tmp_p
 @pytest.fixture
 def small_shards(monkeypatch, small_tasks):
     """Two tasks, about six documents, per shard."""
-    monkeypatch.setattr(packing, "_SHARD_CHARACTERS", 3000)
+    monkeypatch.setattr(workers, "_SHARD_CHARACTERS", 3000)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -182,9 +187,9 @@ def test_only_the_damaged_shard_is_encoded_again(
     assert len(before) > 5
     flip_a_bit(folder, "tokens-00002.arrow")
     encoded: list[int] = []
-    original = packing._encode_task
+    original = workers._encode_task
     monkeypatch.setattr(
-        packing, "_encode_task", lambda e, task: encoded.append(task.shard) or original(e, task)
+        workers, "_encode_task", lambda e, task: encoded.append(task.shard) or original(e, task)
     )
     build(corpus, tokenizers["bpe"], tmp_path)
     assert set(encoded) == {2}
@@ -196,7 +201,7 @@ def test_interrupted_build_goes_on_to_the_same_bytes(
     tokenizers, corpus, tmp_path, small_shards, monkeypatch, survived
 ):
     whole = contents(build(corpus, tokenizers["bpe"], tmp_path / "whole").folder)
-    original, encoded = packing._encode_task, []
+    original, encoded = workers._encode_task, []
 
     def encode(encoder, task):
         if task.shard > survived and len(encoded) < 1000:
@@ -204,7 +209,7 @@ def test_interrupted_build_goes_on_to_the_same_bytes(
         encoded.append(task.shard)
         return original(encoder, task)
 
-    monkeypatch.setattr(packing, "_encode_task", encode)
+    monkeypatch.setattr(workers, "_encode_task", encode)
     with pytest.raises(KeyboardInterrupt):
         build(corpus, tokenizers["bpe"], tmp_path / "broken")
     (partial,) = (tmp_path / "broken" / "textdiff").iterdir()
@@ -226,7 +231,7 @@ def test_text_that_changed_since_the_split_is_refused_and_nothing_of_it_kept(
     changing = Documents(lambda: (Block(text, True) for text in texts), "changing")
     split = split_documents(changing, 0.1)
     texts[-1] = texts[-1].upper()
-    with pytest.raises(DataError, match="a source changed while it was read"):
+    with refused(DataError, "changed_source"):
         tokenize(split.train, tokenizers["bpe"], num_proc=1, cache_dir=str(tmp_path))
     assert os.listdir(tmp_path / "textdiff") == []
 
@@ -259,15 +264,15 @@ def test_failed_build_leaves_nothing(tokenizers, corpus, tmp_path, monkeypatch):
     def fail(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(packing, "_record_batch", fail)
-    with pytest.raises(DataError, match=r"cannot write the token cache .*No space left"):
+    monkeypatch.setattr(token_stream, "_record_batch", fail)
+    with refused(DataError, "cache", "No space left"):
         build(corpus, tokenizers["bpe"], tmp_path)
     assert os.listdir(tmp_path / "textdiff") == []
 
 
 def test_unusable_cache_folder(tokenizers, corpus, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"data\.cache_dir"):
+    with refused(DataError, "cache", "data.cache_dir"):
         build(corpus, tokenizers["bpe"], tmp_path / "file")
 
 

@@ -11,13 +11,15 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from refusals import refused
 
-from textdiff.config import ByteTokenizer, DataConfig, Source
-from textdiff.data import jsons, prepare_corpus, read_texts
-from textdiff.data.documents import iterate_texts
-from textdiff.data.files import iterate_documents
+from textdiff.data import json_rows
+from textdiff.data.corpus import prepare_corpus
+from textdiff.data.document_stream import iterate_texts
 from textdiff.data.paths import find_files
+from textdiff.data.settings import ByteTokenizer, DataConfig, Source
 from textdiff.data.sources import load_documents
+from textdiff.data.text_files import iterate_documents, read_texts
 from textdiff.errors import DataError
 
 TEXTS = ["plain", 'with "quotes", commas\tand tabs', "several\r\nlines\n", " é世\U0001f9ff ", "NA"]
@@ -83,7 +85,7 @@ def test_every_kind_gives_the_same_texts(tmp_path, name):
 @pytest.mark.parametrize("name", ["lines.json", "list.json", "several-lines.json", "a.csv"])
 @pytest.mark.parametrize("size", [1, 2, 7])
 def test_kinds_that_are_read_in_blocks(tmp_path, monkeypatch, name, size):
-    monkeypatch.setattr("textdiff.data.decode._READ_BYTES", size)
+    monkeypatch.setattr("textdiff.data.formats._READ_BYTES", size)
     (tmp_path / name).write_bytes(FILES[name])
     assert read_texts([str(tmp_path / name)]) == TEXTS
 
@@ -95,39 +97,38 @@ def test_long_field_of_a_table_is_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "data", "message"),
+    ("name", "data", "code", "place"),
     [
-        ("a.csv", b"", "holds no text"),
-        ("a.csv", b"text\n", "holds no text"),
-        ("a.csv", b"body,n\nx,1\n", "no column 'text'; set text_column to one of: body, n"),
-        ("a.csv", b"text,n\nx\n", "row 1: 1 fields where the first row names 2"),
-        ("a.csv", b'text\n"x', r"row 1: not valid CSV"),
-        ("a.csv", b'text\n"x"y\n', r"row 1: not valid CSV"),
-        ("a.csv", b"text\nx\0\n", "zero byte at offset 6"),
-        ("a.csv", b"text\nx\xff\n", "not valid UTF-8 at byte 6"),
-        ("a.json", b"[", "the list does not end"),
-        ("a.json", b'[{"text": "x"},', "row 2: not valid JSON"),
-        ("a.json", b'[{"text": "x"},]', "row 2: not valid JSON"),
-        ("a.json", b'[{"text": "x"} {"text": "y"}]', "not valid JSON"),
-        ("a.json", b'[{"text": "x"}] more', "more follows after the list"),
-        ("a.json", b'{"text": "x"}}', "row 2: not valid JSON"),
-        ("a.json", b"[" * 100_000, "not valid JSON"),
-        ("a.json", b'"text"', "row 1: not an object"),
-        ("a.json", b'{"text": ["x", "y"]}', "row 1: 'text' holds list"),
-        ("a.arrow", b"no arrow at all", "not a readable Arrow file"),
-        ("a.txt.zst", through("zstd", b"cut off" * 999)[:-9], "cannot be read"),
-        ("a.txt.bz2", b"plain", "cannot be read"),
-        ("a.txt.lz4", b"plain", "cannot be read"),
-        ("a.jsonl", f'{{"text": {HUGE}}}'.encode(), "line 1: 'text' holds"),
-        ("a.jsonl", b'{"text": "x"', "line 1: not valid JSON"),
+        ("a.csv", b"", "no_text", ""),
+        ("a.csv", b"text\n", "no_text", ""),
+        ("a.csv", b"body,n\nx,1\n", "no_column", "one of: body, n"),
+        ("a.csv", b"text,n\nx\n", "field_count", "row 1"),
+        ("a.csv", b'text\n"x', "not_csv", "row 1"),
+        ("a.csv", b'text\n"x"y\n', "not_csv", "row 1"),
+        ("a.csv", b"text\nx\0\n", "zero_byte", "offset 6"),
+        ("a.csv", b"text\nx\xff\n", "not_utf8", "byte 6"),
+        ("a.json", b"[", "not_json", "the list does not end"),
+        ("a.json", b'[{"text": "x"},', "not_json", "row 2"),
+        ("a.json", b'[{"text": "x"},]', "not_json", "row 2"),
+        ("a.json", b'[{"text": "x"} {"text": "y"}]', "not_json", ""),
+        ("a.json", b'[{"text": "x"}] more', "not_json", "more follows after the list"),
+        ("a.json", b'{"text": "x"}}', "not_json", "row 2"),
+        ("a.json", b"[" * 100_000, "not_json", ""),
+        ("a.json", b'"text"', "not_object", "row 1"),
+        ("a.json", b'{"text": ["x", "y"]}', "no_string", "row 1: 'text' holds list"),
+        ("a.arrow", b"no arrow at all", "unreadable", ""),
+        ("a.txt.zst", through("zstd", b"cut off" * 999)[:-9], "unreadable", ""),
+        ("a.txt.bz2", b"plain", "unreadable", ""),
+        ("a.txt.lz4", b"plain", "unreadable", ""),
+        ("a.jsonl", f'{{"text": {HUGE}}}'.encode(), "no_string", "line 1: 'text' holds"),
+        ("a.jsonl", b'{"text": "x"', "not_json", "line 1"),
     ],
 )
-def test_bad_file_is_one_sentence(tmp_path, name, data, message):
+def test_bad_file_is_one_sentence(tmp_path, name, data, code, place):
     (tmp_path / name).write_bytes(data)
-    with pytest.raises(DataError, match=message) as caught:
+    with refused(DataError, code, place) as caught:
         read_texts([str(tmp_path / name)])
     assert str(caught.value).startswith(str(tmp_path / name))
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,7 @@ BAD_LINES = {
 @pytest.mark.parametrize("why", BAD_LINES)
 def test_bad_lines_are_skipped_on_request(tmp_path, why, monkeypatch):
     if why == "too long":
-        monkeypatch.setattr(jsons, "_LONGEST_LINE_BYTES", 1000)
+        monkeypatch.setattr(json_rows, "_LONGEST_LINE_BYTES", 1000)
     path = tmp_path / "a.jsonl"
     good = lines({"text": "one"}), lines({"text": "two"})
     path.write_bytes(good[0] + BAD_LINES[why] + good[1] + BAD_LINES[why])
@@ -184,8 +185,8 @@ def test_bad_lines_are_skipped_on_request(tmp_path, why, monkeypatch):
     documents = load_documents(source, skip_bad_rows=True)
     for _ in range(2):  # every pass counts anew
         assert list(iterate_texts(documents)) == ["one", "two"]
-        assert documents.tally.bad_rows == 2
-        assert f"{documents.tally.first}; data.on_bad_rows: skip" in str(caught.value)
+        assert documents.omissions.bad_rows == 2
+        assert f"{documents.omissions.first_bad_row}; data.on_bad_rows: skip" in str(caught.value)
     assert documents.signature != load_documents(source).signature
 
 
@@ -196,9 +197,13 @@ def test_bad_rows_of_tables_are_skipped_on_request(tmp_path):
     pq.write_table(pa.table({"text": bad}), tmp_path / "c.parquet")
     documents = load_documents(Source(source=str(tmp_path)), skip_bad_rows=True)
     assert list(iterate_texts(documents)) == ["x", "w", "v", "u", "t", "s"]
-    assert documents.tally.bad_rows == 5
-    for name in ("a.csv", "b.parquet", "c.parquet"):
-        with pytest.raises(DataError, match="row 2"):
+    assert documents.omissions.bad_rows == 5
+    for name, code in (
+        ("a.csv", "field_count"),
+        ("b.parquet", "no_string"),
+        ("c.parquet", "no_string"),
+    ):
+        with refused(DataError, code, "row 2"):
             list(load_documents(Source(source=str(tmp_path / name))).blocks())
 
 
@@ -210,15 +215,15 @@ def test_bad_rows_of_a_saved_dataset(tmp_path):
     source = Source(source=str(tmp_path / "saved"))
     documents = load_documents(source, skip_bad_rows=True)
     assert list(iterate_texts(documents)) == ["x", "y"]
-    assert documents.tally.bad_rows == 1
-    with pytest.raises(DataError, match="row 2"):
+    assert documents.omissions.bad_rows == 1
+    with refused(DataError, "no_string", "row 2"):
         list(load_documents(source).blocks())
 
 
 def test_nothing_but_bad_rows_is_an_error(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_bytes(BAD_LINES["null"] * 3)
-    with pytest.raises(DataError, match=r"3 bad rows were skipped, the first one: .*line 1"):
+    with refused(DataError, "bad_rows", "3 bad rows", "line 1"):
         list(load_documents(Source(source=str(path)), skip_bad_rows=True).blocks())
 
 
@@ -235,11 +240,11 @@ def test_corpus_says_what_was_skipped_also_from_the_cache(tmp_path):
     assert whole.notes == []
     path = tmp_path / "a.jsonl"
     path.write_bytes(b"oops\n" + lines(*good) + b'{"text": 1}\n')
-    with pytest.raises(DataError, match="line 1: not valid JSON"):
+    with refused(DataError, "not_json", "line 1"):
         prepare_corpus(config(tmp_path), ByteTokenizer(), seed=0)
     for found in (False, True):
         corpus = prepare_corpus(config(tmp_path, on_bad_rows="skip"), ByteTokenizer(), seed=0)
-        assert corpus.found == found
+        assert corpus.cached == found
         assert corpus.omissions[0].bad_rows == 2
         (note,) = corpus.notes
         assert note.startswith(f"{path}: skipped 2 bad rows, the first one: {path}, line 1: not")
@@ -248,7 +253,7 @@ def test_corpus_says_what_was_skipped_also_from_the_cache(tmp_path):
     facts = (tmp_path / "cache" / "textdiff").glob("prepared-*/facts.json")
     kept = [json.loads(path.read_text())["omissions"][0]["bad_rows"] for path in facts]
     assert sorted(kept) == [0, 2]
-    with pytest.raises(DataError, match="line 1"):  # what was skipped is not taken for all
+    with refused(DataError, "not_json", "line 1"):  # a cached part is not taken for all
         prepare_corpus(config(tmp_path), ByteTokenizer(), seed=0)
 
 
@@ -257,7 +262,7 @@ def test_corpus_says_what_was_skipped_also_from_the_cache(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "b.parquet", "a.ndjson"])
 def test_later_rows_and_files_are_not_touched(tmp_path, name, monkeypatch):
-    monkeypatch.setattr("textdiff.data.decode._READ_BYTES", 16)
+    monkeypatch.setattr("textdiff.data.formats._READ_BYTES", 16)
     data = {
         "a.jsonl": lines(*ROWS) + b"\xff",
         "a.json": json.dumps(ROWS).encode() + b"\xff",

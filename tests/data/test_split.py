@@ -1,8 +1,9 @@
 import random
 
 import pytest
+from refusals import refused
 
-from textdiff.data.documents import from_texts, iterate_texts
+from textdiff.data.document_stream import from_texts, iterate_texts
 from textdiff.data.split import split_documents
 from textdiff.errors import DataError
 
@@ -82,5 +83,5 @@ def test_only_copies_of_one_document_are_cut():
 
 @pytest.mark.parametrize("texts", [["x"], ["x", "y"], []])
 def test_too_short_a_corpus_is_refused(texts: list[str]):
-    with pytest.raises(DataError, match=f"corpus of {len(texts)} characters is too short"):
+    with refused(DataError, "short_corpus", f"corpus of {len(texts)} characters"):
         split(texts, 0.1)

@@ -6,18 +6,20 @@ from small_tokenizers import bpe, unigram, wordpiece
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.config import BpeTokenizer, ByteTokenizer, CharTokenizer
-from textdiff.data import encode_checked, encode_documents, tokenizer_fingerprint, train_tokenizer
 from textdiff.data.backend import (
     encoding_fingerprint,
     serialize,
     special_ids,
     text_backends,
+    tokenizer_fingerprint,
     unknown_id,
 )
-from textdiff.data.documents import Block, Documents
-from textdiff.data.encode import split_long
+from textdiff.data.document_stream import Block, Documents
+from textdiff.data.encode import encode_documents, split_long
+from textdiff.data.losses import encode_checked
 from textdiff.data.packing import tokenize
+from textdiff.data.settings import BpeTokenizer, ByteTokenizer, CharTokenizer
+from textdiff.data.tokenizer import train_tokenizer
 
 SPELLED = ["<pad>", "</s>", "<unk>", "[MASK]", "[PAD]", "[UNK]", "[SEP]", "<|mask|>", "<m>"]
 TOKENIZERS = {
@@ -117,7 +119,6 @@ def test_long_documents_gain_no_space(make, newlines, monkeypatch):
     tokenizer = make()
     text = ("the cat sat\n" if newlines else "thecatsat") * 6
     (whole,) = encode_documents(tokenizer, [text])
-    monkeypatch.setattr("textdiff.data.encode.PIECE_CHARACTERS", 20)
     monkeypatch.setattr("textdiff.data.encode.split_long", lambda t: split_long(t, 20))
     (cut,) = encode_documents(tokenizer, [text])
     encoded = encode_checked(tokenizer, [text, "the cat"])
@@ -131,7 +132,7 @@ def test_long_documents_gain_no_space(make, newlines, monkeypatch):
 @pytest.mark.parametrize("processes", [1])
 def test_long_training_documents_gain_no_space(processes, monkeypatch, tmp_path):
     tokenizer = bpe(prefix=True)
-    monkeypatch.setattr("textdiff.data.packing._TASK_CHARACTERS", 25)
+    monkeypatch.setattr("textdiff.data.workers._TASK_CHARACTERS", 25)
     pieces = [Block("the cat\n", False), Block("cat cat\n", False), Block("at", True)]
     pieces += [Block("the end", True)]
     documents = Documents(lambda: iter(pieces), "signature")

@@ -7,13 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from children import finished
+from refusals import refused
 
 from textdiff.data.workers import workers
 from textdiff.errors import DataError
 
 PREPARE = """
 from textdiff.config.reading import load
-from textdiff.data import prepare_corpus
+from textdiff.data.corpus import prepare_corpus
 
 print("begun")
 config = load("c.yaml", ["--data.num-proc=2"])
@@ -26,7 +27,7 @@ import torch.multiprocessing as multiprocessing
 
 multiprocessing.set_start_method(sys.argv[1], force=True)
 from textdiff.config.reading import load
-from textdiff.data import prepare_corpus
+from textdiff.data.corpus import prepare_corpus
 from textdiff.train.reporter import Reporter
 from textdiff.train.trainer import Trainer, make_accelerator
 
@@ -90,5 +91,5 @@ def test_workers_know_nothing_of_the_script():
 
 
 def test_a_worker_that_dies_is_told_in_a_sentence():
-    with pytest.raises(DataError, match=r"data\.num_proc"), workers(1, os.getpid) as submit:
+    with refused(DataError, "lost_worker", "data.num_proc"), workers(1, os.getpid) as submit:
         submit(signal.raise_signal, signal.SIGKILL).result()

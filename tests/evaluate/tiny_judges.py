@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from textdiff.config import Config
-from textdiff.data import train_tokenizer
+from textdiff.data.tokenizer import train_tokenizer
 from textdiff.loading import family_of
 from textdiff.models import TextDiffusionModel
 from textdiff.pipeline import TextDiffusion

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.randomness import Stream, uniforms
-from textdiff.sampling import Context, Controls
+from textdiff.sampling.context import Context
+from textdiff.sampling.controls import Controls
 from textdiff.sampling.rules import Rule
 from textdiff.sampling.segment import Segment, Step
 

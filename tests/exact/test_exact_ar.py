@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from engines import generate
 from exact_stats import chi_square_p
 from tiny_models import CLEAN, CONTEXT, EXCLUDED, MASK, ROWS, tiny_model
 from torch import Tensor
@@ -16,7 +17,8 @@ from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.likelihood import cut_windows, estimate
 from textdiff.loss import DenoisingLoss, PositionTerms, corrupt
 from textdiff.models import CAUSAL
-from textdiff.sampling import Controls, Job, generate
+from textdiff.sampling.controls import Controls
+from textdiff.sampling.job import Job
 
 SPEC = {
     "process": "absorbing",

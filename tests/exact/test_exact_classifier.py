@@ -14,7 +14,7 @@ from exact_tables import CLEAN, ROWS, all_sequences, family
 from rule_worlds import LENGTH, conditionals, forced, total_variation
 from torch import Tensor
 
-from textdiff.sampling import Controls
+from textdiff.sampling.controls import Controls
 from textdiff.sampling.rules import build_rule
 
 CLASSES = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.3, 0.6]], dtype=torch.float64)

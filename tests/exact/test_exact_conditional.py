@@ -23,7 +23,7 @@ from exact_tables import (
 )
 
 from textdiff.config import ByteTokenizer, Config
-from textdiff.data import train_tokenizer
+from textdiff.data.tokenizer import train_tokenizer
 from textdiff.likelihood import cut_windows, estimate
 from textdiff.loading import family_of
 from textdiff.models import TextDiffusionModel

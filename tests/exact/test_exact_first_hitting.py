@@ -12,7 +12,7 @@ from torch import Tensor
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.errors import ConfigError
-from textdiff.sampling import Controls
+from textdiff.sampling.controls import Controls
 from textdiff.sampling.rules import ancestral, build_rule, first_hitting
 from textdiff.sampling.rules.first_hitting import hitting_times
 from textdiff.sampling.segment import Segment

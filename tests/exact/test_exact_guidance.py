@@ -1,4 +1,4 @@
-"""Guided laws at one open place of three tokens, by the forward process's own matrices."""
+"""Guided distributions at one open place of three tokens, by the forward process's own matrices."""
 
 import itertools
 
@@ -11,8 +11,8 @@ from rule_worlds import keyed, run
 from torch import Tensor
 
 from textdiff.diffusion.objectives import Prediction
-from textdiff.sampling import Controls
-from textdiff.sampling.contrast import Contrast
+from textdiff.sampling.controls import Controls
+from textdiff.sampling.guidance import GuidedPrediction
 from textdiff.sampling.rules.ancestral import Ancestral
 from textdiff.sampling.rules.first_hitting import FirstHitting
 from textdiff.sampling.rules.predictor_corrector import PredictorCorrector
@@ -70,7 +70,7 @@ def drawn(rule, process: str, w: float, steps: int, rows: int = 20_000, controls
     family = world(process, more.get("objective", OBJECTIVES[process]))
     scored = family.objective.predicts_score
 
-    def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> Contrast:
+    def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> GuidedPrediction:
         xt = canvas.flatten()[positions]
         alpha = family.schedule.alpha(t[positions])
         parts = []
@@ -78,7 +78,7 @@ def drawn(rule, process: str, w: float, steps: int, rows: int = 20_000, controls
             log_x0 = p.log().expand(len(xt), -1)
             score = family.process.log_score(log_x0, xt, alpha) if scored else None
             parts.append(Prediction(log_x0, score))
-        return Contrast.of(*parts, w)
+        return GuidedPrediction.of(*parts, w)
 
     u = keyed(rows, 1, seed=7)
     start = family.process.prior((rows, 1), u(6, 0))

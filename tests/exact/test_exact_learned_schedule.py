@@ -42,7 +42,7 @@ from textdiff.loss import (
 )
 from textdiff.models import FULL
 from textdiff.models.layers import TokenExponents
-from textdiff.sampling.denoiser import Denoiser
+from textdiff.sampling.predictor import PlainPredictor
 
 VOCABULARY = Vocabulary.of(ROWS, MASK, [EXCLUDED])
 PACES = {0: 0.6, 2: 1.0, 3: 1.9}  # by clean id
@@ -515,7 +515,7 @@ def test_network_gradient_is_the_mean_over_both_masks(block_size):
 # --- the sampler ---------------------------------------------------------------------------------
 
 
-def ancestral_law(denoise: Denoiser, family: Family, steps: int) -> Tensor:
+def ancestral_law(denoise: PlainPredictor, family: Family, steps: int) -> Tensor:
     """[27] the law of T steps: the chain on all 64 states, position by position independent."""
     states = torch.tensor(list(itertools.product((*CLEAN, MASK), repeat=LENGTH)))
     digits = torch.tensor(list(itertools.product(range(4), repeat=LENGTH)))
@@ -538,7 +538,7 @@ def ancestral_law(denoise: Denoiser, family: Family, steps: int) -> Tensor:
 
 def test_distance_to_the_joint_falls_with_the_steps(joint):
     family = learned()
-    denoise = Denoiser(TimeOracle(joint, family), family, torch.full((64,), LENGTH))
+    denoise = PlainPredictor(TimeOracle(joint, family), family, torch.full((64,), LENGTH))
     distances = [
         total_variation(ancestral_law(denoise, family, 2**power), joint) for power in range(9)
     ]
@@ -550,7 +550,7 @@ def test_distance_to_the_joint_falls_with_the_steps(joint):
 def test_samples_follow_the_law_of_their_steps(joint):
     family, rows = learned(), 20_000
     oracle_of_time = TimeOracle(joint, family)
-    denoise = Denoiser(oracle_of_time, family, torch.full((64,), LENGTH))
+    denoise = PlainPredictor(oracle_of_time, family, torch.full((64,), LENGTH))
     law = ancestral_law(denoise, family, 6)
     counts = frequencies(sample(oracle_of_time, family, rows, 6))
     assert chi_square_p(counts, rows * law) > 1e-3

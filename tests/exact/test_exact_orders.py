@@ -17,7 +17,7 @@ from rule_worlds import (
 )
 
 from textdiff.diffusion.objectives import Prediction
-from textdiff.sampling import Controls
+from textdiff.sampling.controls import Controls
 from textdiff.sampling.rules import Rule, build_rule
 
 ONE_AT_A_TIME = {

@@ -14,7 +14,7 @@ from torch import Tensor
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.randomness import Stream
 from textdiff.errors import ConfigError
-from textdiff.sampling import Controls
+from textdiff.sampling.controls import Controls
 from textdiff.sampling.rules import ancestral, build_rule
 
 LENGTH = 2

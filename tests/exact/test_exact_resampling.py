@@ -10,7 +10,7 @@ from exact_tables import CLEAN, EXCLUDED, MASK, all_sequences, code, random_join
 from torch import Tensor
 
 from textdiff.diffusion.objectives import Prediction
-from textdiff.sampling import Controls
+from textdiff.sampling.controls import Controls
 from textdiff.sampling.rules import ancestral
 from textdiff.sampling.segment import Segment
 

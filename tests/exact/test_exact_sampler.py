@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from engines import generate
 from exact_stats import chi_square_p
 from exact_tables import (
     CLEAN,
@@ -21,8 +22,9 @@ from exact_tables import (
 from torch import Tensor
 
 from textdiff.diffusion.randomness import Stream
-from textdiff.sampling import Controls, Job, generate
-from textdiff.sampling.denoiser import Denoiser
+from textdiff.sampling.controls import Controls
+from textdiff.sampling.job import Job
+from textdiff.sampling.predictor import PlainPredictor
 from textdiff.sampling.rules import ancestral
 from textdiff.sampling.rules.ancestral import reveal_steps
 from textdiff.sampling.segment import Segment
@@ -119,7 +121,7 @@ def test_rule_has_exactly_the_enumerated_law(steps):
         Stream.POSITION: when.repeat_interleave(len(tokens), 0),
         Stream.TOKEN: tokens.repeat(len(when), 1),
     }
-    denoise = Denoiser(TableDenoiser(table), chosen, torch.full((rows,), LENGTH))
+    denoise = PlainPredictor(TableDenoiser(table), chosen, torch.full((rows,), LENGTH))
     walk = ancestral(
         Segment(
             denoise,

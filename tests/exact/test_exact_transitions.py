@@ -23,7 +23,7 @@ from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.diffusion.schedule import NoiseSchedule
 from textdiff.errors import ConfigError
-from textdiff.sampling import Controls
+from textdiff.sampling.controls import Controls
 from textdiff.sampling.rules import build_rule
 from textdiff.sampling.segment import Segment
 

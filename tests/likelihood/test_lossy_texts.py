@@ -7,7 +7,7 @@ import pytest
 from small_tokenizers import bpe, model_of, unigram, wordpiece
 
 from textdiff.config import ByteTokenizer
-from textdiff.data import train_tokenizer
+from textdiff.data.tokenizer import train_tokenizer
 from textdiff.errors import DataError
 from textdiff.evaluate import evaluation_record
 from textdiff.evaluate.documents import document_records

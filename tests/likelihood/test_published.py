@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from textdiff.config import ByteTokenizer
-from textdiff.data import encode_documents, excluded_ids, train_tokenizer, vocabulary_size
+from textdiff.data.encode import encode_documents
+from textdiff.data.tokenizer import excluded_ids, train_tokenizer, vocabulary_size
 from textdiff.errors import ConfigError, DataError
 from textdiff.likelihood.published import PROTOCOLS, find_protocol, published_windows
 

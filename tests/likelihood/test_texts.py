@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from textdiff.config import ByteTokenizer
-from textdiff.data import train_tokenizer
+from textdiff.data.tokenizer import train_tokenizer
 from textdiff.errors import DataError
 from textdiff.likelihood.texts import prompted, spanned, windows_of
 

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from textdiff.config import ByteTokenizer
-from textdiff.data import train_tokenizer
+from textdiff.data.tokenizer import train_tokenizer
 from textdiff.models import TextDiffusionConfig, TextDiffusionModel
 
 

@@ -4,14 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from engines import generate
 from test_rules import FITS, family_of
 from tiny_models import CLEAN, CONTEXT, MASK, tiny_family, tiny_model
 
 from textdiff.errors import ConfigError
 from textdiff.models import denoiser
-from textdiff.sampling import Controls, Job, generate
-from textdiff.sampling.approximate import ApproximateDenoiser
-from textdiff.sampling.denoiser import Denoiser
+from textdiff.sampling.cached import ApproximatePredictor
+from textdiff.sampling.controls import Controls
+from textdiff.sampling.job import Job
+from textdiff.sampling.predictor import PlainPredictor
 
 A, B = CLEAN[1], CLEAN[3]
 PROMPTS = [[A, None, B, None, None, A], [B] * 6, [None] * 5 + [A] * 3 + [None], [A, B]]
@@ -49,8 +51,8 @@ def shallow():
     return model
 
 
-def entered(model, family, canvas=CANVAS, widths=WIDTHS, frozen=FROZEN) -> ApproximateDenoiser:
-    found = ApproximateDenoiser(model, family, len(canvas), canvas.shape[1])
+def entered(model, family, canvas=CANVAS, widths=WIDTHS, frozen=FROZEN) -> ApproximatePredictor:
+    found = ApproximatePredictor(model, family, len(canvas), canvas.shape[1])
     found.enter(canvas, 0 * widths, widths, frozen)
     return found
 
@@ -76,7 +78,7 @@ def rows_of(model, family, job, rule="ancestral", **options):
 
 def test_the_first_call_of_a_segment_is_exact(model):
     family = tiny_family()
-    held, plain = entered(model, family), Denoiser(model, family, WIDTHS)
+    held, plain = entered(model, family), PlainPredictor(model, family, WIDTHS)
     torch.testing.assert_close(law(held, CANVAS), law(plain, CANVAS), rtol=0, atol=1e-12)
     canvas, left = further()
     assert (law(held, canvas, T / 2, left) - law(plain, canvas, T / 2, left)).abs().max() > 1e-3
@@ -89,7 +91,7 @@ def test_the_first_call_of_a_segment_is_exact(model):
 def test_later_calls_see_what_is_final_as_the_first_call_did(model, monkeypatch):
     """By hand: whole canvases, in whose attention the keys and values of the first are put back."""
     family = tiny_family()
-    held, plain = entered(model, family), Denoiser(model, family, WIDTHS)
+    held, plain = entered(model, family), PlainPredictor(model, family, WIDTHS)
     canvas, left = further()
     law(held, CANVAS)
     found = law(held, canvas, T / 2, left)
@@ -119,13 +121,13 @@ def test_rows_may_make_their_first_calls_at_different_times(model):
 
 
 def test_it_runs_on_the_open_positions_alone(model, monkeypatch):
-    sizes, run = [], ApproximateDenoiser._logits
+    sizes, run = [], ApproximatePredictor._logits
 
     def counting(self, tokens, *rest, **options):
         sizes.append(tuple(tokens.shape))
         return run(self, tokens, *rest, **options)
 
-    monkeypatch.setattr(ApproximateDenoiser, "_logits", counting)
+    monkeypatch.setattr(ApproximatePredictor, "_logits", counting)
     held, (canvas, left) = entered(model, tiny_family()), further()
     law(held, CANVAS)
     law(held, canvas, T / 2, left)

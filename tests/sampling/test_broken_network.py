@@ -4,13 +4,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from engines import generate
 from tiny_models import CLEAN, MASK, tiny_family, tiny_model
 
 from textdiff.diffusion.objectives import build_objective
 from textdiff.errors import CheckpointError, TextDiffError
-from textdiff.sampling import Controls, Job, generate
-from textdiff.sampling.denoiser import Denoiser
+from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import _column, _with_weight, inverse_cdf
+from textdiff.sampling.job import Job
+from textdiff.sampling.predictor import PlainPredictor
 
 
 def broken_model(value: float, row: int, **settings):
@@ -56,7 +58,7 @@ def test_elsewhere_than_on_a_cpu_it_is_noticed_when_asked():
     assert _with_weight(_column(weights, u)[0], weights).max() < 5
     with pytest.raises(TextDiffError, match="add up to nan"):
         inverse_cdf(weights, u)
-    denoise = Denoiser(tiny_model(), tiny_family())
+    denoise = PlainPredictor(tiny_model(), tiny_family())
     denoise.check()
     denoise._broken = torch.ones((), dtype=torch.bool)
     with pytest.raises(CheckpointError, match="not a number"):

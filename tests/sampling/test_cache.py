@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from engines import generate
 from test_generate_dense import family_of
 from tiny_models import CLEAN, CONTEXT, MASK, tiny_family, tiny_model
 
@@ -11,8 +12,9 @@ from textdiff.diffusion.objectives import build_objective
 from textdiff.diffusion.objectives.mdlm import MDLM
 from textdiff.errors import ConfigError
 from textdiff.models import CAUSAL, Layout
-from textdiff.sampling import Controls, Job, generate
-from textdiff.sampling.denoiser import CachedDenoiser
+from textdiff.sampling.cached import CachedPredictor
+from textdiff.sampling.controls import Controls
+from textdiff.sampling.job import Job
 
 FREE = Controls(temperature=1.5)  # not so sure of itself that wrong logits would not show
 PROMPTS = [[], [CLEAN[3]] * 9, [CLEAN[1], CLEAN[2]], [CLEAN[3]] * 9, [CLEAN[5]] * 4, [CLEAN[0]] * 5]
@@ -96,17 +98,17 @@ def test_a_block_takes_no_call_of_its_own_to_be_stored(model):
 
 def test_equal_prompts_are_stored_once(model, monkeypatch):
     family = tiny_family(4)
-    run, rows = CachedDenoiser._logits, []
+    run, rows = CachedPredictor._logits, []
 
     def counting(self, tokens, *rest, **options):
         rows.append(len(tokens))
         return run(self, tokens, *rest, **options)
 
-    monkeypatch.setattr(CachedDenoiser, "_logits", counting)
+    monkeypatch.setattr(CachedPredictor, "_logits", counting)
     job = Job([[CLEAN[1]] * 8] * 5 + [[CLEAN[2]] * 8], [4] * 6, seed=1)
     found = rows_of(model, family, job, cache=True)
     assert rows[0] == 2
-    monkeypatch.setattr(CachedDenoiser, "_logits", run)
+    monkeypatch.setattr(CachedPredictor, "_logits", run)
     assert found == rows_of(model, family, job)
 
 
@@ -183,9 +185,9 @@ class TestWindow:
         assert rows_of(model, family, Job([far], [4], seed=5))[0][12:] != near
 
     def test_the_ring_is_no_larger_than_it_must_be(self, model):
-        held = CachedDenoiser(model, tiny_family(4), 2, 400, 8)
+        held = CachedPredictor(model, tiny_family(4), 2, 400, 8)
         assert held.cache.capacity == 16
-        assert CachedDenoiser(model, tiny_family(4), 2, 12, 8).cache.capacity == 12
+        assert CachedPredictor(model, tiny_family(4), 2, 12, 8).cache.capacity == 12
 
     def test_a_network_of_one_layer_sees_the_window_exactly(self):
         """What one layer stores has seen nothing, so dropping what it saw changes nothing."""
@@ -196,9 +198,9 @@ class TestWindow:
         for slots in (None, 2):
             assert rows_of(model, family, job, window=8, cache=True, slots=slots) == plain
 
-    @pytest.mark.parametrize("window", [0, 3, 6, -4])
+    @pytest.mark.parametrize("window", [3, 6, -4])
     def test_out_of_range_is_refused(self, model, window):
-        with pytest.raises(ConfigError, match="multiple of the block size, 4"):
+        with pytest.raises(ConfigError, match=r"multiple of the block size, 4|give at least 0"):
             rows_of(model, tiny_family(4), Job([[]], [4]), window=window)
 
     def test_means_nothing_to_a_full_sequence_model(self, model):
@@ -251,7 +253,7 @@ class TestStride:
 
     @pytest.mark.parametrize("stride", [0, CONTEXT + 1])
     def test_out_of_range_is_refused(self, model, stride):
-        with pytest.raises(ConfigError, match=f"1..{CONTEXT}"):
+        with pytest.raises(ConfigError, match=rf"1..{CONTEXT}|give at least 1"):
             rows_of(model, tiny_family(), Job([[]], [4]), stride=stride)
 
     def test_means_nothing_to_a_model_in_blocks(self, model):

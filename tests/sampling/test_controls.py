@@ -4,6 +4,7 @@ from itertools import permutations
 
 import pytest
 import torch
+from engines import generate
 from exact_stats import chi_square_p
 from exact_tables import CLEAN as KINDS
 from exact_tables import MASK as MASK_OF_TABLE
@@ -14,10 +15,12 @@ from tiny_models import CLEAN, MASK, tiny_family, tiny_model
 
 from textdiff.diffusion.process import Vocabulary
 from textdiff.errors import ConfigError
-from textdiff.generation import read_temperature
-from textdiff.sampling import Context, Controls, Job, Scene, generate
+from textdiff.sampling.context import Context, SegmentInfo
+from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens
+from textdiff.sampling.job import Job
 from textdiff.sampling.rules import RULES
+from textdiff.sampling.settings import SamplingConfig
 
 VOCABULARY = Vocabulary.of(4, 3)
 P = torch.tensor([[0.5, 0.25, 0.15, 0.1], [0.1, 0.2, 0.3, 0.4]], dtype=torch.float64)
@@ -27,9 +30,9 @@ def law(controls: Controls, context: Context | None = None) -> torch.Tensor:
     return controls.log_probabilities(P.log(), context).exp()
 
 
-def context(canvas, positions, t=(1.0,), scene=None) -> Context:
+def context(canvas, positions, t=(1.0,), info=None) -> Context:
     at = torch.tensor(canvas), torch.tensor(positions), torch.tensor(t).double()
-    return Context(*at, VOCABULARY, scene)
+    return Context(*at, VOCABULARY, info)
 
 
 def test_min_p_keeps_what_is_likely_beside_the_likeliest():
@@ -56,7 +59,7 @@ def test_a_temperature_falls_with_time():
 
 def test_repetition_is_penalised_by_what_the_row_has_elsewhere():
     """Row 0 has token 1 before its canvas and 0 in it; row 1 has 3 twice, once behind its end."""
-    scene = Scene(
+    info = SegmentInfo(
         text=torch.tensor([[1, 1, 2, 2], [2, 2, 0, 0]]),
         starts=torch.tensor([2, 0]),
         lengths=torch.tensor([4, 2]),
@@ -64,7 +67,7 @@ def test_repetition_is_penalised_by_what_the_row_has_elsewhere():
         tails=torch.tensor([0, 0]),
     )
     canvas = [[9, 0, 2], [9, 9, 3]]
-    controls = Controls(repetition_penalty=1.5).within(scene)
+    controls = Controls(repetition_penalty=1.5).within(info)
     wide = torch.cat([P, torch.zeros(2, 6, dtype=torch.float64)], 1)
     at = context(canvas, [0, 3], t=(1.0, 1.0))
     found = controls.log_probabilities(wide.log(), at).exp()
@@ -130,11 +133,11 @@ def test_values_out_of_range_are_refused_by_name(wrong):
 
 
 def test_temperatures_as_they_are_written():
-    assert read_temperature(0.5) == read_temperature("0.5") == 0.5
-    assert read_temperature("0.8:0.4") == (0.8, 0.4)
+    for written, pair in (("0.5", (0.5, 0.5)), ("0.8:0.4", (0.8, 0.4)), ((0.8, 0.4), (0.8, 0.4))):
+        assert SamplingConfig(temperature=written).temperatures == pair
     for wrong in ("warm", "1:2:3", ":", "0.8:"):
         with pytest.raises(ConfigError, match="give a number, or two as FIRST:LAST"):
-            read_temperature(wrong)
+            SamplingConfig().merge(temperature=wrong)
 
 
 # --- in every rule --------------------------------------------------------------------------------
@@ -184,7 +187,9 @@ def test_controls_that_see_the_row_do_not_see_its_company(model, case, name, kno
 def test_controls_do_not_depend_on_batch_or_cache(model, size, rule):
     family = tiny_family(size)
     job = Job([[], [CLEAN[0]] * 5, [None, CLEAN[1], None]], [9, 6, 8], seed=3)
-    controls = Controls((1.3, 0.6), repetition_penalty=2.0, end_token=CLEAN[4], min_new_tokens=3)
+    controls = Controls(
+        temperature=(1.3, 0.6), repetition_penalty=2.0, end_token=CLEAN[4], min_new_tokens=3
+    )
 
     def rows(job, **options):
         *_, last = generate(model, family, job, rule=rule, steps=4, controls=controls, **options)

@@ -8,7 +8,7 @@ from exact_stats import chi_square_p
 
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.errors import ConfigError
-from textdiff.sampling import Controls
+from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens
 
 FREE = Controls()

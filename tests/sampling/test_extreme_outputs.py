@@ -5,15 +5,19 @@ from dataclasses import replace
 import mpmath
 import pytest
 import torch
+from engines import generate
 from test_rules import FAMILIES, FITS, KNOBS, family_of
 from tiny_models import CLEAN, EXCLUDED, MASK, ROWS, tiny_model
 
 from textdiff.diffusion.family import build_family
 from textdiff.diffusion.process import Vocabulary
 from textdiff.errors import CheckpointError, TextDiffError
-from textdiff.sampling import Context, Controls, Job, build_pattern, generate
-from textdiff.sampling.contrast import mix
+from textdiff.sampling.constraints import build_pattern
+from textdiff.sampling.context import Context
+from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens, inverse_cdf
+from textdiff.sampling.guidance import mix
+from textdiff.sampling.job import Job
 from textdiff.sampling.rules import euler
 from textdiff.sampling.rules.redrawing import grid
 from textdiff.sampling.rules.scores import tweedie_move
@@ -214,14 +218,14 @@ def test_weights_that_nothing_can_be_drawn_from_are_refused(value):
 
 def test_guidance_of_any_weight_takes_the_token_that_it_should():
     """In logs, at 60 digits: products of weights and log-probabilities that overflow float32."""
-    told = torch.tensor([[-3e38, -0.5, -0.93], [-1e38, 0.0, -2e38]])
-    blind = torch.tensor([[0.0, -1e5, -3e38], [-3e38, -3e38, 0.0]])
+    conditional = torch.tensor([[-3e38, -0.5, -0.93], [-1e38, 0.0, -2e38]])
+    unconditional = torch.tensor([[0.0, -1e5, -3e38], [-3e38, -3e38, 0.0]])
     for weight in (0.5, 4.0, 1e30, 1e300):
-        found = mix(told, blind, weight).double().exp()
+        found = mix(conditional, unconditional, weight).double().exp()
         for row in range(2):
             exact = [
                 mpmath.mpf(b) + (1 + mpmath.mpf(weight)) * (mpmath.mpf(t) - mpmath.mpf(b))
-                for t, b in zip(told[row].tolist(), blind[row].tolist(), strict=True)
+                for t, b in zip(conditional[row].tolist(), unconditional[row].tolist(), strict=True)
             ]
             expected = [float(mpmath.exp(e - max(exact))) for e in exact]
             total = sum(expected)

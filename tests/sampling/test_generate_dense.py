@@ -2,11 +2,13 @@
 
 import pytest
 import torch
+from engines import generate
 from tiny_models import CLEAN, EXCLUDED, MASK, ROWS, tiny_model
 
 from textdiff.diffusion.family import Family, build_family
 from textdiff.diffusion.process import Vocabulary
-from textdiff.sampling import Controls, Job, generate
+from textdiff.sampling.controls import Controls
+from textdiff.sampling.job import Job
 
 PROMPTS = [[], [0, 5, 2], [1, 1, 8, 7, 3], [6], [2, 0, 3, 3, 5, 6, 7, 8, 0]]
 NEW = [6, 4, 7, 16 - 1, 2]

@@ -4,11 +4,13 @@ from itertools import count
 
 import pytest
 import torch
+from engines import generate
 from tiny_models import CLEAN, EXCLUDED, MASK, tiny_family, tiny_model
 
 from textdiff.diffusion.randomness import Stream, uniforms
-from textdiff.sampling import Controls, Job, generate
-from textdiff.sampling.denoiser import Denoiser
+from textdiff.sampling.controls import Controls
+from textdiff.sampling.job import Job
+from textdiff.sampling.predictor import PlainPredictor
 from textdiff.sampling.rules import ancestral
 from textdiff.sampling.rules.ancestral import reveal_steps
 from textdiff.sampling.segment import Segment
@@ -85,7 +87,7 @@ def test_the_order_of_rows_in_a_batch_does_not_matter(model, block_size):
 
         *_, last = ancestral(
             Segment(
-                Denoiser(model, family, lengths[order]),
+                PlainPredictor(model, family, lengths[order]),
                 family.process,
                 family.schedule,
                 canvas[order],
@@ -130,7 +132,7 @@ def test_frozen_positions_never_change_wherever_they_are(model):
 
     walk = ancestral(
         Segment(
-            Denoiser(model, family, torch.full((rows,), length)),
+            PlainPredictor(model, family, torch.full((rows,), length)),
             family.process,
             family.schedule,
             canvas,
@@ -230,8 +232,8 @@ def test_a_time_free_network_never_feels_the_noise_level(settings, block_size, m
         assert torch.equal(model(x, sigma=torch.tensor([sigma])).logits, plain)
     job = Job(PROMPTS, NEW, seed=3)
     expected = rows_of(model, family, job)
-    told = Denoiser._sigma
-    monkeypatch.setattr(Denoiser, "_sigma", lambda self, a, *at: 7.0 + told(self, a / 2, *at))
+    told = PlainPredictor._sigma
+    monkeypatch.setattr(PlainPredictor, "_sigma", lambda self, a, *at: 7.0 + told(self, a / 2, *at))
     assert rows_of(model, family, job) == expected
 
 

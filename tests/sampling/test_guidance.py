@@ -4,15 +4,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from engines import generate
 from test_rules import FITS, family_of
 from tiny_models import CLEAN, MASK, tiny_family, tiny_model
 
 from textdiff.diffusion.objectives import Prediction
 from textdiff.errors import ConfigError
-from textdiff.sampling import Controls, Job, generate
-from textdiff.sampling.contrast import Contrast, mix
-from textdiff.sampling.denoiser import CachedDenoiser, Denoiser
-from textdiff.sampling.guidance import Guided
+from textdiff.sampling.cached import CachedPredictor
+from textdiff.sampling.controls import Controls
+from textdiff.sampling.guidance import GuidedPrediction, GuidedPredictor, mix
+from textdiff.sampling.job import Job
+from textdiff.sampling.predictor import PlainPredictor
 
 A, B = CLEAN[1], CLEAN[3]
 PROMPTS = [[A, None, B, None, None, A], [B] * 6, [None] * 5 + [A] * 3 + [None], [A, B]]
@@ -31,22 +33,26 @@ def rows_of(model, family, job, rule="ancestral", **options):
 
 
 def test_log_probabilities_are_mixed_as_the_equation_says():
-    told = torch.tensor([[0.7, 0.2, 0.1, 0.0], [0.5, 0.5, 0.0, 0.0]], dtype=torch.float64)
-    blind = torch.tensor([[0.4, 0.4, 0.2, 0.0], [0.0, 0.0, 0.5, 0.5]], dtype=torch.float64)
-    found = mix(told.log(), blind.log(), 0.5).exp()
-    expected = told[0] ** 1.5 / blind[0].clamp(min=1e-9) ** 0.5
+    conditional = torch.tensor([[0.7, 0.2, 0.1, 0.0], [0.5, 0.5, 0.0, 0.0]], dtype=torch.float64)
+    unconditional = torch.tensor([[0.4, 0.4, 0.2, 0.0], [0.0, 0.0, 0.5, 0.5]], dtype=torch.float64)
+    found = mix(conditional.log(), unconditional.log(), 0.5).exp()
+    expected = conditional[0] ** 1.5 / unconditional[0].clamp(min=1e-9) ** 0.5
     assert (found[0] - expected / expected.sum()).abs().max() < 1e-12
     assert found[1].tolist() == pytest.approx([0.5, 0.5, 0.0, 0.0])  # nothing in common
-    assert (mix(told[:1].log(), blind[:1].log(), 0.0).exp() - told[:1]).abs().max() < 1e-12
-    assert (mix(told[:1].log(), blind[:1].log(), -1.0).exp() - blind[:1]).abs().max() < 1e-12
+    assert (
+        mix(conditional[:1].log(), unconditional[:1].log(), 0.0).exp() - conditional[:1]
+    ).abs().max() < 1e-12
+    assert (
+        mix(conditional[:1].log(), unconditional[:1].log(), -1.0).exp() - unconditional[:1]
+    ).abs().max() < 1e-12
 
 
 def test_how_fast_masks_are_revealed_is_not_guided():
     """A mask's summed scores stay those of the network that knows the prompt."""
     generator = torch.Generator().manual_seed(0)
     scores = 2.0 * torch.randn(2, 5, 7, generator=generator, dtype=torch.float64)
-    told, blind = (Prediction(score.log_softmax(-1), score) for score in scores)
-    found = Contrast.of(told, blind, 1.5)
+    conditional, unconditional = (Prediction(score.log_softmax(-1), score) for score in scores)
+    found = GuidedPrediction.of(conditional, unconditional, 1.5)
     assert (found.log_score.logsumexp(-1) - scores[0].logsumexp(-1)).abs().max() < 1e-12
     assert (found.log_score.log_softmax(-1) - found.log_x0).abs().max() < 1e-12
 
@@ -55,18 +61,20 @@ def test_the_one_that_is_not_told_sees_masks(model):
     """By hand: the network on the canvas, and on the canvas with its given tokens masked."""
     family = tiny_family()
     given = torch.tensor([[True, False, True, False]])
-    guided = Guided(Denoiser(model, family), Denoiser(model, family), given, 2.0)
+    guided = GuidedPredictor(
+        PlainPredictor(model, family), PlainPredictor(model, family), given, 2.0
+    )
     canvas, t = torch.tensor([[A, MASK, B, CLEAN[5]]]), torch.tensor([0.4]).double()
     width = torch.tensor([4])
     guided.admit(canvas, torch.tensor([1]))
     guided.enter(canvas, torch.tensor([0]), width, canvas != MASK)
     found = guided(canvas, t, torch.tensor([1])).log_x0
-    plain = Denoiser(model, family, width)
-    told = plain(canvas, t, torch.tensor([1])).log_x0
+    plain = PlainPredictor(model, family, width)
+    conditional = plain(canvas, t, torch.tensor([1])).log_x0
     bare = torch.tensor([[MASK, MASK, MASK, CLEAN[5]]])
-    blind = plain(bare, t, torch.tensor([1])).log_x0
+    unconditional = plain(bare, t, torch.tensor([1])).log_x0
     clean = list(CLEAN)
-    expected = (blind + 3.0 * (told - blind))[:, clean].log_softmax(-1)
+    expected = (unconditional + 3.0 * (conditional - unconditional))[:, clean].log_softmax(-1)
     assert (found[:, clean] - expected).abs().max() < 1e-12
     assert guided.calls == 2
 
@@ -74,14 +82,14 @@ def test_the_one_that_is_not_told_sees_masks(model):
 def test_blocks_before_the_first_hole_are_not_there_for_it(model):
     """Ignoring all that is given is writing from nothing, if whole blocks are given."""
     family = tiny_family(4)
-    told, bare = Job([[A] * 8], [8], seed=4), Job([[]], [8], seed=4)
-    plain = rows_of(model, family, told)[0][8:]
-    ignorant = rows_of(model, family, told, guidance=-1.0)[0][8:]
-    assert ignorant != plain
-    assert len({*map(tuple, (rows_of(model, family, bare)[0], ignorant))}) == 2  # other numbers
+    conditional, bare = Job([[A] * 8], [8], seed=4), Job([[]], [8], seed=4)
+    plain = rows_of(model, family, conditional)[0][8:]
+    unguided = rows_of(model, family, conditional, guidance=-1.0)[0][8:]
+    assert unguided != plain
+    assert len({*map(tuple, (rows_of(model, family, bare)[0], unguided))}) == 2  # other numbers
     greedy = [
         [*generate(model, family, job, rule="ancestral", steps=1, guidance=w, controls=cold)][-1]
-        for job, w in ((told, -1.0), (bare, 0.0))
+        for job, w in ((conditional, -1.0), (bare, 0.0))
         for cold in [Controls(temperature=0.0)]
     ]
     assert torch.equal(greedy[0].canvas[0, 8:], greedy[1].canvas[0])
@@ -91,16 +99,18 @@ def test_blocks_before_the_first_hole_are_not_there_for_it(model):
 def test_what_it_predicts_behind_hidden_blocks_is_what_a_text_of_its_own_has(model, cache):
     """Two given blocks and half of one: it sees a text that begins at the third, half masked."""
     family, count = tiny_family(4), 11
-    told = [A, B, CLEAN[5], A, B, B, A, CLEAN[0], A, B]
+    conditional = [A, B, CLEAN[5], A, B, B, A, CLEAN[0], A, B]
     bare = [MASK, MASK]  # of the third block, which holds the first hole
-    job = Job([told], [6])
+    job = Job([conditional], [6])
 
     def predictor():
-        return CachedDenoiser(model, family, 1, 16, None) if cache else Denoiser(model, family)
+        return (
+            CachedPredictor(model, family, 1, 16, None) if cache else PlainPredictor(model, family)
+        )
 
-    guided = Guided(predictor(), predictor(), job.given, -1.0)
-    plain = Denoiser(model, family)
-    text = torch.tensor([told + [MASK] * 6])
+    guided = GuidedPredictor(predictor(), predictor(), job.given, -1.0)
+    plain = PlainPredictor(model, family)
+    text = torch.tensor([conditional + [MASK] * 6])
     own = torch.tensor([bare + [MASK] * 6])
     guided.admit(text, torch.tensor([10]))
     plain.admit(own, torch.tensor([0]))
@@ -108,7 +118,7 @@ def test_what_it_predicts_behind_hidden_blocks_is_what_a_text_of_its_own_has(mod
     for block, known in ((8, [A, B]), (12, [])):
         canvas = torch.tensor([known + [CLEAN[count % 4]] + [MASK] * (3 - len(known))])
         frozen = canvas != MASK
-        assert guided.ignorant.calls == (block > 8)  # nothing of a text that is not there is stored
+        assert guided.unconditional.calls == (block > 8)  # nothing is stored of blocks left out
         guided.enter(text, torch.tensor([block]), width, frozen)
         plain.enter(own, torch.tensor([block - 8]), width, frozen)
         hidden = torch.tensor([[MASK] * len(known) + canvas[0, len(known) :].tolist()])

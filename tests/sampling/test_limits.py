@@ -1,12 +1,14 @@
 """What lies exactly on a limit: the last step, the least share, the first place of an end."""
 
 import torch
+from engines import generate
 from test_rules import family_of
 from tiny_models import CLEAN, EXCLUDED, MASK, ROWS, tiny_family, tiny_model
 
 from textdiff.diffusion.family import build_family
 from textdiff.diffusion.process import Vocabulary
-from textdiff.sampling import Controls, Job, generate
+from textdiff.sampling.controls import Controls
+from textdiff.sampling.job import Job
 
 END, A = CLEAN[-1], CLEAN[0]
 

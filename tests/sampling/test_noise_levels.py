@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from engines import generate
 from test_rules import WIDTH, family_of
 from tiny_models import tiny_family, tiny_model
 from torch import Tensor
@@ -10,7 +11,8 @@ from textdiff.diffusion.blocks import Blocks
 from textdiff.diffusion.noise import NoiseUniforms, noise_by_count
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.randomness import Stream, uniforms
-from textdiff.sampling import Controls, Job, generate
+from textdiff.sampling.controls import Controls
+from textdiff.sampling.job import Job
 from textdiff.sampling.rules import build_rule
 from textdiff.sampling.segment import Segment
 

@@ -5,6 +5,7 @@ from itertools import permutations, product
 
 import pytest
 import torch
+from engines import generate
 from exact_stats import chi_square_p
 from exact_tables import CLEAN as KINDS
 from exact_tables import MASK as TABLE_MASK
@@ -17,9 +18,12 @@ from tiny_models import ROWS, tiny_family, tiny_model
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.errors import ConfigError
-from textdiff.sampling import Context, Controls, Job, build_pattern, generate
+from textdiff.sampling.constraints import build_pattern
 from textdiff.sampling.constraints.bytewise import automaton
+from textdiff.sampling.context import Context
+from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens
+from textdiff.sampling.job import Job
 from textdiff.sampling.rules import RULES
 
 PATTERNS = [

@@ -6,7 +6,7 @@ import pytest
 import torch
 from small_tokenizers import bpe, model_of, unigram, wordpiece
 
-from textdiff.batch.requests import LineDefaults, read_requests
+from textdiff.batch.lines import LineDefaults, read_rows
 from textdiff.commands.sampling import read_template
 from textdiff.errors import DataError
 from textdiff.pipeline import TextDiffusion
@@ -52,12 +52,12 @@ def test_a_prompt_of_which_nothing_is_left_is_refused(words, options):
 def test_lines_of_a_file(words):
     prompts = ["The cat", "☃", "the"]
     lines = "".join(json.dumps({"prompt": p, "max_new_tokens": 2}) + "\n" for p in prompts)
-    job = LineDefaults(1, 0, None, {}, read_template)
-    cased, unknown, clean = read_requests(words, lines.encode(), "lines", job)
-    assert len(cased.order.lost) == 1
+    job = LineDefaults(1, 0, {}, read_template)
+    cased, unknown, clean = read_rows(words, lines.encode(), "lines", job)
+    assert len(cased.request.lost) == 1
     assert "nothing is left" in unknown.error
-    assert clean.order.lost == ()
-    assert words.fulfil(cased.order).texts[0].startswith("the cat")
+    assert clean.request.lost == ()
+    assert words.run(cased.request).texts[0].startswith("the cat")
 
 
 @pytest.mark.parametrize("make", [lambda: bpe(prefix=True), unigram])
@@ -70,8 +70,8 @@ def test_texts_do_not_begin_with_a_space_that_nobody_wrote(make):
     ids = held.tokenizer.convert_tokens_to_ids([space, "c", space, "a"])
     assert held.decode(ids) == held.finished([ids], [0])[0] == "c a"
     assert "".join(Pieces(held.tokenizer, [])(ids)) == "c a"
-    assert held._part(ids, 1, 4) == "c a"
-    assert held._part(ids, 2, 4) == " a"
+    assert held._reader.piece(ids, 1, 4) == "c a"
+    assert held._reader.piece(ids, 2, 4) == " a"
 
 
 def test_rows_without_a_token_are_never_drawn(tmp_path):

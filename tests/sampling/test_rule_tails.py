@@ -14,7 +14,7 @@ from textdiff.diffusion.family import Family, build_family
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, uniforms
-from textdiff.sampling import Controls
+from textdiff.sampling.controls import Controls
 from textdiff.sampling.rules import build_rule
 from textdiff.sampling.segment import Segment
 

@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from engines import generate
 from test_rules import FITS, family_of
 from tiny_models import CLEAN, tiny_family, tiny_model
 
 from textdiff.diffusion.objectives.mdlm import MDLM
 from textdiff.errors import ConfigError
-from textdiff.sampling import Controls, Job, generate
-from textdiff.template import pieces_of
+from textdiff.sampling.controls import Controls
+from textdiff.sampling.job import Job
+from textdiff.sampling.template import pieces_of
 
 A, B, C = CLEAN[1], CLEAN[3], CLEAN[6]
 PROMPTS = [

@@ -137,7 +137,7 @@ def test_blocks_start_at_exactly_the_weights_of_a_whole_sequence_model(
     folder, whole_sequence, monkeypatch
 ):
     from textdiff.config.reading import load
-    from textdiff.data import prepare_corpus
+    from textdiff.data.corpus import prepare_corpus
     from textdiff.train.setup import build_model
 
     def never(*arguments, **options):

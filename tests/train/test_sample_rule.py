@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from textdiff.config import CharTokenizer, Config
-from textdiff.data import train_tokenizer
+from textdiff.data.tokenizer import train_tokenizer
 from textdiff.errors import ConfigError
 from textdiff.train.setup import build_model
 

@@ -4,7 +4,7 @@ import pytest
 from rich.cells import cell_len
 
 from textdiff.config import BpeTokenizer, ByteTokenizer
-from textdiff.data import train_tokenizer
+from textdiff.data.tokenizer import train_tokenizer
 from textdiff.view.cells import BREAK_TEXT, OPEN_TEXT, Kind, Reader, visible
 from textdiff.view.pieces import END, Pieces
 from textdiff.view.screen import lay_out, visible_lines

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 from textdiff.config import ByteTokenizer, Config
-from textdiff.data import train_tokenizer
+from textdiff.data.tokenizer import train_tokenizer
 from textdiff.loading import family_of
 from textdiff.models import TextDiffusionModel
 from textdiff.pipeline import TextDiffusion
@@ -70,7 +70,7 @@ def options_of(held) -> dict:
 def traced(held, **options) -> list[dict]:
     file, reader = io.StringIO(), reader_of(held)
     trace = Trace(file, reader.pieces, reader.mask)
-    held.generate(["ab", "", "xyz"], watchers=[trace], seed=3, **options_of(held), **options)
+    held.generate(["ab", "", "xyz"], callbacks=[trace], seed=3, **options_of(held), **options)
     trace.close()
     return [json.loads(line) for line in file.getvalue().splitlines()]
 
@@ -126,7 +126,7 @@ def test_a_trace_tells_rows_in_their_own_steps_whatever_the_batch(held):
 def test_a_trace_that_is_closed_early_has_what_was_there(held):
     file, reader = io.StringIO(), reader_of(held)
     trace = Trace(file, reader.pieces, reader.mask)
-    order = held.order(["ab", "cd"], seed=3)
+    order = held.prepare(["ab", "cd"], seed=3)
     trace.begin(order.job)
     for number, step in enumerate(held.stream(["ab", "cd"], seed=3, parts=trace.parts)):
         if number == 2:
@@ -170,7 +170,7 @@ class Scripts(HTMLParser):
 def filmed(held, path, title="film", **options) -> tuple[dict, Scripts]:
     film = Film(path, reader_of(held), title, {"rule": "</script>"})
     prompts = ["a</script><b>", "", "xyz"]
-    held.generate(prompts, watchers=[film], seed=3, **options_of(held), **options)
+    held.generate(prompts, callbacks=[film], seed=3, **options_of(held), **options)
     film.close()
     page = Scripts()
     page.feed(path.read_text(encoding="utf-8"))
@@ -221,9 +221,9 @@ def test_frames_hold_what_changed_and_its_figures(held, tmp_path):
     film, _ = filmed(held, tmp_path / "film.html", batch_size=2)
     trace = io.StringIO()
     reader = reader_of(held)
-    watcher = Trace(trace, reader.pieces, reader.mask)
+    callback = Trace(trace, reader.pieces, reader.mask)
     prompts = ["a</script><b>", "", "xyz"]
-    held.generate(prompts, watchers=[watcher], seed=3, **options_of(held))
+    held.generate(prompts, callbacks=[callback], seed=3, **options_of(held))
     told = [json.loads(line) for line in trace.getvalue().splitlines()]
     for row in film["rows"]:
         for number, frame in enumerate(row["frames"], start=1):
@@ -272,7 +272,7 @@ def test_pictures_fit_the_terminal_and_the_last_one_has_the_text(held, size, sam
     view.picture = kept
     view.drawn = -1.0
     with view:
-        done = held.generate("ab", num_samples=samples, watchers=[view], **options_of(held))
+        done = held.generate("ab", num_samples=samples, callbacks=[view], **options_of(held))
         view.picture()
     assert pictures
     for lines in pictures:
@@ -295,7 +295,7 @@ def test_watching_paces_fast_models(held, monkeypatch):
     console = Console(width=40, height=12, file=io.StringIO(), force_terminal=True)
     view = LiveRows(console, reader_of(held), 1, calls=8)
     with view:
-        done = held.generate("ab", watchers=[view])
+        done = held.generate("ab", callbacks=[view])
     assert len(slept) == done.calls
     assert max(slept) <= 0.5
     assert sum(slept) > 0.25 * done.calls

@@ -1,4 +1,4 @@
-"""A file of results that grows in the order of the input and outlives interruptions.
+"""Results of a file of prompts: a file that outlives interruptions, or a stream.
 
     OUT                    finished rows, in order, from the first on
     OUT.job/job.json       what the job is: it goes on only as what it was begun
@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from textdiff.errors import ConfigError, DataError
 
@@ -21,7 +21,7 @@ JOB = "job.json"
 
 
 class Output:
-    """What one of the processes of a job knows of its output.
+    """Output of a job, as one of its processes knows it.
 
     Args:
         path: OUT.
@@ -36,10 +36,10 @@ class Output:
         self.written = 0
         self._waiting: dict[int, str] = {}  # finished rows that are not in OUT yet, by number
         self._read: dict[Path, int] = {}  # bytes of each file of rows that were read
-        self._mine: TextIO | None = None
+        self._file_of_rows: TextIO | None = None
 
     def prepare(self, job: Mapping[str, Any]) -> None:
-        """Begins the job, or makes sure that it is the one that was begun; for process 0.
+        """Begin the job, or check that it is the one that was begun; for process 0.
 
         Args:
             job: all that the output depends on.
@@ -78,7 +78,7 @@ class Output:
                 )
 
     def load(self) -> None:
-        """Finds out what is finished; after `prepare`, before anybody writes."""
+        """Read which rows are finished; after `prepare`, before any process writes."""
         if self.path.exists():
             with self.path.open("rb") as file:
                 self.written = sum(1 for _ in file)
@@ -86,15 +86,15 @@ class Output:
         self._collect()
 
     def __enter__(self) -> "Output":
-        """Gets ready to write; after every process has loaded."""
-        self._mine = self._file(self.rank).open("a", encoding="utf-8")
+        """Open the rows' file; after every process has loaded."""
+        self._file_of_rows = self._file(self.rank).open("a", encoding="utf-8")
         self.advance()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Deletes what was only needed to go on, if all is there; process 0 does."""
-        assert self._mine is not None
-        self._mine.close()
+        """Delete the files that were only needed to go on, if all rows are there; in process 0."""
+        assert self._file_of_rows is not None
+        self._file_of_rows.close()
         if self.rank == 0 and self.complete:
             for file in self._files():
                 file.unlink()
@@ -105,7 +105,7 @@ class Output:
         return self.written == self.rows
 
     def failures(self) -> Iterator[dict[str, Any]]:
-        """Yields the records of OUT that have no text."""
+        """Yield the records of OUT that have no text."""
         with self.path.open(encoding="utf-8") as file:
             for line in file:
                 record = json.loads(line)
@@ -113,17 +113,17 @@ class Output:
                     yield record
 
     def write(self, row: int, line: str) -> None:
-        """Keeps a finished row."""
+        """Keep a finished row."""
         if row in self.done:
             return
-        assert self._mine is not None
-        self._mine.write(json.dumps([row, line], ensure_ascii=False) + "\n")
-        self._mine.flush()
+        assert self._file_of_rows is not None
+        self._file_of_rows.write(json.dumps([row, line], ensure_ascii=False) + "\n")
+        self._file_of_rows.flush()
         self.done.add(row)
         self.advance()
 
     def advance(self) -> None:
-        """Moves what is finished to OUT, as far as no row before it is missing; process 0 does."""
+        """Move finished rows to OUT, as far as no row before them is missing; in process 0."""
         if self.rank:
             return
         self._collect()
@@ -139,7 +139,7 @@ class Output:
         return sorted(self.folder.glob("rows-*.jsonl"))
 
     def _collect(self) -> None:
-        """Reads whole lines that are new in the files of rows."""
+        """Read whole lines that are new in the files of rows."""
         for path in self._files():
             with path.open("rb") as file:
                 file.seek(self._read.get(path, 0))
@@ -153,8 +153,58 @@ class Output:
                     self._waiting[row] = line
 
 
+class StreamOutput(Output):
+    """An output without a file: a job that is interrupted begins anew.
+
+    Args:
+        file: where lines go, as UTF-8.
+        name: what to call it.
+        rows: rows of the whole job.
+    """
+
+    def __init__(self, file: BinaryIO, name: str, rows: int):
+        super().__init__(Path(name), rows)
+        self._lines = file
+        self._failures: list[dict[str, Any]] = []
+
+    def prepare(self, job: Mapping[str, Any]) -> None:
+        """Do nothing: no other process writes here."""
+
+    def load(self) -> None:
+        """Do nothing: no row is finished."""
+
+    def __enter__(self) -> "StreamOutput":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Do nothing: lines are written as they come."""
+
+    def failures(self) -> Iterator[dict[str, Any]]:
+        """Yield the records of rows without a text."""
+        yield from self._failures
+
+    def write(self, row: int, line: str) -> None:
+        """Take a finished row, and write all rows that are next."""
+        if row in self.done:
+            return
+        self.done.add(row)
+        self._waiting[row] = line
+        self.advance()
+
+    def advance(self) -> None:
+        """Write finished rows as far as no row before them is missing."""
+        while self.written in self._waiting:
+            line = self._waiting.pop(self.written)
+            record = json.loads(line)
+            if "error" in record:
+                self._failures.append(record)
+            self._lines.write(line.encode())
+            self._lines.flush()
+            self.written += 1
+
+
 def _cut_torn_line(path: Path) -> None:
-    """Removes a last line that was not written to its end."""
+    """Remove a last line that was not written to its end."""
     if not path.exists():
         return
     with path.open("rb+") as file:
@@ -162,9 +212,9 @@ def _cut_torn_line(path: Path) -> None:
         while end:
             start = max(0, end - (1 << 16))
             file.seek(start)
-            found = file.read(end - start).rfind(b"\n")
-            if found >= 0:
-                file.truncate(start + found + 1)
+            newline = file.read(end - start).rfind(b"\n")
+            if newline >= 0:
+                file.truncate(start + newline + 1)
                 return
             end = start
         file.truncate(0)

@@ -1,98 +1,96 @@
-"""Generates what a file of prompts asks for, so that interruptions leave no trace in the result.
+"""Generation of a file of prompts, in which interruptions leave no trace.
 
-Rows are shared out in windows that depend on nothing but the job: neither on what is finished, nor
-on how many processes there are. A window that was interrupted is generated again as a whole, and
-only what is missing is kept, so that every row always has the same company in its network calls,
-and a resumed job gives what an uninterrupted one gives down to the last rounding.
+Rows are divided into groups by the job alone: neither by what is finished, nor by the number of
+processes. An interrupted group is generated again as a whole, and only missing rows are kept, so
+that every row has the same rows beside it in its network calls, and a resumed job gives what an
+uninterrupted one gives down to the last rounding.
 """
 
 from collections.abc import Callable, Sequence
 
+from textdiff.batch.lines import OutputRow
 from textdiff.batch.output import Output
-from textdiff.batch.requests import Request
 from textdiff.errors import TextDiffError
-from textdiff.generation import Order
 from textdiff.pipeline import TextDiffusion
-from textdiff.watching import FinishedRow, Watcher
+from textdiff.sampling.callbacks import Callback, FinishedRow
+from textdiff.sampling.request import Request
 
-Window = list[int]
+Group = list[int]
 """Rows of the output that are generated together."""
 
 
-def windows(requests: Sequence[Request], size: int) -> list[Window]:
-    """Rows that can be generated, in windows of the same settings, similar lengths together.
+def groups(rows: Sequence[OutputRow], size: int) -> list[Group]:
+    """Return the rows that can be generated, in groups of equal options, similar lengths together.
 
     Args:
-        requests: all rows of the job.
-        size: rows of a window.
+        rows: all rows of the job.
+        size: rows of a group.
     """
-    kinds: dict[str, Window] = {}
-    for row, request in enumerate(requests):
-        if request.order is not None:
-            kind = repr((request.order.settings, request.order.stops, request.cache))
-            kinds.setdefault(kind, []).append(row)
-    found = [rows[at : at + size] for rows in kinds.values() for at in range(0, len(rows), size)]
-    for window in found:
-        window.sort(key=lambda row: _length(requests[row]))
-    return sorted(found, key=min)
+    alike: dict[str, Group] = {}
+    for number, row in enumerate(rows):
+        if row.request is not None:
+            alike.setdefault(repr(row.request.config), []).append(number)
+    result = [all_[at : at + size] for all_ in alike.values() for at in range(0, len(all_), size)]
+    for group in result:
+        group.sort(key=lambda number: _length(rows[number]))
+    return sorted(result, key=min)
 
 
-def _length(request: Request) -> int:
-    assert request.order is not None
-    return int(request.order.job.lengths[0])
+def _length(row: OutputRow) -> int:
+    assert row.request is not None
+    return int(row.request.job.lengths[0])
 
 
 def fill(
     model: TextDiffusion,
-    requests: Sequence[Request],
+    rows: Sequence[OutputRow],
     output: Output,
     *,
     batch_size: int,
     share: tuple[int, int],
     progress: Callable[[int, int], None],
 ) -> None:
-    """Writes every row that is missing and falls to this process.
+    """Write every row that is missing and falls to this process.
 
     Args:
         model: generates.
-        requests: all rows of the job.
+        rows: all rows of the job.
         output: where they go; ready to write.
         batch_size: rows per network call.
         share: number of this process, and how many there are.
-        progress: told, with every row, how many are done and how many tokens this one has.
+        progress: gets, with every row, how many are done and how many tokens this one has.
     """
     rank, count = share
-    for row, request in list(enumerate(requests))[rank::count]:
-        if request.error is not None:
-            output.write(row, request.failed(request.error))
+    for number, row in list(enumerate(rows))[rank::count]:
+        if row.error is not None:
+            output.write(number, row.failed(row.error))
     # Rows of models in blocks leave and enter one by one, and want others that wait.
     size = batch_size * (1 if model.family.block_size is None else 4)
-    for window in windows(requests, size)[rank::count]:
-        if output.done.issuperset(window):
+    for group in groups(rows, size)[rank::count]:
+        if output.done.issuperset(group):
             continue
-        keeper = _Keeper([requests[row] for row in window], window, output, progress)
-        orders = [order for order in (requests[row].order for row in window) if order is not None]
+        keeper = _Keeper([rows[number] for number in group], group, output, progress)
+        requests = [row.request for row in keeper.rows if row.request is not None]
         try:
-            cache = requests[window[0]].cache  # all rows of a window have the same
-            model.fulfil(Order.joined(orders), batch_size, cache, [keeper])
-        except TextDiffError as error:  # of settings, which these rows share
-            for row in window:
-                output.write(row, requests[row].failed(str(error)))
+            model.run(Request.joined(requests), batch_size, [keeper])
+        except TextDiffError as error:  # of options, which these rows share
+            for number in group:
+                output.write(number, rows[number].failed(str(error)))
 
 
-class _Keeper(Watcher):
-    """Writes rows of a window as soon as they are done."""
+class _Keeper(Callback):
+    """Writer of the rows of a group, as soon as they are done."""
 
     def __init__(
         self,
-        requests: Sequence[Request],
-        window: Window,
+        rows: Sequence[OutputRow],
+        group: Group,
         output: Output,
         progress: Callable[[int, int], None],
     ):
-        self.requests, self.window = requests, window
+        self.rows, self.group = rows, group
         self.output, self.progress = output, progress
 
     def finished(self, row: int, result: FinishedRow) -> None:
-        self.output.write(self.window[row], self.requests[row].answered(result))
+        self.output.write(self.group[row], self.rows[row].answered(result))
         self.progress(len(self.output.done), result.new_tokens)

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,17 +21,16 @@ from textdiff.commands.inputs import (
 )
 from textdiff.commands.parallel import Processes, find_processes
 from textdiff.commands.sampling import read_template, say_approximate
-from textdiff.commands.showing import Showing
 from textdiff.commands.terminal import BatchBar
 from textdiff.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from textdiff.batch.lines import OutputRow
     from textdiff.batch.output import Output
-    from textdiff.batch.requests import Request
     from textdiff.pipeline import TextDiffusion
 
 _SECONDS_BETWEEN_LOOKS = 0.5
-_TOLD = 10  # lines that cannot be used are named one by one, up to so many
+_MOST_LINES = 10  # lines that cannot be used are named one by one, up to so many
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,13 @@ class Batch:
         """Whether there is a file of prompts."""
         return self.input is not None or self.output is not None
 
-    def check(
-        self, prompt: str, showing: Showing, json_output: bool, counts: Sequence[int]
-    ) -> None:
-        """Refuses what does not go together, before a model runs.
+    def check(self, prompt: str, plain: bool, counts: Sequence[int]) -> None:
+        """Refuse options that exclude each other, before a model runs.
+
+        Args:
+            prompt: the command line's own.
+            plain: whether nothing is shown, recorded or printed as JSON.
+            counts: texts per line and rows per network call.
 
         Raises:
             ConfigError: with the flags.
@@ -63,7 +65,7 @@ class Batch:
             raise ConfigError("--input and --output belong together: give both")
         if prompt:
             raise ConfigError("a PROMPT or --template and --input exclude each other")
-        if showing != Showing() or json_output:
+        if not plain:
             raise ConfigError("--input excludes --watch, --film, --trace and --json")
         if min(counts) < 1:
             raise ConfigError("--num-samples and --batch-size: give at least 1")
@@ -78,7 +80,7 @@ class Batch:
             raise ConfigError("--output -: several processes write to a file that they share")
 
     def content(self) -> bytes:
-        """The lines of the input.
+        """Return the content of the input.
 
         Raises:
             DataError: they cannot be read.
@@ -93,17 +95,16 @@ class Batch:
 
     @property
     def name(self) -> str:
-        """The input in messages."""
+        """Name of the input in messages."""
         return STANDARD_INPUT if self.input == "-" else str(self.input)
 
     def open(self, rows: int, rank: int) -> "Output":
-        """The output of so many rows.
+        """Return the output of so many rows.
 
         Raises:
             DataError: it is standard output, which is closed.
         """
-        from textdiff.batch.output import Output
-        from textdiff.batch.stream import StreamOutput
+        from textdiff.batch.output import Output, StreamOutput
 
         assert self.output is not None
         if self.output != "-":
@@ -116,43 +117,63 @@ class Batch:
 BatchFlags = Annotated[Batch, tyro.conf.arg(name="")]
 
 
-def generate_batch(
-    name: str,
-    batch: Batch,
-    options: Mapping[str, Any],
-    *,
-    num_samples: int,
-    batch_size: int,
-    held: "Callable[[str | None], TextDiffusion]",
-) -> int:
-    """Generates, or goes on generating; 1 if a line could not be used.
+@dataclass(frozen=True)
+class BatchJob:
+    """A file of prompts and how to generate its lines.
 
-    Args:
-        name: the model as the user calls it.
-        batch: the files.
-        options: of `TextDiffusion.generate`.
+    Attributes:
+        files: the files.
+        options: of `TextDiffusion.prepare`, for lines without their own.
         num_samples: texts per line.
         batch_size: rows per network call.
-        held: loads the model on a device.
     """
-    from textdiff.batch.requests import LineDefaults, read_requests, template_files
+
+    files: Batch
+    options: Mapping[str, Any]
+    num_samples: int
+    batch_size: int
+
+    def record(self, model: "TextDiffusion", content: bytes) -> dict[str, Any]:
+        """Return all that the output depends on: no batches, devices, processes or exact caches."""
+        from textdiff.provenance import model_record
+
+        cache = "approximate" if self.options["cache"] == "approximate" else None
+        return {
+            "input_sha256": hashlib.sha256(content).hexdigest(),
+            **model_record(model.folder),
+            "block_size": model.family.block_size,
+            "dtype": str(model.model.dtype).removeprefix("torch."),
+            "defaults": model.defaults.to_export(),
+            **self.options,
+            "cache": cache,
+            "num_samples": self.num_samples,
+        }
+
+
+def generate_batch(job: BatchJob, load: "Callable[[str | None], TextDiffusion]") -> int:
+    """Generate, or go on generating; return 1 if a line could not be used.
+
+    Args:
+        job: the files and their options.
+        load: loads the model on a device.
+    """
+    from textdiff.batch.lines import LineDefaults, read_rows, template_files
     from textdiff.provenance import file_hash
     from textdiff.train.lock import RunLock
 
-    content = batch.content()
+    content, name = job.files.content(), job.files.name
     processes = find_processes()
-    model = held(processes.device)
-    wanted = dict(options)
-    cache, seed = wanted.pop("cache"), wanted.pop("seed")
-    job = LineDefaults(num_samples, seed, cache, wanted, read_template)
-    requests = read_requests(model, content, batch.name, job)
-    output = batch.open(len(requests), processes.rank)
+    model = load(processes.device)
+    options = {key: value for key, value in job.options.items() if key != "seed"}
+    defaults = LineDefaults(job.num_samples, job.options["seed"], options, read_template)
+    rows = read_rows(model, content, name, defaults)
+    output = job.files.open(len(rows), processes.rank)
     with ExitStack() as stack:
         if processes.first:
-            if batch.output != "-":
+            if job.files.output != "-":
                 stack.enter_context(RunLock(output.folder, "--output", "writes"))
-            facts = _job(model, content, options, num_samples)
-            if templates := template_files(requests):
+            facts = job.record(model, content)
+            if templates := template_files(rows):
                 facts["templates_sha256"] = file_hash(templates)
             output.prepare(facts)
         processes.wait()
@@ -160,101 +181,74 @@ def generate_batch(
         processes.wait()
         stack.enter_context(output)
         if processes.first:
-            _say_before(batch.name, requests, output)
-            caches = {request.cache for request in requests}
-            say_approximate("approximate" if "approximate" in caches else None)
+            _report_before(name, rows, output)
         try:
-            _fill(model, requests, output, processes, batch_size=batch_size)
+            _fill(model, rows, output, processes, job.batch_size)
         except KeyboardInterrupt:
             if processes.first:
-                print(_how_to_go_on(batch, requests, output), file=sys.stderr)
+                print(_how_to_go_on(job.files, output), file=sys.stderr)
             raise
-    return _say_after(batch.name, requests, output) if processes.first else 0
-
-
-def _job(
-    model: "TextDiffusion", content: bytes, options: Mapping[str, Any], num_samples: int
-) -> dict[str, Any]:
-    """All that the output depends on: neither batches, devices and processes nor an exact cache."""
-    from textdiff.provenance import model_record
-
-    cache = "approximate" if options["cache"] == "approximate" else None
-    return {
-        "input_sha256": hashlib.sha256(content).hexdigest(),
-        **model_record(model.folder),
-        "block_size": model.family.block_size,
-        "dtype": str(model.model.dtype).removeprefix("torch."),
-        "defaults": asdict(model.defaults),
-        **options,
-        "cache": cache,
-        "num_samples": num_samples,
-    }
+    return _report_after(name, rows, output) if processes.first else 0
 
 
 def _fill(
     model: "TextDiffusion",
-    requests: "Sequence[Request]",
+    rows: "Sequence[OutputRow]",
     output: "Output",
     processes: Processes,
-    *,
     batch_size: int,
 ) -> None:
-    """Generates what is missing."""
+    """Generate what is missing."""
     from textdiff.batch.run import fill
 
-    with BatchBar("generating", len(requests), processes.first) as progress:
+    share = (processes.rank, processes.count)
+    with BatchBar("generating", len(rows), processes.first) as progress:
         progress(len(output.done), 0)
-        fill(
-            model,
-            requests,
-            output,
-            batch_size=batch_size,
-            share=(processes.rank, processes.count),
-            progress=progress,
-        )
+        fill(model, rows, output, batch_size=batch_size, share=share, progress=progress)
         while processes.first and not output.complete:  # others are not done yet
             time.sleep(_SECONDS_BETWEEN_LOOKS)
             output.advance()
             progress(len(output.done), 0)
 
 
-def _how_to_go_on(batch: Batch, requests: "Sequence[Request]", output: "Output") -> str:
-    if batch.output == "-":
-        return f"{output.written} of {len(requests)} rows were written; nothing is kept"
+def _how_to_go_on(files: Batch, output: "Output") -> str:
+    if files.output == "-":
+        return f"{output.written} of {output.rows} rows were written; nothing is kept"
     again = shlex.join(["textdiff", *sys.argv[1:]])
-    same = " and the same standard input" if batch.input == "-" else ""
-    count = f"{len(output.done)} of {len(requests)} rows are finished and kept"
+    same = " and the same standard input" if files.input == "-" else ""
+    count = f"{len(output.done)} of {output.rows} rows are finished and kept"
     return f"{count}; go on with{same}\n  {again}"
 
 
-def _say_before(name: str, requests: "Sequence[Request]", output: "Output") -> None:
-    from textdiff.batch.requests import notes
+def _report_before(name: str, rows: "Sequence[OutputRow]", output: "Output") -> None:
+    from textdiff.batch.lines import notes
 
     if output.done:
-        print(f"{len(output.done)} of {len(requests)} rows are there already", file=sys.stderr)
-    for note in notes(requests):
+        print(f"{len(output.done)} of {len(rows)} rows are there already", file=sys.stderr)
+    for note in notes(rows):
         print(f"note: {note}", file=sys.stderr)
-    _say_errors(name, {r.line: r.error for r in requests if r.error is not None})
-    lost = {r.line: "; ".join(r.order.lost) for r in requests if r.order and r.order.lost}
-    _say_errors(name, {line: f"note: {said}" for line, said in lost.items()})
+    _print_lines(name, {row.line: row.error for row in rows if row.error is not None})
+    _print_lines(name, {row.line: f"note: {'; '.join(row.lost)}" for row in rows if row.lost})
+    caches = {row.request.config.cache for row in rows if row.request is not None}
+    say_approximate("approximate" if "approximate" in caches else None)
 
 
-def _say_after(name: str, requests: "Sequence[Request]", output: "Output") -> int:
-    """What became of the lines; 1 if some could not be used."""
+def _report_after(name: str, rows: "Sequence[OutputRow]", output: "Output") -> int:
+    """Report the lines that could not be used; return 1 if there are some."""
     failed = list(output.failures())
-    found = {row["line"]: row["error"] for row in failed}
-    known = {request.line for request in requests if request.error is not None}
-    _say_errors(name, {line: error for line, error in found.items() if line not in known})
+    errors = {record["line"]: record["error"] for record in failed}
+    known = {row.line for row in rows if row.error is not None}
+    _print_lines(name, {line: error for line, error in errors.items() if line not in known})
     print(f"{output.rows - len(failed)} texts are in {output.path}", file=sys.stderr)
-    if not found:
+    if not errors:
         return 0
-    count = f"{len(found)} line{'s' if len(found) > 1 else ''} of {name}"
+    count = f"{len(errors)} line{'s' if len(errors) > 1 else ''} of {name}"
     print(f"textdiff: error: {count} could not be used; {output.path} says why", file=sys.stderr)
     return 1
 
 
-def _say_errors(name: str, errors: Mapping[int, str]) -> None:
-    for line, error in list(errors.items())[:_TOLD]:
-        print(f"{name} line {line}: {error}", file=sys.stderr)
-    if len(errors) > _TOLD:
-        print(f"... and {len(errors) - _TOLD} lines more", file=sys.stderr)
+def _print_lines(name: str, sentences: Mapping[int, str]) -> None:
+    for line, sentence in list(sentences.items())[:_MOST_LINES]:
+        print(f"{name} line {line}: {sentence}", file=sys.stderr)
+    if len(sentences) > _MOST_LINES:
+        print(f"... and {len(sentences) - _MOST_LINES} lines more", file=sys.stderr)

@@ -16,7 +16,7 @@ from textdiff.commands.terminal import (
 
 if TYPE_CHECKING:
     from textdiff.config import Config
-    from textdiff.data import Corpus
+    from textdiff.data.corpus import Corpus
 
 _EXAMPLES = 3
 _VISIBLE = str.maketrans({" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"})
@@ -26,7 +26,7 @@ def prepare_data(arguments: Sequence[str]) -> int:
     """`textdiff data prepare CONFIG [--section.key VALUE ...]`."""
     config, corpus = _prepared(arguments, "textdiff data prepare")
     train = corpus.record["train"]
-    done = "already prepared, and its files are what was written" if corpus.found else "prepared"
+    done = "already prepared, and its files are what was written" if corpus.cached else "prepared"
     print(f"{done}: {_amounts(corpus)}")
     print(
         f"{train['tokens']:,} training tokens, {train['sequences_per_epoch']:,} sequences of "
@@ -54,7 +54,7 @@ def inspect_data(arguments: Sequence[str]) -> int:
 def _prepared(arguments: Sequence[str], prog: str, extra: str = "") -> "tuple[Config, Corpus]":
     config = load_config(arguments, prog, extra)
     quiet_libraries()
-    from textdiff.data import prepare_corpus
+    from textdiff.data.corpus import prepare_corpus
 
     with PreparationView() as progress:
         corpus = prepare_corpus(config.data, config.tokenizer, config.run.seed, progress=progress)

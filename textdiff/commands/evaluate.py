@@ -139,14 +139,9 @@ class Sweep:
         """
         if self.grid is None:
             return None
-        from textdiff.config.plain_data import parse_yaml
+        from textdiff.data.plain_data import read_yaml
 
-        try:
-            text = self.grid.read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"--grid {self.grid} cannot be read ({reason})") from None
-        found = parse_yaml(text, f"--grid {self.grid}")
+        found = read_yaml(self.grid, f"--grid {self.grid}")
         if not isinstance(found, dict):
             raise ConfigError(f"--grid {self.grid}: write `baseline:` and `points:` there")
         return found

@@ -3,28 +3,44 @@
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from textdiff.commands.arguments import (
-    BlockSize,
-    Dtype,
-    JsonFlag,
-    ModelArgument,
-    given_text,
-    held_model,
+from textdiff.commands.arguments import JsonFlag, ModelArgument, given_text
+from textdiff.commands.batch import BatchFlags, BatchJob, generate_batch
+from textdiff.commands.sampling import (
+    LoadingFlags,
+    SamplingFlags,
+    read_template,
+    say_approximate,
 )
-from textdiff.commands.batch import BatchFlags, generate_batch
-from textdiff.commands.sampling import SamplingFlags, read_template, say_approximate
-from textdiff.commands.showing import ShowingFlags
+from textdiff.commands.showing import Showing, ShowingFlags
 from textdiff.commands.terminal import make_console, print_json, quiet_libraries
 from textdiff.errors import ConfigError
 
 if TYPE_CHECKING:
-    from textdiff.generation import Generation
     from textdiff.pipeline import TextDiffusion
-    from textdiff.watching import FinishedRow
+    from textdiff.sampling.callbacks import FinishedRow
+    from textdiff.sampling.results import Generation
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """Number and form of the texts."""
+
+    template: str | None = None
+    """File that holds a text with holes; `-` reads standard input."""
+
+    num_samples: int = 1
+    """Texts to generate."""
+
+    batch_size: int = 16
+    """Texts generated together (they do not depend on it)."""
+
+    json_output: JsonFlag = False
+    """Print one JSON object."""
 
 
 def generate(
@@ -33,15 +49,10 @@ def generate(
     /,
     *,
     sampling: SamplingFlags,
-    template: str | None = None,
+    texts: Annotated[TextOptions, tyro.conf.arg(name="")],
     showing: ShowingFlags,
     batch: BatchFlags,
-    num_samples: int = 1,
-    batch_size: int = 16,
-    block_size: BlockSize = None,
-    device: str | None = None,
-    dtype: Dtype = "float32",
-    json_output: JsonFlag = False,
+    loading: LoadingFlags,
 ) -> int:
     """Generate text. Unset options take the model's own defaults.
 
@@ -49,38 +60,27 @@ def generate(
         model: export directory, run directory or hub id.
         prompt: beginning of the text, or a whole text with holes: [MASK:5] is one of 5 tokens.
         sampling: how text is drawn.
-        template: file that holds such a text; `-` reads standard input.
+        texts: their number and form.
         showing: what is shown and recorded.
         batch: a file of prompts.
-        num_samples: texts to generate.
-        batch_size: texts generated together (they do not depend on it).
-        block_size: tokens per block, of those that the model was trained in, or full; the default
-            is the first of them.
-        device: torch device; the default is CUDA if there is one, else the CPU.
-        dtype: dtype of the network.
-        json_output: print one JSON object.
+        loading: how the model is loaded.
     """
     options, prompt = sampling.options(), given_text("the prompt", prompt)
-    if template is not None:
-        prompt = read_template(template, prompt, sampling.suffix)
+    if texts.template is not None:
+        prompt = read_template(texts.template, prompt, sampling.suffix)
     if batch.asked:
-        batch.check(prompt, showing, json_output, (num_samples, batch_size))
+        plain = showing == Showing() and not texts.json_output
+        batch.check(prompt, plain, (texts.num_samples, texts.batch_size))
         quiet_libraries()
-        return generate_batch(
-            model,
-            batch,
-            options,
-            num_samples=num_samples,
-            batch_size=batch_size,
-            held=lambda where: held_model(model, device or where, dtype, block_size),
-        )
-    if showing.watch and json_output:
+        job = BatchJob(batch, options, texts.num_samples, texts.batch_size)
+        return generate_batch(job, lambda device: loading.load(model, device))
+    if showing.watch and texts.json_output:
         raise ConfigError("--watch and --json exclude each other")
     showing.check()
     quiet_libraries()
-    held = held_model(model, device, dtype, block_size)
-    task = {"prompts": prompt, "num_samples": num_samples, "batch_size": batch_size, **options}
-    return _generate(model, held, task, showing, json_output)
+    counts = {"num_samples": texts.num_samples, "batch_size": texts.batch_size}
+    task = {"prompts": prompt, **counts, **options}
+    return _generate(model, loading.load(model), task, showing, texts.json_output)
 
 
 def _generate(
@@ -90,7 +90,7 @@ def _generate(
     showing: ShowingFlags,
     json_output: bool,
 ) -> int:
-    """Generates, and prints what is finished, also if the rest is interrupted or not recorded."""
+    """Generate, and print what is finished, also if the rest is interrupted or not recorded."""
     from textdiff.commands.screen import Texts, can_animate, live, recorders
 
     console = make_console()
@@ -100,10 +100,10 @@ def _generate(
     done, failure = None, None
     try:
         with ExitStack() as stack:
-            watchers = stack.enter_context(recorders(showing, held, model, task))
+            callbacks = stack.enter_context(recorders(showing, held, model, task))
             if animated:
-                watchers.append(stack.enter_context(live(console, held, task)))
-            done = held.generate(**task, watchers=[*watchers, texts])
+                callbacks.append(stack.enter_context(live(console, held, task)))
+            done = held.generate(**task, callbacks=[*callbacks, texts])
     except (KeyboardInterrupt, OSError) as error:  # what there is follows
         failure = error
     rows = [texts.done[index] for index in sorted(texts.done)]
@@ -129,38 +129,29 @@ def _print_json(
     rows: "Sequence[FinishedRow]",
     done: "Generation | None",
 ) -> None:
-    """One object with all samples; those that were finished, where the rest was interrupted."""
+    """Print one object with all samples, of an interrupted generation with the finished ones."""
     figures: dict[str, Any] = {"interrupted": True}
     if done is not None:
         figures = {"calls": done.calls, "tokens_per_forward": done.tokens_per_forward}
         figures |= {"prompt_lost": list(done.lost)} if done.lost else {}
-    samples = [
-        {
-            "text": row.text,
-            "completion": row.completion,
-            "holes": row.holes,
-            "tokens": row.tokens,
-        }
-        for row in rows
-    ]
+    keys = ("text", "completion", "holes", "tokens")
+    samples = [{key: getattr(row, key) for key in keys} for row in rows]
     record = {"model": model, "prompt": task["prompts"], "seed": task["seed"], **figures}
     print_json({**record, "samples": samples})
 
 
 def _say_beyond(model: "TextDiffusion", length: int, options: dict[str, Any]) -> None:
-    """Says how a text came to be longer than what the network was trained on."""
-    context = model.model.config.max_position_embeddings
+    """Report how a text came to be longer than the texts that the network was trained on."""
+    limit, context = model.context_limit, model.context_limit.context
     if length <= context:
         return
-    window, stride = options.get("window"), options.get("stride")
-    if model.family.block_size is None:
-        stride = stride or max(1, context // 2)
+    if limit.block_size is None:
+        stride = limit.stride(options["stride"])
         how = f"written {stride} tokens at a time, each time from the last {context - stride}"
-    elif window == 0:
+    elif options["window"] == 0:
         how = "every block saw all before it, which is exact but farther than in training"
     else:
-        size = model.family.block_size
-        window = window or max(size, (context - size) // size * size)
+        window = limit.window(options["window"], length)
         how = (
             f"blocks saw the {window} tokens before them; with a cache that is an approximation "
             "(--cache off is exact in the window, --window 0 sees all)"
@@ -169,13 +160,13 @@ def _say_beyond(model: "TextDiffusion", length: int, options: dict[str, Any]) ->
 
 
 def _say_unseen(model: "TextDiffusion", prompt: str, suffix: str) -> None:
-    """Says what a model in blocks does not see of a text that goes on after a hole."""
-    from textdiff.template import pieces_of
+    """Report what a model in blocks does not see of a text that goes on after a hole."""
+    from textdiff.sampling.template import pieces_of
 
     size = model.family.block_size
     if size is not None and (suffix or any(isinstance(p, int) for p in pieces_of(prompt)[:-1])):
         print(
             f"note: the model writes in blocks of {size} tokens and sees nothing of the blocks "
-            "after the one it writes: given text there did not shape what comes before",
+            "after the one it writes: fixed text there did not shape what comes before",
             file=sys.stderr,
         )

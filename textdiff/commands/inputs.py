@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from textdiff.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from textdiff.data.conditional import Row
+    from textdiff.data.json_rows import Row
 
 STANDARD_INPUT = "standard input"
 
@@ -22,8 +22,8 @@ def given_texts(names: Sequence[str], text_column: str) -> Iterator[str]:
         ConfigError: standard input is named twice, or cannot be used here.
         DataError: a place that holds no usable text.
     """
-    from textdiff.data.files import iterate_documents
     from textdiff.data.paths import find_files
+    from textdiff.data.text_files import iterate_documents
 
     check_standard_input(names)
     sources = [None if name == "-" else find_files(name) for name in names]
@@ -41,8 +41,7 @@ def given_rows(names: Sequence[str]) -> "Iterator[Row]":
         ConfigError: see `given_texts`.
         DataError: see `given_texts`.
     """
-    from textdiff.data.conditional import rows_of
-    from textdiff.data.jsons import stream_rows
+    from textdiff.data.json_rows import rows_of, stream_rows
     from textdiff.data.paths import find_files
 
     check_standard_input(names)
@@ -78,8 +77,8 @@ def read_standard_input() -> str:
     Raises:
         DataError: it holds no usable text.
     """
-    from textdiff.data.files import read_plain
-    from textdiff.data.rows import no_text
+    from textdiff.data.document_stream import no_text
+    from textdiff.data.text_files import read_plain
 
     text = "".join(block.text for block in read_plain(standard_input(), STANDARD_INPUT))
     if not text:
@@ -94,8 +93,8 @@ def read_text(name: str) -> str:
         ConfigError: see `check_standard_input`.
         DataError: it cannot be read.
     """
-    from textdiff.data.files import read_plain_file
     from textdiff.data.paths import existing, missing
+    from textdiff.data.text_files import read_plain_file
 
     if name == "-":
         check_standard_input([name])

@@ -83,7 +83,7 @@ class Task:
         column = self.prompt_column or self.spans_column
         if column is None:
             return {"texts": reading.texts(names), "protocol": self.published}
-        from textdiff.data.conditional import read_conditional
+        from textdiff.data.json_rows import read_conditional
 
         reading.check(names)
         spans = self.spans_column is not None

@@ -107,10 +107,10 @@ def _vocabulary(config: "Config", given: str) -> tuple[int, str]:
         return section.vocab_size, "at most; a small corpus may yield fewer tokens"
     if section.kind == "char":
         return CHARACTERS, "assumed: characters are counted in training; --vocabulary says better"
-    from textdiff.data import prepare_tokenizer, vocabulary_size
+    from textdiff.data.tokenizer import vocabulary_size
 
     try:
-        return vocabulary_size(prepare_tokenizer(section, ())), "of the tokenizer"
+        return vocabulary_size(section.prepare(())), "of the tokenizer"
     except DataError as error:
         raise DataError(f"{error}; or say how many ids it has: --vocabulary 50258") from None
 

@@ -8,15 +8,9 @@ import sys
 from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
-from textdiff.commands.arguments import (
-    BlockSize,
-    Dtype,
-    ModelArgument,
-    given_text,
-    held_model,
-)
+from textdiff.commands.arguments import ModelArgument, given_text
 from textdiff.commands.interruption import Interruption
-from textdiff.commands.sampling import SamplingFlags
+from textdiff.commands.sampling import LoadingFlags, SamplingFlags
 from textdiff.commands.terminal import make_console, quiet_libraries
 from textdiff.errors import TextDiffError
 
@@ -31,9 +25,7 @@ def play(
     /,
     *,
     sampling: SamplingFlags,
-    block_size: BlockSize = None,
-    device: str | None = None,
-    dtype: Dtype = "float32",
+    loading: LoadingFlags,
 ) -> int:
     """Try a model: type prompts, change settings, watch texts being denoised.
 
@@ -43,14 +35,11 @@ def play(
     Args:
         model: export directory, run directory or hub id.
         sampling: how text is drawn, to begin with.
-        block_size: tokens per block, of those that the model was trained in, or full; the default
-            is the first of them.
-        device: torch device; the default is CUDA if there is one, else the CPU.
-        dtype: dtype of the network.
+        loading: how the model is loaded.
     """
     sampling.options()
     quiet_libraries()
-    held = held_model(model, device, dtype, block_size)
+    held = loading.load(model)
     from textdiff.commands.session import Session
 
     session = Session(held, model, sampling, make_console())
@@ -65,7 +54,7 @@ def play(
 
 
 def _loop(session: "Session", by_hand: bool) -> int:
-    """Takes lines until there are no more, or the session is over."""
+    """Run lines until there are no more, or the session is over."""
     failed = False
     while not session.over:
         try:
@@ -100,7 +89,7 @@ def _loop(session: "Session", by_hand: bool) -> int:
 
 
 def _use_readline(session: "Session") -> None:
-    """History, and completion of commands and names, where Python has readline."""
+    """Set up history and completion of commands and names, where Python has readline."""
     try:
         import readline
     except ImportError:

@@ -1,122 +1,101 @@
-"""What verbs that generate text have in common: their flags, and what these ask for."""
+"""Flags of the verbs that generate text, made from the options of a generation."""
 
-import json
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, make_dataclass
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 import tyro
 
-from textdiff.commands.arguments import given_text
+from textdiff.commands.arguments import BlockSize, Dtype, given_text, held_model
 from textdiff.commands.inputs import STANDARD_INPUT, read_text
 from textdiff.errors import ConfigError
+from textdiff.sampling.settings import SamplingConfig, read_knobs
+
+if TYPE_CHECKING:
+    from textdiff.pipeline import TextDiffusion
+
+
+def _flag_type(annotation: Any) -> Any:
+    """Return what a flag takes: words of a list, or one value; two types of value are a text."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _flag_type(arguments[0])
+    if origin in (Union, UnionType):
+        return _flag_type([leaf for leaf in arguments if leaf is not type(None)][-1])
+    return tuple[str, ...] if origin in (tuple, dict) else annotation
+
+
+def _flags() -> list[tuple[str, Any, Any]]:
+    """Return name, type and default of every flag; unset ones take the model's own default."""
+    flags = []
+    for name, option in SamplingConfig.model_fields.items():
+        kind, meaning = _flag_type(option.annotation), str(option.description)
+        default = () if get_origin(kind) is tuple else option.default if name == "cache" else None
+        kind = kind | None if default is None else kind
+        meaning = f"{meaning[0].upper()}{meaning[1:]}."
+        flags.append((name, Annotated[kind, tyro.conf.arg(help=meaning)], field(default=default)))
+    suffix = tyro.conf.arg(help="Text that follows what is generated.")
+    seed = tyro.conf.arg(help="Seed; the same seed gives the same text.")
+    flags.append(("suffix", Annotated[str, suffix], field(default="")))
+    flags.append(("seed", Annotated[int, seed], field(default=0)))
+    return flags
+
+
+def _options(self: Any) -> dict[str, Any]:
+    """Return options of `TextDiffusion.generate` and `TextDiffusion.stream`; None is unset.
+
+    Raises:
+        ConfigError: a knob without a value, or a text that is not UTF-8.
+    """
+
+    def checked(name: str, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(checked(name, word) for word in value)
+        return given_text(f"--{name}", value) if isinstance(value, str) else value
+
+    options = {name: checked(name, getattr(self, name)) for name, *_ in _flags()}
+    options["knobs"] = read_knobs(options["knobs"])
+    return {
+        name: None if value in ((), {}, "auto") and name != "stop" else value
+        for name, value in options.items()
+    }
+
+
+_DOCUMENTATION = "How text is drawn. Unset options take the model's own defaults."
+Sampling: Any = make_dataclass(
+    "Sampling", _flags(), frozen=True, namespace={"options": _options, "__doc__": _DOCUMENTATION}
+)
+
+SamplingFlags = Annotated[Sampling, tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How text is drawn. Unset options take the model's own defaults."""
+class Loading:
+    """How the model is loaded."""
 
-    max_new_tokens: int | None = None
-    """Tokens to generate."""
+    block_size: BlockSize = None
+    """Tokens per block, of those that the model was trained in, or full; the default is the first
+    of them."""
 
-    steps: int | None = None
-    """Denoising steps; more steps, better text, at most one network call each."""
+    device: str | None = None
+    """Torch device; the default is CUDA if there is one, else the CPU."""
 
-    rule: str | None = None
-    """Decoding rule."""
+    dtype: Dtype = "float32"
+    """Dtype of the network."""
 
-    knobs: tuple[str, ...] = ()
-    """The rule's own settings as NAME=VALUE, such as order=margin; docs/sampling.md lists them."""
+    def load(self, name: str, default_device: str | None = None) -> "TextDiffusion":
+        """Return the model of that name; see `held_model`."""
+        return held_model(name, self.device or default_device, self.dtype, self.block_size)
 
-    temperature: str | None = None
-    """0 takes the most likely token, 1 draws from the model; 0.8:0.4 falls from the first to the
-    second while the text is denoised."""
 
-    top_p: float | None = None
-    """Draw among the most likely tokens up to this much probability."""
-
-    top_k: int | None = None
-    """Draw among the k most likely tokens."""
-
-    min_p: float | None = None
-    """Draw among tokens at least this share as likely as the likeliest."""
-
-    repetition_penalty: float | None = None
-    """Multiply log-probabilities of tokens that the text has already; 1 is none, 1.2 a usual
-    value."""
-
-    min_new_tokens: int | None = None
-    """Tokens to generate before the text may end."""
-
-    guidance: float | None = None
-    """Weight of classifier-free guidance: away from what the model would write without the prompt,
-    at two network calls per step; 0 is none."""
-
-    regex: str | None = None
-    """Regular expression that the text of every hole matches as a whole, up to where it ends.
-    Matching texts are not drawn as often as the model writes them (docs/control.md)."""
-
-    ban: tuple[str, ...] = ()
-    """Strings that no hole holds."""
-
-    force: tuple[str, ...] = ()
-    """Strings that every hole holds, somewhere; to say where, write a template."""
-
-    suffix: str = ""
-    """Text that follows what is generated."""
-
-    stop: tuple[str, ...] = ()
-    """Strings that end a text; it is cut before them."""
-
-    window: int | None = None
-    """For models in blocks, tokens before a block that it sees, a multiple of the block size; the
-    default is as many as in training, 0 is all. With a cache it is approximate."""
-
-    stride: int | None = None
-    """For full-sequence models, tokens added at a time beyond the context; the default is half the
-    context."""
-
-    cache: Literal["auto", "on", "off", "approximate"] = "auto"
-    """Keep keys and values of finished blocks; auto: where that is exact, in blocks. approximate:
-    for full-sequence models, keep those of what is given or finished, which changes the text."""
-
-    seed: int = 0
-    """Seed; the same seed gives the same text."""
-
-    def options(self) -> dict[str, Any]:
-        """Options of `TextDiffusion.generate` and `TextDiffusion.stream`.
-
-        Raises:
-            ConfigError: a knob without a value, or a text that is not UTF-8.
-        """
-        return {
-            "max_new_tokens": self.max_new_tokens,
-            "steps": self.steps,
-            "rule": self.rule,
-            "knobs": read_knobs(self.knobs) or None,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-            "min_p": self.min_p,
-            "repetition_penalty": self.repetition_penalty,
-            "min_new_tokens": self.min_new_tokens,
-            "guidance": self.guidance,
-            "regex": None if self.regex is None else given_text("--regex", self.regex),
-            "ban": tuple(given_text("--ban", text) for text in self.ban) or None,
-            "force": tuple(given_text("--force", text) for text in self.force) or None,
-            "suffix": given_text("--suffix", self.suffix),
-            "stop": tuple(given_text("--stop", text) for text in self.stop),
-            "window": self.window,
-            "stride": self.stride,
-            "cache": {"auto": None, "on": True, "off": False}.get(self.cache, self.cache),
-            "seed": self.seed,
-        }
+LoadingFlags = Annotated[Loading, tyro.conf.arg(name="")]
 
 
 def read_template(path: str, prompt: str, suffix: str) -> str:
-    """The text with holes in a file; a line break at its very end is not part of it.
+    """Return the text with holes in a file, without a line break at its very end.
 
     Args:
         path: the file; `-` is standard input.
@@ -127,7 +106,7 @@ def read_template(path: str, prompt: str, suffix: str) -> str:
         ConfigError: a prompt beside it, or no hole in it.
         DataError: the file cannot be read.
     """
-    from textdiff.template import pieces_of
+    from textdiff.sampling.template import pieces_of
 
     if prompt or suffix:
         raise ConfigError("--template holds the whole text: leave PROMPT and --suffix out")
@@ -138,49 +117,18 @@ def read_template(path: str, prompt: str, suffix: str) -> str:
     return text
 
 
-def say_approximate(cache: bool | str | None) -> None:
-    """Says that a text is not quite the model's, if that was asked for."""
+def say_approximate(cache: object) -> None:
+    """Report that a text is not quite the model's, if that was asked for."""
     if cache == "approximate":
         print(
-            "note: the text is drawn from an approximation of the model: what was given or finished"
+            "note: the text is drawn from an approximation of the model: what was fixed or finished"
             " is kept as it was when its segment began (--cache off is exact)",
             file=sys.stderr,
         )
 
 
-SamplingFlags = Annotated[Sampling, tyro.conf.arg(name="")]
-
-
-def read_knobs(words: Sequence[str]) -> dict[str, Any]:
-    """Settings of a rule, from NAME=VALUE; values are numbers, true, false, none or words.
-
-    Raises:
-        ConfigError: a word without a name or a value, or a name that comes twice.
-    """
-    knobs: dict[str, Any] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        name = name.strip().replace("-", "_")
-        if not (name and equals and value):
-            raise ConfigError(f"--knobs {word}: give NAME=VALUE, such as order=margin")
-        if name in knobs:
-            raise ConfigError(f"--knobs gives {name} twice; give it once")
-        knobs[name] = _value(value.strip())
-    return knobs
-
-
 def written(value: Any) -> str:
-    """A setting as the command line would have it."""
+    """Return an option as the command line has it."""
     if isinstance(value, Mapping):
         value = [f"{name}={each}" for name, each in value.items()]
     return shlex.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _value(word: str) -> Any:
-    """A word as what it looks like."""
-    if word.lower() in ("true", "false", "none", "null"):
-        return {"true": True, "false": False}.get(word.lower())
-    try:
-        return json.loads(word)
-    except ValueError:
-        return word

@@ -11,19 +11,20 @@ from textdiff.commands.sampling import written
 from textdiff.commands.showing import Showing
 from textdiff.commands.streams import check_written, has_reader
 from textdiff.pipeline import TextDiffusion
-from textdiff.sampling import Job, Step
+from textdiff.sampling.callbacks import Callback, FinishedRow
+from textdiff.sampling.job import Job
+from textdiff.sampling.segment import Step
 from textdiff.view.cells import Reader
 from textdiff.view.film import Film
 from textdiff.view.live import LiveRows
 from textdiff.view.pieces import Pieces
 from textdiff.view.trace import Trace
 from textdiff.view.unfailing import unfailing
-from textdiff.watching import FinishedRow, Watcher
 
 SEPARATOR = "\n\n---\n\n"
 
 
-class Texts(Watcher):
+class Texts(Callback):
     """Prints finished texts in their order, as soon as those before them are.
 
     Args:
@@ -84,7 +85,7 @@ class Texts(Watcher):
 @contextmanager
 def recorders(
     showing: Showing, model: TextDiffusion, name: str, task: Mapping[str, Any]
-) -> Iterator[list[Watcher]]:
+) -> Iterator[list[Callback]]:
     """Watchers that write the film and the trace; an interruption leaves what there was till then.
 
     Args:
@@ -93,7 +94,7 @@ def recorders(
         name: what the user calls it.
         task: arguments of `TextDiffusion.generate`.
     """
-    found: list[Watcher] = []
+    found: list[Callback] = []
     with ExitStack() as stack:
         if showing.film is not None:
             film = Film(showing.film, reader_of(model), _title(task), _facts(model, name, task))
@@ -116,7 +117,7 @@ def _title(task: Mapping[str, Any]) -> str:
 def _facts(model: TextDiffusion, name: str, task: Mapping[str, Any]) -> dict[str, str]:
     """What the film says about its making: the model, and what was asked of it."""
     asked = {key: value for key, value in task.items() if value not in (None, (), [], "")}
-    settings = {"rule": model.defaults.rule, "steps": model.defaults.max_denoising_steps, **asked}
+    settings = {"rule": model.defaults.rule, "steps": model.defaults.steps, **asked}
     hidden = ["prompts", "batch_size"]
     if task.get("cache") != "approximate":  # an exact one has no part in the text
         hidden.append("cache")
@@ -125,7 +126,7 @@ def _facts(model: TextDiffusion, name: str, task: Mapping[str, Any]) -> dict[str
 
 
 @contextmanager
-def live(console: Console, model: TextDiffusion, task: Mapping[str, Any]) -> Iterator[Watcher]:
+def live(console: Console, model: TextDiffusion, task: Mapping[str, Any]) -> Iterator[Callback]:
     """Shows rows in a terminal while they are denoised; nothing is left of it in the end.
 
     Args:
@@ -133,7 +134,7 @@ def live(console: Console, model: TextDiffusion, task: Mapping[str, Any]) -> Ite
         model: the model that generates.
         task: arguments of `TextDiffusion.generate`.
     """
-    steps = task.get("steps") or model.defaults.max_denoising_steps
+    steps = task.get("steps") or model.defaults.steps
     tokens = task.get("max_new_tokens") or model.defaults.max_new_tokens
     blocks = -(-tokens // (model.family.block_size or tokens))
     calls = min(tokens, steps * blocks)
@@ -159,5 +160,5 @@ def watch_rows(console: Console, model: TextDiffusion, num_samples: int, seed: i
     texts = Texts(model, held=True)
     task = {"num_samples": num_samples, "seed": seed}
     with live(console, model, task) as view:
-        model.generate("", watchers=[view, texts], num_samples=num_samples, seed=seed)
+        model.generate("", callbacks=[view, texts], num_samples=num_samples, seed=seed)
     texts.release()

@@ -17,7 +17,7 @@ from textdiff.commands.screen import Texts, can_animate, live, recorders
 from textdiff.commands.showing import Showing
 from textdiff.errors import ConfigError, DataError, closest
 from textdiff.pipeline import TextDiffusion
-from textdiff.sampling import RULES
+from textdiff.sampling.rules import RULES
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Session:
         Raises:
             ConfigError: a setting is out of range or does not fit the model.
         """
-        self.model.order("", **self._options())
+        self.model.prepare("", **self.sampling.options())
 
     def generate(self, prompt: str) -> None:
         """Shows a text being denoised, or prints it; a text that is stopped is kept as it is."""
@@ -108,7 +108,7 @@ class Session:
         screen = live(self.console, self.model, task) if animated else nullcontext()
         try:
             with screen as view:
-                self.model.generate(**task, watchers=[view, texts] if view else [texts])
+                self.model.generate(**task, callbacks=[view, texts] if view else [texts])
         except KeyboardInterrupt:
             texts.interrupted()
             raise
@@ -138,9 +138,6 @@ class Session:
         if name not in self.commands:
             raise ConfigError(f"unknown command /{name}; {closest(name, self.commands)}")
         self.commands[name].does(rest)
-
-    def _options(self) -> dict[str, Any]:
-        return {key: value for key, value in self.sampling.options().items() if key != "cache"}
 
     def _task(self, prompt: str) -> dict[str, Any]:
         """Arguments of `TextDiffusion.generate`."""
@@ -176,9 +173,8 @@ class Session:
     def _show(self, words: list[str]) -> None:
         for field in fields(Sampling):
             value = getattr(self.sampling, field.name)
-            own = {"steps": "max_denoising_steps"}.get(field.name, field.name)
             if value in (None, (), ""):
-                value = getattr(self.model.defaults, own, None)
+                value = getattr(self.model.defaults, field.name, None)
                 value = "-" if value in (None, {}, ()) else f"{written(value)} (the model's)"
             self._say(f"{field.name.replace('_', '-'):>20}  {written(value)}")
         self._say(f"{'samples':>20}  {self.num_samples}")
@@ -217,8 +213,8 @@ class Session:
     def _record(self, showing: Showing) -> None:
         """Generates once more as the last time, which gives the same text."""
         task = self._last()
-        with recorders(showing, self.model, self.name, task) as watchers:
-            self.model.generate(**task, watchers=watchers)
+        with recorders(showing, self.model, self.name, task) as callbacks:
+            self.model.generate(**task, callbacks=callbacks)
         self._say(f"written to {showing.film or showing.trace}")
 
     def _save(self, words: list[str]) -> None:

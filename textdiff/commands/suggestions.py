@@ -45,7 +45,7 @@ def accepts(model: "TextDiffusion") -> Callable[[str], bool]:
 
     def usable(prompt: str) -> bool:
         try:
-            given = int(model.order(prompt).job.tails[0])
+            given = int(model.prepare(prompt).job.tails[0])
         except TextDiffError:  # such as characters that the tokenizer does not know
             return False
         return given <= context // 2
@@ -60,7 +60,7 @@ def _as_argument(path: str) -> str:
 
 def _prompts(document: str) -> Iterator[str]:
     """Yields beginnings of a text that are fit for a command line, the best one first."""
-    from textdiff.template import quoted
+    from textdiff.sampling.template import quoted
 
     words = [word for word in map(_printable, document[:10_000].split()) if word]
     while words and words[0].startswith("-"):  # would be read as a flag

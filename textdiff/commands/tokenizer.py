@@ -42,8 +42,8 @@ def train_tokenizer(
     folder = _own_folder(given_text("OUTPUT", output))
     quiet_libraries()
     texts = list(given_texts(text, text_column))
-    from textdiff.data import encode_documents
-    from textdiff.data import train_tokenizer as fit
+    from textdiff.data.encode import encode_documents
+    from textdiff.data.tokenizer import train_tokenizer as fit
 
     section: BpeTokenizer | CharTokenizer | ByteTokenizer
     if kind == "bpe":
@@ -88,7 +88,7 @@ def _own_folder(output: str) -> Path:
 
 def _is_own(folder: Path, names: list[str]) -> bool:
     """Return whether a folder holds a tokenizer of `train_tokenizer` and nothing else."""
-    from textdiff.data.tokenizer import EOS, MASK, PAD
+    from textdiff.data.settings import EOS, MASK, PAD
 
     if not set(names) <= _FILES or "tokenizer.json" not in names:
         return False

@@ -18,7 +18,7 @@ def train(arguments: Sequence[str]) -> int:
     arguments, resume = take_option(list(arguments), "--resume", "auto")
     config = load_config(arguments, "textdiff train", "[--resume auto|never|PATH] ")
     quiet_libraries()
-    from textdiff.data import Corpus, prepare_corpus
+    from textdiff.data.corpus import Corpus, prepare_corpus
     from textdiff.train.directory import claim
     from textdiff.train.processes import losing_none, on_main
     from textdiff.train.trainer import Trainer, make_accelerator

@@ -5,13 +5,9 @@ Imports neither torch nor transformers, so that `--help` stays quick.
 
 from textdiff.config.schema import (
     Ar,
-    BpeTokenizer,
-    ByteTokenizer,
-    CharTokenizer,
     Config,
     Cosine,
     D3pm,
-    DataConfig,
     DiffusionConfig,
     EvaluateConfig,
     Geometric,
@@ -24,15 +20,21 @@ from textdiff.config.schema import (
     NoiseConfig,
     Objective,
     Polynomial,
-    PretrainedTokenizer,
     RunConfig,
     SampleConfig,
     Schedule,
     Sedd,
-    Source,
-    Tokenizer,
     TrainConfig,
     Udlm,
+)
+from textdiff.data.settings import (
+    BpeTokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    DataConfig,
+    PretrainedTokenizer,
+    Source,
+    Tokenizer,
 )
 
 __all__ = [

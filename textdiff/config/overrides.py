@@ -12,9 +12,9 @@ from typing import Any, get_origin
 
 from pydantic_core import PydanticUndefined
 
-from textdiff.config.plain_data import parse_json, parse_yaml
 from textdiff.config.schema import Config
 from textdiff.config.walks import at, exists, is_list, keys, kind_of, leaves, variants
+from textdiff.data.plain_data import parse_json, parse_yaml
 from textdiff.errors import ConfigError
 from textdiff.section import Section
 

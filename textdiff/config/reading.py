@@ -4,6 +4,7 @@
 answered with the nearest known name.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,8 +15,8 @@ from pydantic import ValidationError
 
 from textdiff.config.explain import explain
 from textdiff.config.overrides import merge, read_flags
-from textdiff.config.plain_data import parse_yaml
 from textdiff.config.schema import Config
+from textdiff.data.plain_data import read_yaml
 from textdiff.errors import ConfigError
 
 
@@ -70,15 +71,9 @@ def to_yaml(config: Config) -> str:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such config file; see configs/ for complete ones") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path} is a folder, not a config file") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as UTF-8 text ({error})") from None
-    raw = parse_yaml(text, str(path))
+    if not os.path.lexists(path):
+        raise ConfigError(f"{path}: no such config file; see configs/ for complete ones")
+    raw = read_yaml(path, str(path))
     if raw is None:
         return {}
     if not isinstance(raw, dict):

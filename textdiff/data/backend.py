@@ -32,7 +32,8 @@ _PREFIX: dict[str, dict[str, dict[str, Any]]] = {
     "pre_tokenizer": _METASPACE | {"ByteLevel": {"add_prefix_space": False}},
     "decoder": _METASPACE | {"Strip": {"start": 0}},
 }
-"""By stage and type, what has nothing to do with the beginning of a text."""
+"""By stage and type, settings that leave the beginning of a text alone."""
+_SEQUENCES = {"normalizers", "pretokenizers", "decoders"}
 
 
 class TextBackends(NamedTuple):
@@ -81,7 +82,7 @@ def encoding_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerFast) -> str:
-    """The hexadecimal SHA-256 of what the tokenizer does: its backend and its special tokens."""
+    """Return the hexadecimal SHA-256 of a tokenizer's backend and special tokens."""
     special = json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str)
     return hashlib.sha256(f"{serialize(tokenizer)}\n{special}".encode()).hexdigest()
 
@@ -107,23 +108,23 @@ def unknown_id(settings: Settings, special: Set[int]) -> int | None:
     """
     model = settings["model"]
     if model["type"] == "Unigram":
-        found = model.get("unk_id")
+        unknown = model.get("unk_id")
     else:
-        found = model["vocab"].get(model.get("unk_token"))
-    return found if found in special else None
+        unknown = model["vocab"].get(model.get("unk_token"))
+    return unknown if unknown in special else None
 
 
-def stages(part: Settings | None) -> list[Settings]:
+def stages(stage: Settings | None) -> list[Settings]:
     """Return the steps of a normalizer, pre-tokenizer or decoder, in order."""
-    if part is None:
+    if stage is None:
         return []
-    for name in part.keys() & {"normalizers", "pretokenizers", "decoders"}:
-        return [step for each in part[name] for step in stages(each)]
-    return [part]
+    for name in stage.keys() & _SEQUENCES:
+        return [step for each in stage[name] for step in stages(each)]
+    return [stage]
 
 
 def byte_characters() -> list[str]:
-    """The printable stand-ins of `pre_tokenizers.ByteLevel`, indexed by byte.
+    """Return the printable stand-ins of `pre_tokenizers.ByteLevel`, indexed by byte.
 
     Printable Latin-1 characters stand for themselves, the other bytes take the code points from
     256 on in order.
@@ -138,15 +139,15 @@ def without_prefix(settings: Settings) -> Settings:
     return settings | {name: _without_prefix(settings[name], name) for name in _PREFIX}
 
 
-def _without_prefix(part: Settings | None, stage: str) -> Settings | None:
-    """Return a part of a stage as it treats the middle of a text; None: nothing is left of it."""
-    if part is None or part["type"] == "Prepend":
+def _without_prefix(step: Settings | None, stage: str) -> Settings | None:
+    """Return a step of a stage as it treats the middle of a text; None: nothing is left of it."""
+    if step is None or step["type"] == "Prepend":
         return None
-    for name in part.keys() & {"normalizers", "pretokenizers", "decoders"}:
-        inner = [_without_prefix(each, stage) for each in part[name]]
-        part = part | {name: [each for each in inner if each is not None]}
-    change = _PREFIX[stage].get(part["type"], {})
-    return part | {key: value for key, value in change.items() if key in part}
+    for name in step.keys() & _SEQUENCES:
+        inner = [_without_prefix(each, stage) for each in step[name]]
+        step = step | {name: [each for each in inner if each is not None]}
+    change = _PREFIX[stage].get(step["type"], {})
+    return step | {key: value for key, value in change.items() if key in step}
 
 
 # --- special tokens that text could spell --------------------------------------------------------
@@ -226,3 +227,52 @@ def _spells_bytes(settings: Settings) -> bool:
         return any(BYTE_TOKEN.fullmatch(piece) for piece, _ in model["vocab"])
     names = {name for name in model["vocab"] if BYTE_TOKEN.fullmatch(name)}
     return bool(names if model["type"] != "BPE" else _reachable(model, names))
+
+
+# --- tokenizers for a part of a text -------------------------------------------------------------
+#
+# Tokenizers of SentencePiece's kind put a space before every text, and remove one when they decode.
+# A piece of a text, after a hole or cut out of a row, has its own spaces. Some tokenizers put a
+# space before a text and leave it there when they decode: nobody wrote that one.
+
+_STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
+
+
+def continuation(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Return the tokenizer for text that goes on; itself, if it treats all text alike.
+
+    Args:
+        tokenizer: any fast tokenizer; it is not changed.
+    """
+    settings = json.loads(serialize(tokenizer))
+    return _changed(tokenizer, settings, without_prefix(settings))
+
+
+def opening(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Return the tokenizer that decodes whole texts; itself, if it adds no space that it leaves.
+
+    Args:
+        tokenizer: any fast tokenizer; it is not changed.
+    """
+    settings: Settings = json.loads(serialize(tokenizer))
+    onward = without_prefix(settings)
+    adds = any(onward[stage] != settings[stage] for stage in ("normalizer", "pre_tokenizer"))
+    if not adds or onward["decoder"] != settings["decoder"]:
+        return tokenizer
+    steps = [*stages(settings["decoder"]), {"type": "Fuse"}, _STRIP]
+    return _changed(
+        tokenizer, settings, settings | {"decoder": {"type": "Sequence", "decoders": steps}}
+    )
+
+
+def _changed(
+    tokenizer: PreTrainedTokenizerFast, settings: Settings, wanted: Settings
+) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with other settings; itself, if they are the same."""
+    if wanted == settings:
+        return tokenizer
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(wanted)),
+        clean_up_tokenization_spaces=tokenizer.clean_up_tokenization_spaces,
+        **tokenizer.special_tokens_map,
+    )

@@ -1,56 +1,44 @@
 """From the config's `data` and `tokenizer` sections to what training needs.
 
 Preparing reads the sources (which documents are held out?), trains or loads the tokenizer and
-tokenises. What comes of it is kept beside the tokens under a name made of the sources' signatures
-and the settings, so that the next run reads no text at all.
+tokenises. The result is kept beside the tokens under a name made of the sources' signatures and the
+settings, so that the next run reads no text at all.
 """
 
 import hashlib
 import json
 import os
-import platform
 import shutil
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.config import (
-    BpeTokenizer,
-    ByteTokenizer,
-    CharTokenizer,
-    DataConfig,
-    PretrainedTokenizer,
-    Source,
+from textdiff.data.backend import tokenizer_fingerprint
+from textdiff.data.document_stream import (
+    Documents,
+    Omissions,
+    corpus_fingerprint,
+    iterate_texts,
+    join,
 )
-from textdiff.data.backend import encoding_fingerprint, tokenizer_fingerprint
-from textdiff.data.documents import Documents, iterate_texts, join
-from textdiff.data.loader import PackedSequences
-from textdiff.data.mixture import Mixture
-from textdiff.data.packing import cache_root, find_stream, locked, tokenize
-from textdiff.data.python_docs import corpus_fingerprint
-from textdiff.data.rows import Omissions
-from textdiff.data.sources import load_documents
-from textdiff.data.split import Scan, Split, join_scans, scan_documents, split_each
-from textdiff.data.stream import TokenStream
-from textdiff.data.tokenizer import (
-    TRAINING_PIECE_CHARACTERS,
-    load_tokenizer,
-    prepare_tokenizer,
-    vocabulary_size,
-)
-from textdiff.data.training_tokens import refuse_excluded
+from textdiff.data.packing import cache_root, find_stream, locked, tokenize, writing
+from textdiff.data.sequences import Mixture, PackedSequences
+from textdiff.data.settings import TRAINING_PIECE_CHARACTERS, DataConfig, Source, TokenizerKind
+from textdiff.data.sources import kind_of_source, load_documents
+from textdiff.data.split import join_scans, scan_documents, split_each
+from textdiff.data.statistics import refuse_excluded, source_facts
+from textdiff.data.token_stream import TokenStream
+from textdiff.data.tokenizer import load_tokenizer, vocabulary_size
 from textdiff.errors import DataError
 
 _FORMAT = 2  # part of a preparation's name: raise it when what is kept of unchanged inputs changes
 
-TokenizerSection = BpeTokenizer | CharTokenizer | ByteTokenizer | PretrainedTokenizer
 Progress = Callable[[str, int, int | None], None]
 
 
@@ -64,7 +52,7 @@ class Corpus:
         tokenizer: trained on the training split, or loaded.
         record: what the run writes down about its data; plain JSON values.
         streams: the tokens: of every source where they are mixed by weight, else of all.
-        found: whether all of it lay in the cache.
+        cached: whether all of it lay in the cache.
         omissions: what each source leaves out.
     """
 
@@ -73,7 +61,7 @@ class Corpus:
     tokenizer: PreTrainedTokenizerFast
     record: dict[str, Any]
     streams: tuple[TokenStream, ...]
-    found: bool
+    cached: bool
     omissions: tuple[Omissions, ...] = ()
 
     @property
@@ -86,83 +74,78 @@ class Corpus:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What a preparation keeps.
+    """Content of a preparation on disk.
 
     Attributes:
-        sources: of every source documents, characters, bytes and sha256, and what of them trains.
+        sources: facts about the text of every source.
         streams: the tokens, see `Corpus`.
         validation: the held-out documents.
         tokenizer: trained or loaded.
-        omissions: what reading each source left out.
+        omissions: what reading each source left out, as plain data.
     """
 
     sources: list[dict[str, Any]]
     streams: list[TokenStream]
     validation: list[str]
     tokenizer: PreTrainedTokenizerFast
-    omissions: list[Omissions]
+    omissions: list[dict[str, Any]]
 
 
 def prepare_corpus(
     data: DataConfig,
-    tokenizer: TokenizerSection,
+    tokenizer: TokenizerKind,
     seed: int,
     *,
     verify: bool = True,
     progress: Progress = lambda stage, done, total: None,
 ) -> Corpus:
-    """Loads the sources, holds out validation text, makes the tokenizer and tokenises.
+    """Load the sources, hold out validation text, make the tokenizer and tokenise.
 
     Args:
         data: the config's section.
         tokenizer: the config's section; a tokenizer is trained on the training split alone.
         seed: of the order of the training sequences.
         verify: compare tokens that lie in the cache with their hashes.
-        progress: told what is being done, how far it is and, where known, how far it goes.
+        progress: called with the stage, what it has done and, where known, its whole.
 
     Raises:
         DataError: a source or the tokenizer cannot be loaded, or the corpus is too short.
     """
-    skip = data.on_bad_rows == "skip"
-    corpora = [load_documents(source, skip) for source in data.sources]
+    corpora = [load_documents(source, data.on_bad_rows == "skip") for source in data.sources]
     entry = cache_root(data.cache_dir) / f"prepared-{_key(data, tokenizer, corpora)}"
-    prepared = _find(entry, verify)
-    found = prepared is not None
+    prepared = _read(entry, verify)
+    cached = prepared is not None
     if prepared is None:
-        try:
-            with locked(entry):
-                prepared = _find(entry, verify) or _prepare(data, tokenizer, corpora, progress)
-                _keep(entry, prepared)
-        except OSError as error:
-            raise DataError(
-                f"cannot write the token cache {entry.parent} ({error.strerror or error}); make "
-                "room or choose another folder with data.cache_dir"
-            ) from None
+        with writing(entry.parent), locked(entry):
+            prepared = _read(entry, verify) or _prepare(data, tokenizer, corpora, progress)
+            _write(entry, prepared)
     train = _sequences(data, prepared.streams, seed)
-    record = _record(data, tokenizer, prepared, train)
     omissions = tuple(
-        omitted.with_files(documents.left_out)
-        for omitted, documents in zip(prepared.omissions, corpora, strict=True)
+        Omissions(unread=documents.omissions.unread, **kept).joined()
+        for kept, documents in zip(prepared.omissions, corpora, strict=True)
     )
-    streams = tuple(prepared.streams)
-    return Corpus(train, prepared.validation, prepared.tokenizer, record, streams, found, omissions)
+    return Corpus(
+        train,
+        prepared.validation,
+        prepared.tokenizer,
+        _record(data, tokenizer, prepared, train),
+        tuple(prepared.streams),
+        cached,
+        omissions,
+    )
 
 
-def _weights(data: DataConfig) -> list[float] | None:
-    weights = [source.weight for source in data.sources if source.weight is not None]
-    return weights or None
-
-
-def _key(data: DataConfig, section: TokenizerSection, corpora: Sequence[Documents]) -> str:
+def _key(data: DataConfig, section: TokenizerKind, corpora: Sequence[Documents]) -> str:
     settings: list[Any] = [
         _FORMAT,
         [documents.signature for documents in corpora],
-        _weights(data) is not None,
+        data.weights is not None,
         data.validation,
         section.model_dump(mode="json"),
     ]
-    if isinstance(section, PretrainedTokenizer):
-        settings.append(encoding_fingerprint(load_tokenizer(section.path)))
+    fingerprint = section.fingerprint()
+    if fingerprint is not None:
+        settings.append(fingerprint)
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
 
@@ -170,23 +153,23 @@ def _key(data: DataConfig, section: TokenizerSection, corpora: Sequence[Document
 
 
 def _prepare(
-    data: DataConfig,
-    section: TokenizerSection,
-    corpora: Sequence[Documents],
-    progress: Progress,
+    data: DataConfig, section: TokenizerKind, corpora: Sequence[Documents], progress: Progress
 ) -> _Prepared:
-    size = join(corpora).size
-    reading = _Stage("reading", size, progress)
+    names = [source.source for source in data.sources]
+    reading = _stage("reading", join(corpora).size, progress)
     scans = [scan_documents(documents, reading) for documents in corpora]
-    omissions = [Omissions.of(documents.tally) for documents in corpora]
-    splits, owners = _splits(data, corpora, scans)
-    train = join([split.train for split in splits])
-    characters = sum(int(scan.characters.sum()) for scan in scans)
+    omissions = [documents.omissions.record() for documents in corpora]
+    if data.weights is None:
+        splits = split_each([join(corpora)], [join_scans(scans)], data.validation)
+    else:
+        splits = split_each(corpora, scans, data.validation, names)
     validation = [text for split in splits for text in iterate_texts(split.validation)]
-    characters -= sum(map(len, validation))
-    learning = _Stage("training the tokenizer", characters, progress)
-    tokenizer = prepare_tokenizer(section, learning.texts(train))
-    encoding = _Stage("tokenising", characters, progress)
+    characters = sum(int(scan.characters.sum()) for scan in scans) - sum(map(len, validation))
+    train = join([split.train for split in splits])
+    tokenizer = section.prepare(
+        _pieces(train, _stage("training the tokenizer", characters, progress))
+    )
+    encoding = _stage("tokenising", characters, progress)
     streams = [
         tokenize(
             split.train,
@@ -197,112 +180,53 @@ def _prepare(
         )
         for split in splits
     ]
-    for split, numbers, stream in zip(splits, owners, streams, strict=True):
-        refuse_excluded(stream, tokenizer, partial(_document, data, scans, split, numbers))
-    facts = _facts(scans, splits, owners, streams, validation)
+    trained = np.concatenate([split.train_rows for split in splits])
+    held_out = np.concatenate([split.validation_rows for split in splits])
+    refuse_excluded(names, scans, trained, streams, tokenizer)
+    facts = source_facts(scans, trained, held_out, streams, validation)
     return _Prepared(facts, streams, validation, tokenizer, omissions)
 
 
-def _document(
-    data: DataConfig, scans: Sequence[Scan], split: Split, sources: Sequence[int], row: int
-) -> str:
-    """Return the name of a split's training document: its number in its source."""
-    number = int(np.flatnonzero(split.train_rows)[row])
-    for source in sources:
-        count = len(scans[source].digests)
-        if number < count:
-            return f"document {number + 1} of {data.sources[source].source}"
-        number -= count
-    raise IndexError(row)
+def _stage(name: str, total: int | None, progress: Progress) -> Callable[[int], None]:
+    """Return a function that adds up what one stage has done and passes it on."""
+    done = 0
+
+    def add(more: int) -> None:
+        nonlocal done
+        done += more
+        progress(name, done, total)
+
+    return add
 
 
-class _Stage:
-    """Adds up what one stage has done and passes it on."""
-
-    def __init__(self, name: str, total: int | None, progress: Progress) -> None:
-        self.name, self.total, self.progress, self.done = name, total, progress, 0
-
-    def __call__(self, more: int) -> None:
-        self.done += more
-        self.progress(self.name, self.done, self.total)
-
-    def texts(self, documents: Documents) -> Any:
-        """Yields pieces for a tokenizer's training."""
-        for text, _ in documents.pieces(TRAINING_PIECE_CHARACTERS):
-            self(len(text))
-            yield text
-
-
-def _splits(
-    data: DataConfig, corpora: Sequence[Documents], scans: Sequence[Scan]
-) -> tuple[list[Split], list[list[int]]]:
-    """The splits, one per stream of tokens, and which sources each of them holds."""
-    if _weights(data) is None:
-        joined = split_each([join(corpora)], [join_scans(scans)], data.validation)
-        return joined, [list(range(len(corpora)))]
-    names = [source.source for source in data.sources]
-    splits = split_each(corpora, scans, data.validation, names)
-    return splits, [[number] for number in range(len(corpora))]
-
-
-def _facts(
-    scans: Sequence[Scan],
-    splits: Sequence[Split],
-    owners: Sequence[Sequence[int]],
-    streams: Sequence[TokenStream],
-    validation: Sequence[str],
-) -> list[dict[str, Any]]:
-    facts = []
-    held_out = iter(validation)
-    for split, sources, stream in zip(splits, owners, streams, strict=True):
-        edges = np.cumsum([len(scans[number].digests) for number in sources])[:-1]
-        train_rows = np.split(split.train_rows, edges)
-        validation_rows = np.split(split.validation_rows, edges)
-        lengths = iter(stream.document_lengths)
-        for number, training, rest in zip(sources, train_rows, validation_rows, strict=True):
-            scan = scans[number]
-            size = int(scan.utf8.sum())
-            kept = int(training.sum())
-            taken = sum(len(next(held_out).encode()) for _ in range(int(rest.sum())))
-            facts.append(
-                {
-                    "documents": len(scan.digests),
-                    "characters": int(scan.characters.sum()),
-                    "bytes": size,
-                    "sha256": scan.fingerprint,
-                    "train_documents": kept,
-                    "train_bytes": size - taken,
-                    "train_tokens": int(sum(next(lengths) for _ in range(kept))),
-                }
-            )
-    return facts
+def _pieces(documents: Documents, progress: Callable[[int], None]) -> Iterator[str]:
+    """Yield pieces for a tokenizer's training."""
+    for text, _ in documents.pieces(TRAINING_PIECE_CHARACTERS):
+        progress(len(text))
+        yield text
 
 
 def _sequences(
     data: DataConfig, streams: Sequence[TokenStream], seed: int
 ) -> PackedSequences | Mixture:
-    weights = _weights(data)
-    if weights is None:
+    if data.weights is None:
         return PackedSequences(streams[0], data.sequence_length, seed)
-    parts = []
+    sources = []
     for number, (source, stream) in enumerate(zip(data.sources, streams, strict=True)):
         try:
-            parts.append(PackedSequences(stream, data.sequence_length, seed, number))
+            sources.append(PackedSequences(stream, data.sequence_length, seed, number))
         except DataError as error:
-            raise DataError(f"{source.source}: {error}") from None
-    return Mixture(parts, weights)
+            raise DataError(f"{source.source}: {error}", code=error.code) from None
+    return Mixture(sources, data.weights)
 
 
 def _record(
-    data: DataConfig,
-    section: TokenizerSection,
-    prepared: _Prepared,
-    train: PackedSequences | Mixture,
+    data: DataConfig, section: TokenizerKind, prepared: _Prepared, train: PackedSequences | Mixture
 ) -> dict[str, Any]:
     sources = [_describe(*pair) for pair in zip(data.sources, prepared.sources, strict=True)]
     if isinstance(train, Mixture):
-        for described, part, share in zip(sources, train.parts, train.shares, strict=True):
-            described |= {"share": share, "sequences_per_epoch": len(part)}
+        for described, sequences, share in zip(sources, train.sources, train.shares, strict=True):
+            described |= {"share": share, "sequences_per_epoch": len(sequences)}
     return {
         "sources": sources,
         "train": {
@@ -324,17 +248,15 @@ def _record(
 
 
 def _describe(source: Source, facts: dict[str, Any]) -> dict[str, Any]:
-    described = {**source.model_dump(mode="json", exclude_none=True), **facts}
-    if source.source == "python-docs":
-        described["python"] = platform.python_version()
-    return described
+    plain = source.model_dump(mode="json", exclude_none=True)
+    return {**plain, **facts, **kind_of_source(source.source).facts()}
 
 
-# --- keeping and finding -------------------------------------------------------------------------
+# --- the preparation on disk ---------------------------------------------------------------------
 
 
-def _keep(entry: Path, prepared: _Prepared) -> None:
-    """Writes a preparation beside its place and renames it."""
+def _write(entry: Path, prepared: _Prepared) -> None:
+    """Write a preparation beside its place and rename it."""
     scratch = entry.with_name(f".partial-{entry.name}-{uuid.uuid4().hex}")
     scratch.mkdir(parents=True)
     try:
@@ -343,7 +265,7 @@ def _keep(entry: Path, prepared: _Prepared) -> None:
         (scratch / "validation.jsonl").write_text("".join(lines), encoding="utf-8")
         facts = {
             "sources": prepared.sources,
-            "omissions": [asdict(omitted) for omitted in prepared.omissions],
+            "omissions": prepared.omissions,
             "streams": [stream.folder.name for stream in prepared.streams],
             "validation": corpus_fingerprint(prepared.validation),
             "tokenizer": tokenizer_fingerprint(prepared.tokenizer),
@@ -356,14 +278,12 @@ def _keep(entry: Path, prepared: _Prepared) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _find(entry: Path, verify: bool) -> _Prepared | None:
-    """What an earlier preparation kept; None where something of it is missing or damaged."""
+def _read(entry: Path, verify: bool) -> _Prepared | None:
+    """Return what an earlier preparation kept; None where any of it is missing or damaged."""
     with suppress(OSError, ValueError, KeyError, TypeError, DataError):
         facts = json.loads((entry / "facts.json").read_text(encoding="utf-8"))
-        validation = [
-            json.loads(line)
-            for line in (entry / "validation.jsonl").read_text(encoding="utf-8").splitlines()
-        ]
+        lines = (entry / "validation.jsonl").read_text(encoding="utf-8").splitlines()
+        validation = [json.loads(line) for line in lines]
         tokenizer = load_tokenizer(str(entry / "tokenizer"))
         hashes = (corpus_fingerprint(validation), tokenizer_fingerprint(tokenizer))
         if hashes != (facts["validation"], facts["tokenizer"]):
@@ -371,7 +291,6 @@ def _find(entry: Path, verify: bool) -> _Prepared | None:
         streams = [find_stream(entry.parent / name, verify) for name in facts["streams"]]
         whole = [stream for stream in streams if stream is not None]
         if len(whole) == len(streams):
-            kept = facts.get("omissions", [{} for _ in facts["sources"]])
-            omissions = [Omissions(**omitted) for omitted in kept]
+            omissions = facts.get("omissions", [{} for _ in facts["sources"]])
             return _Prepared(facts["sources"], whole, validation, tokenizer, omissions)
     return None

@@ -43,7 +43,7 @@ _WIKITEXT = _rules(
     (r'"\s*([^"]*?)\s*"', r'"\1"'),
     # Joins what lies between any two apostrophes: a flaw, and the published texts have it.
     (r"'\s*([^']*?)\s*'", r"'\1'"),
-    (r"=(?: =)+", lambda found: found.group().replace(" ", "")),
+    (r"=(?: =)+", lambda match: match.group().replace(" ", "")),
     (r" ° ", "°"),
     (r" ?\n ?", "\n"),
     (r"(?<= )N(?= )", "1"),
@@ -75,27 +75,27 @@ def _apply(rules: Rules, text: str) -> str:
 
 
 def ptb(text: str) -> str:
-    """Penn Treebank: contractions joined, `N` as 1, `<unk>` as a question mark."""
+    """Detokenise Penn Treebank: contractions joined, `N` as 1, `<unk>` as a question mark."""
     return _apply(_PTB, text)
 
 
 def wikitext(text: str) -> str:
-    """WikiText: `@-@` and the like resolved, spaces around punctuation and headings removed."""
+    """Detokenise WikiText: `@-@` resolved, spaces around punctuation and headings removed."""
     return _apply(_WIKITEXT, text)
 
 
 def lm1b(text: str) -> str:
-    """One Billion Words: spaces before punctuation and inside quotes and brackets removed."""
+    """Detokenise One Billion Words: spaces before punctuation and inside quotes removed."""
     return _apply(_LM1B, text).rstrip(" ")
 
 
 def lambada(text: str) -> str:
-    """Lambada: straight quotation marks, and a newline before the passage as GPT-2 was given it."""
+    """Detokenise Lambada: straight quotation marks, and GPT-2's newline before the passage."""
     return "\n" + _apply(_LAMBADA, text).strip()
 
 
 def scientific_papers(text: str) -> str:
-    """PubMed and arXiv articles: WikiText's rules, then those of One Billion Words."""
+    """Detokenise PubMed and arXiv articles: WikiText's rules, then those of One Billion Words."""
     return lm1b(wikitext(text))
 
 
@@ -111,11 +111,14 @@ DETOKENIZERS: dict[str, Callable[[str], str]] = {
 
 
 def detokenizer(name: str) -> Callable[[str], str]:
-    """The detokeniser of a name.
+    """Return the detokeniser of a name.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: no detokeniser has that name.
     """
     if name not in DETOKENIZERS:
-        raise ConfigError(f"unknown detokenizer {name!r}; {closest(name, DETOKENIZERS)}")
+        raise ConfigError(
+            f"unknown detokenizer {name!r}; {closest(name, DETOKENIZERS)}",
+            code="unknown_detokenizer",
+        )
     return DETOKENIZERS[name]

@@ -6,7 +6,7 @@ long document is encoded in pieces, which bounds memory, and of which only the f
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from itertools import repeat
 
@@ -15,14 +15,12 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.data.backend import TextBackends, byte_characters, serialize, text_backends
+from textdiff.data.backend import TextBackends, byte_characters, text_backends
+from textdiff.data.document_stream import brief, split_long
 from textdiff.errors import DataError
-
-__all__ = ["Encoder", "Ids", "byte_characters", "encode_documents", "serialize", "split_long"]
 
 Ids = NDArray[np.int32]
 
-PIECE_CHARACTERS = 1_000_000
 _GROUP_CHARACTERS = 2_000_000  # an encoding takes some hundred bytes per token until it is read
 
 
@@ -57,7 +55,7 @@ class Encoder:
         """
         if self._bytes is not None:
             return [self._bytes[np.frombuffer(text.encode(), np.uint8)] for text in texts]
-        parts: list[list[Ids]] = [[] for _ in texts]
+        pieces: list[list[Ids]] = [[] for _ in texts]
         group: list[tuple[int, str, bool]] = []
         size = 0
         for index, (text, goes_on) in enumerate(zip(texts, later, strict=False)):
@@ -65,29 +63,26 @@ class Encoder:
                 group.append((index, piece, goes_on))
                 goes_on, size = True, size + len(piece)
                 if size >= _GROUP_CHARACTERS:
-                    self._encode(group, parts)
+                    self._encode(group, pieces)
                     group, size = [], 0
-        self._encode(group, parts)
-        return [part[0] if len(part) == 1 else np.concatenate(part) for part in parts]
+        self._encode(group, pieces)
+        return [ids[0] if len(ids) == 1 else np.concatenate(ids) for ids in pieces]
 
-    def _encode(self, group: list[tuple[int, str, bool]], parts: list[list[Ids]]) -> None:
+    def _encode(self, group: list[tuple[int, str, bool]], pieces: list[list[Ids]]) -> None:
         # A document's first piece comes before the others, here too.
         for backend, later in ((self._first, False), (self._later, True)):
             chosen = [(index, piece) for index, piece, goes_on in group if goes_on == later]
-            encoded = self._ids(backend, [piece for _, piece in chosen])
-            for (index, _), ids in zip(chosen, encoded, strict=True):
-                parts[index].append(ids)
-
-    @staticmethod
-    def _ids(backend: Tokenizer, pieces: list[str]) -> Iterator[Ids]:
-        try:
-            encodings = backend.encode_batch_fast(pieces, add_special_tokens=False)
-        except Exception as error:  # the library raises nothing narrower
-            raise DataError(
-                f"the tokenizer cannot encode the text ({first_line(error)}); train with a byte "
-                "or bpe tokenizer, or choose one that has an unknown token"
-            ) from None
-        return (np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings)
+            texts = [piece for _, piece in chosen]
+            try:
+                encodings = backend.encode_batch_fast(texts, add_special_tokens=False)
+            except Exception as error:  # the library raises nothing narrower
+                raise DataError(
+                    f"the tokenizer cannot encode the text ({brief(error)}); train with a byte or "
+                    "bpe tokenizer, or choose one that has an unknown token",
+                    code="not_encoded",
+                ) from None
+            for (index, _), encoding in zip(chosen, encodings, strict=True):
+                pieces[index].append(np.asarray(encoding.ids, dtype=np.int32))
 
 
 @lru_cache(maxsize=4)
@@ -105,7 +100,7 @@ def _backend(serialized: str) -> Tokenizer:
 def encode_documents(
     tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]
 ) -> list[NDArray[np.int32]]:
-    """Encodes documents without adding or recognising any special token.
+    """Encode documents without adding or recognising any special token.
 
     Args:
         tokenizer: any fast tokenizer; it is not changed.
@@ -133,19 +128,14 @@ def readable(texts: Iterable[str]) -> list[str]:
         except UnicodeEncodeError as error:
             raise DataError(
                 f"the text {text[:40]!a} has half of a surrogate pair as character "
-                f"{error.start + 1}, which no tokenizer can read; remove it"
+                f"{error.start + 1}, which no tokenizer can read; remove it",
+                code="surrogate",
             ) from None
     return documents
 
 
-def first_line(error: Exception) -> str:
-    """Return what an exception of a library says first."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".:")[:160] if lines else type(error).__name__
-
-
 def _byte_ids(serialized: str) -> NDArray[np.int32] | None:
-    """The id of every byte, [256], if the tokenizer does nothing but look up bytes; else None.
+    """Return the id of every byte, [256], if the tokenizer only looks up bytes; else None.
 
     A merge-free BPE goes through the motions of merging, some hundred times slower than a table.
     """
@@ -165,17 +155,3 @@ def _byte_ids(serialized: str) -> NDArray[np.int32] | None:
     if not looks_up or not set(names) <= model["vocab"].keys():
         return None
     return np.array([model["vocab"][name] for name in names], dtype=np.int32)
-
-
-def split_long(text: str, limit: int = PIECE_CHARACTERS) -> Iterator[str]:
-    """Yields `text` in pieces of at most `limit` characters that end after a newline if they can.
-
-    The empty text is one empty piece.
-    """
-    start = 0
-    while len(text) - start > limit:
-        newline = text.rfind("\n", start, start + limit)
-        stop = newline + 1 if newline >= 0 else start + limit
-        yield text[start:stop]
-        start = stop
-    yield text[start:]

@@ -1,4 +1,4 @@
-"""What token ids do not give back of the text they were made from.
+"""Losses of tokenizers: text that does not come back when its token ids are decoded.
 
 A figure per byte bounds the likelihood of a text only if the tokens are the text: if the text
 follows from them. Whether it does is decided by decoding, text by text. The space that some
@@ -38,7 +38,7 @@ _SHOWN = 24  # characters of a text in a message
 
 @dataclass(frozen=True)
 class Loss:
-    """What the tokens of one text do not give back.
+    """First difference between a text and what its tokens give back.
 
     Attributes:
         unknown: unknown tokens among them.
@@ -77,7 +77,7 @@ def encode_checked(
     texts: Iterable[str],
     later: Iterable[bool] = repeat(False),
 ) -> Encoded:
-    """Encode texts as `encode_documents` does, and find out what their tokens do not give back.
+    """Encode texts as `encode_documents` does, and compare what their tokens give back.
 
     Args:
         tokenizer: any fast tokenizer; it is not changed.
@@ -104,16 +104,16 @@ def encode_checked(
     def encode(text: str) -> Ids:
         return encoder([text])[0]
 
-    found = {
+    compared = {
         index: _loss(documents[index], ids[index], goes_on[index], known.unknown, decode, encode)
         for index in checked
     }
-    losses = {index: loss for index, loss in found.items() if loss is not None}
+    losses = {index: loss for index, loss in compared.items() if loss is not None}
     return Encoded(ids, losses, known.unknown)
 
 
 class _Knowledge(NamedTuple):
-    """What a tokenizer's settings say of all texts.
+    """Facts about all texts that follow from a tokenizer's settings.
 
     Attributes:
         proven: whether texts without an unknown token lose nothing.
@@ -135,7 +135,7 @@ def _knowledge(backends: TextBackends, serialized: str, special: frozenset[int])
 
 
 def _decoder(names: Settings) -> Callable[[Ids], str]:
-    """Return what turns ids into text, a space that was put before it included."""
+    """Return a function that turns ids into text, a space that was put before it included."""
     backend = Tokenizer.from_str(json.dumps(without_prefix(names)))
     return lambda ids: str(backend.decode(ids.tolist(), skip_special_tokens=False))
 
@@ -148,7 +148,7 @@ def _loss(
     decode: Callable[[Ids], str],
     encode: Callable[[str], Ids],
 ) -> Loss | None:
-    """Return what one text loses.
+    """Return the loss of one text; None: it comes back as it is.
 
     Ids stand for the text without the space at its beginning where that has the same ids.
     """

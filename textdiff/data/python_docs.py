@@ -7,12 +7,11 @@ module needs nothing beyond the standard library.
 """
 
 import ast
-import hashlib
 import inspect
 import re
 import sysconfig
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from textdiff.errors import DataError
@@ -29,7 +28,7 @@ _BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 
 
 def python_docs() -> list[str]:
-    """The documentation of this Python as about 1.8 million characters of English prose.
+    """Return the documentation of this Python: about 1.8 million characters of English prose.
 
     One document per `help()` topic and one per module of the standard library (the docstrings of
     the module, its classes and its functions in source order), both in sorted order. The text is
@@ -51,29 +50,15 @@ def python_docs() -> list[str]:
         DataError: this installation carries no documentation (a stripped or embedded Python).
     """
     seen: set[str] = set()
-    documents = [_clean(parts, seen) for parts in (*_topics(), *_modules())]
+    documents = [_clean(texts, seen) for texts in (*_topics(), *_modules())]
     kept = [text for text in documents if len(text) >= _SHORTEST_DOCUMENT_CHARACTERS]
     if sum(map(len, kept)) < _SMALLEST_CORPUS_CHARACTERS:
         raise DataError(
             "python-docs: this Python installation carries no library sources or documentation to "
-            f"read (looked in {sysconfig.get_path('stdlib')}); name a text file as the source"
+            f"read (looked in {sysconfig.get_path('stdlib')}); name a text file as the source",
+            code="no_python_docs",
         )
     return kept
-
-
-def corpus_fingerprint(texts: Iterable[str]) -> str:
-    """Hashes documents so that any change of content, order or boundaries shows.
-
-    Args:
-        texts: the documents.
-
-    Returns:
-        The hexadecimal SHA-256 of the SHA-256 of every document's UTF-8 bytes.
-    """
-    digest = hashlib.sha256()
-    for text in texts:
-        digest.update(hashlib.sha256(text.encode()).digest())
-    return digest.hexdigest()
 
 
 def _topics() -> Iterator[list[str]]:
@@ -100,25 +85,25 @@ def _docstrings(path: Path) -> list[str]:
             warnings.simplefilter("ignore")  # old modules hold invalid escapes
             tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError):
-        return []  # templates and fixtures that are no Python of this version
+        return []  # templates and fixtures that are not Python of this version
     return list(dict.fromkeys(_walk(tree)))
 
 
 def _walk(node: ast.AST) -> Iterator[str]:
-    """Yields docstrings in source order (`ast.walk` goes breadth first)."""
+    """Yield docstrings in source order (`ast.walk` goes breadth first)."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         docstring = ast.get_docstring(node, clean=False)
         if docstring:
             yield inspect.cleandoc(docstring)
-    for part in _BODIES:  # expressions, most of the tree, hold no docstring
-        for child in getattr(node, part, ()):
+    for body in _BODIES:  # expressions, most of the tree, hold no docstring
+        for child in getattr(node, body, ()):
             yield from _walk(child)
 
 
-def _clean(parts: list[str], seen: set[str]) -> str:
+def _clean(docstrings: list[str], seen: set[str]) -> str:
     kept = []
-    for part in parts:
-        lines = (line.rstrip() for line in part.splitlines())
+    for docstring in docstrings:
+        lines = (line.rstrip() for line in docstring.splitlines())
         text = "\n".join(line for line in lines if not _RULE.fullmatch(line))
         for paragraph in _BLANK_LINES.split(text):
             paragraph = paragraph.strip("\n")

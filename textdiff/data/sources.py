@@ -1,116 +1,90 @@
-"""From a `Source` of the config to documents.
+"""Kinds of sources: what `data.sources` of a config may name, each a class of the registry.
 
-Nothing is read before the documents are iterated, and only a block at a time: text files from where
-they lie, `save_to_disk` folders and hub datasets from their memory-mapped tables.
+A kind says which names it reads and makes documents of them. To add one, register a subclass of
+`SourceKind`; it is used for the names that it fits, or as `source: KIND:REST`. Nothing is read
+before documents are iterated, and only a block at a time.
+
+This module imports neither datasets nor pyarrow, so that `--help` stays quick.
 """
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+import platform
+from collections.abc import Sequence
 from glob import has_magic
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
-from huggingface_hub import HfApi
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HFValidationError,
-    RepositoryNotFoundError,
-)
-
-from textdiff.config import Source
-from textdiff.data.documents import Block, Documents, from_texts, section
-from textdiff.data.files import read_files
-from textdiff.data.formats import is_compressed, kind_of, known_kind
-from textdiff.data.paths import Files, existing, find_files, is_saved, missing
-from textdiff.data.python_docs import python_docs
-from textdiff.data.rows import Tally, all_bad, missing_column, no_text, text_of
-from textdiff.data.tables import column_texts
+from textdiff.data.document_stream import Documents, Omissions, from_texts, section
+from textdiff.data.formats import TABLES, is_saved, kind_of, known_kind, suffixes
+from textdiff.data.paths import existing, find_files, missing
 from textdiff.errors import DataError
+from textdiff.registry import Registry
+from textdiff.section import Section
 
-if TYPE_CHECKING:  # it brings pandas: a second that text files and models do without
-    import datasets
+if TYPE_CHECKING:
+    from textdiff.data.settings import Source
 
-_HUB_TIMEOUT_SECONDS = 10.0
 _HINT = "; data.on_bad_rows: skip leaves such rows out"
 
 
-def load_documents(source: Source, skip_bad_rows: bool = False) -> Documents:
-    """Finds one corpus.
+class SourceKind(Section):
+    """One way to read what a source names; its docstring says in a line which names these are."""
 
-    The first reading that fits wins: `python-docs`; an existing local file, folder or
-    `save_to_disk` folder; a glob; a hub dataset.
+    kind: str
 
-    Args:
-        source: where the text is and which part of it is wanted; `name` and `split` matter to hub
-            datasets, `split` also to a saved `DatasetDict`.
-        skip_bad_rows: skip rows that cannot be used, and count them, instead of refusing them.
+    def fits(self, name: str) -> bool:
+        """Return whether this kind reads a name; a name that begins with `KIND:` always fits."""
+        return False
 
-    Returns:
-        The documents, none of them empty, in the same order on every pass.
+    def load(self, source: "Source", omissions: Omissions) -> Documents:
+        """Return the documents, none of them empty, in the same order on every pass.
 
-    Raises:
-        DataError: the source cannot be found. What is no usable text is found by reading it.
-    """
-    documents = _find(source, Tally(skip_bad_rows, _HINT))
-    if source.skip_documents or source.max_documents is not None:
-        return section(documents, source.skip_documents, source.max_documents)
-    return documents
+        Args:
+            source: the name, and which part of what it holds is wanted.
+            omissions: of the documents; refuses rows that cannot be used, or counts them.
 
+        Raises:
+            DataError: the source cannot be found. Unusable text is found by reading it.
+        """
+        raise NotImplementedError
 
-def _find(source: Source, tally: Tally) -> Documents:
-    name = source.source
-    if name == "python-docs":
-        return from_texts(python_docs())
-    path = existing(name)
-    if path is not None and path.is_dir() and is_saved(path):
-        return _load_saved(path, source, tally)
-    if path is not None or has_magic(name):
-        return _from_files(find_files(name), source.text_column, tally)
-    if name == "-":
-        raise DataError(
-            "a corpus is read several times, and standard input can be read once; write it to a "
-            "file and name that"
-        )
-    if _looks_local(name):
-        raise missing(name)
-    return _load_hub(source, tally)
+    def facts(self) -> dict[str, Any]:
+        """Return what the record of a run says about the source besides its text."""
+        return {}
 
 
-def _from_files(files: Files, text_column: str, tally: Tally) -> Documents:
-    paths = files.paths
-    for path in paths:
-        if not path.is_file():
-            raise DataError(f"{path}: not a regular file, and a corpus is read several times")
-    # A table is not read front to back, so its bytes say little about progress.
-    tables = ("parquet", "arrow")
-    plain = all(not is_compressed(path) and kind_of(path) not in tables for path in paths)
-    return Documents(
-        lambda: read_files(files, text_column, tally),
-        _signature(paths, _reading(text_column, tally)),
-        sum(path.stat().st_size for path in paths) if plain else None,
-        tally,
-        files.left_out,
-    )
+SOURCES: Registry[SourceKind] = Registry("source")
+"""Kinds of sources; the one that was registered last and fits a name reads it."""
 
 
-def _reading(words: str, tally: Tally) -> str:
-    """How a source is read, as a part of its signature."""
-    return f"{words} without bad rows" if tally.skip else words
+@SOURCES.register
+class HubDataset(SourceKind):
+    """Hugging Face dataset id."""
 
+    kind: Literal["hub"] = "hub"
 
-def _signature(paths: Sequence[Path], column: str) -> str:
-    """Names, sizes and times: what tells a changed file from an unchanged one without reading."""
-    digest = hashlib.sha256(column.encode())
-    for path in paths:
-        found = path.stat()
-        facts = (str(path.resolve()), found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-        digest.update(repr(facts).encode())
-    return digest.hexdigest()
+    def fits(self, name: str) -> bool:
+        """Return true: this is the last resort."""
+        return True
+
+    def load(self, source: "Source", omissions: Omissions) -> Documents:
+        """See `SourceKind`; nothing local has this name."""
+        from textdiff.data.hub import load_hub
+
+        if source.source == "-":
+            raise DataError(
+                "a corpus is read several times, and standard input can be read once; write it to "
+                "a file and name that",
+                code="standard_input",
+            )
+        if _looks_local(source.source):
+            raise missing(source.source)
+        return load_hub(source, omissions)
 
 
 def _looks_local(name: str) -> bool:
-    """Whether a name that does not exist was meant as a path; hub ids are `name`, `owner/name`."""
+    """Return whether a name was meant as a path; hub ids are `name` or `owner/name`."""
     folder = os.path.dirname(name)
     return (
         name.startswith((".", "~", "/"))
@@ -121,139 +95,130 @@ def _looks_local(name: str) -> bool:
     )
 
 
-def _load_saved(path: Path, source: Source, tally: Tally) -> Documents:
-    import datasets
+@SOURCES.register
+class TextFiles(SourceKind):
+    """File of text or rows, a folder or pattern of them."""
 
-    try:
-        saved = datasets.load_from_disk(str(path))
-    except Exception as error:  # whatever a damaged folder makes of the readers below
-        raise DataError(f"{path}: not a readable save_to_disk folder ({_brief(error)})") from None
-    if isinstance(saved, datasets.DatasetDict):
-        if source.split not in saved:
-            splits = ", ".join(map(str, saved))
-            raise DataError(f"{path}: no split {source.split!r}; set split to one of: {splits}")
-        saved = saved[source.split]
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    signature = _signature(files, _reading(f"{source.split} {source.text_column}", tally))
-    return _from_dataset(saved, str(path), source.text_column, signature, tally)
+    kind: Literal["files"] = "files"
 
+    def fits(self, name: str) -> bool:
+        """Return whether the name exists, or is a pattern."""
+        return existing(name) is not None or has_magic(name)
 
-def _load_hub(source: Source, tally: Tally) -> Documents:
-    import datasets
+    def load(self, source: "Source", omissions: Omissions) -> Documents:
+        """See `SourceKind`."""
+        from textdiff.data.text_files import read_files
 
-    label = f"hub dataset {source.source!r}"
-    advice = "check the spelling and the network, or give a local file"
-    revision = _check_hub(source.source, label, advice)
-    options = {"streaming": True, "revision": revision} if source.streaming else {}
-    try:
-        loaded = datasets.load_dataset(source.source, source.name, split=source.split, **options)
-    except Exception as error:  # the hub client has no common base for what can go wrong
-        wanted = f"split {source.split!r}" + (f", name {source.name!r}" if source.name else "")
-        raise DataError(f"cannot load {label} ({wanted}: {_brief(error)}); {advice}") from None
-    if source.streaming:
-        # The commit stands for the content; a stream has no other fingerprint.
-        facts = (source.source, source.name, source.split, source.text_column, revision)
+        files = find_files(source.source)
+        for path in files.paths:
+            if not path.is_file():
+                raise DataError(
+                    f"{path}: not a regular file, and a corpus is read several times",
+                    code="not_regular",
+                )
+        # A table is not read front to back, so its bytes say little about progress.
+        plain = all(not suffixes(p)[1] and kind_of(p) not in TABLES for p in files.paths)
+        omissions.unread = files.left_out
         return Documents(
-            lambda: _streamed(loaded, label, source.text_column, tally),
-            _reading(repr(facts), tally),
-            tally=tally,
+            lambda: read_files(files, source.text_column, omissions),
+            files_signature(files.paths, source.text_column, omissions),
+            sum(path.stat().st_size for path in files.paths) if plain else None,
+            omissions,
         )
-    signature = _reading(f"{loaded._fingerprint} {source.text_column}", tally)
-    return _from_dataset(loaded, label, source.text_column, signature, tally)
 
 
-def _streamed(
-    rows: "datasets.IterableDataset", where: str, column: str, tally: Tally
-) -> Iterator[Block]:
-    """Reads a hub dataset over the network, in its order, without keeping it."""
-    tally.restart()
-    try:
-        yield from _documents(_streamed_texts(rows, where, column, tally), where, tally)
-    except DataError:
-        raise
-    except Exception as error:  # the transport's errors change with the installed HTTP client
-        raise DataError(
-            f"{where}: the stream broke off ({_brief(error)}); run the command again"
-        ) from None
+@SOURCES.register
+class SavedDataset(SourceKind):
+    """`save_to_disk` folder."""
+
+    kind: Literal["saved"] = "saved"
+
+    def fits(self, name: str) -> bool:
+        """Return whether the name is a folder that `datasets` wrote."""
+        path = existing(name)
+        return path is not None and path.is_dir() and is_saved(path)
+
+    def load(self, source: "Source", omissions: Omissions) -> Documents:
+        """See `SourceKind`; of a saved `DatasetDict`, the source's split."""
+        from textdiff.data.hub import load_saved
+
+        path = existing(source.source)
+        assert path is not None
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        signature = files_signature(files, f"{source.split} {source.text_column}", omissions)
+        return load_saved(path, source, signature, omissions)
 
 
-def _streamed_texts(
-    rows: "datasets.IterableDataset", where: str, column: str, tally: Tally
-) -> Iterator[str]:
-    for number, row in enumerate(rows, start=1):
-        try:
-            text = text_of(row, where if column not in row else f"{where}, row {number}", column)
-        except DataError as error:
-            tally.bad_row(error)
-        else:
-            yield text
+@SOURCES.register
+class PythonDocs(SourceKind):
+    """`python-docs`, the documentation of this Python."""
+
+    kind: Literal["python-docs"] = "python-docs"
+
+    def fits(self, name: str) -> bool:
+        """Return whether this very corpus is named."""
+        return name == "python-docs"
+
+    def load(self, source: "Source", omissions: Omissions) -> Documents:
+        """See `SourceKind`; the text depends on the version of Python."""
+        from textdiff.data.python_docs import python_docs
+
+        return from_texts(python_docs())
+
+    def facts(self) -> dict[str, Any]:
+        """Return the version of Python, which the text depends on."""
+        return {"python": platform.python_version()}
 
 
-def _documents(texts: Iterator[str], where: str, tally: Tally) -> Iterator[Block]:
-    """Yields rows as documents.
+def kind_of_source(name: str) -> SourceKind:
+    """Return the kind that reads a name: one that it begins with, or the last one that fits.
 
     Raises:
-        DataError: all of them are blank or bad.
+        DataError: a link that leads nowhere, or a folder that may not be searched.
     """
-    blank = True
-    for text in texts:
-        blank = blank and not text.strip()
-        if text:
-            yield Block(text, True)
-    if blank:
-        raise all_bad(where, tally) if tally.bad_rows else no_text(where)
+    prefix, colon, _ = name.partition(":")
+    if colon and prefix in SOURCES and existing(name) is None:
+        return SOURCES.build(prefix)
+    newest_first = map(SOURCES.build, reversed(list(SOURCES)))
+    return next(kind for kind in newest_first if kind.fits(name))
 
 
-def _check_hub(name: str, label: str, advice: str) -> str | None:
-    """Asks the hub once whether the dataset exists: `load_dataset` would retry for half a minute.
+def load_documents(source: "Source", skip_bad_rows: bool = False) -> Documents:
+    """Find one corpus.
 
-    Without a network, a dataset that is in the local cache may still be loaded.
+    Args:
+        source: the name, and which part of what it holds is wanted.
+        skip_bad_rows: skip rows that cannot be used, and count them, instead of refusing them.
 
     Returns:
-        The dataset's commit; None without a network.
+        The documents, none of them empty, in the same order on every pass.
+
+    Raises:
+        DataError: the source cannot be found. Unusable text is found by reading it.
     """
-    import datasets
-
-    # A bare "text" or "json" means "whatever lies in the working directory" to load_dataset.
-    if name in datasets.packaged_modules._PACKAGED_DATASETS_MODULES:
-        raise DataError(f"{name!r} is a file format, no dataset; give a path such as data/*.jsonl")
-    try:
-        return getattr(HfApi().dataset_info(name, timeout=_HUB_TIMEOUT_SECONDS), "sha", None)
-    except GatedRepoError:
-        raise DataError(f"{label} asks for an accepted licence and a login first") from None
-    except RepositoryNotFoundError:
-        raise DataError(f"{label} does not exist (or is private); {advice}") from None
-    except HFValidationError:
-        raise DataError(
-            f"{name!r} is neither a local file nor a possible hub id; {advice}"
-        ) from None
-    except Exception as error:  # the transport's errors change with the installed HTTP client
-        cached = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
-        if not cached.exists():
-            raise DataError(f"cannot load {label} ({_brief(error)}); {advice}") from None
-    return None
+    omissions = Omissions(skip_bad_rows, _HINT)
+    documents = kind_of_source(source.source).load(source, omissions)
+    if source.skip_documents or source.max_documents is not None:
+        return section(documents, source.skip_documents, source.max_documents)
+    return documents
 
 
-def _from_dataset(
-    dataset: "datasets.Dataset", where: str, column: str, signature: str, tally: Tally
-) -> Documents:
-    if column not in dataset.column_names:
-        raise missing_column(where, column, dataset.column_names)
-    kind = dataset.features[column]
-    if getattr(kind, "dtype", None) not in ("string", "large_string"):
-        raise DataError(f"{where}: column {column!r} holds {kind}, not strings")
-    table = dataset.select_columns([column]).with_format("arrow")
-
-    def read() -> Iterator[Block]:
-        tally.restart()
-        columns = (batch.column(column) for batch in table.iter(batch_size=256))
-        yield from _documents(column_texts(columns, where, column, tally), where, tally)
-
-    return Documents(read, signature, tally=tally)
+def files_signature(paths: Sequence[Path], words: str, omissions: Omissions) -> str:
+    """Hash names, sizes and times: these tell a changed file from an unchanged one."""
+    digest = hashlib.sha256(reading_signature(words, omissions).encode())
+    for path in paths:
+        state = path.stat()
+        facts = (str(path.resolve()), state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+        digest.update(repr(facts).encode())
+    return digest.hexdigest()
 
 
-def _brief(error: Exception) -> str:
-    """The first line of a library's error, short enough for a sentence."""
-    lines = str(error).strip().splitlines()
-    text = lines[0].rstrip(".:") if lines else type(error).__name__
-    return text if len(text) <= 160 else text[:157] + "..."
+def reading_signature(words: str, omissions: Omissions) -> str:
+    """Return words of a signature together with how bad rows are treated."""
+    return f"{words} without bad rows" if omissions.skip else words
+
+
+def known_sources() -> str:
+    """Return what a source may name, as the end of a sentence."""
+    lines = [(SOURCES[kind].__doc__ or kind).splitlines()[0] for kind in SOURCES]
+    return "; ".join(line.rstrip(".") for line in reversed(lines))

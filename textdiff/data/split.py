@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from textdiff.data.documents import Block, Documents
+from textdiff.data.document_stream import Block, Documents
 from textdiff.errors import DataError
 
 _LEAST, _MOST = 0.8, 1.05  # of the fraction asked for
@@ -15,7 +15,7 @@ _LEAST, _MOST = 0.8, 1.05  # of the fraction asked for
 
 @dataclass(frozen=True)
 class Scan:
-    """What one pass over a corpus finds out about each of its D documents.
+    """Facts from one pass over a corpus, about each of its D documents.
 
     Attributes:
         digests: the SHA-256 of every document's UTF-8 bytes, S32 [D].
@@ -40,8 +40,8 @@ class Split:
     Attributes:
         train: the documents to train on.
         validation: the held-out ones.
-        train_rows: which documents of the corpus have a part in `train`, bool [D].
-        validation_rows: which have a part in `validation`, bool [D].
+        train_rows: which documents of the corpus are at least in part in `train`, bool [D].
+        validation_rows: which are at least in part in `validation`, bool [D].
     """
 
     train: Documents
@@ -51,7 +51,7 @@ class Split:
 
 
 def join_scans(scans: Sequence[Scan]) -> Scan:
-    """What a scan of the corpora one after another would find."""
+    """Return the scan of the corpora one after another."""
     digests = np.concatenate([scan.digests for scan in scans])
     characters = np.concatenate([scan.characters for scan in scans])
     return Scan(digests, characters, np.concatenate([scan.utf8 for scan in scans]))
@@ -60,11 +60,11 @@ def join_scans(scans: Sequence[Scan]) -> Scan:
 def scan_documents(
     documents: Documents, progress: Callable[[int], None] = lambda utf8: None
 ) -> Scan:
-    """Reads a corpus once.
+    """Read a corpus once.
 
     Args:
         documents: the corpus.
-        progress: told the bytes read since it was told before.
+        progress: called with the bytes read since its last call.
 
     Raises:
         DataError: a place in the corpus holds no usable text.
@@ -90,7 +90,7 @@ def scan_documents(
 
 
 def split_documents(documents: Documents, fraction: float) -> Split:
-    """Holds out about `fraction` of the characters.
+    """Hold out about `fraction` of the characters.
 
     Documents are visited in the order of the SHA-256 of their text and held out while the held-out
     characters stay within 1.05 times the fraction asked for; documents that would overshoot are
@@ -100,7 +100,7 @@ def split_documents(documents: Documents, fraction: float) -> Split:
 
     Args:
         documents: the corpus.
-        fraction: the part to hold out, between 0 and 1 (exclusive).
+        fraction: the fraction to hold out, between 0 and 1 (exclusive).
 
     Returns:
         Two corpora, neither of them empty.
@@ -117,15 +117,15 @@ def split_each(
     fraction: float,
     names: Sequence[str] = ("the corpus",),
 ) -> list[Split]:
-    """Splits several corpora, each as `split_documents` does.
+    """Split several corpora, each as `split_documents` does.
 
     A document that one corpus holds out is held out of the others as well.
 
     Args:
         corpora: the corpora.
-        scans: what `scan_documents` found in them.
-        fraction: the part to hold out of each.
-        names: what to call them in messages.
+        scans: their scans.
+        fraction: the fraction to hold out of each.
+        names: of the corpora, for messages.
 
     Raises:
         DataError: one of them is too short to be divided, or the others hold out all of it.
@@ -133,8 +133,8 @@ def split_each(
     chosen = [_choose(scan, fraction) for scan in scans]
     everywhere = np.unique(np.concatenate([c for c in chosen if c is not None] or [_NONE]))
     return [
-        _divide(documents, scan, fraction, None if mine is None else everywhere, name)
-        for documents, scan, mine, name in zip(corpora, scans, chosen, names, strict=True)
+        _divide(documents, scan, fraction, None if digests is None else everywhere, name)
+        for documents, scan, digests, name in zip(corpora, scans, chosen, names, strict=True)
     ]
 
 
@@ -142,7 +142,7 @@ _NONE = np.empty(0, "S32")
 
 
 def _choose(scan: Scan, fraction: float) -> NDArray[np.bytes_] | None:
-    """Digests of the documents to hold out; None where whole ones do not fit the fraction."""
+    """Return digests of the documents to hold out; None where whole ones do not fit."""
     digests, first, counts = np.unique(scan.digests, return_index=True, return_counts=True)
     sizes = (scan.characters[first] * counts).tolist()
     target = fraction * sum(sizes)
@@ -174,14 +174,15 @@ def _divide(
     if not cuts.any() or not (lengths - cuts).any():
         raise DataError(
             f"{name} of {lengths.sum()} characters is too short to hold out {fraction:g} of it; "
-            "give more text"
+            "give more text",
+            code="short_corpus",
         )
     # Of the content alone: equal texts from elsewhere share their tokens.
     signature = hashlib.sha256(scan.fingerprint.encode() + cuts.tobytes()).hexdigest()
 
     def side(which: str, start: NDArray[np.int64], stop: NDArray[np.int64]) -> Documents:
         return Documents(
-            lambda: _parts(documents.blocks(), scan, start, stop), f"{signature} {which}"
+            lambda: _cut(documents.blocks(), scan, start, stop), f"{signature} {which}"
         )
 
     zeros = np.zeros_like(cuts)
@@ -190,10 +191,10 @@ def _divide(
     )
 
 
-def _parts(
+def _cut(
     blocks: Iterator[Block], scan: Scan, start: NDArray[np.int64], stop: NDArray[np.int64]
 ) -> Iterator[Block]:
-    """Yields of every document the characters from `start` to `stop`, [D] each.
+    """Yield of every document the characters from `start` to `stop`, [D] each.
 
     Raises:
         ChangedSource: the documents are not those that were scanned.
@@ -210,8 +211,7 @@ def _parts(
         if last and digest.digest() != scan.digests[row : row + 1].tobytes():
             raise ChangedSource
         if low < high:
-            part = text if high - low == len(text) else text[low:high]
-            yield Block(part, position >= end)
+            yield Block(text if high - low == len(text) else text[low:high], position >= end)
         if last:
             row, position, digest = row + 1, 0, hashlib.sha256()
     if row != len(scan.digests):
@@ -219,7 +219,9 @@ def _parts(
 
 
 class ChangedSource(DataError):
-    """The text read now is not the text that was read before."""
+    """A source has other text than when it was read before."""
 
     def __init__(self) -> None:
-        super().__init__("a source changed while it was read; run the command again")
+        super().__init__(
+            "a source changed while it was read; run the command again", code="changed_source"
+        )

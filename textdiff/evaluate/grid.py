@@ -19,6 +19,7 @@ from typing import Any
 from textdiff.diffusion.family import Family
 from textdiff.errors import ConfigError, closest
 from textdiff.sampling.rules import RULES, build_rule, refuse
+from textdiff.sampling.settings import SamplingConfig
 
 SETTINGS = ("rule", "steps", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 TEMPERATURES = (0.7, 0.8, 0.9, 1.0, 1.1)
@@ -140,4 +141,5 @@ def _settings(entry: Mapping[str, Any], baseline: bool) -> Iterator[Setting]:
             if knob not in known:
                 raise ConfigError(f"grid: {rule} has no setting {knob!r}; {closest(knob, known)}")
         options = {key: value for key, value in chosen.items() if key in SETTINGS}
+        SamplingConfig().merge(**options)  # refuses values before anything is sampled
         yield Setting({**options, "rule": rule, "knobs": knobs}, baseline)

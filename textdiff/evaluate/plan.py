@@ -68,9 +68,8 @@ class Plan:
     @property
     def length(self) -> int:
         """Tokens of a sampled row, and of a piece of real text."""
-        settings = self.model.defaults.changed(
-            {"max_new_tokens": self.options.get("max_new_tokens")}
-        )
+        wanted = self.options.get("max_new_tokens")
+        settings = self.model.defaults.merge(max_new_tokens=wanted)
         context = int(self.model.model.config.max_position_embeddings)
         explicit = self.options.get("max_new_tokens") is not None
         return settings.max_new_tokens if explicit else min(settings.max_new_tokens, context)

@@ -1,7 +1,7 @@
 """Texts sampled from a model under one setting."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from textdiff.evaluate.plan import Plan
@@ -42,13 +42,12 @@ def sample(plan: Plan, options: Mapping[str, Any]) -> Sampled:
 
 def settings(plan: Plan, options: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that a text sampled with these options depends on, defaults included."""
-    own = {"seed", "cache"}  # arguments of `generate`, not settings of a model
     given = {**plan.options, "max_new_tokens": plan.length, **options}
-    changed = {key: value for key, value in given.items() if key not in own}
-    found = asdict(plan.model.defaults.changed(changed))
+    given.pop("seed", None)  # not an option of a model
+    found = plan.model.defaults.merge(**given).to_export()
     found["steps"] = found.pop("max_denoising_steps")
-    if given.get("cache") == "approximate":  # others change no text
-        found["cache"] = given["cache"]
+    if found.get("cache") != "approximate":  # others change no text
+        found.pop("cache", None)
     return found | {
         "seed": plan.seed,
         "num_samples": plan.num_samples,

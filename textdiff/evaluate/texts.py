@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from textdiff.data import encode_checked
+from textdiff.data.losses import encode_checked
 from textdiff.errors import DataError
 from textdiff.pipeline import TextDiffusion
 

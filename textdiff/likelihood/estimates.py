@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from textdiff.data import Loss
+from textdiff.data.losses import Loss
 from textdiff.errors import ConfigError, DataError
 from textdiff.likelihood.bound import Bound
 from textdiff.likelihood.protocols import Windows

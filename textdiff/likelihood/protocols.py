@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from textdiff.data import Loss
+from textdiff.data.losses import Loss
 from textdiff.errors import ConfigError, DataError
 
 Tokens = NDArray[np.int64]

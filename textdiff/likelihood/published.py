@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.data import Loss
+from textdiff.data.losses import Loss
 from textdiff.errors import ConfigError, DataError, closest
 from textdiff.likelihood.protocols import Windows, cut_windows
 

@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.data import Encoded, Loss, encode_checked
+from textdiff.data.losses import Encoded, Loss, encode_checked
 from textdiff.errors import ConfigError, DataError
 from textdiff.likelihood.protocols import Windows, cut_windows
 

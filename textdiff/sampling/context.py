@@ -14,7 +14,7 @@ from textdiff.diffusion.process import Vocabulary
 
 
 @dataclass(frozen=True)
-class Scene:
+class SegmentInfo:
     """What surrounds the canvas of a segment; tensors on the host, but for the text.
 
     Attributes:
@@ -42,14 +42,14 @@ class Context:
         positions: [N] flat host positions in the canvas.
         t: [A] host, time of each row, falling from 1 to 0.
         vocabulary: which ids are clean tokens, and which is the mask.
-        scene: what surrounds the canvas; None where a rule runs on its own.
+        info: what surrounds the canvas; None where a rule runs on its own.
     """
 
     canvas: Tensor
     positions: Tensor
     t: Tensor
     vocabulary: Vocabulary
-    scene: Scene | None = None
+    info: SegmentInfo | None = None
 
     @property
     def row(self) -> Tensor:
@@ -63,8 +63,8 @@ class Context:
 
     @property
     def place(self) -> Tensor:
-        """[N] host, place of each position in its row's text; without a scene, its column."""
-        return self.column if self.scene is None else self.scene.starts[self.row] + self.column
+        """[N] host, place of each position in its row's text; without a info, its column."""
+        return self.column if self.info is None else self.info.starts[self.row] + self.column
 
     @property
     def tokens(self) -> Tensor:
@@ -79,11 +79,11 @@ class Context:
         device, width = self.canvas.device, self.canvas.shape[1]
         found = torch.zeros(len(self.canvas), size, dtype=torch.int32, device=device)
         counted = torch.ones_like(self.canvas, dtype=torch.int32)
-        if self.scene is not None:
-            scene, at = self.scene, torch.arange(width)
-            counted = (scene.starts[:, None] + at < scene.lengths[:, None]).int().to(device)
-            before = torch.arange(scene.text.shape[1]) < scene.starts[:, None]
-            found.scatter_add_(1, scene.text, before.int().to(device))
+        if self.info is not None:
+            info, at = self.info, torch.arange(width)
+            counted = (info.starts[:, None] + at < info.lengths[:, None]).int().to(device)
+            before = torch.arange(info.text.shape[1]) < info.starts[:, None]
+            found.scatter_add_(1, info.text, before.int().to(device))
         found.scatter_add_(1, self.canvas, counted)
         own = counted.flatten()[self.positions.to(device)]
         return found[self.row.to(device)].scatter_add(1, self.tokens[:, None], -own[:, None])

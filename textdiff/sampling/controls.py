@@ -6,7 +6,8 @@ Letters: N drawn positions, V vocabulary.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,9 @@ from torch import Tensor
 from textdiff.diffusion.objectives import Prediction
 from textdiff.errors import ConfigError
 from textdiff.sampling.constraints.constraint import Constraint
-from textdiff.sampling.context import Context, Scene
-from textdiff.sampling.contrast import Contrast
+from textdiff.sampling.context import Context, SegmentInfo
+from textdiff.sampling.guidance import GuidedPrediction
+from textdiff.sampling.settings import SamplingConfig
 
 Hook = Callable[[Context, Tensor], Tensor]
 """hook(context, log_x0 [N, V]) -> [N, V] log-weights; they need not be normalised, -inf forbids."""
@@ -24,85 +26,82 @@ COLDEST = 1e-9
 """Least temperature that a schedule reaches; smaller ones would overflow."""
 
 
-@dataclass(frozen=True)
+NEUTRAL = SamplingConfig()
+SHAPING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+"""Options that change probabilities; `min_new_tokens` only says where a text may end."""
+
+
+@dataclass(frozen=True, init=False)
 class Controls:
     """How the drawing distribution departs from the model's.
 
     Attributes:
-        temperature: divides log-probabilities; 0 takes the most likely token. A pair (a, b) falls
-            from a at time 1 to b at time 0, linearly in time.
-        top_k: only the k most likely tokens; None: all.
-        top_p: only the most likely tokens up to this much probability, the one that crosses it
-            included (1: all).
-        min_p: only tokens at least this share as likely as the likeliest (arXiv:2407.01082).
-        repetition_penalty: log-probabilities of tokens that the row has elsewhere are multiplied by
-            this (arXiv:1909.05858; its scores are raw logits, whose zero has no meaning).
+        config: temperature, truncation, penalty and least length; its other options act elsewhere.
+            A temperature of two numbers falls from the first at time 1 to the second at time 0,
+            linearly in time. The penalty multiplies log-probabilities (arXiv:1909.05858; its
+            scores are raw logits, whose zero has no meaning). Shares: arXiv:2407.01082.
         banned: token ids that are never drawn.
-        end_token: is not drawn where text is given after it; None: there is no such token.
-        min_new_tokens: tokens of an open end before an end token may be.
+        end_token: is not drawn where fixed text follows it; None: there is no such token.
         hooks: the user's own; see `Hook`.
-        constraint: what generated text has to look like; None: as it likes.
-        scene: what surrounds the canvas; the block loop knows.
+        constraint: what generated text has to look like; None: anything.
+        info: what surrounds the canvas; the engine adds it.
+
+    Args:
+        **options: options of `config` to change; the other arguments are the attributes.
 
     Raises:
         ConfigError: a value out of range.
     """
 
-    temperature: float | tuple[float, float] = 1.0
-    top_k: int | None = None
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    banned: tuple[int, ...] = ()
-    end_token: int | None = None
-    min_new_tokens: int = 0
-    hooks: tuple[Hook, ...] = ()
-    constraint: Constraint | None = None
-    scene: Scene | None = field(default=None, compare=False, repr=False)
+    config: SamplingConfig
+    banned: tuple[int, ...]
+    end_token: int | None
+    hooks: tuple[Hook, ...]
+    constraint: Constraint | None
+    info: SegmentInfo | None = field(compare=False, repr=False)
 
-    def __post_init__(self) -> None:
-        for temperature in self._temperatures:
-            if not 0.0 <= temperature < float("inf"):
-                raise ConfigError(f"temperature {temperature}: give 0 or more")
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top_k {self.top_k}: give 1 or more")
-        if not 0.0 < self.top_p <= 1.0:
-            raise ConfigError(f"top_p {self.top_p}: give more than 0 and at most 1")
-        if not 0.0 <= self.min_p <= 1.0:
-            raise ConfigError(f"min_p {self.min_p}: give a number from 0 to 1")
-        if not 0.0 < self.repetition_penalty < float("inf"):
-            raise ConfigError(
-                f"repetition_penalty {self.repetition_penalty}: give more than 0 (1 is none)"
-            )
-        if self.min_new_tokens < 0:
-            raise ConfigError(f"min_new_tokens {self.min_new_tokens}: give 0 or more")
-
-    @property
-    def _temperatures(self) -> tuple[float, ...]:
-        found = self.temperature
-        return found if isinstance(found, tuple) else (found,)
+    def __init__(
+        self,
+        config: SamplingConfig = NEUTRAL,
+        *,
+        banned: tuple[int, ...] = (),
+        end_token: int | None = None,
+        hooks: tuple[Hook, ...] = (),
+        constraint: Constraint | None = None,
+        info: SegmentInfo | None = None,
+        **options: Any,
+    ):
+        config = config.merge(**options) if options else config
+        values = (config, banned, end_token, hooks, constraint, info)
+        for item, value in zip(fields(self), values, strict=True):
+            object.__setattr__(self, item.name, value)
 
     @property
     def neutral(self) -> bool:
         """Whether tokens are drawn from the model's distribution, ends of texts apart."""
-        return replace(self, end_token=None, min_new_tokens=0) == Controls()
+        changed = [getattr(self.config, n) != getattr(NEUTRAL, n) for n in SHAPING]
+        return not (any(changed) or self.banned or self.hooks or self.constraint)
 
     @property
     def greedy(self) -> bool:
         """Whether the most likely token is taken."""
-        return max(self._temperatures) == 0.0
+        return max(self.config.temperatures) == 0.0
+
+    def tempered(self, temperature: float) -> "Controls":
+        """Return the same controls at another temperature."""
+        return replace(self, config=self.config.merge(temperature=temperature))
 
     def cold(self) -> "Controls":
-        """The same controls, but the most likely token is taken."""
-        return replace(self, temperature=0.0)
+        """Return the same controls, taking the most likely token."""
+        return self.tempered(0.0)
 
-    def within(self, scene: Scene) -> "Controls":
-        """The same controls on a canvas of which more is known."""
-        return replace(self, scene=scene)
+    def within(self, info: SegmentInfo) -> "Controls":
+        """Return the same controls, knowing what surrounds the canvas."""
+        return replace(self, info=info)
 
     def placed(self, context: Context) -> Context:
-        """The context with what surrounds the canvas."""
-        return replace(context, scene=self.scene)
+        """Return the context with what surrounds the canvas."""
+        return replace(context, info=self.info)
 
     def shaped(self, log_x0: Tensor, context: Context | None = None) -> Tensor:
         """[N, V] log-weights before temperature and truncation.
@@ -113,14 +112,14 @@ class Controls:
         if context is None or not (
             self.hooks
             or self.banned
-            or self.repetition_penalty != 1.0
+            or self.config.repetition_penalty != 1.0
             or self.end_token is not None
         ):
             return log_x0
         context = self.placed(context)
         for hook in self.hooks:
             log_x0 = _checked(hook, hook(context, log_x0), log_x0)
-        if self.repetition_penalty != 1.0:
+        if self.config.repetition_penalty != 1.0:
             log_x0 = self._penalised(log_x0, context)
         allowed = self.allowed(context)
         if allowed is None:
@@ -145,19 +144,18 @@ class Controls:
         logits = log_weights.double()
         # The largest is 0, so that no temperature makes all of them infinite.
         logits = (logits - logits.amax(-1, keepdim=True)) / heat
-        if self.top_k is not None and self.top_k < logits.shape[-1]:
-            smallest = logits.topk(self.top_k).values[:, -1:]
+        top_k, top_p, share = (getattr(self.config, name) for name in SHAPING[1:4])
+        if top_k is not None and top_k < logits.shape[-1]:
+            smallest = logits.topk(top_k).values[:, -1:]
             logits = logits.masked_fill(logits < smallest, -torch.inf)
         weights = logits.softmax(-1)
-        if self.top_p < 1.0:
+        if top_p < 1.0:
             ordered, order = weights.sort(-1, descending=True)
             before = ordered.cumsum(-1) - ordered
-            kept = torch.zeros_like(before, dtype=torch.bool).scatter(
-                -1, order, before < self.top_p
-            )
+            kept = torch.zeros_like(before, dtype=torch.bool).scatter(-1, order, before < top_p)
             weights = weights.masked_fill(~kept, 0.0)
-        if self.min_p > 0.0:
-            least = self.min_p * weights.amax(-1, keepdim=True)
+        if share > 0.0:
+            least = share * weights.amax(-1, keepdim=True)
             weights = weights.masked_fill(weights < least, 0.0)
         return weights
 
@@ -176,15 +174,15 @@ class Controls:
             prediction.log_score if self.neutral else None,
             prediction.mixture,
         )
-        if isinstance(prediction, Contrast):
+        if isinstance(prediction, GuidedPrediction):
             return prediction.reweighed(taken, self.neutral)
         return taken
 
     def allowed(self, context: Context) -> Tensor | None:
         """[N, V] bool, tokens that are not banned; None: all that are clean."""
         early = None
-        if self.end_token is not None and context.scene is not None:
-            early = context.place < (context.scene.tails + self.min_new_tokens)[context.row]
+        if self.end_token is not None and context.info is not None:
+            early = context.place < (context.info.tails + self.config.min_new_tokens)[context.row]
             early = early.to(context.canvas.device) if bool(early.any()) else None  # on the host
         if not self.banned and early is None:
             return None
@@ -196,9 +194,7 @@ class Controls:
 
     def heat(self, context: Context | None, device: torch.device) -> float | Tensor:
         """The temperature, or [N, 1] of them."""
-        if not isinstance(self.temperature, tuple):
-            return self.temperature
-        first, last = self.temperature
+        first, last = self.config.temperatures
         if context is None or first == last:
             return first
         t = context.t[context.row].double()
@@ -206,10 +202,10 @@ class Controls:
 
     def _penalised(self, log_x0: Tensor, context: Context) -> Tensor:
         # What is no clean token is impossible and stays so, the mask among it.
-        seen = context.counts(log_x0.shape[-1]) > 0
-        penalised = torch.where(seen, log_x0 * self.repetition_penalty, log_x0)
+        seen, penalty = context.counts(log_x0.shape[-1]) > 0, self.config.repetition_penalty
+        penalised = torch.where(seen, log_x0 * penalty, log_x0)
         overflows = (log_x0 > -torch.inf) & ~penalised.isfinite()
-        exact = log_x0.double() * self.repetition_penalty
+        exact = log_x0.double() * penalty
         exact = exact.clamp(min=torch.finfo(torch.float64).min)
         return torch.where(overflows, exact, penalised.double())
 

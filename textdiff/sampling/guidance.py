@@ -1,17 +1,21 @@
-"""Classifier-free guidance: away from what the network would write without the given text.
+"""Classifier-free guidance: away from what the network would write without the prompt.
 
-Two predictions of every position, one that knows the given tokens and one that does not, are mixed
-in log-probabilities (Sec. 3.1, arXiv:2412.10193; unsupervised, arXiv:2502.09992):
+Two predictions of every position, one conditional on the prompt and one not, are mixed in
+log-probabilities (Sec. 3.1, arXiv:2412.10193; unsupervised, arXiv:2502.09992):
 
     log p = log p_without + (1 + w) (log p_with - log p_without), normalised.
 
-Not to know a token is to see a mask in its place. Networks of masked diffusion are trained to;
-those of uniform noise are if training hid prompts (`diffusion.noise.prompt_dropout`). In blocks,
-whole blocks before the first open place are not there at all, and the text begins behind them, so
-that the network sees no stretches of masks among finished blocks, which it does not know.
+The unconditional one has masks in place of the prompt. Networks of masked diffusion are trained on
+masks; those of uniform noise are if training hid prompts (`diffusion.noise.prompt_dropout`). In
+blocks, whole blocks before the first open place are left out and the text begins after them, since
+no network is trained on stretches of masks among finished blocks.
+
+Where a mask is revealed, the two distributions of the clean token are mixed; where noise has put a
+token, those of the *next* token are (Sec. 3.1, arXiv:2412.10193), which no distribution of the
+clean token gives. Letters: N positions, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,92 +23,194 @@ from torch import Tensor
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.objectives import Prediction
 from textdiff.errors import ConfigError
-from textdiff.sampling.contrast import Contrast
-from textdiff.sampling.denoiser import Predictor
+from textdiff.sampling.predictor import Predictor
 
 
 def check_guidance(weight: float, family: Family) -> None:
-    """Stops whoever asks for a guidance that is not defined.
+    """Refuse guidance that is not defined.
 
     Raises:
-        ConfigError: a weight that is not finite or below -1, or noise without a mask in a network
-            that has never seen one in a prompt's place.
+        ConfigError: a weight that is not finite or below -1, or noise without a mask and a network
+            that was not trained with masked prompts.
     """
     if not -1.0 <= weight < float("inf"):
         raise ConfigError(
-            f"guidance {weight}: give -1 or more (0 is none, -1 ignores what is given)"
+            f"guidance {weight}: give -1 or more (0 is none, -1 ignores the prompt)",
+            code="guidance_out_of_range",
         )
     if weight and not family.process.has_mask and not family.hides_prompts:
         raise ConfigError(
-            "guidance compares with a text whose given tokens are masked, "
-            f"{family.process.name} noise has no mask, and this model was not trained with hidden "
-            "prompts (diffusion.noise.prompt_dropout); leave guidance out, or use a hook"
+            f"guidance compares with a text whose prompt is masked, {family.process.name} noise "
+            "has no mask, and this model was not trained with hidden prompts "
+            "(diffusion.noise.prompt_dropout); leave guidance out, or use a hook",
+            code="guidance_without_mask",
         )
 
 
-class Guided(Predictor):
+class GuidedPredictor(Predictor):
     """Two predictors as one.
 
     Args:
-        informed: sees what is given.
-        ignorant: does not; of the same kind.
-        given: [R, W] bool on the host, places whose token is given.
-        weight: w; 0 is the informed one alone.
+        conditional: reads the prompt.
+        unconditional: does not; of the same kind.
+        given: [R, W] bool on the CPU, places of the prompt.
+        weight: w; 0 is the conditional one alone.
     """
 
-    def __init__(self, informed: Predictor, ignorant: Predictor, given: Tensor, weight: float):
-        super().__init__(informed.model, informed.family)
-        self.informed, self.ignorant, self.weight = informed, ignorant, weight
+    def __init__(
+        self, conditional: Predictor, unconditional: Predictor, given: Tensor, weight: float
+    ):
+        super().__init__(conditional.model, conditional.family)
+        self.conditional, self.unconditional, self.weight = conditional, unconditional, weight
         self.given = given
         self.admitted = 0
         self.row = torch.zeros(0, dtype=torch.int64)  # [A] row of the job in each slot
-        self.hidden = torch.zeros(0, dtype=torch.int64)  # [A] tokens that are not there
+        self.left_out = torch.zeros(0, dtype=torch.int64)  # [A] first tokens without the prompt
 
     def admit(self, text: Tensor, finished: Tensor) -> None:
-        """Rows are admitted in the order of the job."""
+        """Add rows, in the order of the job."""
         size = self.family.block_size
-        hidden = torch.zeros_like(finished) if size is None else finished // size * size
+        left_out = torch.zeros_like(finished) if size is None else finished // size * size
         self.row = torch.cat([self.row, self.admitted + torch.arange(len(text))])
-        self.hidden = torch.cat([self.hidden, hidden])
+        self.left_out = torch.cat([self.left_out, left_out])
         self.admitted += len(text)
-        self.informed.admit(text, finished)
+        self.conditional.admit(text, finished)
         new = slice(len(self.row) - len(text), None)
-        self.ignorant.admit(self._without(text, new), finished - hidden)
+        self.unconditional.admit(self._without_prompt(text, new), finished - left_out)
         self._count()
 
     def keep(self, order: Sequence[int]) -> None:
-        """Both let the same rows go."""
-        self.row, self.hidden = self.row[list(order)], self.hidden[list(order)]
-        self.informed.keep(order)
-        self.ignorant.keep(order)
+        """Drop the same rows of both."""
+        self.row, self.left_out = self.row[list(order)], self.left_out[list(order)]
+        self.conditional.keep(order)
+        self.unconditional.keep(order)
 
     def enter(self, text: Tensor, starts: Tensor, widths: Tensor, frozen: Tensor) -> None:
-        """Both turn to the next segment, the one at an earlier place if tokens are not there."""
-        columns = starts[:, None] + torch.arange(int(widths.max()))
+        """Turn both to the next segment, at an earlier place where tokens are left out."""
+        columns = starts[:, None] + torch.arange(int(widths.max()))  # [A, S]
         last = self.given.shape[1] - 1
-        known = self.given[self.row[:, None], columns.clamp(max=last)] & (columns <= last)
-        self.known = known.to(text.device)
-        self.informed.enter(text, starts, widths, frozen)
-        self.ignorant.enter(self._without(text, slice(None)), starts - self.hidden, widths, frozen)
+        prompt = self.given[self.row[:, None], columns.clamp(max=last)] & (columns <= last)
+        self.prompt = prompt.to(text.device)
+        self.conditional.enter(text, starts, widths, frozen)
+        masked = self._without_prompt(text, slice(None))
+        self.unconditional.enter(masked, starts - self.left_out, widths, frozen)
         self._count()
 
     def __call__(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
-        """Two network calls on the rows that own the positions."""
+        """Predict by two network calls on the rows that own the positions."""
         mask = self.family.process.mask_token_id
-        told = self.informed(canvas, t, positions)
-        blind = self.ignorant(canvas.masked_fill(self.known, mask), t, positions)
+        conditional = self.conditional(canvas, t, positions)
+        unconditional = self.unconditional(canvas.masked_fill(self.prompt, mask), t, positions)
         self._count()
-        return Contrast.of(told, blind, self.weight)
+        return GuidedPrediction.of(conditional, unconditional, self.weight)
 
-    def _without(self, text: Tensor, slots: slice) -> Tensor:
-        """The text of some slots with masks for what is given, and without what is not there."""
+    def _without_prompt(self, text: Tensor, slots: slice) -> Tensor:
+        """Return the text of some slots with the prompt masked, or left out."""
+        width = text.shape[1]
         given = torch.nn.functional.pad(
-            self.given[self.row[slots]], (0, max(0, text.shape[1] - self.given.shape[1]))
-        )[:, : text.shape[1]]
+            self.given[self.row[slots]], (0, max(0, width - self.given.shape[1]))
+        )[:, :width]
         masked = text.masked_fill(given.to(text.device), self.family.process.mask_token_id)
-        at = self.hidden[slots, None] + torch.arange(text.shape[1])
-        return masked.gather(1, at.clamp(max=text.shape[1] - 1).to(text.device))
+        at = self.left_out[slots, None] + torch.arange(width)
+        return masked.gather(1, at.clamp(max=width - 1).to(text.device))
 
     def _count(self) -> None:
-        self.calls = self.informed.calls + self.ignorant.calls
-        self.rows = self.informed.rows + self.ignorant.rows
+        self.calls = self.conditional.calls + self.unconditional.calls
+        self.rows = self.conditional.rows + self.unconditional.rows
+
+
+class GuidedPrediction(Prediction):
+    """A mixture of two predictions of clean tokens, and the two, for those of noisy tokens.
+
+    Args:
+        log_x0: [N, V] the mixture.
+        log_score: [N, V] its log ratios where the conditional one has any, else None. The
+            probability of the mask, where it may be predicted, is that of the conditional one.
+        conditional: of a network that reads the prompt.
+        unconditional: of one that does not.
+        weight: w of log p = log p_without + (1 + w) (log p_with - log p_without).
+    """
+
+    def __init__(
+        self,
+        log_x0: Tensor | Callable[[], Tensor],
+        log_score: Tensor | None,
+        conditional: Prediction,
+        unconditional: Prediction,
+        weight: float,
+    ):
+        super().__init__(log_x0, log_score, conditional.mixture, conditional.log_state)
+        self.conditional, self.unconditional, self.weight = conditional, unconditional, weight
+
+    @classmethod
+    def of(
+        cls, conditional: Prediction, unconditional: Prediction, weight: float
+    ) -> "GuidedPrediction":
+        """Mix two predictions."""
+        score, log_x0 = conditional.log_score, mix(conditional.log_x0, unconditional.log_x0, weight)
+        # The rate at which masks are revealed stays as it was; what they become is guided.
+        score = None if score is None else log_x0 + score.logsumexp(-1, keepdim=True)
+        return cls(log_x0, score, conditional, unconditional, weight)
+
+    def at(self, index: Tensor) -> "GuidedPrediction":
+        """Return the predictions of some of the positions."""
+        whole = super().at(index)
+        pair = self.conditional.at(index), self.unconditional.at(index)
+        return GuidedPrediction(lambda: whole.log_x0, whole.log_score, *pair, self.weight)
+
+    def mixed(self, transition: Callable[[Prediction], Tensor]) -> Tensor:
+        """Mix the two distributions of the next token into [N, V] float64 weights.
+
+        Args:
+            transition: weights [N, V] of the next token, from a prediction.
+        """
+        pair = [transition(one).double() for one in (self.conditional, self.unconditional)]
+        conditional, unconditional = (w / w.sum(-1, keepdim=True) for w in pair)
+        return mix(conditional.log(), unconditional.log(), self.weight).exp()
+
+    def reweighed(self, drawn: Prediction, keep_scores: bool) -> "GuidedPrediction":
+        """Return the guided prediction whose mixture controls have turned into `drawn`.
+
+        Both predictions are multiplied by what the mixture was multiplied by, so that a temperature
+        or a ban acts once, on what is drawn at last, and not on each side of a quotient.
+
+        Args:
+            drawn: [N, V] log-probabilities of the clean token that take the mixture's place.
+            keep_scores: whether scores are still those of the predictions.
+        """
+        before, after = self.log_x0.double(), drawn.log_x0
+        factor = torch.where(before > -torch.inf, after - before, -torch.inf)
+        fresh = (factor == -torch.inf).all(-1, keepdim=True)  # none of its tokens was left
+
+        def changed(one: Prediction) -> Prediction:
+            log_x0 = torch.where(fresh, after, one.log_x0.double() + factor).log_softmax(-1)
+            return Prediction(log_x0, one.log_score if keep_scores else None, one.mixture)
+
+        pair = changed(self.conditional), changed(self.unconditional)
+        return GuidedPrediction(after, drawn.log_score, *pair, self.weight)
+
+
+def mix(conditional: Tensor, unconditional: Tensor, weight: float) -> Tensor:
+    """Return [N, V] normalised mixtures of log-probabilities, -inf where either is."""
+    possible = (conditional > -torch.inf) & (unconditional > -torch.inf)
+    # Where they have no token in common, the conditional one is believed.
+    possible = torch.where(possible.any(-1, keepdim=True), possible, conditional > -torch.inf)
+    mixed = unconditional + (1.0 + weight) * (conditional - unconditional)
+    mixed = torch.where(unconditional > -torch.inf, mixed, conditional)
+    overflows = (possible & ~mixed.isfinite()).any(-1, keepdim=True)
+    scaled = _scaled_mixture(conditional, unconditional, weight, possible)
+    mixed = torch.where(overflows, scaled, mixed)
+    return mixed.masked_fill(~possible, -torch.inf).log_softmax(-1)
+
+
+def _scaled_mixture(
+    conditional: Tensor, unconditional: Tensor, weight: float, possible: Tensor
+) -> Tensor:
+    """Return the same less its largest value, where the products above overflow."""
+    dtype, scale = conditional.dtype, max(1.0, 1.0 + weight)
+    conditional, unconditional = conditional.double(), unconditional.double()
+    mixed = unconditional / scale + (1.0 + weight) / scale * (conditional - unconditional)
+    mixed = torch.where(unconditional > -torch.inf, mixed, conditional / scale)
+    mixed = mixed.where(possible, -torch.inf)
+    mixed = (mixed - mixed.amax(-1, keepdim=True)) * scale
+    return mixed.clamp(min=torch.finfo(dtype).min).to(dtype)

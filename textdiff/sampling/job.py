@@ -112,44 +112,81 @@ class Job:
 
 
 @dataclass(frozen=True)
+class ContextLimit:
+    """Tokens that a network sees at once.
+
+    Attributes:
+        context: tokens that it was trained on.
+        block_size: tokens per block; None: a full-sequence model.
+    """
+
+    context: int
+    block_size: int | None
+
+    def stride(self, wanted: int | None) -> int:
+        """Return the tokens that each further segment of a full-sequence model adds.
+
+        Args:
+            wanted: by the user; None: half the context.
+
+        Raises:
+            ConfigError: out of range, or for a model in blocks.
+        """
+        if wanted is None:
+            return max(1, self.context // 2)
+        if self.block_size is not None:
+            raise ConfigError(
+                f"stride {wanted}: a model in blocks finishes {self.block_size} tokens at a time; "
+                "stride is for full-sequence models"
+            )
+        if not 1 <= wanted <= self.context:
+            raise ConfigError(f"stride {wanted} must be in 1..{self.context}, the model's context")
+        return wanted
+
+    def window(self, wanted: int | None, longest: int) -> int | None:
+        """Return the tokens before a block that the network sees; None: all.
+
+        Args:
+            wanted: by the user; 0: all. None: all of texts that fit into the context, of others as
+                many as in training.
+            longest: tokens of the longest text.
+
+        Raises:
+            ConfigError: not a multiple of the block size, or for a full-sequence model.
+        """
+        size = self.block_size
+        if wanted is None:
+            if size is None or longest <= self.context:
+                return None
+            return max(size, (self.context - size) // size * size)
+        if wanted and (size is None or wanted % size):
+            raise ConfigError(
+                f"window {wanted}: "
+                + (
+                    "a full-sequence model always sees its whole context; give a stride instead"
+                    if size is None
+                    else f"give a multiple of the block size, {size}"
+                )
+            )
+        return wanted or None
+
+
+@dataclass(frozen=True)
 class Segments:
-    """How rows fall into segments.
+    """Division of rows into segments.
 
     Attributes:
         block_size: tokens per block; None: a full-sequence model.
         context: tokens that a full-sequence model sees at once.
-        stride: tokens that one of its further segments adds.
+        stride: tokens that each of its further segments adds.
     """
 
     block_size: int | None
     context: int
     stride: int
 
-    @classmethod
-    def of(cls, block_size: int | None, context: int, stride: int | None) -> "Segments":
-        """The segments of a model.
-
-        Args:
-            block_size: tokens per block; None: a full-sequence model.
-            context: tokens that it was trained on.
-            stride: tokens per further segment of a full-sequence model; None: half the context.
-
-        Raises:
-            ConfigError: a stride that is out of range, or that has no meaning.
-        """
-        if stride is None:
-            return cls(block_size, context, max(1, context // 2))
-        if block_size is not None:
-            raise ConfigError(
-                f"stride {stride}: a model in blocks finishes {block_size} tokens at a time; "
-                "stride is for full-sequence models"
-            )
-        if not 1 <= stride <= context:
-            raise ConfigError(f"stride {stride} must be in 1..{context}, the model's context")
-        return cls(block_size, context, stride)
-
     def room(self, lengths: Tensor) -> int:
-        """Tokens that the longest row takes, the end of its last block included."""
+        """Return the tokens of the longest row, up to the end of its last block."""
         size = self.block_size or 1
         return -(-int(lengths.max()) // size) * size
 

@@ -1,4 +1,4 @@
-"""What watchers of a generation ask for: drafts, confidences and entropies of its steps.
+"""What callbacks of a generation ask for: drafts, confidences and entropies of its steps.
 
 Rules know nothing of it. A `Watch` stands between a rule and the network, remembers what the
 network said last, and fills the optional parts of the steps that the rule yields:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from textdiff.config import Config
-from textdiff.data import Mixture, PackedSequences
+from textdiff.data.sequences import Mixture, PackedSequences
 from textdiff.diffusion.blocks import Blocks
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.makers import ALL_RATES, NoiseMaker, Rates, draw_noise, training_maker

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from textdiff.config.plain_data import parse_yaml
+from textdiff.data.plain_data import read_yaml
 from textdiff.errors import CheckpointError, ConfigError
 from textdiff.train.files import OLD, PARTIAL
 from textdiff.train.lock import NAME as LOCK
@@ -81,8 +81,8 @@ def _is_run(directory: Path, names: set[str]) -> bool:
     if "config.yaml" not in names or not names & {"env.json", METRICS, CHECKPOINTS}:
         return False
     try:
-        config = parse_yaml((directory / "config.yaml").read_text(encoding="utf-8"), "config.yaml")
-    except (OSError, ValueError, ConfigError):
+        config = read_yaml(directory / "config.yaml", "config.yaml")
+    except ConfigError:
         return False
     return isinstance(config, dict) and set(config) >= {"run", "data", "diffusion", "train"}
 

@@ -7,26 +7,18 @@ from typing import Any
 import yaml
 
 from textdiff.config import Config
-from textdiff.generation import SampleDefaults
 from textdiff.likelihood import Bound
 from textdiff.models.configuration import NEEDED
 from textdiff.pipeline import TextDiffusion
 from textdiff.provenance import TRAINING_FILE, code_record
+from textdiff.sampling.settings import SamplingConfig
 from textdiff.train.checkpoint import rescue
 from textdiff.train.files import whole_folder
 
 
-def sample_defaults(config: Config) -> SampleDefaults:
-    """The config's `sample` section as generation defaults."""
-    chosen = config.sample
-    return SampleDefaults(
-        rule=chosen.rule,
-        max_denoising_steps=chosen.steps,
-        max_new_tokens=chosen.max_new_tokens,
-        temperature=chosen.temperature,
-        top_k=chosen.top_k,
-        top_p=chosen.top_p,
-    )
+def sample_defaults(config: Config) -> SamplingConfig:
+    """Return the config's `sample` section as generation defaults."""
+    return SamplingConfig(**config.sample.model_dump(exclude={"num_samples"}))
 
 
 def write_export(

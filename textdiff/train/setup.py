@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from textdiff.config import Config
-from textdiff.data import excluded_ids, vocabulary_size
+from textdiff.data.tokenizer import excluded_ids, vocabulary_size
 from textdiff.diffusion.family import Family
 from textdiff.errors import CheckpointError, ConfigError
 from textdiff.loading import family_of

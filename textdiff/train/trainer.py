@@ -21,7 +21,7 @@ from torch import Tensor
 
 from textdiff.config import Config
 from textdiff.config.reading import to_yaml
-from textdiff.data import Corpus
+from textdiff.data.corpus import Corpus
 from textdiff.diffusion.randomness import Stream, bits
 from textdiff.errors import CheckpointError, ConfigError, TextDiffError
 from textdiff.likelihood import Bound, Windows, estimate

@@ -12,16 +12,17 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from textdiff.sampling import Job, Step
+from textdiff.sampling.callbacks import Callback, FinishedRow
+from textdiff.sampling.job import Job
+from textdiff.sampling.segment import Step
 from textdiff.view.cells import Cell, Kind, Reader
 from textdiff.view.rows import RowStep, RowSteps, given_of
-from textdiff.watching import FinishedRow, Watcher
 
 KINDS = tuple(Kind)
 """Kinds by the number that they have in the file; what is fresh there is `kept`, and told apart."""
 
 
-class Film(Watcher):
+class Film(Callback):
     """Records rows, and writes the file when it is closed.
 
     Args:

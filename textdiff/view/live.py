@@ -7,12 +7,13 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from textdiff.sampling import Job, Step
+from textdiff.sampling.callbacks import Callback, FinishedRow
+from textdiff.sampling.job import Job
+from textdiff.sampling.segment import Step
 from textdiff.view.bars import ECHO
 from textdiff.view.cells import Cell, Reader
 from textdiff.view.rows import RowStep, RowSteps, given_of
 from textdiff.view.screen import lay_out, visible_lines
-from textdiff.watching import FinishedRow, Watcher
 
 SECONDS = 4.0
 """Fast models are slowed down, so that a whole animation takes about so long."""
@@ -46,7 +47,7 @@ class Shown:
     done: bool = False
 
 
-class LiveRows(Watcher):
+class LiveRows(Callback):
     """Shows the rows of a job, each as far as it is, and what the calls bring.
 
     Committed tokens are plain, those of this step highlighted, drafts dimmed, tokens that were

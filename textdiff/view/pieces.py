@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.data import continuation, opening
+from textdiff.data.backend import continuation, opening
 
 END = "∎"
 """How an end-of-text token is shown."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from textdiff.sampling import Job, Step
+from textdiff.sampling.job import Job
+from textdiff.sampling.segment import Step
 
 
 @dataclass(frozen=True)

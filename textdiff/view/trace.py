@@ -12,13 +12,14 @@ import json
 import math
 from typing import TextIO
 
-from textdiff.sampling import Job, Step
+from textdiff.sampling.callbacks import Callback, FinishedRow
+from textdiff.sampling.job import Job
+from textdiff.sampling.segment import Step
 from textdiff.view.pieces import Pieces
 from textdiff.view.rows import RowStep, RowSteps
-from textdiff.watching import FinishedRow, Watcher
 
 
-class Trace(Watcher):
+class Trace(Callback):
     """Writes each row when it and those before it are done.
 
     Args:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from textdiff.errors import ConfigError
 from textdiff.sampling.constraints.tokenwise import TokenAutomaton
-from textdiff.sampling.context import Context, Scene
+from textdiff.sampling.context import Context, SegmentInfo
 from textdiff.sampling.job import Job
 
 NEVER = -torch.inf
@@ -43,7 +43,7 @@ class Pattern:
     said: str
     min_new_tokens: int = 0
     _reach: dict[bool, list[Tensor]] = field(default_factory=dict, repr=False)
-    _entered: tuple[Scene, Tensor] | None = field(default=None, repr=False)
+    _entered: tuple[SegmentInfo, Tensor] | None = field(default=None, repr=False)
 
     def reach(self, places: int, open_end: bool) -> Tensor:
         """[Q] log-weights: 0 where a hole can be finished with so many open places left."""
@@ -99,12 +99,12 @@ class PatternDraws:
 
     def __init__(self, pattern: Pattern, context: Context, log_weights: Tensor):
         self.pattern, self.machine, self.context = pattern, pattern.machine, context
-        self.scene = context.scene or _alone(context.canvas)
+        self.info = context.info or _alone(context.canvas)
         self.log_weights = log_weights.double()
         self._lay_out()
         self.ahead = self._read_back()
-        if pattern._entered is None or pattern._entered[0] is not self.scene:
-            pattern._entered = (self.scene, self._entry())
+        if pattern._entered is None or pattern._entered[0] is not self.info:
+            pattern._entered = (self.info, self._entry())
         self.states = pattern._entered[1]
         self.column = 0
 
@@ -135,20 +135,20 @@ class PatternDraws:
 
     def _lay_out(self) -> None:
         """What is known of every place of the canvas."""
-        canvas, scene, machine = self.context.canvas, self.scene, self.machine
+        canvas, info, machine = self.context.canvas, self.info, self.machine
         rows, width = canvas.shape
-        place = scene.starts[:, None] + torch.arange(width)  # [A, S]
-        given = torch.nn.functional.pad(scene.given, (1, 1), value=True)  # nothing beyond the text
+        place = info.starts[:, None] + torch.arange(width)  # [A, S]
+        given = torch.nn.functional.pad(info.given, (1, 1), value=True)  # nothing beyond the text
         at = place.clamp(max=given.shape[1] - 2)
 
         def is_given(where: Tensor) -> Tensor:
             return given.gather(1, (where + 1).clamp(0, given.shape[1] - 1))
 
-        length = scene.lengths[:, None]
+        length = info.lengths[:, None]
         self.inside = ~is_given(at) & (place < length)
         self.first = self.inside & is_given(at - 1)
         self.last = self.inside & (is_given(at + 1) | (place + 1 == length))
-        self.early = place < (scene.tails + self.pattern.min_new_tokens)[:, None]
+        self.early = place < (info.tails + self.pattern.min_new_tokens)[:, None]
         drawn = torch.zeros(rows * width, dtype=torch.bool)
         drawn[self.context.positions] = True
         drawn = drawn.view(rows, width)
@@ -178,7 +178,7 @@ class PatternDraws:
         final = torch.zeros(1, device=device).double().where(self.machine.final, NEVER)
         for column in reversed(range(width)):
             behind = ahead[-1]
-            open_end = (self.scene.starts + column >= self.scene.tails).to(device)[:, None]
+            open_end = (self.info.starts + column >= self.info.tails).to(device)[:, None]
             last = self.last[:, column].to(device)[:, None]
             behind = torch.where(last, torch.where(open_end, final, inner), behind)
             ahead[-1] = behind
@@ -191,9 +191,9 @@ class PatternDraws:
 
     def _beyond(self, row: int, width: int) -> Tensor:
         """[Q] what the part of a hole behind the canvas makes of the states at its end."""
-        scene = self.scene
-        start, length = int(scene.starts[row]) + width, int(scene.lengths[row])
-        tail, given = int(scene.tails[row]), scene.given[row, start:length]
+        info = self.info
+        start, length = int(info.starts[row]) + width, int(info.lengths[row])
+        tail, given = int(info.tails[row]), info.given[row, start:length]
         end = (
             int((torch.arange(start, start + len(given))[given]).amin()) if given.any() else length
         )
@@ -202,13 +202,13 @@ class PatternDraws:
 
     def _entry(self) -> Tensor:
         """[A, Q] log-weights of the states in which the canvas is entered: 0 for one of them."""
-        scene, machine = self.scene, self.machine
-        states = torch.zeros(len(scene.starts), dtype=torch.int64, device=machine.moves.device)
-        for place in range(int(scene.starts.max())):
-            passing = (place < scene.starts) & ~scene.given[:, place]
-            begins = passing & (scene.given[:, place - 1] if place else torch.ones_like(passing))
+        info, machine = self.info, self.machine
+        states = torch.zeros(len(info.starts), dtype=torch.int64, device=machine.moves.device)
+        for place in range(int(info.starts.max())):
+            passing = (place < info.starts) & ~info.given[:, place]
+            begins = passing & (info.given[:, place - 1] if place else torch.ones_like(passing))
             states = states.masked_fill(begins.to(states.device), 0)
-            moved = machine.moves[states, machine.classes[scene.text[:, place]]]
+            moved = machine.moves[states, machine.classes[info.text[:, place]]]
             states = torch.where(passing.to(states.device), moved, states)
         entry = torch.full((len(states), len(machine.inner)), NEVER, dtype=torch.float64)
         return entry.to(states.device).scatter(1, states[:, None], 0.0)
@@ -240,9 +240,9 @@ def _log_sums(log_weights: Tensor, classes: Tensor, empty: Tensor) -> Tensor:
     return torch.zeros_like(empty).scatter_add(1, index, shares).log() + level
 
 
-def _alone(canvas: Tensor) -> Scene:
+def _alone(canvas: Tensor) -> SegmentInfo:
     """A canvas that is all there is, as one open end."""
     rows, width = canvas.shape
     zero = torch.zeros(rows, dtype=torch.int64)
     none = torch.zeros(rows, width, dtype=torch.bool)
-    return Scene(canvas, zero, zero + width, none, zero)
+    return SegmentInfo(canvas, zero, zero + width, none, zero)

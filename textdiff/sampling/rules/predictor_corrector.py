@@ -16,7 +16,7 @@ network's own likeliest token has stopped rising.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -89,7 +89,7 @@ class PredictorCorrector(Rule):
         frozen, steps = segment.frozen, segment.steps
         rows, width = frozen.shape
         t = torch.full((rows,), self.correction_time, dtype=torch.float64)
-        cold = replace(segment.controls, temperature=self.correction_temperature)
+        cold = segment.controls.tempered(self.correction_temperature)
         best, stale = torch.full((rows,), -1, dtype=torch.int64), torch.zeros(rows).long()
         size = (~frozen).sum(1)
         live = size > 0

@@ -14,8 +14,8 @@ from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.schedule import NoiseSchedule
 from textdiff.errors import ConfigError
-from textdiff.sampling.contrast import Contrast
 from textdiff.sampling.draws import draw_weighed, inverse_cdf
+from textdiff.sampling.guidance import GuidedPrediction
 from textdiff.sampling.segment import Segment, Step
 
 
@@ -100,7 +100,7 @@ def _weights(
     law: Law, process: ForwardProcess, taken: Prediction, before: Tensor, interval: Interval
 ) -> Tensor:
     """[N, V] the law of the next tokens; guided ones are mixed where a token was noised."""
-    if not isinstance(taken, Contrast) or not process.draws_tokens:
+    if not isinstance(taken, GuidedPrediction) or not process.draws_tokens:
         return law(taken, before, interval)
     mixed = taken.mixed(lambda part: law(part, before, interval))
     if not process.has_mask:

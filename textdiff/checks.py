@@ -1,10 +1,31 @@
-"""Checks of the texts that callers hand over."""
+"""Checks of the values that callers hand over: whole numbers and texts."""
 
+import operator
 from collections.abc import Iterable
 from os import PathLike
 from typing import Any
 
 from textdiff.errors import ConfigError
+
+
+def whole_number(name: str, value: Any) -> int:
+    """Return a value as a Python integer.
+
+    Args:
+        name: of the argument.
+        value: an integer of any library, or a float without a fraction.
+
+    Raises:
+        ConfigError: it is not a whole number.
+    """
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        if isinstance(value, float) and value.is_integer():
+            return int(value)
+        return operator.index(value)
+    except TypeError:
+        raise ConfigError(f"{name} {value!r:.60}: give a whole number") from None
 
 
 def checked_texts(texts: Any, what: str) -> list[str]:

@@ -13,18 +13,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.data import encode_checked
+from textdiff.data.losses import encode_checked
 from textdiff.errors import ConfigError, DataError
+from textdiff.sampling.settings import MOST_TOKENS
 
 HOLE = re.compile(r"(?<!\\)\[MASK(?:\]|:([^\]\n]*)\])")
 MISSPELT = re.compile(r"(?<!\\)\[MASK(?=[:\s\d]|$)[^\]\n]{,20}\]?")
-MOST_TOKENS = 10_000_000  # of a text; more would be a slip, and tables larger than memory
 LENGTH = re.compile(r"[0-9]{1,9}")
 ESCAPED = "\\[MASK"
 
 
 @dataclass(frozen=True)
-class Form:
+class ParsedPrompt:
     """What is given of one row, as tokens.
 
     Attributes:
@@ -72,12 +72,12 @@ def quoted(text: str) -> str:
     return text.replace("[MASK", ESCAPED)
 
 
-def forms_of(
+def parse_prompts(
     tokenizer: PreTrainedTokenizerFast,
     texts: Sequence[str],
     suffixes: Sequence[str],
     clean: Tensor,
-) -> list[Form]:
+) -> list[ParsedPrompt]:
     """What is given of each text, as tokens.
 
     Args:
@@ -117,7 +117,7 @@ def forms_of(
                 row += ids
                 lost += what
         after, what = next(encoded) if suffix else ([], [])
-        forms.append(Form(tuple(row), tuple(after), holes, (*lost, *what)))
+        forms.append(ParsedPrompt(tuple(row), tuple(after), holes, (*lost, *what)))
     return forms
 
 

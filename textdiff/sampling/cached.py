@@ -1,0 +1,207 @@
+"""Predictors that keep keys and values: exact in blocks, an approximation on full canvases.
+
+In a full-sequence model every token attends to all others, so the keys and values of a finished
+one change with each new token. `ApproximatePredictor` ignores that: those of tokens that are final
+when a segment begins stay as in the segment's first call, when the rest was still noise (prefix and
+dual caches of arXiv:2505.22618, with the segment as their block).
+Letters: A active rows, S canvas positions, r rows and T tokens of one call, N predicted positions.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from textdiff.diffusion.family import Family
+from textdiff.diffusion.objectives import Prediction
+from textdiff.models import CacheSlice, TextDiffusionModel
+from textdiff.sampling.predictor import Predictor, in_groups
+
+
+class CachedPredictor(Predictor):
+    """A predictor that runs on the active block alone, finished ones being in a cache.
+
+    Args:
+        model: the network.
+        family: in blocks; its finished tokens depend on nothing later.
+        slots: rows that are active together, at most.
+        room: tokens of the longest row, the end of its last block included.
+        window: tokens before a block that it attends to, a multiple of the block size; None: all.
+    """
+
+    def __init__(
+        self, model: TextDiffusionModel, family: Family, slots: int, room: int, window: int | None
+    ):
+        super().__init__(model, family)
+        assert family.block_size is not None
+        self.size = family.block_size
+        self.window = window
+        # Besides the window there must be room for a block to be stored and the active one.
+        self.cache = model.new_cache(
+            slots, room if window is None else min(room, window + 2 * self.size)
+        )
+        self.stored = torch.zeros(0, dtype=torch.int64)  # [A] tokens in each slot
+
+    def keep(self, order: Sequence[int]) -> None:
+        """Move rows to the slots of those that left."""
+        for slot, source in enumerate(order):
+            if slot != source:
+                self.cache.copy(source, [slot])
+        self.stored = self.stored[list(order)]
+
+    def admit(self, text: Tensor, finished: Tensor) -> None:
+        """Store the whole blocks of prompts, equal ones once."""
+        first = len(self.stored)
+        known = finished // self.size * self.size
+        self.stored = torch.cat([self.stored, known])
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for row, (ids, length) in enumerate(zip(text.tolist(), known.tolist(), strict=True)):
+            if length:
+                groups.setdefault(tuple(ids[:length]), []).append(row)
+        leaders = torch.tensor([group[0] for group in groups.values()], dtype=torch.int64)
+        longest = int(known.max())
+        # In a ring, what is written must not lie where its own block still looks.
+        step = longest if self.window is None else 2 * self.size
+        for start in range(0, longest, max(1, step)):
+            rows = leaders[known[leaders] > start]
+            begins = torch.full_like(rows, start)
+            self._store(text, rows, first + rows, begins, min(step, longest - start))
+        for leader, *others in groups.values():
+            if others:
+                self.cache.copy(first + leader, [first + row for row in others])
+
+    def enter(self, text: Tensor, starts: Tensor, widths: Tensor, frozen: Tensor) -> None:
+        """Keep the finished blocks at hand, to be stored with the first call.
+
+        A ring has room for one of them: where a row skipped blocks that its prompt filled, the
+        earlier ones are stored now.
+        """
+        self.text = text
+        self.starts = starts
+        while self.window is not None and bool((starts - self.stored > self.size).any()):
+            rows = (starts - self.stored > self.size).nonzero().squeeze(1)
+            self._store(text, rows, rows, self.stored[rows], self.size)
+            self.stored[rows] += self.size
+
+    def __call__(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+        """Predict by one network call on the rows that have as many tokens to store."""
+        width = canvas.shape[1]
+        owners = positions // width
+        rows, where = torch.unique(owners, return_inverse=True)
+        alpha = self._alpha(t[rows])
+        # Rows whose last block is not stored yet give it along; mostly all do, or none.
+        # A network whose inputs are shifted right has stored the block with its first call.
+        lengths = (self.starts + self.size - self.stored).clamp(min=self.size)
+
+        def run(indices: Tensor) -> Tensor:
+            called, place = torch.unique(owners[indices], return_inverse=True)
+            length = int(lengths[called[0]])
+            at = place * length + (length - self.size) + positions[indices] % width
+            return self._run(canvas, called, length, alpha[torch.searchsorted(rows, called)], at)
+
+        logits = in_groups(lengths[owners], run)
+        return self._predicted(logits, canvas, positions, alpha[where])
+
+    def _run(self, canvas: Tensor, rows: Tensor, length: int, alpha: Tensor, at: Tensor) -> Tensor:
+        """Return logits [n, V] of some rows whose last `length` tokens are new."""
+        begins = self.starts[rows] + self.size - length
+        text, active = self.text, canvas
+        if len(rows) != len(canvas):
+            text, active = (x[rows.to(canvas.device)] for x in (text, active))
+        if self.shifted:  # the network reads the tokens before those it predicts, all final
+            tokens = self._inputs(text, begins, length)
+        elif length == self.size:
+            tokens = active
+        else:
+            tokens = torch.cat([self._inputs(text, begins, length - self.size), active], dim=1)
+        sigma = torch.zeros(len(rows), length // self.size)
+        sigma[:, -1] = -torch.log(alpha)
+        view = self._view(begins, length, rows)
+        self.stored[rows] = self.starts[rows] + (self.size if self.shifted else 0)
+        return self._logits(tokens, sigma, at, layout=self.layout, cache=view)
+
+    def _store(
+        self, text: Tensor, rows: Tensor, slots: Tensor, begins: Tensor, length: int
+    ) -> None:
+        """Store `length` finished tokens of some rows of a text, from `begins` [r] on."""
+        self._logits(
+            self._inputs(text[rows.to(text.device)], begins, length),
+            torch.zeros(len(rows), length // self.size),
+            torch.zeros(0, dtype=torch.int64),
+            layout=self.layout,
+            cache=self._view(begins, length, slots),
+        )
+
+    def _inputs(self, text: Tensor, begins: Tensor, length: int) -> Tensor:
+        """Return [r, length] the network's inputs at finished positions, from `begins` on."""
+        at = begins[:, None] + torch.arange(length)
+        if not self.shifted:
+            return text.gather(1, at.to(text.device))
+        before = text.gather(1, (at - 1).clamp(min=0).to(text.device))
+        return before.masked_fill((at == 0).to(text.device), self.family.process.mask_token_id)
+
+    def _view(self, begins: Tensor, length: int, slots: Tensor) -> CacheSlice:
+        return self.cache.exact_slice(
+            self.layout, begins, length, _unless_first(slots), self.window
+        )
+
+
+class ApproximatePredictor(Predictor):
+    """A predictor that runs on a whole canvas once, and then on its open positions alone.
+
+    A row's first call in a segment is exact, and so is every call where nothing is final. Open
+    positions have the current noise level; what is stored of the others that of the first call.
+
+    Args:
+        model: the network.
+        family: of the whole sequence.
+        slots: rows that are active together, at most.
+        room: tokens of the longest row.
+    """
+
+    def __init__(self, model: TextDiffusionModel, family: Family, slots: int, room: int):
+        super().__init__(model, family)
+        # One place more than the canvas has is for padding of rows with fewer positions.
+        self.cache = model.new_cache(slots, 1 + min(room, model.config.max_position_embeddings))
+
+    def enter(self, text: Tensor, starts: Tensor, widths: Tensor, frozen: Tensor) -> None:
+        """Forget what is stored: it was at other positions, and noise that is now text."""
+        self.widths = widths
+        self.whole = torch.arange(frozen.shape[1]) < widths[:, None]  # [A, S]
+        self.open = self.whole & ~frozen
+        self.stored = torch.zeros(len(widths), dtype=torch.bool)  # [A] rows that had their call
+
+    def __call__(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+        """Predict by a network call on the rows that own the positions; two for mixed ones."""
+        owners = positions // canvas.shape[1]
+        alpha = self._alpha(t)
+        stored = self.stored[owners]
+        logits = in_groups(stored, lambda indices: self._run(canvas, positions[indices], alpha))
+        self.stored[owners] = True
+        return self._predicted(logits, canvas, positions, alpha[owners])
+
+    def _run(self, canvas: Tensor, positions: Tensor, alpha: Tensor) -> Tensor:
+        """Return [N, V] logits at positions of rows that all have had a call, or none has."""
+        rows, where = torch.unique(positions // canvas.shape[1], return_inverse=True)
+        runs = (self.open if bool(self.stored[rows[0]]) else self.whole)[rows]  # [r, S]
+        at = self._places(runs)  # [r, T]
+        tokens = canvas[rows.to(canvas.device)]
+        rank = runs.cumsum(1) - 1  # [r, S] index among the row's T tokens
+        return self._logits(
+            tokens.gather(1, at.clamp(max=canvas.shape[1] - 1).to(canvas.device)),
+            -torch.log(alpha[rows]).float().unsqueeze(1),
+            where * at.shape[1] + rank[where, positions % canvas.shape[1]],
+            layout=self.layout,
+            cache=self.cache.approximate_slice(at, self.widths[rows], _unless_first(rows)),
+        )
+
+    def _places(self, runs: Tensor) -> Tensor:
+        """Return [r, T] the positions of `runs` [r, S] in order, padded with the spare place."""
+        counts = runs.sum(1, keepdim=True)
+        at = (~runs).byte().argsort(dim=1, stable=True)[:, : int(counts.max())]
+        return at.masked_fill(torch.arange(at.shape[1]) >= counts, self.cache.capacity - 1)
+
+
+def _unless_first(slots: Tensor) -> Tensor | None:
+    """Return slots, or None for 0, 1, 2 and so on, which need no gathering."""
+    return None if torch.equal(slots, torch.arange(len(slots))) else slots

@@ -1,0 +1,204 @@
+"""Predictors: a network as decoding rules call it, the canvas of a segment in, predictions out.
+
+`PlainPredictor` runs the network on all that a segment attends to; those in `cached.py` on new
+tokens only. Letters: A active rows, S canvas positions, r rows of one call, N predicted positions.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from textdiff.diffusion.family import Family
+from textdiff.diffusion.objectives import Prediction
+from textdiff.errors import CheckpointError, overflow_advice
+from textdiff.models import CAUSAL, FULL, Layout, TextDiffusionModel, sampling_layout
+
+
+class Predictor(ABC):
+    """A network and the state of the active rows.
+
+    Args:
+        model: the network.
+        family: process, schedule, objective and block size.
+
+    Attributes:
+        calls: network calls so far.
+        rows: rows of these calls together.
+    """
+
+    def __init__(self, model: TextDiffusionModel, family: Family):
+        self.model = model
+        self.family = family
+        self.shifted = family.objective.shifted
+        self.layout: Layout = CAUSAL if self.shifted else sampling_layout(family.block_size)
+        self.calls = 0
+        self.rows = 0
+        self._broken = torch.zeros((), dtype=torch.bool, device=model.device)
+        self._dtype = torch.float32  # of the network's last output
+
+    def check(self) -> None:
+        """Refuse to go on with a network whose output was not finite.
+
+        Raises:
+            CheckpointError: it was so in some call.
+        """
+        if bool(self._broken):
+            raise CheckpointError(
+                "the network's output is not a number (NaN or infinite), so there is nothing to "
+                f"draw from: {overflow_advice(self._dtype)}",
+                code="output_not_finite",
+            )
+
+    def admit(self, text: Tensor, finished: Tensor) -> None:  # noqa: B027 (most keep nothing)
+        """Add rows after the active ones.
+
+        Args:
+            text: [a, W] their tokens.
+            finished: [a] how many of these are final.
+        """
+
+    def keep(self, order: Sequence[int]) -> None:  # noqa: B027
+        """Drop rows: active row i is from now on the former row `order[i]`."""
+
+    @abstractmethod
+    def enter(self, text: Tensor, starts: Tensor, widths: Tensor, frozen: Tensor) -> None:
+        """Turn to the next segment of the active rows.
+
+        Args:
+            text: [A, W] tokens of the rows from their beginning, final before the segment.
+            starts: [A] CPU position at which each canvas starts.
+            widths: [A] CPU positions of each canvas; what lies beyond is padding.
+            frozen: [A, S] bool on the CPU, canvas positions that the segment does not change.
+        """
+
+    @abstractmethod
+    def __call__(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+        """Predict [N] flat CPU positions of canvas [A, S] at times t [A]."""
+
+    def _alpha(self, t: Tensor) -> Tensor:
+        """Return survival probabilities as the network's time input takes them."""
+        return self.family.known_alpha(self.family.schedule.alpha(t))
+
+    def _logits(self, tokens: Tensor, sigma: Tensor, at: Tensor, **options: object) -> Tensor:
+        """Return [N, V] logits at flat positions of tokens [r, T], by one network call."""
+        self.calls += 1
+        self.rows += len(tokens)
+        device = tokens.device
+        output = self.model(
+            tokens, sigma=sigma.to(device), positions=at.to(device), return_dict=True, **options
+        )
+        logits: Tensor = output.logits
+        return logits
+
+    def _predicted(
+        self, logits: Tensor, canvas: Tensor, positions: Tensor, alpha: Tensor
+    ) -> Prediction:
+        """Read logits [N, V] at positions [N], and note if they are not finite."""
+        self._dtype = logits.dtype
+        if len(logits):
+            read = self.family.objective.outputs
+            # NaN or infinite if any of a row is. Minus infinity is an impossible token, but in a
+            # narrow dtype it is what an overflow leaves.
+            finite = logits.masked_fill(~read, -torch.inf).amax(-1).isfinite().all()
+            if logits.dtype not in (torch.float32, torch.float64):
+                finite = finite & (logits.masked_fill(~read, 0.0) > -torch.inf).all()
+            self._broken = self._broken | ~finite.to(self._broken.device)
+            if logits.device.type == "cpu":  # elsewhere it would be a synchronisation per call
+                self.check()
+        xt = canvas.flatten()[positions.to(canvas.device)]  # [N]
+        return self.family.objective.predict(logits, xt, alpha.to(canvas.device))
+
+
+def in_groups(groups: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return [N, V] logits of one run for each group, mostly of a single one.
+
+    Args:
+        groups: [N] group of each position.
+        run: takes indices [n] of the positions of one group, and returns their logits [n, V].
+    """
+    members = [(groups == group).nonzero().squeeze(1) for group in torch.unique(groups)]
+    logits = [run(indices) for indices in members]
+    if len(logits) == 1:
+        return logits[0]
+    return torch.cat(logits)[torch.cat(members).argsort().to(logits[0].device)]
+
+
+class PlainPredictor(Predictor):
+    """A predictor that runs on a canvas and, in blocks, on all that comes before it.
+
+    Args:
+        model: the network.
+        family: process, schedule, objective and block size.
+        widths: [A] positions of each canvas, where there is nothing before it.
+        window: tokens before a block that it attends to; None: all.
+    """
+
+    def __init__(
+        self,
+        model: TextDiffusionModel,
+        family: Family,
+        widths: Tensor | None = None,
+        window: int | None = None,
+    ):
+        super().__init__(model, family)
+        self.window = window
+        if widths is not None:
+            frozen = torch.zeros(len(widths), int(widths.max()), dtype=torch.bool)
+            self.enter(frozen[:, :0].long(), 0 * widths, widths, frozen)
+
+    def enter(self, text: Tensor, starts: Tensor, widths: Tensor, frozen: Tensor) -> None:
+        """Cut out the tokens before each canvas that the network reads with it."""
+        self.widths = widths
+        self.before = torch.zeros_like(starts)
+        self.text = text[:, :0]
+        if self.layout is not FULL:  # what comes before a full canvas is in it
+            self.before = starts if self.window is None else starts.clamp(max=self.window)
+            at = (starts - self.before)[:, None] + torch.arange(int(self.before.max()))
+            self.text = text.gather(1, at.clamp(max=max(0, text.shape[1] - 1)).to(text.device))
+
+    def __call__(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+        """Predict by one network call on the rows that own the positions."""
+        width = canvas.shape[1]
+        rows, where = torch.unique(positions // width, return_inverse=True)
+        before, lengths = self.before[rows], (self.before + self.widths)[rows]
+        end = int(lengths.max())
+        tokens = self._compose(canvas, rows, end)  # [r, end]
+        alpha = self._alpha(t[rows])
+        logits = self._logits(
+            shift_right(tokens, self.family.process.mask_token_id) if self.shifted else tokens,
+            self._sigma(alpha, before, end),
+            where * end + before[where] + positions % width,
+            layout=self.layout.within(self._documents(lengths, end, canvas.device)),
+        )
+        return self._predicted(logits, canvas, positions, alpha[where])
+
+    def _compose(self, canvas: Tensor, rows: Tensor, end: int) -> Tensor:
+        """Return [r, end] each row's text before its canvas, its canvas, and any padding."""
+        chosen = canvas if len(rows) == len(canvas) else canvas[rows.to(canvas.device)]
+        before = self.before[rows]
+        if not int(before.max()):
+            return chosen[:, :end]
+        at = torch.arange(end) - before[:, None]  # [r, end] positions in the canvas
+        inside = at.clamp(0, canvas.shape[1] - 1).to(canvas.device)
+        text = self.text if len(rows) == len(self.text) else self.text[rows.to(canvas.device)]
+        missing = max(0, end - text.shape[1])
+        text = torch.nn.functional.pad(text, (0, missing))[:, :end]
+        return torch.where((at < 0).to(canvas.device), text, chosen.gather(1, inside))
+
+    def _sigma(self, alpha: Tensor, before: Tensor, end: int) -> Tensor:
+        """Return [r, 1] noise, or [r, blocks] with zero noise in the finished ones."""
+        sigma = -torch.log(alpha).float().unsqueeze(1)
+        size = self.family.block_size
+        if size is None:
+            return sigma
+        levels = torch.zeros(len(alpha), -(-end // size))
+        return levels.scatter(1, (before // size)[:, None], sigma)
+
+    @staticmethod
+    def _documents(lengths: Tensor, end: int, device: torch.device) -> Tensor | None:
+        if int(lengths.min()) >= end:
+            return None
+        real = torch.arange(end) < lengths[:, None]
+        return (real.to(torch.int64) - 1).to(device)
