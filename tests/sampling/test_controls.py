@@ -20,7 +20,7 @@ from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens
 from textdiff.sampling.generate import generate
 from textdiff.sampling.job import Job
-from textdiff.sampling.rules import RULES
+from textdiff.sampling.rules.first_hitting import FirstHitting
 
 VOCABULARY = Vocabulary.of(4, 3)
 P = torch.tensor([[0.5, 0.25, 0.15, 0.1], [0.1, 0.2, 0.3, 0.4]], dtype=torch.float64)
@@ -208,7 +208,7 @@ def test_one_token_per_call_with_a_penalty_follows_the_chain_of_penalised_condit
     table, rows, penalty = conditionals(joint), 20_000, 2.0
     canvas = torch.full((rows, 4), MASK_OF_TABLE)
     steps = run(
-        RULES["first_hitting"],
+        FirstHitting(),
         reader(table),
         canvas,
         keyed(rows, 4),

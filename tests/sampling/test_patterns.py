@@ -258,7 +258,7 @@ def sampled(rule, steps, rows, table, seed=0, **knobs):
     tokens = [LETTERS[t].encode() if t in LETTERS else None for t in range(TABLE_ROWS)]
     pattern = build_pattern(PATTERN, [], tokens, None)
     canvas = torch.full((rows, 4), TABLE_MASK)
-    chosen = RULES[rule]
+    chosen = RULES[rule]()
     walk = run(
         chosen,
         reader(table),
