@@ -13,7 +13,7 @@ from textdiff.errors import CheckpointError, ConfigError, DataError
 from textdiff.generation import Order, SampleDefaults
 from textdiff.loading import family_of
 from textdiff.pipeline import TextDiffusion
-from textdiff.sampling.constraints import build_pattern
+from textdiff.sampling.constraints.pattern import build_pattern
 from textdiff.train.export import sample_defaults
 from textdiff.train.setup import model_config
 from textdiff.watching import Watcher

@@ -50,7 +50,8 @@ from textdiff.loading import (
 )
 from textdiff.models import TextDiffusionModel
 from textdiff.provenance import TRAINING_FILE, training_record
-from textdiff.sampling.constraints import Constraint, Pattern, build_pattern
+from textdiff.sampling.constraints import Constraint
+from textdiff.sampling.constraints.pattern import Pattern, build_pattern
 from textdiff.sampling.controls import Hook
 from textdiff.sampling.generate import Cache, generate
 from textdiff.sampling.guidance import check_guidance

@@ -12,7 +12,7 @@ from tiny_models import CLEAN, EXCLUDED, MASK, ROWS, tiny_model
 from textdiff.diffusion.family import build_family
 from textdiff.diffusion.process import Vocabulary
 from textdiff.errors import CheckpointError, TextDiffError
-from textdiff.sampling.constraints import build_pattern
+from textdiff.sampling.constraints.pattern import build_pattern
 from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens, inverse_cdf

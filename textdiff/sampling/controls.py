@@ -13,7 +13,7 @@ from torch import Tensor
 
 from textdiff.diffusion.objectives import Prediction
 from textdiff.errors import ConfigError
-from textdiff.sampling.constraints.constraint import Constraint
+from textdiff.sampling.constraints import Constraint
 from textdiff.sampling.context import Context, Scene
 from textdiff.sampling.guidance import GuidedPrediction
 
