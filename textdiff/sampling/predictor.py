@@ -13,7 +13,7 @@ from torch import Tensor
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.objectives import Prediction
 from textdiff.errors import CheckpointError, overflow_advice
-from textdiff.models import CAUSAL, FULL, Layout, TextDiffusionModel, sampling_layout
+from textdiff.models import CAUSAL, FULL, Layout, TextDiffusionModel, sampling_layout, shift_right
 
 
 class Predictor(ABC):
