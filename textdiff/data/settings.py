@@ -27,7 +27,7 @@ TRAINING_PIECE_CHARACTERS = 100_000  # the trainer holds hundreds of texts at a 
 class Source(Section):
     """One corpus.
 
-    The first reading that fits wins: `python-docs`, a local path or glob, a hub id.
+    The first kind that fits reads it: `python-docs`, a local path or glob, a hub id; see `sources`.
     """
 
     source: PathText = Field(description=known_sources())

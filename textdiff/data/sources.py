@@ -60,7 +60,7 @@ SOURCES: Registry[SourceKind] = Registry("source")
 
 @SOURCES.register
 class HubDataset(SourceKind):
-    """Hugging Face dataset id."""
+    """Dataset id of the Hugging Face hub."""
 
     kind: Literal["hub"] = "hub"
 
@@ -221,4 +221,4 @@ def reading_signature(words: str, omissions: Omissions) -> str:
 def known_sources() -> str:
     """Return what a source may name, as the end of a sentence."""
     lines = [(SOURCES[kind].__doc__ or kind).splitlines()[0] for kind in SOURCES]
-    return "; ".join(line.rstrip(".") for line in reversed(lines))
+    return "; ".join(line[0].lower() + line[1:].rstrip(".") for line in reversed(lines))
