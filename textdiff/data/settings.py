@@ -82,7 +82,7 @@ class DataConfig(Section):
 
     @property
     def weights(self) -> list[float] | None:
-        """The sources' weights; None: they are read one after another."""
+        """Weights of the sources; None: they are read one after another."""
         return [source.weight for source in self.sources if source.weight is not None] or None
 
 
