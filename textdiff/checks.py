@@ -29,7 +29,7 @@ def whole_number(name: str, value: Any) -> int:
 
 
 def checked_texts(texts: Any, what: str) -> list[str]:
-    """Returns texts as a list.
+    """Return texts as a list.
 
     Args:
         texts: the texts, in any iterable but a string or a mapping.
@@ -46,7 +46,7 @@ def checked_texts(texts: Any, what: str) -> list[str]:
 
 
 def checked_string(value: object, what: str) -> str:
-    """Returns `value` if it is a string.
+    """Return `value` if it is a string.
 
     Raises:
         ConfigError: it is something else.
@@ -57,7 +57,7 @@ def checked_string(value: object, what: str) -> str:
 
 
 def one_or_more(texts: Any, what: str) -> list[str]:
-    """Returns a text, or several, as a list.
+    """Return a text, or several, as a list.
 
     Raises:
         ConfigError: see `checked_texts`.

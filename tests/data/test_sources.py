@@ -329,9 +329,10 @@ def test_format_names_do_not_read_the_working_directory(monkeypatch, tmp_path: P
         load(name)
 
 
-def test_impossible_hub_id():
+@pytest.mark.parametrize("name", ["spaces are no id", "python-docs:x", "saved:x", "tox:3"])
+def test_impossible_hub_id(name: str):
     with refused(DataError, "unknown_source", "python-docs", "save_to_disk"):
-        load("spaces are no id")
+        load(name)
 
 
 def test_suffixes_are_all_readable(tmp_path: Path):
@@ -376,7 +377,7 @@ def toy(tmp_path: Path, monkeypatch):
     del sys.modules["toy_source"]
 
 
-def test_registered_source_is_prepared_and_cached_by_its_content(toy, tmp_path: Path):
+def test_registered_source_is_prepared_and_cached_by_its_content(toy, tmp_path: Path, monkeypatch):
     def prepared(name: str) -> Corpus:
         data = {"sources": [{"source": name}], "cache_dir": str(tmp_path), "sequence_length": 16}
         return prepare_corpus(DataConfig.model_validate(data), ByteTokenizer(), seed=0)
@@ -386,16 +387,17 @@ def test_registered_source_is_prepared_and_cached_by_its_content(toy, tmp_path: 
     assert first.train.rows([0]).tokens.shape == (1, 16)
     assert [first.cached, more.cached] == [False, False]
     assert prepared("toy:30").cached
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "toy:3", "a file")  # what exists is what is meant
+    assert load("toy:3") == ["a file"]
     assert "`toy:N`, N sentences" in known_sources()
 
 
-def test_source_that_was_registered_last_is_asked_first(toy, tmp_path: Path, monkeypatch):
+def test_source_that_was_registered_last_is_asked_first(toy, monkeypatch):
     monkeypatch.setattr(SOURCES["toy"], "fits", lambda self, name: name == "sentences")
     assert kind_of_source("sentences").kind == "toy"
     assert kind_of_source("python-docs").kind == "python-docs"
     assert kind_of_source("owner/name").kind == "hub"
-    path = write(tmp_path / "toy:3", "a file")  # what exists is what is meant
-    assert load(path) == ["a file"]
 
 
 def test_kinds_of_sources_are_named_in_the_schema():

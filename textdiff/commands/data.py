@@ -71,8 +71,6 @@ def _amounts(corpus: "Corpus") -> str:
 
 
 def _findings(config: "Config", corpus: "Corpus") -> dict[str, Any]:
-    from dataclasses import asdict
-
     from textdiff.data.statistics import examples, length_histogram, source_statistics
 
     train = corpus.record["train"]
@@ -90,7 +88,7 @@ def _findings(config: "Config", corpus: "Corpus") -> dict[str, Any]:
         "sequence_length": config.data.sequence_length,
         "steps": config.train.steps,
         "global_batch_size": config.train.global_batch_size,
-        "document_tokens": asdict(length_histogram(corpus)),
+        "document_tokens": length_histogram(corpus),
         "examples": examples(corpus, _EXAMPLES),
         "cache": [str(stream.folder) for stream in corpus.streams],
     }

@@ -123,6 +123,18 @@ def stages(stage: Settings | None) -> list[Settings]:
     return [stage]
 
 
+def is_plain_bpe(settings: Settings) -> bool:
+    """Return whether a backend is a BPE that gets text as it is, and marks no pieces of it."""
+    model = settings["model"]
+    return (
+        model["type"] == "BPE"
+        and not model.get("continuing_subword_prefix")
+        and not model.get("end_of_word_suffix")
+        and settings["normalizer"] is None
+        and all(token["special"] for token in settings["added_tokens"])
+    )
+
+
 def byte_characters() -> list[str]:
     """Return the printable stand-ins of `pre_tokenizers.ByteLevel`, indexed by byte.
 

@@ -124,14 +124,9 @@ def prepare_corpus(
         Omissions(unread=documents.omissions.unread, **kept).joined()
         for kept, documents in zip(prepared.omissions, corpora, strict=True)
     )
+    record, streams = _record(data, tokenizer, prepared, train), tuple(prepared.streams)
     return Corpus(
-        train,
-        prepared.validation,
-        prepared.tokenizer,
-        _record(data, tokenizer, prepared, train),
-        tuple(prepared.streams),
-        cached,
-        omissions,
+        train, prepared.validation, prepared.tokenizer, record, streams, cached, omissions
     )
 
 

@@ -75,7 +75,7 @@ class Omissions:
 
     def joined(self) -> "Omissions":
         """Return the same with all files in `files`."""
-        files = Counter(self.unread) + Counter(self.files)
+        files = Counter(self.files) + Counter(self.unread)
         return replace(self, unread={}, files=files)
 
     def sentences(self, name: str) -> list[str]:
@@ -136,10 +136,9 @@ def from_texts(texts: Iterable[str]) -> Documents:
 
 
 def corpus_fingerprint(texts: Iterable[str]) -> str:
-    """Hash documents so that any change of content, order or boundaries shows.
+    """Return the hexadecimal SHA-256 of the SHA-256 of every document's UTF-8 bytes.
 
-    Returns:
-        The hexadecimal SHA-256 of the SHA-256 of every document's UTF-8 bytes.
+    Any change of content, order or boundaries shows in it.
     """
     digest = hashlib.sha256()
     for text in texts:

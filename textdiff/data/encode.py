@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.data.backend import TextBackends, byte_characters, text_backends
+from textdiff.data.backend import TextBackends, byte_characters, is_plain_bpe, text_backends
 from textdiff.data.document_stream import brief, split_long
 from textdiff.errors import DataError
 
@@ -37,11 +37,6 @@ class Encoder:
         self._bytes = _byte_ids(first)
         self._first = _backend(first)
         self._later = self._first if later in (None, first) else _backend(later)
-
-    @classmethod
-    def of(cls, tokenizer: PreTrainedTokenizerFast) -> "Encoder":
-        """Make the encoder of a tokenizer."""
-        return encoder_of(text_backends(tokenizer))
 
     def __call__(self, texts: Sequence[str], later: Iterable[bool] = repeat(False)) -> list[Ids]:
         """Return the token ids of every text, int32 [tokens] each.
@@ -112,7 +107,7 @@ def encode_documents(
     Raises:
         DataError: half of a surrogate pair, which no tokenizer can read.
     """
-    return Encoder.of(tokenizer)(readable(texts))
+    return encoder_of(text_backends(tokenizer))(readable(texts))
 
 
 def readable(texts: Iterable[str]) -> list[str]:
@@ -142,16 +137,9 @@ def _byte_ids(serialized: str) -> NDArray[np.int32] | None:
     settings = json.loads(serialized)
     model = settings["model"]
     plain = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
-    looks_up = (
-        model["type"] == "BPE"
-        and not model["merges"]
-        and not model.get("continuing_subword_prefix")
-        and not model.get("end_of_word_suffix")
-        and settings["normalizer"] is None
-        and plain.items() <= (settings["pre_tokenizer"] or {}).items()
-        and all(token["special"] for token in settings["added_tokens"])
-    )
-    names = byte_characters()
-    if not looks_up or not set(names) <= model["vocab"].keys():
+    if not (is_plain_bpe(settings) and plain.items() <= (settings["pre_tokenizer"] or {}).items()):
         return None
-    return np.array([model["vocab"][name] for name in names], dtype=np.int32)
+    names = byte_characters()
+    if model["merges"] or not set(names) <= model["vocab"].keys():
+        return None
+    return np.array([model["vocab"][name] for name in names], dtype=np.int32)  # [256]

@@ -43,31 +43,11 @@ _DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError)
 _READ_BYTES = 1 << 20
 
 
-class _Decompressed(io.RawIOBase):
-    """A file that pyarrow decompresses: the standard library of Python 3.11 has no zstd and lz4."""
-
-    def __init__(self, codec: str, path: Path) -> None:
-        import pyarrow
-
-        self._arrow = pyarrow
-        self._stream = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), codec)
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        try:
-            return int(self._stream.readinto(buffer))
-        except self._arrow.ArrowException as error:
-            raise OSError(str(error)) from None
-
-    def close(self) -> None:
-        self._stream.close()
-        super().close()
-
-
 def _open_by_pyarrow(codec: str, path: Path) -> Any:
-    stream: Any = _Decompressed(codec, path)
+    """Open a file that the standard library of Python 3.11 cannot decompress."""
+    import pyarrow
+
+    stream: Any = pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), codec)
     return io.BufferedReader(stream)
 
 

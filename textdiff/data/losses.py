@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import repeat
-from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -24,6 +23,7 @@ from textdiff.data.backend import (
     Settings,
     TextBackends,
     byte_characters,
+    is_plain_bpe,
     serialize,
     special_ids,
     stages,
@@ -93,45 +93,41 @@ def encode_checked(
     encoder = encoder_of(backends)
     ids = encoder(documents, goes_on)
     serialized = serialize(tokenizer)
-    known = _knowledge(backends, serialized, frozenset(special_ids(tokenizer)))
-    if known.proven and known.unknown is None:
+    proven, unknown = _facts(backends, serialized, frozenset(special_ids(tokenizer)))
+    if proven and unknown is None:
         return Encoded(ids, {}, None)
-    checked = [i for i, x in enumerate(ids) if not known.proven or (x == known.unknown).any()]
+    checked = [i for i, x in enumerate(ids) if not proven or (x == unknown).any()]
     if not checked:
-        return Encoded(ids, {}, known.unknown)
+        return Encoded(ids, {}, unknown)
     decode = _decoder(json.loads(serialized))
 
     def encode(text: str) -> Ids:
         return encoder([text])[0]
 
     compared = {
-        index: _loss(documents[index], ids[index], goes_on[index], known.unknown, decode, encode)
+        index: _loss(documents[index], ids[index], goes_on[index], unknown, decode, encode)
         for index in checked
     }
     losses = {index: loss for index, loss in compared.items() if loss is not None}
-    return Encoded(ids, losses, known.unknown)
-
-
-class _Knowledge(NamedTuple):
-    """Facts about all texts that follow from a tokenizer's settings.
-
-    Attributes:
-        proven: whether texts without an unknown token lose nothing.
-        unknown: id of the unknown token; None: there is none, or no text gives it.
-    """
-
-    proven: bool
-    unknown: int | None
+    return Encoded(ids, losses, unknown)
 
 
 @lru_cache(maxsize=4)
-def _knowledge(backends: TextBackends, serialized: str, special: frozenset[int]) -> _Knowledge:
+def _facts(
+    backends: TextBackends, serialized: str, special: frozenset[int]
+) -> tuple[bool, int | None]:
+    """Return facts about all texts that follow from a tokenizer's settings.
+
+    Returns:
+        Whether texts without an unknown token lose nothing, and the id of the unknown token; None:
+        there is none, or no text gives it.
+    """
     settings = json.loads(backends.first)
     alike = backends.first == backends.later
     if alike and loses_nothing(settings):
-        return _Knowledge(True, None)
+        return True, None
     unknown = unknown_id(json.loads(serialized), special)
-    return _Knowledge(alike and loses_the_unknown(settings, unknown), unknown)
+    return alike and loses_the_unknown(settings, unknown), unknown
 
 
 def _decoder(names: Settings) -> Callable[[Ids], str]:
@@ -175,8 +171,8 @@ def loses_nothing(settings: Settings) -> bool:
     It does for byte-level BPE: the stand-ins of all bytes are in the vocabulary, nothing changes
     or drops a character before they are looked up, and the decoder undoes it.
     """
-    model, steps = settings["model"], stages(settings["pre_tokenizer"])
-    if model["type"] != "BPE" or not steps or settings["normalizer"] is not None:
+    steps = stages(settings["pre_tokenizer"])
+    if not steps or not is_plain_bpe(settings):
         return False
     kept = all(
         step["type"] == "Digits"
@@ -187,11 +183,8 @@ def loses_nothing(settings: Settings) -> bool:
         kept
         and steps[-1]["type"] == "ByteLevel"
         and not steps[-1]["add_prefix_space"]
-        and not model.get("continuing_subword_prefix")
-        and not model.get("end_of_word_suffix")
-        and set(byte_characters()) <= model["vocab"].keys()
+        and set(byte_characters()) <= settings["model"]["vocab"].keys()
         and [step["type"] for step in stages(settings["decoder"])] == ["ByteLevel"]
-        and all(token["special"] for token in settings["added_tokens"])
     )
 
 
@@ -200,15 +193,10 @@ def loses_the_unknown(settings: Settings, unknown: int | None) -> bool:
 
     It does where pieces of the text are looked up as they are, and joined when they are decoded.
     """
-    model = settings["model"]
     return (
         unknown is not None
-        and model["type"] == "BPE"
-        and not model.get("byte_fallback")
-        and not model.get("continuing_subword_prefix")
-        and not model.get("end_of_word_suffix")
-        and settings["normalizer"] is None
+        and is_plain_bpe(settings)
+        and not settings["model"].get("byte_fallback")
         and settings["pre_tokenizer"] is None
         and [step["type"] for step in stages(settings["decoder"])] == ["Fuse"]
-        and all(token["special"] for token in settings["added_tokens"])
     )

@@ -51,7 +51,7 @@ def tokenize(
     verify: bool = True,
     progress: Callable[[int], None] = lambda characters: None,
 ) -> TokenStream:
-    """Turn documents into one stream of tokens, or find that stream in the cache.
+    """Turn documents into one memory-mapped stream of tokens, or find it in the cache.
 
     Every document is followed by the end-of-text token if the tokenizer has one.
 
@@ -62,9 +62,6 @@ def tokenize(
         cache_dir: where `textdiff/<key>/` is kept; None is the cache of `datasets`.
         verify: compare an entry that exists with its hashes, file by file.
         progress: called with the characters encoded since its last call.
-
-    Returns:
-        The memory-mapped stream.
 
     Raises:
         DataError: the cache folder cannot be written, or the corpus cannot be read.
@@ -82,9 +79,7 @@ def tokenize(
                 _build(folder, documents, tokenizer, num_proc, progress)
     stream = TokenStream.open(folder)
     if stream is None:
-        raise DataError(
-            f"the token cache {folder} cannot be read back; set data.cache_dir", code="cache"
-        )
+        raise DataError(f"token cache {folder} cannot be read back; set data.cache_dir")
     return stream
 
 

@@ -155,19 +155,19 @@ def _without_copies(search: "_Search") -> list[_Match]:
 
 
 class _Search:
-    """Search for the files that match the parts of a pattern, links to folders followed.
+    """Search for the files that match the names of a pattern, links to folders followed.
 
-    Each real folder is visited once for each part of the pattern, so that links to folders further
-    up come to an end and count nothing twice.
+    Each real folder is visited once for each name of the pattern, so that links to folders
+    further up come to an end and count nothing twice.
 
     Args:
         base: the folder to start from.
-        parts: of the pattern; the last two match everything below a folder that is matched.
+        components: names of the pattern; the last two match everything below a matched folder.
         below: number of the first of these two.
     """
 
-    def __init__(self, base: Path, parts: Sequence[str], below: int) -> None:
-        self.base, self.parts, self.below = base, parts, below
+    def __init__(self, base: Path, components: Sequence[str], below: int) -> None:
+        self.base, self.components, self.below = base, components, below
         self.matches: list[_Match] = []
         self.left_out: Counter[str] = Counter()
         self._names: set[tuple[int, int, str]] = set()
@@ -189,27 +189,27 @@ class _Search:
     def _visit(self, folder: Path, at: int, links: int) -> None:
         try:
             place = os.stat(folder)
-        except FileNotFoundError:  # a part of a pattern without wildcards
+        except FileNotFoundError:  # a name without wildcards
             return
         except OSError as error:
             raise _unreadable(folder, error) from None
         if (place.st_dev, place.st_ino, at) in self._visited or not stat.S_ISDIR(place.st_mode):
             return
         self._visited.add((place.st_dev, place.st_ino, at))
-        part = self.parts[at]
-        if part == "..":
+        component = self.components[at]
+        if component == "..":
             self._push(folder / "..", at + 1, links)
             return
-        if part == "**":
+        if component == "**":
             self._push(folder, at + 1, links)
         entries = _entries(folder)
-        exact = any(entry.name == part for entry in entries)  # such a name is not a pattern
+        exact = any(entry.name == component for entry in entries)  # such a name is not a pattern
         for entry in entries:
             path, linked = folder / entry.name, links + entry.is_symlink()
-            if part == "**":
+            if component == "**":
                 if not entry.name.startswith(".") and _type_of(entry) == "folder":
                     self._push(path, at, linked)
-            elif entry.name == part if exact else _matches(entry.name, part):
+            elif entry.name == component if exact else _matches(entry.name, component):
                 kind = _type_of(entry)
                 if kind == "folder":
                     self._go_on(path, at, linked)
@@ -225,14 +225,14 @@ class _Search:
         (self._linked if links else self._real).append((folder, at, links))
 
     def _ends(self, at: int) -> bool:
-        """Return whether a part is the last one of the pattern, or of what is below a folder."""
-        return at + 1 in (self.below, len(self.parts))
+        """Return whether a name is the last one of the pattern, or of what is below a folder."""
+        return at + 1 in (self.below, len(self.components))
 
     def _go_on(self, path: Path, at: int, links: int) -> None:
-        """Go on in a folder that matches a part, or with all below it."""
+        """Go on in a folder that matches a name, or with all below it."""
         if not self._ends(at):
             self._push(path, at + 1, links)
-        elif at < self.below and tuple(self.parts[at - 1 : at + 1]) != _ALL_BELOW:
+        elif at < self.below and tuple(self.components[at - 1 : at + 1]) != _ALL_BELOW:
             self._push(path, self.below, links)
 
     def _is_new(self, place: os.stat_result, name: str) -> bool:
@@ -243,8 +243,9 @@ class _Search:
         return new
 
 
-def _matches(name: str, part: str) -> bool:
-    return (part.startswith(".") or not name.startswith(".")) and fnmatch.fnmatchcase(name, part)
+def _matches(name: str, component: str) -> bool:
+    hidden = name.startswith(".") and not component.startswith(".")
+    return not hidden and fnmatch.fnmatchcase(name, component)
 
 
 def _entries(folder: Path) -> "list[os.DirEntry[str]]":

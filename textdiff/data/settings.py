@@ -27,7 +27,7 @@ TRAINING_PIECE_CHARACTERS = 100_000  # the trainer holds hundreds of texts at a 
 class Source(Section):
     """One corpus.
 
-    The first reading that fits wins: `python-docs`, a local path or glob, a hub id.
+    The first kind that fits reads it: `python-docs`, a local path or glob, a hub id; see `sources`.
     """
 
     source: PathText = Field(description=known_sources())
@@ -82,7 +82,7 @@ class DataConfig(Section):
 
     @property
     def weights(self) -> list[float] | None:
-        """The sources' weights; None: they are read one after another."""
+        """Weights of the sources; None: they are read one after another."""
         return [source.weight for source in self.sources if source.weight is not None] or None
 
 

@@ -1,8 +1,8 @@
 """Kinds of sources: what `data.sources` of a config may name, each a class of the registry.
 
 A kind says which names it reads and makes documents of them. To add one, register a subclass of
-`SourceKind`; it is used for the names that it fits, or as `source: KIND:REST`. Nothing is read
-before documents are iterated, and only a block at a time.
+`SourceKind`; it is used as `source: KIND:REST`, or for the names that its `fits` claims. Nothing is
+read before documents are iterated, and only a block at a time.
 
 This module imports neither datasets nor pyarrow, so that `--help` stays quick.
 """
@@ -34,8 +34,8 @@ class SourceKind(Section):
     kind: str
 
     def fits(self, name: str) -> bool:
-        """Return whether this kind reads a name; a name that begins with `KIND:` always fits."""
-        return False
+        """Return whether this kind reads a name: unless it says otherwise, `KIND:REST`."""
+        return name.startswith(f"{self.kind}:") and existing(name) is None
 
     def load(self, source: "Source", omissions: Omissions) -> Documents:
         """Return the documents, none of them empty, in the same order on every pass.
@@ -60,7 +60,7 @@ SOURCES: Registry[SourceKind] = Registry("source")
 
 @SOURCES.register
 class HubDataset(SourceKind):
-    """Hugging Face dataset id."""
+    """Dataset id of the Hugging Face hub."""
 
     kind: Literal["hub"] = "hub"
 
@@ -171,14 +171,11 @@ class PythonDocs(SourceKind):
 
 
 def kind_of_source(name: str) -> SourceKind:
-    """Return the kind that reads a name: one that it begins with, or the last one that fits.
+    """Return the kind that was registered last of those that fit a name.
 
     Raises:
         DataError: a link that leads nowhere, or a folder that may not be searched.
     """
-    prefix, colon, _ = name.partition(":")
-    if colon and prefix in SOURCES and existing(name) is None:
-        return SOURCES.build(prefix)
     newest_first = map(SOURCES.build, reversed(list(SOURCES)))
     return next(kind for kind in newest_first if kind.fits(name))
 
@@ -221,4 +218,4 @@ def reading_signature(words: str, omissions: Omissions) -> str:
 def known_sources() -> str:
     """Return what a source may name, as the end of a sentence."""
     lines = [(SOURCES[kind].__doc__ or kind).splitlines()[0] for kind in SOURCES]
-    return "; ".join(line.rstrip(".") for line in reversed(lines))
+    return "; ".join(line[0].lower() + line[1:].rstrip(".") for line in reversed(lines))

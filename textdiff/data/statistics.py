@@ -1,7 +1,6 @@
 """Figures of a prepared corpus, and a check: sizes, document lengths, how it is cut into tokens."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,23 +96,6 @@ def source_facts(
     ]
 
 
-@dataclass(frozen=True)
-class LengthHistogram:
-    """Training documents by their length.
-
-    Attributes:
-        edges: lengths in tokens; bin i holds the lengths edges[i] <= n < edges[i + 1].
-        counts: documents per bin.
-        median: of the lengths.
-        longest: of the lengths.
-    """
-
-    edges: list[int]
-    counts: list[int]
-    median: float
-    longest: int
-
-
 def source_statistics(corpus: "Corpus") -> list[dict[str, Any]]:
     """Return the record of every source with `bytes_per_token`, end-of-text tokens not counted."""
     ends = corpus.tokenizer.eos_token_id is not None
@@ -125,15 +107,25 @@ def source_statistics(corpus: "Corpus") -> list[dict[str, Any]]:
     return records
 
 
-def length_histogram(corpus: "Corpus") -> LengthHistogram:
-    """Count the training documents by length, end-of-text tokens included, in powers of two."""
+def length_histogram(corpus: "Corpus") -> dict[str, Any]:
+    """Count the training documents by length, end-of-text tokens included, in powers of two.
+
+    Returns:
+        `edges` in tokens (bin i holds the lengths edges[i] <= n < edges[i + 1]), `counts` of
+        documents per bin, and the `median` and `longest` length.
+    """
     lengths = np.concatenate([stream.document_lengths for stream in corpus.streams])
     low = int(np.log2(max(1, lengths.min())))
     high = int(np.log2(max(1, lengths.max()))) + 1
     edges = [2**power for power in range(low, high + 1)]
     edges[0] = min(edges[0], int(lengths.min()))
     counts, _ = np.histogram(lengths, [*edges[:-1], edges[-1] + 1])
-    return LengthHistogram(edges, counts.tolist(), float(np.median(lengths)), int(lengths.max()))
+    return {
+        "edges": edges,
+        "counts": counts.tolist(),
+        "median": float(np.median(lengths)),
+        "longest": int(lengths.max()),
+    }
 
 
 def examples(corpus: "Corpus", number: int) -> list[list[str]]:
