@@ -129,7 +129,7 @@ def build_step(
         samples = number * size.rows + rows
         u = uniforms(seed, Stream.POSITION, row=samples[:, None], position=positions)
         u_token = None
-        if family.process.draws_tokens:
+        if family.process.replaces_tokens:
             u_token = uniforms(seed, Stream.TOKEN, row=samples[:, None], position=positions)
         noise = draw_noise(family, x0, NoiseUniforms(v.view(size.rows, -1), u, u_token), ByCount())
         batch = corrupt(family, x0, noise, None)

@@ -117,7 +117,7 @@ def network(config: Config) -> tuple[TextDiffusionModel, Family]:
 def trained(model: TextDiffusionModel, family: Family, config: Config) -> None:
     tokens = encoded()[: ROWS * LENGTH].view(ROWS, LENGTH).numpy()
     rows = SimpleNamespace(rows=lambda samples: SimpleNamespace(tokens=tokens, documents=None))
-    loss, nelbo = training_loss(model, family)(TrainingBatches(rows, family.host, config)[0])
+    loss, nelbo = training_loss(model, family)(TrainingBatches(rows, family.on_cpu, config)[0])
     assert loss.isfinite(), f"loss {loss}"
     assert nelbo.isfinite(), f"bound {nelbo}"
     loss.backward()

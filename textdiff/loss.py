@@ -293,4 +293,4 @@ def log_mask(noise: Noise, exponent: Tensor) -> Tensor:
         exponent: [B, L] rate exponents.
     """
     log_masked = exponent * noise.threshold.log()
-    return torch.where(noise.hit, log_masked, torch.log(-torch.expm1(log_masked)))
+    return torch.where(noise.corrupted, log_masked, torch.log(-torch.expm1(log_masked)))

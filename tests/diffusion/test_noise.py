@@ -38,12 +38,14 @@ def test_counts_weights_and_rates_of_every_block(length, size):
     for b in range(blocks.count):
         span = blocks.span(b)
         n = span.stop - span.start
-        k = noise.hit[:, span].sum(1)
+        k = noise.corrupted[:, span].sum(1)
         assert torch.equal(k, 1 + (v[:, b] * n).long())
         assert (noise.weight[:, span] * k[:, None] - n).abs().max() < 1e-12
         kth = u[:, span].sort(1).values.gather(1, k[:, None] - 1)
         assert torch.equal(noise.alpha[:, span], (1.0 - kth).expand(-1, n))
-        assert (u[:, span][noise.hit[:, span]] <= kth.expand(-1, n)[noise.hit[:, span]]).all()
+        assert (
+            u[:, span][noise.corrupted[:, span]] <= kth.expand(-1, n)[noise.corrupted[:, span]]
+        ).all()
 
 
 def test_positions_that_are_not_scorable_are_never_hit_and_never_counted():
@@ -51,19 +53,19 @@ def test_positions_that_are_not_scorable_are_never_hit_and_never_counted():
     v, u = draws(500, blocks)
     scorable = torch.tensor([1, 0, 1, 1, 0, 0, 0, 0, 1], dtype=torch.bool).expand(500, -1)
     noise = noise_by_count(NoiseUniforms(v, u), blocks, scorable=scorable)
-    assert not (noise.hit & ~scorable).any()
-    k = noise.hit[:, :4].sum(1)
+    assert not (noise.corrupted & ~scorable).any()
+    k = noise.corrupted[:, :4].sum(1)
     assert torch.equal(k, 1 + (v[:, 0] * 3).long())
     assert (noise.weight[:, 0] * k - 3.0).abs().max() < 1e-12
-    assert not noise.hit[:, 4:8].any()
+    assert not noise.corrupted[:, 4:8].any()
     assert (noise.alpha[:, 4:8] == 1.0).all()
-    assert noise.hit[:, 8].all()
+    assert noise.corrupted[:, 8].all()
     assert (noise.weight[:, 8] == 1.0).all()
     timed = noise_by_time(
         build_schedule("loglinear"), NoiseUniforms(v, u), blocks, scorable=scorable
     )
-    assert not (timed.hit & ~scorable).any()
-    assert timed.hit.any()
+    assert not (timed.corrupted & ~scorable).any()
+    assert timed.corrupted.any()
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 0.5), (0.3, 0.8), (0.5, 1.0), (0.95, 1.0)])
@@ -71,7 +73,7 @@ def test_counts_stay_in_their_range_and_are_uniform_there(low, high):
     n, rows = 10, 20_000
     blocks = Blocks.of(n, None)
     v, u = draws(rows, blocks)
-    k = noise_by_count(NoiseUniforms(v, u), blocks, rates=(low, high)).hit.sum(1)
+    k = noise_by_count(NoiseUniforms(v, u), blocks, rates=(low, high)).corrupted.sum(1)
     allowed = list(range(max(1, math.ceil(low * n - 1e-9)), math.floor(high * n + 1e-9) + 1))
     counts = torch.bincount(k, minlength=n + 1).double()
     assert counts.nonzero().flatten().tolist() == allowed
@@ -83,7 +85,9 @@ def test_counts_stay_in_their_range_and_are_uniform_there(low, high):
 def test_a_range_without_a_whole_number_hits_the_next_count():
     blocks = Blocks.of(4, None)
     v, u = draws(50, blocks)
-    assert (noise_by_count(NoiseUniforms(v, u), blocks, rates=(0.3, 0.4)).hit.sum(1) == 2).all()
+    assert (
+        noise_by_count(NoiseUniforms(v, u), blocks, rates=(0.3, 0.4)).corrupted.sum(1) == 2
+    ).all()
 
 
 @pytest.mark.parametrize("n", [2, 3, 7, 13, 49, 100, 128])
@@ -93,9 +97,9 @@ def test_range_ends_that_are_whole_numbers_belong_to_the_range(n):
     ends = torch.tensor([[0.0], [1.0 - 2.0**-53]], dtype=torch.float64)
     u = uniforms(0, Stream.POSITION, row=torch.arange(2)[:, None], position=torch.arange(n))
     for k in range(1, n):
-        hit = noise_by_count(NoiseUniforms(ends, u), blocks, rates=(k / n, 1.0)).hit.sum(1)
+        hit = noise_by_count(NoiseUniforms(ends, u), blocks, rates=(k / n, 1.0)).corrupted.sum(1)
         assert hit.tolist() == [k, n]
-        hit = noise_by_count(NoiseUniforms(ends, u), blocks, rates=(0.0, k / n)).hit.sum(1)
+        hit = noise_by_count(NoiseUniforms(ends, u), blocks, rates=(0.0, k / n)).corrupted.sum(1)
         assert hit.tolist() == [1, k]
 
 

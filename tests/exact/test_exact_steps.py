@@ -53,7 +53,7 @@ def test_draws_without_hits_weigh_what_they_are_drawn_too_rarely(options, n):
     assert float(chances.sum()) == pytest.approx(1.0, abs=1e-12)
     kept = chances > 1e-9
     noise = draw(schedule, steps, (middles(chances) / (n + 1))[kept], n)
-    assert not bool(noise.hit.any())
+    assert not bool(noise.corrupted.any())
     assert (noise.alpha[:, 0] - alpha[kept]).abs().max() < 1e-12
     weighed = noise.weight[:, 0] * chances[kept] / (n + 1)
     exact = quiet[kept] / (1.0 - alpha[kept])

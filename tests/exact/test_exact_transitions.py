@@ -91,7 +91,7 @@ def transition(monkeypatch, family, name, logits, z, alpha_s, alpha_t, **knobs) 
         first = next(iter(steps))
         return (first.canvas[:, 0] != z) & (first.t == 1.0)
 
-    by_weights = family.process.draws_tokens or family.process.by_token
+    by_weights = family.process.replaces_tokens or family.process.by_token
     moved = revealed(0.0, 1.0)
     if by_weights:
         return weights[0][0] / weights[0][0].sum()

@@ -43,7 +43,7 @@ class Family:
         return exponents if isinstance(exponents, nn.Module) else None
 
     @property
-    def host(self) -> "Family":
+    def on_cpu(self) -> "Family":
         """The same family with its tables on the host, where noise is made."""
         process = self.process.to(torch.device("cpu"))
         return replace(self, process=process, objective=replace(self.objective, process=process))

@@ -52,7 +52,10 @@ class ByCount(NoiseMaker):
         exponents: Tensor | None = None,
     ) -> Noise:
         """Make noise with the weight n / k."""
-        blocks, dense = family.blocks(uniforms.position.shape[1]), family.objective.dense
+        blocks, dense = (
+            family.blocks(uniforms.position.shape[1]),
+            family.objective.scores_all_positions,
+        )
         return noise_by_count(uniforms, blocks, scorable, self.rates, dense, exponents)
 
 
@@ -125,4 +128,4 @@ def draw_noise(
         by: what makes it.
         scorable: [B, L] bool, positions that may be corrupted; None: all.
     """
-    return by(family, uniforms, scorable, family.process.pace(x0))
+    return by(family, uniforms, scorable, family.process.rate_exponents(x0))

@@ -52,7 +52,7 @@ class Noise:
     alpha_s: Tensor | None = None
 
     @property
-    def hit(self) -> Tensor:
+    def corrupted(self) -> Tensor:
         """[B, L] bool: the positions that lose their token."""
         return self.u < self.threshold
 

@@ -70,7 +70,7 @@ class ForwardProcess(ABC):
 
     name: ClassVar[str]
     has_mask: ClassVar[bool] = True
-    draws_tokens: ClassVar[bool] = True
+    replaces_tokens: ClassVar[bool] = True
     by_token: ClassVar[bool] = False  # whether some tokens are lost faster than others
 
     @abstractmethod
@@ -97,18 +97,18 @@ class ForwardProcess(ABC):
         """
         return self._lost(torch.zeros((), dtype=torch.float64), u).expand(shape).contiguous()
 
-    def pace(self, x0: Tensor | None) -> Tensor | None:
+    def rate_exponents(self, x0: Tensor | None) -> Tensor | None:
         """[B, L] how fast each position is lost, 1 - alpha to that power; None: all alike."""
         return None
 
     def corrupt(self, x0: Tensor, noise: Noise) -> Tensor:
         """x_t given x_0, both [B, L] int64."""
-        return torch.where(noise.hit, self._lost(noise.alpha, noise.u_token), x0)
+        return torch.where(noise.corrupted, self._lost(noise.alpha, noise.u_token), x0)
 
     def _lost(self, alpha: Tensor, u: Tensor | None) -> Tensor:
         """What tokens become that do not survive: the mask, or a clean one by one uniform each."""
         mask = torch.tensor(self.mask_token_id, device=self.vocabulary.ids.device)
-        if not self.draws_tokens:
+        if not self.replaces_tokens:
             return mask
         if u is None:
             raise ValueError(f"{type(self).__name__} noise draws tokens and needs uniforms")
@@ -190,7 +190,7 @@ class ForwardProcess(ABC):
         stay = functional.one_hot(xt, log_x0.shape[-1]).double()
         # Without noise only what is predicted at x_t itself counts, and it may have underflowed.
         back = torch.where(total == 0.0, stay, back / total)
-        if self.draws_tokens:
+        if self.replaces_tokens:
             return back
         return torch.where((xt == self.mask_token_id)[:, None], back, stay)
 
@@ -263,7 +263,7 @@ class Absorbing(ForwardProcess):
     """Tokens turn into the mask and stay there (Sec. 3.1, arXiv:2406.07524)."""
 
     name: ClassVar[str] = "absorbing"
-    draws_tokens: ClassVar[bool] = False
+    replaces_tokens: ClassVar[bool] = False
 
     def shares(self, alpha: Tensor) -> tuple[Tensor, Tensor]:
         return 1.0 - alpha, torch.zeros_like(alpha)
@@ -302,7 +302,7 @@ class AbsorbingByToken(ForwardProcess):
     schedule: Learned
 
     name: ClassVar[str] = "absorbing by token"
-    draws_tokens: ClassVar[bool] = False
+    replaces_tokens: ClassVar[bool] = False
     by_token: ClassVar[bool] = True
 
     def to(self, device: torch.device) -> Self:
@@ -311,14 +311,14 @@ class AbsorbingByToken(ForwardProcess):
         )
 
     @property
-    def paces(self) -> Tensor:
+    def token_exponents(self) -> Tensor:
         """[V] float64 w."""
-        return self.schedule.paces(len(self.vocabulary.clean))
+        return self.schedule.token_exponents(len(self.vocabulary.clean))
 
-    def pace(self, x0: Tensor | None) -> Tensor:
+    def rate_exponents(self, x0: Tensor | None) -> Tensor:
         if x0 is None:
             raise ValueError("tokens are lost at their own paces: their noise needs to know them")
-        return self.paces[x0]
+        return self.token_exponents[x0]
 
     def shares(self, alpha: Tensor) -> tuple[Tensor, Tensor]:
         # Whatever is built on one survival probability for all tokens ends here.
@@ -328,7 +328,7 @@ class AbsorbingByToken(ForwardProcess):
         raise ValueError("noise by token has no scores: its tokens do not share an alpha")
 
     def marginal(self, x0: Tensor, alpha: Tensor) -> Tensor:
-        lost = (1.0 - alpha.double())[:, None] ** self.paces * x0.double()
+        lost = (1.0 - alpha.double())[:, None] ** self.token_exponents * x0.double()
         kept = x0.double() - lost
         kept[:, self.mask_token_id] += lost.sum(-1)
         return kept
@@ -347,7 +347,7 @@ class AbsorbingByToken(ForwardProcess):
         s, t = 1.0 - alpha_s.double(), 1.0 - alpha_t.double()
         ratio = torch.where(s == t, 1.0, s / t)[:, None]  # also where both are 0
         x0 = log_x0.double().exp()
-        stays = ratio**self.paces * x0
+        stays = ratio**self.token_exponents * x0
         back = x0 - stays
         back[:, self.mask_token_id] += stays.sum(-1)
         same = functional.one_hot(xt, x0.shape[-1]).double()

@@ -185,7 +185,7 @@ class Learned(NoiseSchedule):
     def t_of_alpha(self, alpha: Tensor) -> Tensor:
         return 1.0 - alpha
 
-    def paces(self, rows: int) -> Tensor:
+    def token_exponents(self, rows: int) -> Tensor:
         """[V] float64 exponents of `rows` tokens as they are now, with gradient where learned."""
         if self.exponents is None:
             return torch.full((rows,), self.exponent, dtype=torch.float64)
@@ -199,7 +199,7 @@ class Learned(NoiseSchedule):
         if self.exponents is None:
             return self
         with torch.no_grad():
-            return replace(self, exponents=self.paces(0).to(device))
+            return replace(self, exponents=self.token_exponents(0).to(device))
 
 
 SCHEDULES: dict[str, type[NoiseSchedule]] = {

@@ -114,7 +114,7 @@ def plan(
         vocabulary=vocabulary,
         streams=2 if blocks and not shifted else 1,
         draws=2 if learned else 1,
-        scored=1.0 if family.objective.dense or shifted else (low + high) / 2,
+        scored=1.0 if family.objective.scores_all_positions or shifted else (low + high) / 2,
         half=half,
         chunked=chunked,
         devices=devices,

@@ -100,7 +100,7 @@ def generate(
     seeds, numbers = _keys(job)
     # What lies behind the end of a row is noise that stays where noise is a mask; tokens are drawn
     # there like everywhere, and not looked at.
-    ends = lengths if not family.process.draws_tokens else torch.full_like(lengths, room)
+    ends = lengths if not family.process.replaces_tokens else torch.full_like(lengths, room)
     open_ = torch.nn.functional.pad(~job.given, (0, room - job.given.shape[1]), value=True)
     index = 0
     while rows.active or rows.waiting:
@@ -269,7 +269,7 @@ def _prior(model: TextDiffusionModel, family: Family, job: Job, room: int) -> Te
     """[R, W] what is given, and noise elsewhere."""
     seeds, numbers = _keys(job)
     u = uniforms(seeds, Stream.PRIOR, row=numbers, position=torch.arange(room))
-    text = family.host.process.prior((len(job.prompts), room), u)
+    text = family.on_cpu.process.prior((len(job.prompts), room), u)
     text[:, : job.given.shape[1]][job.given] = torch.tensor(
         [token for prompt in job.prompts for token in prompt if token is not None],
         dtype=torch.int64,

@@ -150,8 +150,8 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
             seed: of the positions; None: the run's.
         """
         position = self._uniforms(Stream.POSITION, samples, seed)
-        draws_tokens = family.process.draws_tokens
-        token = self._uniforms(Stream.TOKEN, samples, seed) if draws_tokens else None
+        replaces_tokens = family.process.replaces_tokens
+        token = self._uniforms(Stream.TOKEN, samples, seed) if replaces_tokens else None
         return NoiseUniforms(levels, position, token)
 
     def _uniforms(self, stream: Stream, samples: Tensor, seed: int | None = None) -> Tensor:

@@ -106,7 +106,7 @@ class D3PMAbsorbing(_D3PM):
 class D3PMUniform(_D3PM):
     """T steps of uniform noise; every position costs nats."""
 
-    dense: ClassVar[bool] = True
+    scores_all_positions: ClassVar[bool] = True
     processes: ClassVar[tuple[str, ...]] = ("uniform",)
 
     def predict(self, logits: Tensor, xt: Tensor, alpha: Tensor) -> Prediction:

@@ -49,7 +49,7 @@ class GenMD4(Objective):
         return Prediction(clean_log_softmax(logits, self.vocabulary), mixture=True)
 
     def nelbo_terms(self, prediction: Prediction, x0: Tensor, xt: Tensor, noise: Noise) -> Tensor:
-        paces = self.process.paces
+        paces = self.process.token_exponents
         pace, c = paces[x0], prediction.log_x0.exp()
         # No matrix product: autocast would round it. And w_x times the sum of c, which is 1 only to
         # rounding, so that equal exponents cancel.

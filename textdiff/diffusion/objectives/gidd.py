@@ -31,7 +31,7 @@ class GIDD(Objective):
     process: Hybrid
     loss_weight: str = "elbo"
 
-    dense: ClassVar[bool] = True
+    scores_all_positions: ClassVar[bool] = True
     processes: ClassVar[tuple[str, ...]] = ("hybrid",)
 
     def predict(self, logits: Tensor, xt: Tensor, alpha: Tensor) -> Prediction:

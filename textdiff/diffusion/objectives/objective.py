@@ -60,7 +60,8 @@ class Objective(ABC):
 
     Attributes:
         process: the forward process.
-        dense: whether every position costs nats, not only those that noise has hit.
+        scores_all_positions: whether every position contributes to the bound, not only corrupted
+            ones.
         shifted: whether the network reads clean tokens one position late, left to right.
         predicts_score: whether predictions hold ratios of probabilities, as scores are.
         heavy_tailed: whether costs may grow like the exponential of the network's outputs, or
@@ -70,7 +71,7 @@ class Objective(ABC):
 
     process: ForwardProcess
 
-    dense: ClassVar[bool] = False
+    scores_all_positions: ClassVar[bool] = False
     shifted: ClassVar[bool] = False
     predicts_score: ClassVar[bool] = False
     heavy_tailed: ClassVar[bool] = True
@@ -93,7 +94,7 @@ class Objective(ABC):
 
     def positions(self, noise: Noise) -> Tensor:
         """[B, L] bool: where predictions are used at all."""
-        return noise.scorable if self.dense else noise.hit
+        return noise.scorable if self.scores_all_positions else noise.corrupted
 
     @abstractmethod
     def predict(self, logits: Tensor, xt: Tensor, alpha: Tensor) -> Prediction:

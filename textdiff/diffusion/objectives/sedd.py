@@ -59,7 +59,7 @@ class SEDDUniform(Objective):
     until there is hardly anything left to see.
     """
 
-    dense: ClassVar[bool] = True
+    scores_all_positions: ClassVar[bool] = True
     predicts_score: ClassVar[bool] = True
     processes: ClassVar[tuple[str, ...]] = ("uniform",)
 

@@ -21,7 +21,7 @@ from textdiff.diffusion.objectives.objective import Objective, Prediction, clean
 class UDLM(Objective):
     """Continuous-time bound of uniform diffusion, at every position."""
 
-    dense: ClassVar[bool] = True
+    scores_all_positions: ClassVar[bool] = True
     processes: ClassVar[tuple[str, ...]] = ("uniform",)
 
     def predict(self, logits: Tensor, xt: Tensor, alpha: Tensor) -> Prediction:

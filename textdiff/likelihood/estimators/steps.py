@@ -44,7 +44,10 @@ class ByStepAndHits(NoiseMaker):
     ) -> Noise:
         """Make noise whose weight is that of counts in continuous time."""
         assert scorable is not None
-        blocks, dense = family.blocks(uniforms.position.shape[1]), family.objective.dense
+        blocks, dense = (
+            family.blocks(uniforms.position.shape[1]),
+            family.objective.scores_all_positions,
+        )
         return noise_by_step_and_hits(
             family.schedule, self.timesteps, uniforms, blocks, scorable, dense
         )

@@ -48,7 +48,7 @@ class Ancestral(Rule):
 
     def __call__(self, segment: Segment) -> Iterator[Step]:
         process = segment.process
-        if not process.draws_tokens and not process.by_token:
+        if not process.replaces_tokens and not process.by_token:
             yield from _reveal(segment, self.greedy_tail)
             return
         yield from redraw(segment, ancestral_law(segment.process), self.greedy_tail)

@@ -67,14 +67,14 @@ def redraw(segment: Segment, law: Law, greedy_tail: bool = False) -> Iterator[St
         greedy_tail: take the likeliest clean tokens at the last step.
     """
     process, controls = segment.process, segment.controls
-    if controls.constraint is not None and not process.draws_tokens:
+    if controls.constraint is not None and not process.replaces_tokens:
         raise ConfigError(
             "patterns and bans need positions that are chosen before their tokens, and with a "
             "learned schedule a token decides when it is revealed; leave them out"
         )
     for interval in grid(segment.schedule, segment.steps):
         still = ~segment.frozen
-        if not process.draws_tokens:  # what is revealed stays
+        if not process.replaces_tokens:  # what is revealed stays
             still = still & (segment.canvas == process.mask_token_id).cpu()
         positions = still.flatten().nonzero().squeeze(1)
         if not len(positions):
@@ -100,7 +100,7 @@ def _weights(
     law: Law, process: ForwardProcess, taken: Prediction, before: Tensor, interval: Interval
 ) -> Tensor:
     """[N, V] the law of the next tokens; guided ones are mixed where a token was noised."""
-    if not isinstance(taken, Contrast) or not process.draws_tokens:
+    if not isinstance(taken, Contrast) or not process.replaces_tokens:
         return law(taken, before, interval)
     mixed = taken.mixed(lambda part: law(part, before, interval))
     if not process.has_mask:

@@ -31,7 +31,7 @@ LARGEST_EXPONENT = 600.0
 
 def follow_scores(segment: Segment, rise: Rise, move: Move, greedy_tail: bool) -> Iterator[Step]:
     """Fill the open positions in at most `steps` calls, by a score rule's single step."""
-    if segment.process.draws_tokens:
+    if segment.process.replaces_tokens:
         yield from redraw(segment, _law(segment.process, move), greedy_tail)
         return
     yield from reveal_by_chance(segment, _chance(segment.schedule, rise), greedy_tail)
