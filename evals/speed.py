@@ -30,8 +30,7 @@ from pathlib import Path
 import torch
 
 from textdiff.diffusion.family import build_family
-from textdiff.diffusion.makers import ByCount, draw_noise
-from textdiff.diffusion.noise import NoiseUniforms
+from textdiff.diffusion.noise import ByCount, NoiseUniforms, draw_noise
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, stratified, uniforms
 from textdiff.loss import DenoisingLoss, corrupt

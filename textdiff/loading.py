@@ -76,7 +76,7 @@ def family_of(
         raise CheckpointError("the schedule is learned: its family needs the model's exponents")
     try:
         return build_family(config.diffusion, vocabulary, device, exponents)
-    except ValueError as error:
+    except (ConfigError, KeyError, TypeError) as error:
         raise CheckpointError(f"config.json names no valid diffusion family: {error}") from None
 
 

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from textdiff.diffusion.family import Family
-from textdiff.diffusion.makers import ByTime, draw_noise
-from textdiff.diffusion.noise import Noise, NoiseUniforms
+from textdiff.diffusion.noise import ByTime, Noise, NoiseUniforms, draw_noise
 from textdiff.diffusion.objectives import Prediction
 from textdiff.models import CAUSAL, TextDiffusionModel, late, training_layout
 

@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 from exact_stats import chi_square_p
+from noise_calls import noise_by_count, noise_by_time
 
+from textdiff.diffusion import SCHEDULES
 from textdiff.diffusion.blocks import Blocks
-from textdiff.diffusion.noise import NoiseUniforms, noise_by_count, noise_by_time
+from textdiff.diffusion.noise import NoiseUniforms
 from textdiff.diffusion.randomness import Stream, uniforms
-from textdiff.diffusion.schedule import SCHEDULES, build_schedule
 
 
 def draws(rows: int, blocks: Blocks):
@@ -62,7 +63,7 @@ def test_positions_that_are_not_scorable_are_never_hit_and_never_counted():
     assert noise.corrupted[:, 8].all()
     assert (noise.weight[:, 8] == 1.0).all()
     timed = noise_by_time(
-        build_schedule("loglinear"), NoiseUniforms(v, u), blocks, scorable=scorable
+        SCHEDULES.build("loglinear"), NoiseUniforms(v, u), blocks, scorable=scorable
     )
     assert not (timed.corrupted & ~scorable).any()
     assert timed.corrupted.any()
@@ -105,7 +106,7 @@ def test_range_ends_that_are_whole_numbers_belong_to_the_range(n):
 
 @pytest.mark.parametrize("kind", SCHEDULES)
 def test_times_of_every_schedule_stay_inside_and_finite(kind):
-    schedule = build_schedule(kind)
+    schedule = SCHEDULES.build(kind)
     blocks = Blocks.of(6, 2)
     v, u = draws(300, blocks)
     noise = noise_by_time(schedule, NoiseUniforms(v, u), blocks)
@@ -118,7 +119,7 @@ def test_a_schedule_that_never_masks_everything_does_not_start_to():
     """loglinear with eps = 0.1 keeps a tenth of the tokens at t = 1; later times do not exist."""
     blocks = Blocks.of(1, None)
     v = torch.tensor([[1.0 - 2.0**-53]], dtype=torch.float64)
-    noise = noise_by_time(build_schedule("loglinear", eps=0.1), NoiseUniforms(v, v), blocks)
+    noise = noise_by_time(SCHEDULES.build("loglinear", {"eps": 0.1}), NoiseUniforms(v, v), blocks)
     assert float(noise.alpha) == pytest.approx(0.1, abs=1e-12)
 
 
@@ -127,7 +128,7 @@ def test_mask_rates_by_time_stay_in_their_range(kind):
     blocks = Blocks.of(4, None)
     v, u = draws(300, blocks)
     rate = noise_by_time(
-        build_schedule(kind), NoiseUniforms(v, u), blocks, rates=(0.3, 0.8)
+        SCHEDULES.build(kind), NoiseUniforms(v, u), blocks, rates=(0.3, 0.8)
     ).threshold
     assert float(rate.min()) == pytest.approx(0.3, abs=0.02)
     assert float(rate.max()) == pytest.approx(0.8, abs=0.02)

@@ -18,9 +18,10 @@ from exact_tables import (
     random_table,
     subsets,
 )
+from noise_calls import noise_by_count
 from torch import Tensor
 
-from textdiff.diffusion.noise import NoiseUniforms, noise_by_count
+from textdiff.diffusion.noise import NoiseUniforms
 from textdiff.likelihood import cut_windows, estimate
 from textdiff.loss import PositionTerms, corrupt
 

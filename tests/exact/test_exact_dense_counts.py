@@ -7,9 +7,10 @@ import torch
 from dense_tables import drifting_logits, nelbo, sequences, world
 from exact_stats import beta_cdf, chi_square_p, ks_statistic
 from exact_tables import CLEAN, EXCLUDED, MASK, ROWS, all_sequences
+from noise_calls import noise_by_count, noise_by_time
 
 from textdiff.diffusion.blocks import Blocks
-from textdiff.diffusion.noise import NoiseUniforms, noise_by_count, noise_by_time
+from textdiff.diffusion.noise import NoiseUniforms
 from textdiff.diffusion.randomness import Stream, uniforms
 
 FAMILIES = {"udlm": "uniform", "sedd": "uniform", "gidd": "hybrid"}

@@ -20,13 +20,13 @@ from exact_tables import (
     random_table,
     subsets,
 )
+from noise_calls import noise_by_count, noise_by_time
 from test_exact_sampler import frequencies, sample, total_variation
 from tiny_models import tiny_model
 from torch import Tensor, nn
 
 from textdiff.diffusion.family import Family, build_family
-from textdiff.diffusion.makers import ByCount, ByTime, draw_noise
-from textdiff.diffusion.noise import Noise, NoiseUniforms, noise_by_count, noise_by_time
+from textdiff.diffusion.noise import ByCount, ByTime, Noise, NoiseUniforms, draw_noise
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, uniforms
@@ -190,11 +190,11 @@ def test_posterior_is_bayes_and_two_moves_are_one(token):
 
 def test_one_survival_probability_for_all_tokens_is_refused():
     family, u = learned(), torch.full((1, LENGTH), 0.5, dtype=torch.float64)
-    with pytest.raises(ValueError, match="one survival probability"):
+    with pytest.raises(ValueError, match="need one alpha"):
         family.process.transition(*at(0.2, 0.5))
     with pytest.raises(ValueError, match="no scores"):
         family.process.log_score(point(CLEAN[0]), torch.tensor([MASK]), *at(0.5))
-    with pytest.raises(ValueError, match="needs to know them"):
+    with pytest.raises(ValueError, match="depends on the clean tokens"):
         ByCount()(family, NoiseUniforms(u[:, :1], u), None, family.process.rate_exponents(None))
 
 

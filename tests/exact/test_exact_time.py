@@ -22,9 +22,10 @@ from exact_tables import (
     random_table,
     subsets,
 )
+from noise_calls import noise_by_count, noise_by_step, noise_by_time
 from torch import Tensor
 
-from textdiff.diffusion.noise import NoiseUniforms, noise_by_count, noise_by_step, noise_by_time
+from textdiff.diffusion.noise import NoiseUniforms
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.loss import PositionTerms, corrupt
 

@@ -8,9 +8,8 @@ import torch
 
 from textdiff.config import Config
 from textdiff.diffusion.blocks import Blocks
-from textdiff.diffusion.family import Family, build_family
-from textdiff.diffusion.makers import draw_noise, training_maker
-from textdiff.diffusion.noise import NoiseUniforms
+from textdiff.diffusion.family import Family, build_family, training_maker
+from textdiff.diffusion.noise import NoiseUniforms, draw_noise
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.loss import DenoisingLoss, PositionTerms, corrupt

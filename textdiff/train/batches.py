@@ -20,9 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from textdiff.config import Config
 from textdiff.data import Mixture, PackedSequences
 from textdiff.diffusion.blocks import Blocks
-from textdiff.diffusion.family import Family
-from textdiff.diffusion.makers import ALL_RATES, NoiseMaker, Rates, draw_noise, training_maker
-from textdiff.diffusion.noise import NoiseUniforms
+from textdiff.diffusion.family import Family, training_maker
+from textdiff.diffusion.noise import ALL_RATES, NoiseMaker, NoiseUniforms, Rates, draw_noise
 from textdiff.diffusion.randomness import Stream, stratified, uniforms
 from textdiff.errors import LostProcessError
 from textdiff.loss import Batch, CleanBatch, corrupt

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from textdiff.diffusion.blocks import Blocks
 from textdiff.diffusion.family import Family
-from textdiff.diffusion.makers import Rates
-from textdiff.diffusion.noise import Noise, counts
+from textdiff.diffusion.noise import Noise, Rates, counts
 from textdiff.diffusion.randomness import Stream, bits
 from textdiff.loss import PositionTerms, corrupt
 from textdiff.models import TextDiffusionModel

@@ -23,8 +23,7 @@ from torch import Tensor
 
 from textdiff.diffusion.blocks import Blocks
 from textdiff.diffusion.family import Family
-from textdiff.diffusion.makers import NoiseMaker
-from textdiff.diffusion.noise import Noise, NoiseUniforms
+from textdiff.diffusion.noise import Noise, NoiseMaker, NoiseUniforms
 from textdiff.diffusion.schedule import NoiseSchedule
 from textdiff.likelihood.estimators.subsets import NEVER
 

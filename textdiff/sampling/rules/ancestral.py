@@ -18,7 +18,7 @@ from torch import Tensor
 
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.objectives import Prediction
-from textdiff.diffusion.process import Absorbing
+from textdiff.diffusion.processes import Absorbing
 from textdiff.diffusion.randomness import Stream
 from textdiff.sampling.rules.knobs import check_switch
 from textdiff.sampling.rules.redrawing import Interval, ancestral_law, redraw
