@@ -77,7 +77,10 @@ def family_of(
     try:
         return build_family(config.diffusion, vocabulary, device, exponents)
     except (ConfigError, KeyError, TypeError) as error:
-        raise CheckpointError(f"config.json names no valid diffusion family: {error}") from None
+        raise CheckpointError(
+            f"config.json names no valid diffusion family: {error}",
+            code=getattr(error, "code", None),
+        ) from None
 
 
 def default_device() -> str:
