@@ -191,7 +191,7 @@ def test_posterior_is_bayes_and_two_moves_are_one(token):
 def test_one_survival_probability_for_all_tokens_is_refused():
     family, u = learned(), torch.full((1, LENGTH), 0.5, dtype=torch.float64)
     with pytest.raises(ValueError, match="need one alpha"):
-        family.process.transition(*at(0.2, 0.5))
+        family.process.likelihood(torch.tensor([MASK]), *at(0.2, 0.5))
     with pytest.raises(ValueError, match="no scores"):
         family.process.log_score(point(CLEAN[0]), torch.tensor([MASK]), *at(0.5))
     with pytest.raises(ValueError, match="depends on the clean tokens"):

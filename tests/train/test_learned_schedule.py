@@ -115,7 +115,7 @@ def test_the_average_and_its_swap_cover_the_exponents(folder, single):
         ({"noise": {"draw": "time", "range": [0.1, 0.9]}}, "over all times"),
         ({"objective": {"kind": "sedd"}}, "objective: {kind: mdlm, loss_weight: elbo}"),
         ({"objective": {"kind": "mdlm", "loss_weight": "ce"}}, "trained on the bound"),
-        ({"process": "uniform", "objective": {"kind": "udlm"}}, "trained on the bound"),
+        ({"process": "uniform", "objective": {"kind": "udlm"}}, "not go with process uniform"),
         ({"timesteps": 100}, "continuous time"),
     ],
 )

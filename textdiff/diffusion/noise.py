@@ -1,14 +1,9 @@
 """The noise of a batch: one frozen bundle, and the makers that choose what is corrupted.
 
-*By time*: a time per block; a position is corrupted with probability 1 - alpha(t). *By step*:
-likewise, the time being one of T grid points. *By count*: the number of corrupted positions of a
-block is uniform on 1..n, and a random order says which. Drawn by count the masked bound has the
-finite weight n / k and needs no cut-off in time (Eq. 3.8, arXiv:2406.03736); drawn by time its
-variance grows without limit as the cut-off vanishes. Uniform and hybrid noise contribute to the
-bound at positions that are not corrupted as well, also where none is: their counts start at 0.
-
-The weight of every maker is that of the masked bound, the density of d lambda / lambda with lambda
-= 1 - alpha; objectives of other processes rescale it.
+Drawn by count the masked bound has the finite weight n / k and needs no cut-off in time (Eq. 3.8,
+arXiv:2406.03736); drawn by time its variance grows without limit as the cut-off vanishes. The
+weight of every maker is that of the masked bound, the density of d lambda / lambda with lambda = 1
+- alpha; objectives of other processes rescale it.
 
 Positions may have rate exponents: with exponent w a position is corrupted by the level lambda with
 probability lambda ** w. That is u ** (1 / w) in place of u, the level at which it is corrupted. The
@@ -26,7 +21,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from textdiff.lazy import torch
 
@@ -43,7 +38,17 @@ ALL_RATES: Rates = (0.0, 1.0)
 
 
 @dataclass(frozen=True)
-class Noise:
+class _Bundle:
+    """Tensors, some of which may be absent."""
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """Apply a function to every field that is present."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return type(self)(**{name: function(v) for name, v in values.items() if v is not None})
+
+
+@dataclass(frozen=True)
+class Noise(_Bundle):
     """Noise of [B, L] positions; every field is float64 and has (or broadcasts to) that shape.
 
     Attributes:
@@ -73,11 +78,6 @@ class Noise:
         """[B, L] bool: positions that may be corrupted."""
         return self.u < 1.0
 
-    def map(self, function: Callable[[Tensor], Tensor]) -> Noise:
-        """Apply a function to every field that is present."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Noise(**{name: function(v) for name, v in values.items() if v is not None})
-
     def at(self, positions: Tensor) -> Noise:
         """Return the noise of flat positions, [N] into B * L."""
         shape = self.u.shape
@@ -85,7 +85,7 @@ class Noise:
 
 
 @dataclass(frozen=True)
-class NoiseUniforms:
+class NoiseUniforms(_Bundle):
     """The uniforms that one draw of noise takes, float64.
 
     Attributes:
@@ -97,11 +97,6 @@ class NoiseUniforms:
     level: Tensor
     position: Tensor
     token: Tensor | None = None
-
-    def map(self, function: Callable[[Tensor], Tensor]) -> NoiseUniforms:
-        """Apply a function to every field that is present."""
-        token = None if self.token is None else function(self.token)
-        return NoiseUniforms(function(self.level), function(self.position), token)
 
 
 class NoiseMaker(ABC):
@@ -184,14 +179,12 @@ class ByCount(NoiseMaker):
     The mask rate that a network reads is the k-th smallest uniform, which is Beta(k, n - k + 1) as
     the time-conditioned bound needs, and independent of *which* positions are corrupted.
 
-    Where the objective scores all positions, k is uniform on 0..n. Given k > 0, rate and positions
+    Where the objective scores all positions, it also does where none is corrupted: k is uniform on
+    0..n. Given k > 0, rate and positions
     have the density lambda^(k-1) (1 - lambda)^(n-k) k / (n + 1) where independent ones at a uniform
     rate have lambda^k (1 - lambda)^(n-k): the weight (n + 1) / k makes up for it, up to the factor
     lambda that every weight here is short of. Given k = 0 the rate is Beta(1, n + 1) and the weight
     1 / lambda.
-
-    Attributes:
-        rates: smallest and largest mask rate.
     """
 
     rates: Rates = ALL_RATES
@@ -210,11 +203,8 @@ class ByCount(NoiseMaker):
         ordered = blocks.split(u, _NEVER).sort(-1).values  # [B, blocks, size]
         n = (ordered < 1.0).sum(-1)  # [B, blocks], as what follows
         smallest, largest = counts(n, self.rates, from_zero)
-        k = (
-            (smallest + torch.floor(uniforms.level * (largest - smallest + 1)))
-            .to(torch.int64)
-            .clamp(max=n)
-        )
+        k = smallest + torch.floor(uniforms.level * (largest - smallest + 1))
+        k = k.to(torch.int64).clamp(max=n)
         rate = ordered.gather(-1, (k - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
         # The k-th smallest uniform itself is corrupted too: u < threshold must hold for it.
         threshold = torch.nextafter(rate, torch.ones_like(rate)).masked_fill(k == 0, 0.0)
@@ -235,11 +225,7 @@ class ByCount(NoiseMaker):
 
 @dataclass(frozen=True)
 class ByTime(NoiseMaker):
-    """A time per block, uniform between those of two mask rates; positions are independent.
-
-    Attributes:
-        rates: smallest and largest mask rate.
-    """
+    """A time per block, uniform between those of two mask rates; positions are independent."""
 
     rates: Rates = ALL_RATES
 
@@ -253,8 +239,7 @@ class ByTime(NoiseMaker):
         """Make noise with the weight of continuous time, -alpha' / (1 - alpha)."""
         blocks, schedule = family.blocks(uniforms.position.shape[1]), family.schedule
         ends = torch.tensor([1.0 - rate for rate in self.rates], dtype=torch.float64)
-        # Clamped: a schedule whose ends are not ideal reaches rates 0 and 1 outside its time, or
-        # never.
+        # Clamped: a schedule whose ends are not ideal reaches rates 0 and 1 later, or never.
         low, high = schedule.t_of_alpha(ends).clamp(0.0, 1.0)
         t = low + (high - low) * uniforms.level  # [B, blocks], as what follows
         alpha, weight = schedule.alpha(t), schedule.elbo_weight(t)
@@ -284,11 +269,8 @@ class ByStep(NoiseMaker):
 
         It is T (alpha_s - alpha_t) / (1 - alpha_t) with s = t - 1/T (Eq. 8, arXiv:2406.07524).
         """
-        blocks, schedule, steps = (
-            family.blocks(uniforms.position.shape[1]),
-            family.schedule,
-            self.timesteps,
-        )
+        blocks, schedule = family.blocks(uniforms.position.shape[1]), family.schedule
+        steps = self.timesteps
         step = torch.floor(uniforms.level * steps).clamp(max=steps - 1)  # [B, blocks]
         alpha_s, alpha = schedule.alpha(step / steps), schedule.alpha((step + 1) / steps)
         weight = steps * (alpha_s - alpha) / (1.0 - alpha)

@@ -158,18 +158,6 @@ class ForwardProcess(ABC):
         m, b = self.shares(alpha.double())
         return alpha.double()[:, None] * x0.double() + self._spread(m, b)
 
-    def transition(self, alpha_s: Tensor, alpha_t: Tensor) -> Tensor:
-        """Return [V, V] q(x_t = row | x_s = column), zero at rows and columns that are not states.
-
-        It is the exponential of the integrated rate matrix in closed form; for absorbing and
-        uniform noise exp((sigma_t - sigma_s) Q) with Q = target 1^T - I (Sec. 3.1,
-        arXiv:2310.16834).
-        """
-        ratio, m, b = self._between(alpha_s.double().view(1), alpha_t.double().view(1))
-        states = self._states.double()
-        spread = self._spread(m, b).view(-1, 1)
-        return torch.diag(ratio * states) + spread * states
-
     def prior_kl(self, alpha: float) -> float:
         """Return KL(q(. | x) || prior), nats per token, where noise ends at `alpha`.
 
@@ -184,7 +172,12 @@ class ForwardProcess(ABC):
     # --- backward ---
 
     def likelihood(self, xt: Tensor, alpha_s: Tensor, alpha_t: Tensor) -> Tensor:
-        """Return [N, V] q(x_t | x_s = y) for every state y, at x_t [N]."""
+        """Return [N, V] q(x_t | x_s = y) for every state y, at x_t [N].
+
+        It is a row of the exponential of the integrated rate matrix, in closed form; for absorbing
+        and uniform noise of exp((sigma_t - sigma_s) Q) with Q = target 1^T - I (Sec. 3.1,
+        arXiv:2310.16834).
+        """
         ratio, m, b = self._between(alpha_s.double(), alpha_t.double())
         arrived = torch.where(xt == self.mask_token_id, m, b)
         same = torch.nn.functional.one_hot(xt, len(self.vocabulary.clean)).double()

@@ -60,12 +60,6 @@ class NoiseSchedule(Section):
         return -self.dalpha(t) / (1.0 - self.alpha(t))
 
     @property
-    def ideal(self) -> bool:
-        """Whether alpha is exactly 1 at t = 0 and exactly 0 at t = 1."""
-        ends = self.alpha(torch.tensor([0.0, 1.0], dtype=torch.float64))
-        return bool(ends[0] == 1.0) and bool(ends[1].abs() < 1e-15)
-
-    @property
     def learned(self) -> nn.Module | None:
         """Module that training learns besides the network; None: nothing."""
         return None

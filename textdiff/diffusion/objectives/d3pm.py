@@ -130,13 +130,12 @@ class D3PMUniform(D3PM):
         b, b_s = (1.0 - alpha) / count, (1.0 - alpha_s) / count
         ratio = alpha / alpha_s
         arrive = b - ratio * b_s  # q(x_t | x_s) elsewhere than at x_t
-        inner, norm, at_x0 = self._inner(prediction, x0, xt, alpha, alpha_s, b, b_s)
+        inner, norm, at_x0 = self._inner(prediction, x0, xt, noise)
         # True posterior times its norm: `arrive` b_s everywhere, more at x_t and at x0.
         true_norm = torch.where(xt == x0, alpha + b, b)
         at_xt = pick(inner, xt).clamp(min=torch.finfo(inner.dtype).tiny).log()
-        sum_logs = sum_of_logs(inner, self.vocabulary)
         same = (xt == x0).double()
-        cross = arrive * b_s * sum_logs + ratio * b_s * at_xt
+        cross = arrive * b_s * sum_of_logs(inner, self.vocabulary) + ratio * b_s * at_xt
         cross = cross + (arrive + ratio * same) * alpha_s * at_x0
         other = torch.special.xlogy(b_s, b_s)
         top = (alpha_s + b_s) * (alpha_s + b_s).log() - other
@@ -145,23 +144,18 @@ class D3PMUniform(D3PM):
         return self.steps(noise, alpha_s) * kl
 
     def _inner(
-        self,
-        prediction: Prediction,
-        x0: Tensor,
-        xt: Tensor,
-        alpha: Tensor,
-        alpha_s: Tensor,
-        b: Tensor,
-        b_s: Tensor,
+        self, prediction: Prediction, x0: Tensor, xt: Tensor, noise: Noise
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return [N, V] p(x_s = y) over q(x_t | y), unnormalised, [N] its norm and log at x0.
 
         The log at x0 is taken before anything can underflow: at the first step it is the whole
         term.
         """
+        assert noise.alpha_s is not None
+        alpha, alpha_s = noise.alpha, noise.alpha_s
+        b, b_s = ((1.0 - a) / self.vocabulary.count for a in (alpha, alpha_s))
         p = prediction.log_x0.exp()
-        dtype = p.dtype
-        log_p = pick(prediction.log_x0, x0)
+        dtype, log_p = p.dtype, pick(prediction.log_x0, x0)
         if not prediction.mixture:
             inner = torch.addcmul(b_s[:, None].to(dtype), p, alpha_s[:, None].to(dtype))
             at_x0 = torch.logaddexp(alpha_s.log() + log_p, b_s.log())
