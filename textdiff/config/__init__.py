@@ -9,13 +9,9 @@ from textdiff.config.schema import (
     CharTokenizer,
     Config,
     DataConfig,
-    EvaluateConfig,
-    ModelConfig,
     PretrainedTokenizer,
-    RunConfig,
     SampleConfig,
     Source,
-    Tokenizer,
     TrainConfig,
 )
 
@@ -25,12 +21,8 @@ __all__ = [
     "CharTokenizer",
     "Config",
     "DataConfig",
-    "EvaluateConfig",
-    "ModelConfig",
     "PretrainedTokenizer",
-    "RunConfig",
     "SampleConfig",
     "Source",
-    "Tokenizer",
     "TrainConfig",
 ]

@@ -23,13 +23,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Self
 
-from textdiff.lazy import torch
+from textdiff.lazy import Tensor, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from textdiff.diffusion.blocks import Blocks
     from textdiff.diffusion.family import Family
+
 
 Rates = tuple[float, float]
 """Smallest and largest mask rate."""

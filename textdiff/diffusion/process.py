@@ -16,11 +16,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from textdiff.lazy import torch
+from textdiff.lazy import Tensor, torch
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from textdiff.diffusion.noise import Noise
     from textdiff.diffusion.schedule import NoiseSchedule
 

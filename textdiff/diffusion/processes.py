@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import Self
 
 from textdiff.diffusion.process import ForwardProcess, Vocabulary
 from textdiff.diffusion.schedule import HybridSchedule, Learned, NoiseSchedule
-from textdiff.lazy import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from textdiff.lazy import Tensor, torch
 
 
 @dataclass(frozen=True)
 class Absorbing(ForwardProcess):
     """Tokens become the mask and stay there (Sec. 3.1, arXiv:2406.07524)."""
 
-    name: ClassVar[str] = "absorbing"
-    replaces_tokens: ClassVar[bool] = False
-    masks_evenly: ClassVar[bool] = True
+    name = "absorbing"
+    replaces_tokens = False
+    masks_evenly = True
 
     @classmethod
     def under(cls, schedule: NoiseSchedule, vocabulary: Vocabulary) -> ForwardProcess:
@@ -63,9 +60,9 @@ class AbsorbingByToken(ForwardProcess):
 
     schedule: Learned
 
-    name: ClassVar[str] = "absorbing by token"
-    replaces_tokens: ClassVar[bool] = False
-    by_token: ClassVar[bool] = True
+    name = "absorbing by token"
+    replaces_tokens = False
+    by_token = True
 
     def to(self, device: torch.device) -> Self:
         return replace(
@@ -120,8 +117,8 @@ class AbsorbingByToken(ForwardProcess):
 class Uniform(ForwardProcess):
     """Tokens become uniformly drawn clean ones (Sec. 3.1, arXiv:2310.16834)."""
 
-    name: ClassVar[str] = "uniform"
-    has_mask: ClassVar[bool] = False
+    name = "uniform"
+    has_mask = False
 
     def shares(self, alpha: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(alpha), (1.0 - alpha) / self.vocabulary.count
@@ -138,7 +135,7 @@ class Hybrid(ForwardProcess):
 
     schedule: HybridSchedule
 
-    name: ClassVar[str] = "hybrid"
+    name = "hybrid"
 
     @classmethod
     def under(cls, schedule: NoiseSchedule, vocabulary: Vocabulary) -> ForwardProcess:

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from textdiff.lazy import torch
+from textdiff.lazy import Tensor, torch
 from textdiff.section import Number, Section
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
-
     from textdiff.diffusion.objectives.objective import Objective
     from textdiff.diffusion.settings import DiffusionConfig
 
@@ -60,11 +58,11 @@ class NoiseSchedule(Section):
         return -self.dalpha(t) / (1.0 - self.alpha(t))
 
     @property
-    def learned(self) -> nn.Module | None:
+    def learned(self) -> torch.nn.Module | None:
         """Module that training learns besides the network; None: nothing."""
         return None
 
-    def with_exponents(self, exponents: nn.Module | None) -> NoiseSchedule:
+    def with_exponents(self, exponents: torch.nn.Module | None) -> NoiseSchedule:
         """Return the schedule with the module that holds its parameters, if it has any."""
         return self
 
@@ -185,7 +183,7 @@ class HybridSchedule(NoiseSchedule):
         0.1, gt=0.0, lt=1.0, description="largest share of uniform noise, at t = 1/2"
     )
 
-    processes: ClassVar[tuple[str, ...]] = ("hybrid",)
+    processes = ("hybrid",)
 
     @property
     def scale(self) -> float:
@@ -228,10 +226,11 @@ class Learned(NoiseSchedule):
     kind: Literal["learned"] = "learned"
     exponent: Number = Field(1.0, gt=0.0, description="w of every token before training")
 
-    processes: ClassVar[tuple[str, ...]] = ("absorbing",)
-    reason: ClassVar[str] = "its exponents say when tokens are masked"
+    processes = ("absorbing",)
+    reason = "its exponents say when tokens are masked"
 
-    _exponents: nn.Module | Tensor | None = PrivateAttr(None)  # None: all are `exponent`
+    # A module, values [V] or None: all are `exponent`. pydantic evaluates the annotation.
+    _exponents: Any = PrivateAttr(None)
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1.0 - t
@@ -243,22 +242,21 @@ class Learned(NoiseSchedule):
         return 1.0 - alpha
 
     @property
-    def learned(self) -> nn.Module | None:
+    def learned(self) -> torch.nn.Module | None:
         return self._exponents if isinstance(self._exponents, torch.nn.Module) else None
 
-    def with_exponents(self, exponents: nn.Module | Tensor | None) -> Learned:
+    def with_exponents(self, exponents: torch.nn.Module | Tensor | None) -> Learned:
         copy = self.model_copy()
         copy._exponents = exponents
         return copy
 
     def token_exponents(self, rows: int) -> Tensor:
         """[V] float64 exponents of `rows` tokens as they are now, with gradient where learned."""
-        if self._exponents is None:
+        module = self.learned
+        values: Tensor | None = self._exponents if module is None else module().double()
+        if values is None:
             return torch.full((rows,), self.exponent, dtype=torch.float64)
-        if isinstance(self._exponents, torch.nn.Module):
-            exponents: Tensor = self._exponents().double()
-            return exponents
-        return self._exponents
+        return values
 
     def to(self, device: torch.device) -> Learned:
         """Return a copy on another device, of the exponents as they are now."""

@@ -8,10 +8,11 @@ posterior's formula (`plugged`, Eq. 16 of arXiv:2406.07524).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
+from textdiff.diffusion.noise import Noise
 from textdiff.diffusion.objectives.objective import (
     Objective,
     Prediction,
@@ -19,14 +20,9 @@ from textdiff.diffusion.objectives.objective import (
     pick,
     wide,
 )
-from textdiff.lazy import torch
+from textdiff.diffusion.process import ForwardProcess, Vocabulary
+from textdiff.lazy import Tensor, torch
 from textdiff.section import Number
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from textdiff.diffusion.noise import Noise
-    from textdiff.diffusion.process import ForwardProcess, Vocabulary
 
 
 class D3PM(Objective):
@@ -47,10 +43,10 @@ class D3PM(Objective):
         0.0, ge=0.0, description="weight of the cross-entropy that training adds"
     )
 
-    processes: ClassVar[tuple[str, ...]] = ("absorbing", "uniform")
-    reason: ClassVar[str] = "its posteriors are written for noise of one kind; gidd takes both"
-    in_steps: ClassVar[bool] = True
-    in_continuous_time: ClassVar[bool] = False
+    processes = ("absorbing", "uniform")
+    reason = "its posteriors are written for noise of one kind; gidd takes both"
+    in_steps = True
+    in_continuous_time = False
 
     def _implementation(self, process: ForwardProcess) -> type[Objective]:
         return D3PMUniform if process.replaces_tokens else D3PMAbsorbing
@@ -73,7 +69,7 @@ class D3PM(Objective):
 class D3PMAbsorbing(D3PM):
     """T steps of absorbing noise; only masked positions contribute."""
 
-    heavy_tailed: ClassVar[bool] = False
+    heavy_tailed = False
 
     @property
     def predicts_mask(self) -> bool:
@@ -113,7 +109,7 @@ class D3PMAbsorbing(D3PM):
 class D3PMUniform(D3PM):
     """T steps of uniform noise; every position contributes."""
 
-    scores_all_positions: ClassVar[bool] = True
+    scores_all_positions = True
 
     def predict(self, logits: Tensor, xt: Tensor, alpha: Tensor) -> Prediction:
         log_x0 = clean_log_softmax(logits, self.vocabulary)

@@ -7,19 +7,19 @@ T (alpha_s - alpha_t) / (1 - alpha_t) in T steps.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 from pydantic import Field
 
+from textdiff.diffusion.noise import Noise
 from textdiff.diffusion.objectives.objective import Objective, Prediction, clean_log_softmax, pick
+from textdiff.diffusion.process import ForwardProcess
+from textdiff.diffusion.processes import AbsorbingByToken
+from textdiff.lazy import Tensor
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from textdiff.diffusion.noise import Noise
-    from textdiff.diffusion.process import ForwardProcess
-    from textdiff.diffusion.processes import AbsorbingByToken
     from textdiff.diffusion.settings import DiffusionConfig
+
 
 CLIP = 2.0
 """Largest weight with `loss_weight: clipped`; plain cross-entropy has it everywhere."""
@@ -28,9 +28,9 @@ CLIP = 2.0
 class _MaskedCrossEntropy(Objective):
     """Weighted cross-entropy at masked positions."""
 
-    processes: ClassVar[tuple[str, ...]] = ("absorbing",)
-    in_steps: ClassVar[bool] = True
-    heavy_tailed: ClassVar[bool] = False
+    processes = ("absorbing",)
+    in_steps = True
+    heavy_tailed = False
 
     def nelbo_terms(self, prediction: Prediction, x0: Tensor, xt: Tensor, noise: Noise) -> Tensor:
         return -(noise.weight * pick(prediction.log_x0, x0))
@@ -50,10 +50,8 @@ class MDLM(_MaskedCrossEntropy):
         "to 2",
     )
 
-    reason: ClassVar[str] = (
-        "cross-entropy at masked positions needs masks; udlm, sedd and d3pm do without"
-    )
-    learns_schedules: ClassVar[bool] = True
+    reason = "cross-entropy at masked positions needs masks; udlm, sedd and d3pm do without"
+    learns_schedules = True
 
     @property
     def trains_on_bound(self) -> bool:
@@ -86,7 +84,7 @@ class GenMD4(MDLM):
     are equal it is (w / t) times cross-entropy. The best c is p(x_0 = v | x_t), which depends on t.
     """
 
-    in_steps: ClassVar[bool] = False
+    in_steps = False
 
     def predict(self, logits: Tensor, xt: Tensor, alpha: Tensor) -> Prediction:
         return Prediction(clean_log_softmax(logits, self.vocabulary), mixture=True)
@@ -110,8 +108,8 @@ class AR(_MaskedCrossEntropy):
 
     kind: Literal["ar"] = "ar"
 
-    reason: ClassVar[str] = "it predicts one wholly masked token after the other"
-    shifted: ClassVar[bool] = True
+    reason = "it predicts one wholly masked token after the other"
+    shifted = True
 
     def refusal(self, choices: DiffusionConfig) -> str | None:
         problem = super().refusal(choices)

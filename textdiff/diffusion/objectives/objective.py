@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import PrivateAttr
 
-from textdiff.lazy import torch
+from textdiff.diffusion.noise import Noise
+from textdiff.diffusion.process import ForwardProcess, Vocabulary
+from textdiff.lazy import Tensor, torch
 from textdiff.section import Section
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from textdiff.diffusion.noise import Noise
-    from textdiff.diffusion.process import ForwardProcess, Vocabulary
     from textdiff.diffusion.settings import DiffusionConfig
 
 

@@ -9,21 +9,17 @@ App. B). The optimum is the posterior of a token given the *other* tokens of x_t
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal, cast
+from typing import Literal, cast
 
 from pydantic import Field
 
+from textdiff.diffusion.noise import Noise
 from textdiff.diffusion.objectives.mdlm import CLIP
 from textdiff.diffusion.objectives.objective import Objective, Prediction, pick
-from textdiff.lazy import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from textdiff.diffusion.noise import Noise
-    from textdiff.diffusion.process import Vocabulary
-    from textdiff.diffusion.processes import Hybrid
-    from textdiff.diffusion.schedule import HybridSchedule
+from textdiff.diffusion.process import Vocabulary
+from textdiff.diffusion.processes import Hybrid
+from textdiff.diffusion.schedule import HybridSchedule
+from textdiff.lazy import Tensor, torch
 
 _LEAST = 1e-30  # its inverse fits float32
 
@@ -69,9 +65,9 @@ class UDLM(Objective):
 
     kind: Literal["udlm"] = "udlm"
 
-    processes: ClassVar[tuple[str, ...]] = ("uniform",)
-    reason: ClassVar[str] = "its bound is that of uniform noise; mdlm is the masked one"
-    scores_all_positions: ClassVar[bool] = True
+    processes = ("uniform",)
+    reason = "its bound is that of uniform noise; mdlm is the masked one"
+    scores_all_positions = True
 
     def nelbo_terms(self, prediction: Prediction, x0: Tensor, xt: Tensor, noise: Noise) -> Tensor:
         alpha, replaced = noise.alpha, 1.0 - noise.alpha
@@ -96,9 +92,9 @@ class GIDD(Objective):
         "elbo", description="training weights: the bound's own, up to 2, or by kind of token"
     )
 
-    processes: ClassVar[tuple[str, ...]] = ("hybrid",)
-    reason: ClassVar[str] = "its bound is that of masks and uniform noise at once"
-    scores_all_positions: ClassVar[bool] = True
+    processes = ("hybrid",)
+    reason = "its bound is that of masks and uniform noise at once"
+    scores_all_positions = True
 
     @property
     def trains_on_bound(self) -> bool:

@@ -10,8 +10,9 @@ contributes, and outputs are the log ratios themselves.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import Literal
 
+from textdiff.diffusion.noise import Noise
 from textdiff.diffusion.objectives.objective import (
     Objective,
     Prediction,
@@ -19,13 +20,8 @@ from textdiff.diffusion.objectives.objective import (
     pick,
     wide,
 )
-from textdiff.lazy import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from textdiff.diffusion.noise import Noise
-    from textdiff.diffusion.process import ForwardProcess
+from textdiff.diffusion.process import ForwardProcess
+from textdiff.lazy import Tensor, torch
 
 
 class SEDD(Objective):
@@ -33,9 +29,9 @@ class SEDD(Objective):
 
     kind: Literal["sedd"] = "sedd"
 
-    processes: ClassVar[tuple[str, ...]] = ("absorbing", "uniform")
-    reason: ClassVar[str] = "its score entropy is written for noise of one kind; gidd takes both"
-    predicts_score: ClassVar[bool] = True
+    processes = ("absorbing", "uniform")
+    reason = "its score entropy is written for noise of one kind; gidd takes both"
+    predicts_score = True
 
     def _implementation(self, process: ForwardProcess) -> type[Objective]:
         return SEDDUniform if process.replaces_tokens else SEDDAbsorbing
@@ -68,7 +64,7 @@ class SEDDUniform(SEDD):
     until hardly any clean token is left.
     """
 
-    scores_all_positions: ClassVar[bool] = True
+    scores_all_positions = True
 
     def predict(self, logits: Tensor, xt: Tensor, alpha: Tensor) -> Prediction:
         score = wide(logits).masked_fill(~self.vocabulary.clean, -torch.inf)
