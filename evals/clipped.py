@@ -47,7 +47,7 @@ def training_batches(model: TextDiffusion, draw: str, corpus: Path, cache: str) 
     prepared = prepare_corpus(config.data, config.tokenizer, config.run.seed)
     if prepared.tokenizer.get_vocab() != model.tokenizer.get_vocab():
         sys.exit("the run was trained on another text")
-    return TrainingBatches(prepared.train, model.family.host, config)
+    return TrainingBatches(prepared.train, model.family.on_cpu, config)
 
 
 def gradients(model: TextDiffusion, batches: TrainingBatches, rates: Range, count: int) -> dict:

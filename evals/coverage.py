@@ -256,7 +256,7 @@ def _block_nats(setting, network, family, x, start, size, t, weight) -> float:
         xt, x0 = z.flatten(), here.expand_as(z).flatten()
         prediction = family.objective.predict(logits.flatten(0, 1), xt, noise.alpha)
         terms = family.objective.nelbo_terms(prediction, x0, xt, noise).view_as(z)
-        if not family.objective.dense:
+        if not family.objective.scores_all_positions:
             terms = terms.where(z == mask, 0.0)
         total += float(weight[i] * (chance * terms.sum(-1)).sum())
     return total

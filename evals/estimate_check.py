@@ -124,7 +124,7 @@ def train(vocabulary: int, raw: dict) -> None:
         model.gradient_checkpointing_enable()
     family = family_of(model.config, torch.device("cpu"), model.exponents)
     data = TrainingBatches(
-        RandomTokens(vocabulary, config.data.sequence_length), family.host, config
+        RandomTokens(vocabulary, config.data.sequence_length), family.on_cpu, config
     )
     optimizers = build_optimizers(model, config.train)
     ema = EMA(model, config.train.ema_decay)

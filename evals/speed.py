@@ -30,8 +30,7 @@ from pathlib import Path
 import torch
 
 from textdiff.diffusion.family import build_family
-from textdiff.diffusion.makers import ByCount, draw_noise
-from textdiff.diffusion.noise import NoiseUniforms
+from textdiff.diffusion.noise import ByCount, NoiseUniforms, draw_noise
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, stratified, uniforms
 from textdiff.loss import DenoisingLoss, corrupt
@@ -129,7 +128,7 @@ def build_step(
         samples = number * size.rows + rows
         u = uniforms(seed, Stream.POSITION, row=samples[:, None], position=positions)
         u_token = None
-        if family.process.draws_tokens:
+        if family.process.replaces_tokens:
             u_token = uniforms(seed, Stream.TOKEN, row=samples[:, None], position=positions)
         noise = draw_noise(family, x0, NoiseUniforms(v.view(size.rows, -1), u, u_token), ByCount())
         batch = corrupt(family, x0, noise, None)

@@ -11,9 +11,8 @@ from children import finished
 
 from textdiff.cli import main
 from textdiff.config import Config
-from textdiff.config.listing import describe
+from textdiff.config.keys import at, describe, keys, leaves
 from textdiff.config.reading import load, validate
-from textdiff.config.walks import at, keys, leaves
 from textdiff.errors import ConfigError
 
 

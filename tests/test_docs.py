@@ -6,14 +6,15 @@ import shlex
 
 import pytest
 import torch
+from noise_calls import noise_by_time
 
 from textdiff.config.reading import load
+from textdiff.diffusion import PROCESSES, SCHEDULES
 from textdiff.diffusion.blocks import Blocks
 from textdiff.diffusion.family import build_family
-from textdiff.diffusion.noise import NoiseUniforms, noise_by_time
+from textdiff.diffusion.noise import NoiseUniforms
 from textdiff.diffusion.objectives import OBJECTIVES
-from textdiff.diffusion.process import PROCESSES, Vocabulary
-from textdiff.diffusion.schedule import SCHEDULES, build_schedule
+from textdiff.diffusion.process import Vocabulary
 from textdiff.likelihood.estimators import build_estimator, default_estimator
 
 
@@ -79,7 +80,7 @@ def test_published_names_draw_the_published_times_and_bound_all_noise(root, name
         config = load(root / "configs" / "shakespeare-char.yaml", recipes(root)[name])
     diffusion = config.diffusion
     assert diffusion.noise.draw == "time"
-    schedule = build_schedule(**diffusion.schedule.model_dump())
+    schedule = diffusion.schedule
     ends = torch.tensor([[0.0], [1.0]], dtype=torch.float64)
     u = torch.full((2, 4), 0.5, dtype=torch.float64)
     noise = noise_by_time(
@@ -98,7 +99,8 @@ def test_masked_losses_of_the_literature_are_options(root):
     v = torch.linspace(0.0, 1.0, 11, dtype=torch.float64)[1:-1, None]
     for name, low in (("LLaDA (arXiv:2502.09992)", 1e-3), ("RADD, lambda-DCE", 0.0)):
         diffusion = json.loads(recipes(root)[name][1])
-        schedule = build_schedule(**diffusion.get("schedule", {"kind": "loglinear"}))
+        options = diffusion.get("schedule", {"kind": "loglinear"})
+        schedule = SCHEDULES.build(options["kind"], options)
         rates = tuple(diffusion["noise"].get("range", (0.0, 1.0)))
         noise = noise_by_time(
             schedule, NoiseUniforms(v, torch.rand(9, 4).double()), Blocks.of(4, None), rates=rates

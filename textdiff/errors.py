@@ -61,3 +61,11 @@ def closest(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
+
+
+def unknown(noun: str, name: object, known: Iterable[str]) -> ConfigError:
+    """Return the error of a name that is not among those of a registry, which it lists."""
+    names = list(known)
+    near = closest(str(name), names)
+    hint = near if near.startswith("there are") else f"{near} there are: {', '.join(names)}"
+    return ConfigError(f"unknown {noun} {name!r}; {hint}", code=f"unknown_{noun}".replace(" ", "_"))

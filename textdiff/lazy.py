@@ -1,8 +1,9 @@
-"""torch, imported at its first use: `from textdiff.lazy import torch`.
+"""torch, imported at its first use: `from textdiff.lazy import Tensor, torch`.
 
 The schema of a config reads objectives, schedules, rules and estimators for their options. Their
 mathematics needs torch, whose import takes seconds, and `--help` must not wait for it. Such files
-import `Tensor` for type checkers only, and base no class on one of torch's.
+delay the evaluation of annotations, in which alone `Tensor` may stand, and base no class on one of
+torch's.
 """
 
 import importlib
@@ -21,5 +22,6 @@ class LazyModule(ModuleType):
 
 if TYPE_CHECKING:
     import torch as torch
+    from torch import Tensor as Tensor
 else:
-    torch = LazyModule("torch")
+    torch, Tensor = LazyModule("torch"), Any

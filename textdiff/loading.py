@@ -76,8 +76,11 @@ def family_of(
         raise CheckpointError("the schedule is learned: its family needs the model's exponents")
     try:
         return build_family(config.diffusion, vocabulary, device, exponents)
-    except ValueError as error:
-        raise CheckpointError(f"config.json names no valid diffusion family: {error}") from None
+    except (ConfigError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"config.json names no valid diffusion family: {error}",
+            code=getattr(error, "code", None),
+        ) from None
 
 
 def default_device() -> str:

@@ -1,4 +1,4 @@
-"""The loss of corrupted batches: what training minimises and what likelihood sums up.
+"""The loss of corrupted batches, which training minimises and likelihood sums.
 
 `corrupt` makes a `Batch`, `PositionTerms` runs the network on it and applies the objective at the
 positions that contribute. `DenoisingLoss` is the module that training wraps; `LearnedScheduleLoss`
@@ -9,15 +9,14 @@ and nothing is computed twice.
 Letters: B rows, L positions, N positions that contribute to the loss, H hidden size.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from textdiff.diffusion.family import Family
-from textdiff.diffusion.makers import ByTime, draw_noise
-from textdiff.diffusion.noise import Noise, NoiseUniforms
+from textdiff.diffusion.noise import ByTime, Noise, NoiseUniforms, draw_noise
 from textdiff.diffusion.objectives import Prediction
 from textdiff.models import CAUSAL, TextDiffusionModel, shift_right, training_layout
 
@@ -49,14 +48,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         """Copy the batch to a device without waiting."""
-
-        def move(value: Tensor) -> Tensor:
-            return value.to(device, non_blocking=True)
-
-        noise = self.noise.map(move)
-        ids = None if self.document_ids is None else move(self.document_ids)
-        x0, xt, positions, sigma = map(move, (self.x0, self.xt, self.positions, self.sigma))
-        return Batch(x0, xt, positions, noise, sigma, ids, self.block_size)
+        return replace(self, **_on(device, self))
 
 
 @dataclass(frozen=True)
@@ -77,12 +69,19 @@ class CleanBatch:
 
     def to(self, device: torch.device) -> "CleanBatch":
         """Copy the batch to a device without waiting."""
+        return replace(self, **_on(device, self))
 
-        def move(value: Tensor) -> Tensor:
-            return value.to(device, non_blocking=True)
 
-        ids = None if self.document_ids is None else move(self.document_ids)
-        return CleanBatch(move(self.x0), self.uniforms.map(move), ids, self.block_size)
+def _on(device: torch.device, batch: Batch | CleanBatch) -> dict[str, Any]:
+    """Return copies on a device of a batch's tensors and bundles of tensors, by name."""
+
+    def move(value: Tensor) -> Tensor:
+        return value.to(device, non_blocking=True)
+
+    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    moved = {name: move(v) for name, v in values.items() if isinstance(v, Tensor)}
+    bundles = {n: v.map(move) for n, v in values.items() if isinstance(v, Noise | NoiseUniforms)}
+    return moved | bundles
 
 
 def corrupt(family: Family, x0: Tensor, noise: Noise, document_ids: Tensor | None) -> Batch:
@@ -118,44 +117,46 @@ class PositionTerms:
         self.noise = batch.noise
         self.head = denoiser.output_layer
         self.objective = family.objective
-        self.chunk = max(1, CHUNK_LOGITS // denoiser.config.vocab_size)
+        self.chunk_size = max(1, CHUNK_LOGITS // denoiser.config.vocab_size)
 
     @property
     def inputs(self) -> list[Tensor]:
         """Inputs of the head: hidden states [N, H] and, with adaln, conditions [N, C]."""
         return [self.hidden] if self.condition is None else [self.hidden, self.condition]
 
-    def predict(self, part: slice, *inputs: Tensor) -> Prediction:
+    def predict(self, chunk: slice, *inputs: Tensor) -> Prediction:
         """Predict one chunk of positions.
 
         Args:
-            part: the chunk.
-            *inputs: that part of `inputs`, as leaves of a graph where gradients are wanted.
+            chunk: the positions.
+            *inputs: that chunk of `inputs`, as leaves of a graph where gradients are wanted.
         """
-        return self.objective.predict(self.head(*inputs), self.xt[part], self.noise.alpha[part])
+        return self.objective.predict(self.head(*inputs), self.xt[chunk], self.noise.alpha[chunk])
 
-    def nelbo(self, part: slice, prediction: Prediction) -> Tensor:
+    def nelbo(self, chunk: slice, prediction: Prediction) -> Tensor:
         """Return the negative ELBO terms of one chunk, [n] nats."""
-        noise = self.noise.map(lambda value: value[part])
-        return self.objective.nelbo_terms(prediction, self.x0[part], self.xt[part], noise)
+        return self.objective.nelbo_terms(prediction, *self._at(chunk))
 
-    def losses(self, part: slice, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(self, chunk: slice, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Return [n] training losses and [n] negative ELBO terms of one chunk."""
-        noise = self.noise.map(lambda value: value[part])
-        x0, xt = self.x0[part], self.xt[part]
-        prediction = self.predict(part, *inputs)
-        nelbo = self.objective.nelbo_terms(prediction, x0, xt, noise)
-        return self.objective.loss_terms(nelbo, prediction, x0, xt, noise), nelbo
+        prediction = self.predict(chunk, *inputs)
+        nelbo = self.nelbo(chunk, prediction)
+        return self.objective.loss_terms(nelbo, prediction, *self._at(chunk)), nelbo
+
+    def _at(self, chunk: slice) -> tuple[Tensor, Tensor, Noise]:
+        """Return [n] clean tokens, [n] noisy tokens and the noise of one chunk."""
+        return self.x0[chunk], self.xt[chunk], self.noise.map(lambda value: value[chunk])
 
     def chunks(self) -> list[slice]:
         """Return slices of positions whose logits are alive together."""
-        return [slice(i, i + self.chunk) for i in range(0, len(self.x0), self.chunk)]
+        size = self.chunk_size
+        return [slice(i, i + size) for i in range(0, len(self.x0), size)]
 
     def all(self) -> Tensor:
         """Return [N] nats at every position, without gradients."""
         terms = [
-            self.nelbo(part, self.predict(part, *(x[part] for x in self.inputs)))
-            for part in self.chunks()
+            self.nelbo(chunk, self.predict(chunk, *(x[chunk] for x in self.inputs)))
+            for chunk in self.chunks()
         ]
         return torch.cat(terms) if terms else torch.zeros(0, dtype=torch.float64)
 
@@ -176,16 +177,16 @@ class _ChunkedSum(torch.autograd.Function):
         nelbos = total.new_zeros(len(inputs[0]))
         input_grads = [torch.empty_like(x) for x in inputs]
         parameter_grads = [torch.zeros_like(p) for p in parameters]
-        for part in terms.chunks():
+        for chunk in terms.chunks():
             with torch.enable_grad():
-                leaves = [x[part].detach().requires_grad_() for x in inputs]
-                losses, nelbo = terms.losses(part, *leaves)
+                leaves = [x[chunk].detach().requires_grad_() for x in inputs]
+                losses, nelbo = terms.losses(chunk, *leaves)
                 loss = losses.sum()
                 grads = torch.autograd.grad(loss, [*leaves, *parameters])
             total += loss.detach()
-            nelbos[part] = nelbo.detach()
+            nelbos[chunk] = nelbo.detach()
             for whole, grad in zip(input_grads, grads, strict=False):
-                whole[part] = grad
+                whole[chunk] = grad
             torch._foreach_add_(parameter_grads, list(grads[count:]))
             del grads, losses, nelbo, loss  # before the next chunk allocates its own
         ctx.save_for_backward(*input_grads, *parameter_grads)
@@ -238,13 +239,13 @@ class DenoisingLoss(nn.Module):
 
 
 class LearnedScheduleLoss(nn.Module):
-    """A denoiser and the schedule it is trained under, by two masks z_1, z_2 of every example.
+    """A denoiser and the schedule it is trained with, by two masks z_1, z_2 of every example.
 
-    With f the nats of a mask and q its probability at time t, both of which depend on the
-    schedule's w, the gradient of E_q[f] is E_q[f' + f (ln q)']. The second part is estimated by
-    (f_1 - f_2) ((ln q_1)' - (ln q_2)') / 2, where each mask's nats are the other's baseline
-    (leave-one-out REINFORCE, App. I.2, arXiv:2406.04329), and per block, because the nats of a
-    block depend on its own mask alone. Nothing is differentiated through the masks.
+    With f the loss of a mask in nats and q its probability at time t, which both depend on the
+    schedule's w, the gradient of E_q[f] is E_q[f' + f (ln q)']. The second term is estimated by
+    (f_1 - f_2) ((ln q_1)' - (ln q_2)') / 2, where each mask's loss is the other's baseline
+    (leave-one-out REINFORCE, App. I.2, arXiv:2406.04329), and per block, because the loss of a
+    block depends on its own mask alone. Nothing is differentiated through the masks.
 
     Args:
         denoiser: the network.
@@ -263,7 +264,7 @@ class LearnedScheduleLoss(nn.Module):
 
         Returns:
             The training loss, whose gradient is the estimate and whose value is the bound's, and
-            the detached negative ELBO sample.
+            the detached sample of the negative ELBO.
         """
         family = self.family.with_block_size(batch.block_size)
         blocks = family.blocks(batch.x0.shape[1])
@@ -293,4 +294,4 @@ def log_mask(noise: Noise, exponent: Tensor) -> Tensor:
         exponent: [B, L] rate exponents.
     """
     log_masked = exponent * noise.threshold.log()
-    return torch.where(noise.hit, log_masked, torch.log(-torch.expm1(log_masked)))
+    return torch.where(noise.corrupted, log_masked, torch.log(-torch.expm1(log_masked)))

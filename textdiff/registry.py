@@ -4,14 +4,14 @@ A member is a section with a `kind`: its fields are its options, its docstring's
 summary, its validators are its refusals. Schema, flags, help and error messages read registries.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from pydantic import GetCoreSchemaHandler, SerializationInfo, ValidationError
 from pydantic_core import CoreSchema, PydanticKnownError, core_schema
 
-from textdiff.errors import ConfigError, closest
+from textdiff.errors import ConfigError, closest, unknown
 from textdiff.section import Section
 
 M = TypeVar("M", bound=Section)
@@ -61,8 +61,7 @@ class Registry(Mapping[str, type[M]], Generic[M]):
             ConfigError: unknown kind or option, or a value that the member refuses.
         """
         if kind not in self:
-            message = f"unknown {self.noun} {kind!r}; {closest(kind, self)}"
-            raise ConfigError(message, code=f"unknown_{self.noun.replace(' ', '_')}")
+            raise unknown(self.noun, kind, self)
         try:
             return self[kind].model_validate(dict(options or {}))
         except ValidationError as error:
@@ -120,6 +119,28 @@ class OneOf:
             parse,
             serialization=core_schema.plain_serializer_function_ser_schema(_dump, info_arg=True),
         )
+
+
+@dataclass(frozen=True)
+class NameOf:
+    """Annotation of a key that holds one of several names: `Annotated[str, NameOf(PROCESSES)]`.
+
+    Names that are added later are accepted without another word.
+    """
+
+    names: Collection[str]
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._known)
+
+    def _known(self, value: Any) -> str:
+        if isinstance(value, str) and value in self.names:
+            return value
+        *others, last = map(repr, self.names)
+        expected = f"{', '.join(others)} or {last}" if others else last
+        raise PydanticKnownError("literal_error", {"expected": expected})
 
 
 def _dump(member: Section, info: SerializationInfo) -> dict[str, Any]:

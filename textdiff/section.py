@@ -17,6 +17,11 @@ class Section(BaseModel):
         frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
     )
 
+    @classmethod
+    def summary(cls) -> str:
+        """Return the first line of the docstring."""
+        return (cls.__doc__ or "").partition("\n")[0]
+
 
 def _counted(value: Any) -> Any:
     """Refuse true and false, which Python counts as 1 and 0; YAML reads yes, no, on and off so."""

@@ -447,7 +447,7 @@ def test_typo_in_a_file_gets_a_suggestion(tmp_path, capsys):
     path.write_text("train: {lerning_rate: 1e-3}\n")
     code, shown = error_of(capsys, "config", "show", str(path))
     assert code == 2
-    assert "did you mean `learning_rate`?" in shown
+    assert "did you mean 'learning_rate'?" in shown
 
 
 @pytest.mark.parametrize(

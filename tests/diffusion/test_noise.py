@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 from exact_stats import chi_square_p
+from noise_calls import noise_by_count, noise_by_time
 
+from textdiff.diffusion import SCHEDULES
 from textdiff.diffusion.blocks import Blocks
-from textdiff.diffusion.noise import NoiseUniforms, noise_by_count, noise_by_time
+from textdiff.diffusion.noise import NoiseUniforms
 from textdiff.diffusion.randomness import Stream, uniforms
-from textdiff.diffusion.schedule import SCHEDULES, build_schedule
 
 
 def draws(rows: int, blocks: Blocks):
@@ -38,12 +39,14 @@ def test_counts_weights_and_rates_of_every_block(length, size):
     for b in range(blocks.count):
         span = blocks.span(b)
         n = span.stop - span.start
-        k = noise.hit[:, span].sum(1)
+        k = noise.corrupted[:, span].sum(1)
         assert torch.equal(k, 1 + (v[:, b] * n).long())
         assert (noise.weight[:, span] * k[:, None] - n).abs().max() < 1e-12
         kth = u[:, span].sort(1).values.gather(1, k[:, None] - 1)
         assert torch.equal(noise.alpha[:, span], (1.0 - kth).expand(-1, n))
-        assert (u[:, span][noise.hit[:, span]] <= kth.expand(-1, n)[noise.hit[:, span]]).all()
+        assert (
+            u[:, span][noise.corrupted[:, span]] <= kth.expand(-1, n)[noise.corrupted[:, span]]
+        ).all()
 
 
 def test_positions_that_are_not_scorable_are_never_hit_and_never_counted():
@@ -51,19 +54,19 @@ def test_positions_that_are_not_scorable_are_never_hit_and_never_counted():
     v, u = draws(500, blocks)
     scorable = torch.tensor([1, 0, 1, 1, 0, 0, 0, 0, 1], dtype=torch.bool).expand(500, -1)
     noise = noise_by_count(NoiseUniforms(v, u), blocks, scorable=scorable)
-    assert not (noise.hit & ~scorable).any()
-    k = noise.hit[:, :4].sum(1)
+    assert not (noise.corrupted & ~scorable).any()
+    k = noise.corrupted[:, :4].sum(1)
     assert torch.equal(k, 1 + (v[:, 0] * 3).long())
     assert (noise.weight[:, 0] * k - 3.0).abs().max() < 1e-12
-    assert not noise.hit[:, 4:8].any()
+    assert not noise.corrupted[:, 4:8].any()
     assert (noise.alpha[:, 4:8] == 1.0).all()
-    assert noise.hit[:, 8].all()
+    assert noise.corrupted[:, 8].all()
     assert (noise.weight[:, 8] == 1.0).all()
     timed = noise_by_time(
-        build_schedule("loglinear"), NoiseUniforms(v, u), blocks, scorable=scorable
+        SCHEDULES.build("loglinear"), NoiseUniforms(v, u), blocks, scorable=scorable
     )
-    assert not (timed.hit & ~scorable).any()
-    assert timed.hit.any()
+    assert not (timed.corrupted & ~scorable).any()
+    assert timed.corrupted.any()
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 0.5), (0.3, 0.8), (0.5, 1.0), (0.95, 1.0)])
@@ -71,7 +74,7 @@ def test_counts_stay_in_their_range_and_are_uniform_there(low, high):
     n, rows = 10, 20_000
     blocks = Blocks.of(n, None)
     v, u = draws(rows, blocks)
-    k = noise_by_count(NoiseUniforms(v, u), blocks, rates=(low, high)).hit.sum(1)
+    k = noise_by_count(NoiseUniforms(v, u), blocks, rates=(low, high)).corrupted.sum(1)
     allowed = list(range(max(1, math.ceil(low * n - 1e-9)), math.floor(high * n + 1e-9) + 1))
     counts = torch.bincount(k, minlength=n + 1).double()
     assert counts.nonzero().flatten().tolist() == allowed
@@ -83,7 +86,9 @@ def test_counts_stay_in_their_range_and_are_uniform_there(low, high):
 def test_a_range_without_a_whole_number_hits_the_next_count():
     blocks = Blocks.of(4, None)
     v, u = draws(50, blocks)
-    assert (noise_by_count(NoiseUniforms(v, u), blocks, rates=(0.3, 0.4)).hit.sum(1) == 2).all()
+    assert (
+        noise_by_count(NoiseUniforms(v, u), blocks, rates=(0.3, 0.4)).corrupted.sum(1) == 2
+    ).all()
 
 
 @pytest.mark.parametrize("n", [2, 3, 7, 13, 49, 100, 128])
@@ -93,15 +98,15 @@ def test_range_ends_that_are_whole_numbers_belong_to_the_range(n):
     ends = torch.tensor([[0.0], [1.0 - 2.0**-53]], dtype=torch.float64)
     u = uniforms(0, Stream.POSITION, row=torch.arange(2)[:, None], position=torch.arange(n))
     for k in range(1, n):
-        hit = noise_by_count(NoiseUniforms(ends, u), blocks, rates=(k / n, 1.0)).hit.sum(1)
+        hit = noise_by_count(NoiseUniforms(ends, u), blocks, rates=(k / n, 1.0)).corrupted.sum(1)
         assert hit.tolist() == [k, n]
-        hit = noise_by_count(NoiseUniforms(ends, u), blocks, rates=(0.0, k / n)).hit.sum(1)
+        hit = noise_by_count(NoiseUniforms(ends, u), blocks, rates=(0.0, k / n)).corrupted.sum(1)
         assert hit.tolist() == [1, k]
 
 
 @pytest.mark.parametrize("kind", SCHEDULES)
 def test_times_of_every_schedule_stay_inside_and_finite(kind):
-    schedule = build_schedule(kind)
+    schedule = SCHEDULES.build(kind)
     blocks = Blocks.of(6, 2)
     v, u = draws(300, blocks)
     noise = noise_by_time(schedule, NoiseUniforms(v, u), blocks)
@@ -114,7 +119,7 @@ def test_a_schedule_that_never_masks_everything_does_not_start_to():
     """loglinear with eps = 0.1 keeps a tenth of the tokens at t = 1; later times do not exist."""
     blocks = Blocks.of(1, None)
     v = torch.tensor([[1.0 - 2.0**-53]], dtype=torch.float64)
-    noise = noise_by_time(build_schedule("loglinear", eps=0.1), NoiseUniforms(v, v), blocks)
+    noise = noise_by_time(SCHEDULES.build("loglinear", {"eps": 0.1}), NoiseUniforms(v, v), blocks)
     assert float(noise.alpha) == pytest.approx(0.1, abs=1e-12)
 
 
@@ -123,7 +128,7 @@ def test_mask_rates_by_time_stay_in_their_range(kind):
     blocks = Blocks.of(4, None)
     v, u = draws(300, blocks)
     rate = noise_by_time(
-        build_schedule(kind), NoiseUniforms(v, u), blocks, rates=(0.3, 0.8)
+        SCHEDULES.build(kind), NoiseUniforms(v, u), blocks, rates=(0.3, 0.8)
     ).threshold
     assert float(rate.min()) == pytest.approx(0.3, abs=0.02)
     assert float(rate.max()) == pytest.approx(0.8, abs=0.02)

@@ -7,8 +7,10 @@ import torch
 from exact_tables import CLEAN, EXCLUDED, MASK, ROWS
 from torch import Tensor
 
+from textdiff.diffusion import PROCESSES
 from textdiff.diffusion.noise import Noise
-from textdiff.diffusion.process import PROCESSES, Absorbing, Vocabulary
+from textdiff.diffusion.process import Vocabulary
+from textdiff.diffusion.processes import Absorbing
 
 STATES = (*CLEAN, MASK)
 CELLS = 40  # survival probabilities below are multiples of 1 / 40, so a grid of uniforms is exact

@@ -115,7 +115,7 @@ def position_nats(family: Family, logits: Tensor, t: Tensor, x: Tensor, process:
     x0 = x.expand(shape).flatten()
     prediction = family.objective.predict(logits.flatten(0, 2), xt, noise.alpha)
     terms = family.objective.nelbo_terms(prediction, x0, xt, noise).view(shape)
-    return terms if family.objective.dense else terms.where(z == MASK, 0.0)
+    return terms if family.objective.scores_all_positions else terms.where(z == MASK, 0.0)
 
 
 def expected(process: str, t: Tensor, terms: Tensor, index: int) -> Tensor:

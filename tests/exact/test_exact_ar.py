@@ -10,8 +10,7 @@ from tiny_models import CLEAN, CONTEXT, EXCLUDED, MASK, ROWS, tiny_model
 from torch import Tensor
 
 from textdiff.diffusion.family import build_family
-from textdiff.diffusion.makers import ByCount, draw_noise
-from textdiff.diffusion.noise import NoiseUniforms
+from textdiff.diffusion.noise import ByCount, NoiseUniforms, draw_noise
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.likelihood import cut_windows, estimate

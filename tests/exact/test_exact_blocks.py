@@ -118,9 +118,9 @@ def test_counts_of_a_document_fill_the_strata_of_its_windows_and_blocks(model, m
     estimate(model, family, cut, seed=0, samples=1)
     assert len(drawn) == 11  # replicates of six draws: 64 in all
     for noise in drawn:
-        hit = family.blocks(4).split(noise.hit, False)
+        hit = family.blocks(4).split(noise.corrupted, False)
         counts = hit.sum(-1)
         assert sorted(counts.flatten().tolist()) == [1, 1, 1, 2, 2, 2]
         weight = family.blocks(4).split(noise.weight, 0.0)
         assert torch.equal(weight, (SIZE / counts).unsqueeze(-1).expand_as(weight).double())
-    assert len({tuple(noise.hit.flatten().tolist()) for noise in drawn}) > 4
+    assert len({tuple(noise.corrupted.flatten().tolist()) for noise in drawn}) > 4

@@ -18,9 +18,10 @@ from exact_tables import (
     random_table,
     subsets,
 )
+from noise_calls import noise_by_count
 from torch import Tensor
 
-from textdiff.diffusion.noise import NoiseUniforms, noise_by_count
+from textdiff.diffusion.noise import NoiseUniforms
 from textdiff.likelihood import cut_windows, estimate
 from textdiff.loss import PositionTerms, corrupt
 
@@ -66,7 +67,7 @@ def joint():
 
 def test_every_count_hits_exactly_that_many_and_every_subset_equally_often():
     v, u = every_draw(LENGTH, LENGTH)
-    hit = noise_by_count(NoiseUniforms(v, u), family().blocks(LENGTH)).hit
+    hit = noise_by_count(NoiseUniforms(v, u), family().blocks(LENGTH)).corrupted
     assert hit.sum(1).tolist() == [1, 2, 3] * math.factorial(LENGTH)
     found = [tuple(row.nonzero().flatten().tolist()) for row in hit]
     for subset in subsets():

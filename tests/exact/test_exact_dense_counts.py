@@ -7,9 +7,10 @@ import torch
 from dense_tables import drifting_logits, nelbo, sequences, world
 from exact_stats import beta_cdf, chi_square_p, ks_statistic
 from exact_tables import CLEAN, EXCLUDED, MASK, ROWS, all_sequences
+from noise_calls import noise_by_count, noise_by_time
 
 from textdiff.diffusion.blocks import Blocks
-from textdiff.diffusion.noise import NoiseUniforms, noise_by_count, noise_by_time
+from textdiff.diffusion.noise import NoiseUniforms
 from textdiff.diffusion.randomness import Stream, uniforms
 
 FAMILIES = {"udlm": "uniform", "sedd": "uniform", "gidd": "hybrid"}
@@ -98,7 +99,7 @@ def test_counts_start_at_zero_and_rates_are_beta(n):
     rows, blocks = 60_000, Blocks.of(n, None)
     v, u, u_token = draws(rows, blocks, seed=4)
     noise = noise_by_count(NoiseUniforms(v, u, u_token), blocks, dense=True)
-    counts, rate = noise.hit.sum(1), 1.0 - noise.alpha[:, 0]
+    counts, rate = noise.corrupted.sum(1), 1.0 - noise.alpha[:, 0]
     observed = torch.bincount(counts, minlength=n + 1).double()
     assert chi_square_p(observed, torch.full((n + 1,), rows / (n + 1), dtype=torch.float64)) > 1e-3
     for k in range(n + 1):
@@ -115,7 +116,7 @@ def test_uniform_tokens_are_clean_and_equally_likely():
         v, u, u_token = draws(20_000, blocks, seed=7)
         noise = noise_by_count(NoiseUniforms(v, u, u_token), blocks, dense=True)
         x0 = torch.full((20_000, 6), CLEAN[0])
-        xt = world(process, kind).process.corrupt(x0, noise)[noise.hit]
+        xt = world(process, kind).process.corrupt(x0, noise)[noise.corrupted]
         seen = torch.bincount(xt, minlength=ROWS).double()
         assert seen[EXCLUDED] == 0
         assert (seen[MASK] > 0) == (process == "hybrid")
@@ -132,4 +133,4 @@ def test_every_scored_position_costs_nats_under_noise_that_draws_tokens(kind):
         NoiseUniforms(v, u, u_token), blocks, scorable=scorable, dense=kind != "mdlm"
     )
     found = world(FAMILIES.get(kind, "absorbing"), kind).objective.positions(noise)
-    assert torch.equal(found, noise.hit if kind == "mdlm" else scorable)
+    assert torch.equal(found, noise.corrupted if kind == "mdlm" else scorable)

@@ -27,10 +27,11 @@ from exact_tables import (
     random_table,
     subsets,
 )
+from noise_calls import noise_by_time
 
 from textdiff.config import Config
 from textdiff.diffusion.blocks import Blocks
-from textdiff.diffusion.noise import NoiseUniforms, noise_by_time
+from textdiff.diffusion.noise import NoiseUniforms
 from textdiff.diffusion.randomness import Stream
 from textdiff.errors import CheckpointError, ConfigError
 from textdiff.likelihood import cut_windows, estimate

@@ -1,12 +1,15 @@
 """Identity 13: the bound of masks and uniform noise at once."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from dense_tables import UNIFORM, K, drifting_logits, kernel, nelbo, noise_at, oracle, world
 from exact_tables import CLEAN, MASK, ROWS, random_joint
 from test_exact_uniform import found, point, random_x0
+
+from textdiff.diffusion.schedule import HybridSchedule
 
 TIMES = torch.tensor([0.05, 0.3, 0.5, 0.7, 0.95], dtype=torch.float64)
 PAIRS = [(x, z) for x in CLEAN for z in (*CLEAN, MASK)]
@@ -62,8 +65,12 @@ def test_gidd_is_its_published_weights_and_divergences(x, z):
 def test_without_uniform_noise_it_is_masked_diffusion():
     p = random_x0()
     for share, tolerance in ((0.0, 1e-10), (1e-9, 1e-3)):
-        schedule = {"kind": "hybrid", "uniform": share}
-        family = world("hybrid", "gidd", schedule=schedule)
+        schedule = HybridSchedule.model_construct(uniform=share)  # a config has more than 0
+        family = world("hybrid", "gidd")
+        process = replace(family.process, schedule=schedule)
+        family = replace(
+            family, process=process, schedule=schedule, objective=family.objective.on(process)
+        )
         for x in CLEAN:
             masked = found(family, p, x, MASK, TIMES)
             assert (masked * TIMES + p[x].log()).abs().max() < tolerance

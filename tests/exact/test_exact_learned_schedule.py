@@ -20,13 +20,13 @@ from exact_tables import (
     random_table,
     subsets,
 )
+from noise_calls import noise_by_count, noise_by_time
 from test_exact_sampler import frequencies, sample, total_variation
 from tiny_models import tiny_model
 from torch import Tensor, nn
 
 from textdiff.diffusion.family import Family, build_family
-from textdiff.diffusion.makers import ByCount, ByTime, draw_noise
-from textdiff.diffusion.noise import Noise, NoiseUniforms, noise_by_count, noise_by_time
+from textdiff.diffusion.noise import ByCount, ByTime, Noise, NoiseUniforms, draw_noise
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, uniforms
@@ -89,7 +89,7 @@ class TimeOracle(TableDenoiser):
         t = -torch.expm1(-sigma.double().view(len(sigma), -1)).clamp(max=-1e-9)
         t = blocks.spread(t.expand(len(t), blocks.count))  # [B, L]
         texts = all_sequences(length)
-        paces = self.family.process.paces.detach()[texts]  # [27, L]
+        paces = self.family.process.token_exponents.detach()[texts]  # [27, L]
         logits = torch.full((*input_ids.shape, ROWS), -torch.inf, dtype=torch.float64)
         for i in range(length):
             known = seen[:, i, None]  # [B, 1, L]
@@ -119,14 +119,14 @@ def time_nodes() -> tuple[Tensor, Tensor]:
 def nelbo(denoiser, family: Family, x: Tensor) -> float:
     """The expectation over masks, integrated over mean rates by quadrature; one block."""
     rate, weight = time_nodes()
-    pace = family.process.paces[x]
+    pace = family.process.token_exponents[x]
     rows, total = x.expand(NODES, -1), 0.0
     for subset in subsets(len(x)):
         hit = torch.zeros(len(x), dtype=torch.bool)
         hit[list(subset)] = True
         u = torch.where(hit, 0.0, 1.0).double().expand(NODES, -1)
         noise = draw_noise(family, rows, NoiseUniforms(rate[:, None], u), ByTime())
-        assert torch.equal(noise.hit, hit.expand(NODES, -1))
+        assert torch.equal(noise.corrupted, hit.expand(NODES, -1))
         lost = noise.threshold**pace
         assert (lost.mean(-1) - rate).abs().max() < 1e-14
         chance = torch.where(hit, lost, 1.0 - lost).prod(-1)
@@ -190,12 +190,12 @@ def test_posterior_is_bayes_and_two_moves_are_one(token):
 
 def test_one_survival_probability_for_all_tokens_is_refused():
     family, u = learned(), torch.full((1, LENGTH), 0.5, dtype=torch.float64)
-    with pytest.raises(ValueError, match="one survival probability"):
-        family.process.transition(*at(0.2, 0.5))
+    with pytest.raises(ValueError, match="need one alpha"):
+        family.process.likelihood(torch.tensor([MASK]), *at(0.2, 0.5))
     with pytest.raises(ValueError, match="no scores"):
         family.process.log_score(point(CLEAN[0]), torch.tensor([MASK]), *at(0.5))
-    with pytest.raises(ValueError, match="needs to know them"):
-        ByCount()(family, NoiseUniforms(u[:, :1], u), None, family.process.pace(None))
+    with pytest.raises(ValueError, match="depends on the clean tokens"):
+        ByCount()(family, NoiseUniforms(u[:, :1], u), None, family.process.rate_exponents(None))
 
 
 def terms_at(family: Family, prediction: Prediction, x0: Tensor, t: float) -> Tensor:
@@ -264,7 +264,7 @@ def count_expectation(denoiser, family: Family, x: Tensor) -> float:
     """E over which positions go first, and when the last of them goes, by quadrature."""
     t, weight = time_nodes()
     n, total = len(x), 0.0
-    pace = family.process.paces[x]
+    pace = family.process.token_exponents[x]
     lost = t[:, None] ** pace
     for subset in subsets(n):
         for last in subset:
@@ -277,7 +277,7 @@ def count_expectation(denoiser, family: Family, x: Tensor) -> float:
             v = torch.full((NODES, 1), (len(subset) - 0.5) / n, dtype=torch.float64)
             rows = x.expand(NODES, -1)
             noise = draw_noise(family, rows, NoiseUniforms(v, u), ByCount())
-            assert noise.hit.sum(1).eq(len(subset)).all()
+            assert noise.corrupted.sum(1).eq(len(subset)).all()
             assert (1.0 - noise.alpha[:, 0] - t).abs().max() < 1e-12
             total += float((weight * density * row_nats(denoiser, family, rows, noise)).sum())
     return total
@@ -335,10 +335,10 @@ def test_counts_of_equal_exponents_are_the_ordinary_ones():
     v, real = u[:, :1], u[:, 3:4] + torch.arange(8) / 8 < 1.0
     plain = noise_by_count(NoiseUniforms(v, u), blocks, scorable=real)
     noise = draw_noise(learned({0: 1.0}), x, NoiseUniforms(v, u), ByCount(), real)
-    assert torch.equal(noise.hit, plain.hit)
+    assert torch.equal(noise.corrupted, plain.corrupted)
     assert (noise.weight - plain.weight).abs().max() < 1e-12
     double = draw_noise(learned({0: 2.0}), x, NoiseUniforms(v, u), ByCount(), real)
-    assert torch.equal(double.hit, plain.hit)
+    assert torch.equal(double.corrupted, plain.corrupted)
     assert (2.0 * double.weight - plain.weight).abs().max() < 1e-12
 
 
@@ -350,7 +350,7 @@ def test_times_of_equal_exponents_are_the_ordinary_ones_whatever_their_scale():
         family = learned({0: w}, block_size=5)
         plain = noise_by_time(family.schedule, NoiseUniforms(v, u), family.blocks(8), scorable=real)
         noise = draw_noise(family, x, NoiseUniforms(v, u), ByTime(), real)
-        assert torch.equal(noise.hit, plain.hit)
+        assert torch.equal(noise.corrupted, plain.corrupted)
         assert (w * noise.weight / plain.weight - 1.0)[real].abs().max() < 1e-12
         assert (noise.threshold**w - plain.threshold)[real].abs().max() < 1e-14
 
@@ -360,7 +360,7 @@ def test_the_level_of_a_rate_is_found_however_far_apart_the_exponents():
     x = all_sequences().repeat(3, 1)
     v = torch.logspace(-9, -1e-9, len(x), dtype=torch.float64)[:, None]
     noise = draw_noise(family, x, NoiseUniforms(v, 0.5 * v.expand(-1, LENGTH)), ByTime())
-    rate = (noise.threshold ** family.process.paces[x]).mean(-1)
+    rate = (noise.threshold ** family.process.token_exponents[x]).mean(-1)
     exact = 1.0 - family.schedule.alpha(v[:, 0])
     assert ((rate - exact) / exact).abs().max() < 1e-12
 
@@ -445,7 +445,7 @@ def plain_surrogate(net, family: Family, batch: CleanBatch) -> Tensor:
             nats = row_nats(net, family, batch.x0, noise)
         terms = PositionTerms(net, family, corrupt(family, batch.x0, noise, None))
         pathwise = terms.losses(slice(None), *terms.inputs)[0].sum()
-        log_q = log_mask(noise, family.process.pace(batch.x0)).sum(-1)
+        log_q = log_mask(noise, family.process.rate_exponents(batch.x0)).sum(-1)
         total = total + ((nats * log_q).sum() + pathwise) / 2
     return total
 

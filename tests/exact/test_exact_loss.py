@@ -11,12 +11,13 @@ from exact_tables import (
     family,
     random_table,
 )
+from noise_calls import noise_by_count, noise_by_time
 from tiny_models import CLEAN, EXCLUDED, MASK, ROWS, tiny_family, tiny_model
 from torch import Tensor
 
 from textdiff import loss as loss_module
 from textdiff.config import Config
-from textdiff.diffusion.noise import Noise, NoiseUniforms, noise_by_count, noise_by_time
+from textdiff.diffusion.noise import Noise, NoiseUniforms
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.loss import DenoisingLoss, PositionTerms, corrupt
 from textdiff.models import training_layout

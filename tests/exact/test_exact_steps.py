@@ -7,12 +7,13 @@ from exact_tables import all_sequences
 from test_exact_discrete_time import bound
 from torch import Tensor
 
+from textdiff.diffusion import SCHEDULES
 from textdiff.diffusion.blocks import Blocks
 from textdiff.diffusion.noise import Noise, NoiseUniforms
-from textdiff.diffusion.schedule import NoiseSchedule, build_schedule
+from textdiff.diffusion.schedule import NoiseSchedule
 from textdiff.likelihood.estimators.steps import _chances_without_hits, noise_by_step_and_hits
 
-SCHEDULES = [
+OPTIONS = [
     {"kind": "loglinear"},
     {"kind": "cosine"},
     {"kind": "polynomial", "exponent": 9.0},
@@ -43,17 +44,17 @@ def draw(
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])
-@pytest.mark.parametrize("options", SCHEDULES, ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_draws_without_hits_weigh_what_they_are_drawn_too_rarely(options, n):
     """Chance times weight is the chance to hit nothing in a step, times its masked weight."""
-    schedule, steps = build_schedule(**options), 40
+    schedule, steps = SCHEDULES.build(options["kind"], options), 40
     alpha, shares = levels(schedule, steps)
     quiet = shares * alpha**n
     chances = _chances_without_hits(quiet, 1.0 - alpha)
     assert float(chances.sum()) == pytest.approx(1.0, abs=1e-12)
     kept = chances > 1e-9
     noise = draw(schedule, steps, (middles(chances) / (n + 1))[kept], n)
-    assert not bool(noise.hit.any())
+    assert not bool(noise.corrupted.any())
     assert (noise.alpha[:, 0] - alpha[kept]).abs().max() < 1e-12
     weighed = noise.weight[:, 0] * chances[kept] / (n + 1)
     exact = quiet[kept] / (1.0 - alpha[kept])
@@ -63,7 +64,7 @@ def test_draws_without_hits_weigh_what_they_are_drawn_too_rarely(options, n):
 @pytest.mark.parametrize("steps", [10, 1000])
 def test_neither_a_constant_cost_nor_one_of_the_first_steps_varies_without_limit(steps):
     """At most twice the sum of all steps, whatever T: a uniform step would weigh up to T times."""
-    alpha, shares = levels(build_schedule("loglinear"), steps)
+    alpha, shares = levels(SCHEDULES.build("loglinear"), steps)
     quiet, rate = shares * alpha**3, 1.0 - alpha
     chances = _chances_without_hits(quiet, rate)
     for cost in (torch.ones_like(rate), 1.0 / rate):
@@ -74,7 +75,7 @@ def test_neither_a_constant_cost_nor_one_of_the_first_steps_varies_without_limit
 
 
 def test_one_step_never_misses_and_weighs_nothing_where_it_would():
-    noise = draw(build_schedule("loglinear"), 1, torch.tensor([0.01, 0.2, 0.9]).double(), 3)
+    noise = draw(SCHEDULES.build("loglinear"), 1, torch.tensor([0.01, 0.2, 0.9]).double(), 3)
     assert noise.weight[:2].abs().max() == 0.0
     assert float(noise.weight[2, 0]) == pytest.approx(4 / 3)
 

@@ -22,9 +22,10 @@ from exact_tables import (
     random_table,
     subsets,
 )
+from noise_calls import noise_by_count, noise_by_step, noise_by_time
 from torch import Tensor
 
-from textdiff.diffusion.noise import NoiseUniforms, noise_by_count, noise_by_step, noise_by_time
+from textdiff.diffusion.noise import NoiseUniforms
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.loss import PositionTerms, corrupt
 
@@ -56,7 +57,7 @@ def time_integral(denoiser, family, x: Tensor) -> float:
         noise = noise_by_time(family.schedule, NoiseUniforms(t[:, None], u), family.blocks(LENGTH))
         rate = noise.threshold[:, 0]
         chance = rate ** len(subset) * (1.0 - rate) ** (LENGTH - len(subset))
-        assert noise.hit.sum(1).eq(len(subset)).all()
+        assert noise.corrupted.sum(1).eq(len(subset)).all()
         found = row_nats(denoiser, family, x.expand(NODES, -1), noise)
         total += float((weight * chance * found).sum())
     return total
@@ -116,7 +117,7 @@ def step_expectation(denoiser, family, x: Tensor, steps: int) -> float:
         u = torch.ones(steps, LENGTH, dtype=torch.float64)
         u[:, list(subset)] = 0.0
         noise = noise_by_step(family.schedule, steps, NoiseUniforms(v, u), family.blocks(LENGTH))
-        assert noise.hit.sum(1).eq(len(subset)).all()
+        assert noise.corrupted.sum(1).eq(len(subset)).all()
         rate = noise.threshold[:, 0]
         chance = rate ** len(subset) * (1.0 - rate) ** (LENGTH - len(subset))
         found = row_nats(denoiser, family, x.expand(steps, -1), noise)
@@ -172,7 +173,7 @@ def count_expectation(denoiser, family, x: Tensor) -> float:
         u[:, subset[-1]] = rates
         v = torch.full((NODES, 1), (k - 0.5) / n, dtype=torch.float64)
         noise = noise_by_count(NoiseUniforms(v, u), family.blocks(n))
-        assert noise.hit.sum(1).eq(k).all()
+        assert noise.corrupted.sum(1).eq(k).all()
         assert torch.equal(1.0 - noise.alpha[:, 0], 1.0 - (1.0 - rates))
         found = row_nats(denoiser, family, x.expand(NODES, -1), noise)
         total += float((weight * density * found).sum()) / (n * math.comb(n, k))
@@ -212,7 +213,7 @@ def test_the_rate_given_the_count_is_beta_and_independent_of_the_subset(length):
     v = uniforms(8, Stream.JITTER, row=key)
     u = uniforms(8, Stream.POSITION, row=key, position=torch.arange(length))
     noise = noise_by_count(NoiseUniforms(v, u), family().blocks(length))
-    counts, rate = noise.hit.sum(1), 1.0 - noise.alpha[:, 0]
+    counts, rate = noise.corrupted.sum(1), 1.0 - noise.alpha[:, 0]
     assert (
         chi_square_p(
             torch.bincount(counts, minlength=length + 1)[1:].double(),
@@ -225,7 +226,7 @@ def test_the_rate_given_the_count_is_beta_and_independent_of_the_subset(length):
         ranks = beta_cdf(rate[chosen], k, length)
         assert ks_statistic(ranks) < 1.95
         for position in range(length):
-            hit = noise.hit[chosen, position]
+            hit = noise.corrupted[chosen, position]
             if hit.all():
                 continue
             assert ks_statistic(ranks[hit]) < 1.95
@@ -241,8 +242,8 @@ def test_subset_given_count_and_rate_is_uniform():
     rate = 1.0 - noise.alpha[:, 0]
     for k in (1, 2):
         for high in (False, True):
-            chosen = (noise.hit.sum(1) == k) & ((rate > 0.5) == high)
-            missing = noise.hit[chosen].double().sum(0)
+            chosen = (noise.corrupted.sum(1) == k) & ((rate > 0.5) == high)
+            missing = noise.corrupted[chosen].double().sum(0)
             # Positions of one draw exclude each other; for k = 2 count the position left out.
             cells = missing if k == 1 else chosen.sum() - missing
             assert chi_square_p(cells, torch.full((3,), float(cells.sum()) / 3).double()) > 1e-3
@@ -256,4 +257,6 @@ def test_noise_by_time_is_the_schedules():
         noise = noise_by_time(chosen.schedule, NoiseUniforms(v, u), chosen.blocks(LENGTH))
         assert torch.equal(noise.weight, chosen.schedule.elbo_weight(v).expand(3, LENGTH))
         assert torch.equal(noise.alpha, chosen.schedule.alpha(v).expand(3, LENGTH))
-        assert torch.equal(noise.hit, (1.0 - chosen.schedule.alpha(v) > 0.5).expand(3, LENGTH))
+        assert torch.equal(
+            noise.corrupted, (1.0 - chosen.schedule.alpha(v) > 0.5).expand(3, LENGTH)
+        )

@@ -91,7 +91,7 @@ def transition(monkeypatch, family, name, logits, z, alpha_s, alpha_t, **knobs) 
         first = next(iter(steps))
         return (first.canvas[:, 0] != z) & (first.t == 1.0)
 
-    by_weights = family.process.draws_tokens or family.process.by_token
+    by_weights = family.process.replaces_tokens or family.process.by_token
     moved = revealed(0.0, 1.0)
     if by_weights:
         return weights[0][0] / weights[0][0].sum()
@@ -189,7 +189,7 @@ def test_in_continuous_time_it_is_the_limit_of_small_steps(monkeypatch, name, t)
 def test_with_learned_exponents_it_is_that_limit_too(monkeypatch):
     family, h, t = world("absorbing", "mdlm", schedule={"kind": "learned"}), 1e-4, 0.6
     exponents = torch.linspace(0.5, 2.0, ROWS, dtype=torch.float64)
-    object.__setattr__(family.process.schedule, "exponents", exponents)
+    family.process.schedule._exponents = exponents
     drawn = transition(monkeypatch, family, "ancestral", LOGITS, MASK, 1.0 - t + h, 1.0 - t)
     noise = noise_at(family, torch.tensor([t], dtype=torch.float64))
     for x in CLEAN:

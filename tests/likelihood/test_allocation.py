@@ -186,7 +186,7 @@ def test_rows_are_drawn_as_allocated(part, monkeypatch):
     counts, original = [], held.scorer.nats
 
     def counting(x0, noise, *rest):
-        counts.append(noise.hit.sum(1).double())
+        counts.append(noise.corrupted.sum(1).double())
         return original(x0, noise, *rest)
 
     monkeypatch.setattr(held.scorer, "nats", counting)

@@ -7,7 +7,7 @@ import torch
 from engines import generate
 from tiny_models import CLEAN, MASK, tiny_family, tiny_model
 
-from textdiff.diffusion.objectives import build_objective
+from textdiff.diffusion.objectives import OBJECTIVES
 from textdiff.errors import CheckpointError, TextDiffError
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import _column, _with_weight, inverse_cdf
@@ -28,7 +28,7 @@ def broken_model(value: float, row: int, **settings):
 @pytest.mark.parametrize("temperature", [1.0, 0.0])  # the largest of NaN would be a token
 def test_it_is_refused_at_the_first_call(value, block_size, cache, kind, temperature):
     model, family = broken_model(value, CLEAN[2]), tiny_family(block_size)
-    family = replace(family, objective=build_objective(family.process, kind))
+    family = replace(family, objective=OBJECTIVES.build(kind).on(family.process))
     walk = generate(
         model,
         family,

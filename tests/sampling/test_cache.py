@@ -8,7 +8,7 @@ from engines import generate
 from test_generate_dense import family_of
 from tiny_models import CLEAN, CONTEXT, MASK, tiny_family, tiny_model
 
-from textdiff.diffusion.objectives import build_objective
+from textdiff.diffusion.objectives import OBJECTIVES
 from textdiff.diffusion.objectives.mdlm import MDLM
 from textdiff.errors import ConfigError
 from textdiff.models import CAUSAL, Layout
@@ -139,7 +139,7 @@ def test_rows_that_end_leave_and_the_next_ones_take_their_slots(model):
 def test_the_left_to_right_model_decodes_from_its_cache():
     """One token per call, each the network's conditional, drawn by inverse CDF."""
     model, family = tiny_model(), tiny_family(1)
-    family = replace(family, objective=build_objective(family.process, "ar"))
+    family = replace(family, objective=OBJECTIVES.build("ar").on(family.process))
     job = Job(PROMPTS, NEW, seed=5)
     plain = rows_of(model, family, job, steps=1)
     assert rows_of(model, family, job, steps=1, cache=True, slots=4) == plain
@@ -161,7 +161,7 @@ def test_the_left_to_right_model_decodes_from_its_cache():
 def test_the_left_to_right_model_may_be_asked_again_about_a_token():
     """A token that is masked again is drawn again, from a cache that holds its place already."""
     model, family = tiny_model(), tiny_family(1)
-    family = replace(family, objective=build_objective(family.process, "ar"))
+    family = replace(family, objective=OBJECTIVES.build("ar").on(family.process))
     job = Job(PROMPTS, NEW, seed=5)
     often = {"rule": "remask", "steps": 8, "knobs": {"eta": 1.0}}
     plain = rows_of(model, family, job, **often)

@@ -3,12 +3,13 @@
 import pytest
 import torch
 from engines import generate
+from noise_calls import noise_by_count
 from test_rules import WIDTH, family_of
 from tiny_models import tiny_family, tiny_model
 from torch import Tensor
 
 from textdiff.diffusion.blocks import Blocks
-from textdiff.diffusion.noise import NoiseUniforms, noise_by_count
+from textdiff.diffusion.noise import NoiseUniforms
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.sampling.controls import Controls

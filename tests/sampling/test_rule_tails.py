@@ -58,7 +58,7 @@ def sample(
             return Prediction(said)
         xt = canvas.flatten()[positions]
         alpha = family.known_alpha(schedule.alpha(t))[:1].expand(len(positions))
-        if process.draws_tokens:
+        if process.replaces_tokens:
             score = process.log_score(LAW.log().expand(len(positions), -1), xt, alpha)
             return Prediction(said, score.to(dtype))
         return Prediction(said, said + (alpha / (1.0 - alpha)).log()[:, None].to(dtype))

@@ -282,7 +282,7 @@ def test_watching_changes_no_token_and_fills_what_was_asked(model, case, name, k
         assert not torch.isin(step.draft, torch.tensor(EXCLUDED)).any()
         assert len(step.confidence) == len(step.entropy) == len(step.changed)
         token = step.canvas.flatten()[step.changed] != MASK
-        drawn_anew = family.process.draws_tokens  # from a posterior, which noise is a part of
+        drawn_anew = family.process.replaces_tokens  # from a posterior, which noise is a part of
         assert (step.confidence[token] >= (0.0 if drawn_anew else 1e-300)).all()
         assert (step.confidence[token] <= 1.0 + 1e-12).all()
         assert step.confidence[~token].isnan().all()
@@ -290,7 +290,7 @@ def test_watching_changes_no_token_and_fills_what_was_asked(model, case, name, k
         assert step.dependence.shape == (6,)
         assert (step.dependence >= -1e-12).all()
         shown = step.canvas != MASK
-        if not family.process.draws_tokens:
+        if not family.process.replaces_tokens:
             assert torch.equal(step.draft[shown], step.canvas[shown])
         seen = seen or bool(token.any())
     assert seen

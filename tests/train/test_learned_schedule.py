@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from textdiff.cli import main
-from textdiff.config import DiffusionConfig
 from textdiff.config.reading import validate
+from textdiff.diffusion.settings import DiffusionConfig
 from textdiff.errors import ConfigError
 from textdiff.pipeline import TextDiffusion
 from textdiff.train.ema import EMA
@@ -87,10 +87,10 @@ def test_the_export_holds_the_averaged_exponents(folder, single):
     assert not torch.equal(raw, average)
     held = TextDiffusion.from_pretrained(folder / "single" / "export", device="cpu")
     assert torch.equal(held.model.exponents.raw, average)
-    paces = held.family.process.paces
+    paces = held.family.process.token_exponents
     assert torch.equal(paces, torch.nn.functional.softplus(average.double()))
     assert (paces - 1.3).abs().max() > 1e-3
-    assert torch.equal(held.family.host.process.paces, paces)
+    assert torch.equal(held.family.on_cpu.process.token_exponents, paces)
     assert held.score(["Line 7 of 49 is here."], seed=1)[0].mean < 10.0
     assert len(held.generate("Line", max_new_tokens=8, steps=4).sequences[0]) == 12
 
@@ -100,12 +100,12 @@ def test_the_average_and_its_swap_cover_the_exponents(folder, single):
     average = EMA(held.model, 0.9)
     with torch.no_grad():
         held.model.exponents.raw += 1.0
-    moved = held.family.process.paces.detach()
+    moved = held.family.process.token_exponents.detach()
     average.update(held.model)
     with average.applied(held.model):
-        inside = held.family.host.process.paces
+        inside = held.family.on_cpu.process.token_exponents
     assert (inside < moved).all()
-    assert torch.equal(held.family.process.paces, moved)
+    assert torch.equal(held.family.process.token_exponents, moved)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_the_average_and_its_swap_cover_the_exponents(folder, single):
         ({"noise": {"draw": "time", "range": [0.1, 0.9]}}, "over all times"),
         ({"objective": {"kind": "sedd"}}, "objective: {kind: mdlm, loss_weight: elbo}"),
         ({"objective": {"kind": "mdlm", "loss_weight": "ce"}}, "trained on the bound"),
-        ({"process": "uniform", "objective": {"kind": "udlm"}}, "trained on the bound"),
+        ({"process": "uniform", "objective": {"kind": "udlm"}}, "not go with process uniform"),
         ({"timesteps": 100}, "continuous time"),
     ],
 )
@@ -140,6 +140,6 @@ def test_shakespeare_moves_the_exponents(folder, data_folder):
     held = TextDiffusion.from_pretrained(folder / "slice" / "export", device="cpu")
     assert 1.0 < last["bound_nats"] < 3.3
     clean = held.family.process.vocabulary.ids
-    paces = held.family.process.paces.detach()[clean]
+    paces = held.family.process.token_exponents.detach()[clean]
     assert float((paces - 1.0).abs().max()) > 0.05
     assert (paces > 0.0).all()

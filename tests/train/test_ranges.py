@@ -8,9 +8,8 @@ import torch
 
 from textdiff.config import Config
 from textdiff.diffusion.blocks import Blocks
-from textdiff.diffusion.family import Family, build_family
-from textdiff.diffusion.makers import draw_noise, training_maker
-from textdiff.diffusion.noise import NoiseUniforms
+from textdiff.diffusion.family import Family, build_family, training_maker
+from textdiff.diffusion.noise import NoiseUniforms, draw_noise
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.loss import DenoisingLoss, PositionTerms, corrupt
@@ -83,7 +82,7 @@ def rates_of(noise, blocks: Blocks, draw: str) -> torch.Tensor:
     """[B, blocks] the level of each block by time, the share of its positions by count."""
     if draw == "time":
         return blocks.split(1.0 - noise.alpha, 0.0)[..., 0]
-    return blocks.split(noise.hit, False).double().mean(-1)
+    return blocks.split(noise.corrupted, False).double().mean(-1)
 
 
 def noise_of(batches: TrainingBatches, samples, levels, rates=(0.0, 1.0)):
@@ -176,7 +175,7 @@ def test_draws_inside_a_range_have_the_law_of_draws_of_it(draw, name, size):
 
     whole = drawn((0.0, 1.0))
     for rates in (CANDIDATES[0], (0.3, 0.8), (0.5, 1.0), (0.0, 0.5), (0.05, 0.95)):
-        kept = inside(whole, blocks, rates, draw, chosen.objective.dense)
+        kept = inside(whole, blocks, rates, draw, chosen.objective.scores_all_positions)
         some = rates_of(whole, blocks, draw)[:, 0][kept[:, 0]].sort().values
         other = rates_of(drawn(rates), blocks, draw)[:, 0].sort().values
         at = torch.linspace(0.01, 0.99, 50, dtype=torch.float64)
@@ -246,7 +245,7 @@ def test_processes_share_a_search_bit_for_bit():
     model, chosen = network(), batches(rows=4)
     whole, noise = block_losses(model, chosen.family, chosen, 5)
     parts = [block_losses(model, chosen.family, chosen, 5, (rank, 3)) for rank in range(3)]
-    assert torch.equal(parts[1][1].hit, noise.hit)
+    assert torch.equal(parts[1][1].corrupted, noise.corrupted)
     assert ((parts[0][0] != 0) & (parts[1][0] != 0)).sum() == 0
     torch.testing.assert_close(sum(losses for losses, _ in parts), whole, rtol=1e-12, atol=1e-14)
 

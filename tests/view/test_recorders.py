@@ -64,7 +64,7 @@ def reader_of(held) -> Reader:
 
 
 def options_of(held) -> dict:
-    return {} if held.family.process.draws_tokens else REMASK
+    return {} if held.family.process.replaces_tokens else REMASK
 
 
 def traced(held, **options) -> list[dict]:
@@ -94,7 +94,7 @@ def test_a_trace_replayed_is_the_text(held):
     for row, ids in enumerate(done.sequences):
         start = len(["ab", "", "xyz"][row])
         assert [tokens[row, at] for at in range(start, len(ids))] == ids[start:]
-    assert (lost > 0) == (not held.family.process.draws_tokens)
+    assert (lost > 0) == (not held.family.process.replaces_tokens)
 
 
 def test_what_steps_say_of_a_row_is_of_the_row_alone(held):

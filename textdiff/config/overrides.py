@@ -12,8 +12,8 @@ from typing import Any, get_origin
 
 from pydantic_core import PydanticUndefined
 
+from textdiff.config.keys import at, is_list, keys, kind_of, leaves, variants
 from textdiff.config.schema import Config
-from textdiff.config.walks import at, exists, is_list, keys, kind_of, leaves, variants
 from textdiff.data.plain_data import parse_json, parse_yaml
 from textdiff.errors import ConfigError
 from textdiff.section import Section
@@ -54,7 +54,7 @@ def read_flags(words: Sequence[str], own: Sequence[str] = ()) -> list[Flag]:
             raise ConfigError(f"unexpected argument {word!r}")
         name, equals, value = word.partition("=")
         path = tuple(name.removeprefix("--").replace("-", "_").split("."))
-        if not exists(path):
+        if at(path) is None:
             raise ConfigError(_unknown(name, own))
         values = [value] if equals else _values(words[index + 1 :], path)
         if not values:

@@ -62,7 +62,7 @@ def validate(
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        raise ConfigError(explain(error, where, flags or {})) from None
+        raise ConfigError(explain(error, raw, where, flags or {})) from None
 
 
 def to_yaml(config: Config) -> str:

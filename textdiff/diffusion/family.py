@@ -1,6 +1,6 @@
 """A family: one forward process, one schedule, one objective and one block size, put together.
 
-The network is chosen separately and the decoding rule later; nothing here knows either.
+It is independent of the network and of the decoding rule.
 """
 
 from collections.abc import Mapping
@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from textdiff.diffusion import NOISE_MAKERS, PROCESSES, SCHEDULES
 from textdiff.diffusion.blocks import Blocks
-from textdiff.diffusion.objectives import Objective, build_objective
-from textdiff.diffusion.process import ForwardProcess, Vocabulary, build_process
-from textdiff.diffusion.schedule import Learned, NoiseSchedule, build_schedule
+from textdiff.diffusion.noise import ALL_RATES, ByStep, NoiseMaker, Rates
+from textdiff.diffusion.objectives import OBJECTIVES, Objective
+from textdiff.diffusion.process import ForwardProcess, Vocabulary
+from textdiff.diffusion.schedule import NoiseSchedule
+from textdiff.errors import ConfigError, unknown
 
 
 @dataclass(frozen=True)
@@ -21,9 +24,9 @@ class Family:
     """The four choices that training fixes.
 
     Attributes:
-        process: how tokens are destroyed.
+        process: how tokens are corrupted.
         schedule: how fast.
-        objective: what the network predicts and what it costs.
+        objective: what the network predicts, and its contribution to the bound.
         block_size: tokens per block; None: the whole sequence.
         timesteps: T where time is discrete; None: continuous time.
         hides_prompts: whether training showed masks in a prompt's place, whatever the noise.
@@ -38,46 +41,44 @@ class Family:
 
     @property
     def learned(self) -> nn.Module | None:
-        """What training learns besides the network, and noise depends on; None: nothing."""
-        exponents = self.schedule.exponents if isinstance(self.schedule, Learned) else None
-        return exponents if isinstance(exponents, nn.Module) else None
+        """Module that training learns besides the network, and noise depends on; None: nothing."""
+        return self.schedule.learned
 
     @property
-    def host(self) -> "Family":
-        """The same family with its tables on the host, where noise is made."""
-        process = self.process.to(torch.device("cpu"))
-        return replace(self, process=process, objective=replace(self.objective, process=process))
+    def on_cpu(self) -> "Family":
+        """The family with its tables on the CPU, where noise is made."""
+        return self._with_process(self.process.to(torch.device("cpu")))
 
     def among(self, allowed: Tensor) -> "Family":
         """Return the family whose clean tokens are among those allowed, [V] bool; mostly itself."""
         vocabulary = self.process.vocabulary
         if bool(allowed[vocabulary.ids].all()):
             return self
-        clean = vocabulary.clean & allowed
-        narrowed = Vocabulary(clean, clean.nonzero().squeeze(1), vocabulary.mask_token_id)
-        process = replace(self.process, vocabulary=narrowed)
-        return replace(self, process=process, objective=replace(self.objective, process=process))
+        return self._with_process(replace(self.process, vocabulary=vocabulary.among(allowed)))
+
+    def _with_process(self, process: ForwardProcess) -> "Family":
+        return replace(self, process=process, objective=self.objective.on(process))
 
     def with_block_size(self, block_size: int | None) -> "Family":
-        """The same family in other blocks."""
+        """Return the family in other blocks."""
         return replace(self, block_size=block_size)
 
     def blocks(self, length: int) -> Blocks:
-        """The blocks of a sequence of `length` tokens."""
+        """Return the blocks of a sequence of `length` tokens."""
         return Blocks.of(length, self.block_size)
 
     def known_alpha(self, alpha: Tensor) -> Tensor:
-        """Survival probabilities as a network that sees the noise level is told them.
+        """Return survival probabilities as a network with time conditioning reads them.
 
-        Where nothing survives, sigma is infinite and no network can be told: there it takes alpha
-        as 1 / (n + 1), the mean in training by count when all n tokens of a block are hit; for a
-        whole sequence as 0.001, whatever its length, because padding must not matter.
+        Where nothing survives, sigma is infinite, which no network can read: alpha is 1 / (n + 1)
+        there, the mean in training by count when all n tokens of a block are corrupted; for a whole
+        sequence 0.001, whatever its length, because padding must not matter.
         """
         return alpha.where(alpha > 0.0, 1.0 / (self.block_size + 1.0) if self.block_size else 1e-3)
 
 
 def block_sizes(spec: Mapping[str, Any]) -> tuple[int | None, ...]:
-    """Every block size that plain data, as `build_family` takes it, names; the default first."""
+    """List the block sizes of plain data as `build_family` takes it; the default comes first."""
     listed = spec["block_size"]
     return tuple(listed) if isinstance(listed, list | tuple) else (listed,)
 
@@ -88,29 +89,48 @@ def build_family(
     device: torch.device | None = None,
     exponents: nn.Module | None = None,
 ) -> Family:
-    """Builds a family from plain data.
+    """Build a family from plain data.
 
     Args:
         spec: `process`, `schedule` and `objective` (each with its `kind`), `block_size` (of a
             list the first), `timesteps` and `prompt_dropout`; the layout of `diffusion` in an
             export's `config.json`.
         vocabulary: which ids are clean tokens.
-        device: where the vocabulary's tables live.
+        device: where the vocabulary's tables are.
         exponents: the module that holds a learned schedule's; None: they stay where they start.
 
     Raises:
-        ValueError: choices that exclude each other.
+        ConfigError: unknown names, wrong options, or choices that exclude each other.
     """
+    name = spec["process"]
+    schedule = SCHEDULES.build(spec["schedule"]["kind"], spec["schedule"])
+    objective = OBJECTIVES.build(spec["objective"]["kind"], spec["objective"])
+    if name not in PROCESSES:
+        raise unknown("process", name, PROCESSES)
+    problem = objective.misfit(name) or schedule.misfit(name, objective)
+    if problem:
+        raise ConfigError(problem, code="excluded_choice")
+    schedule = schedule.with_exponents(exponents)
     vocabulary = vocabulary.to(device) if device is not None else vocabulary
-    schedule = build_schedule(**spec["schedule"])
-    if isinstance(schedule, Learned):
-        schedule = replace(schedule, exponents=exponents)
-    process = build_process(spec["process"], vocabulary, schedule)
+    process = PROCESSES[name].under(schedule, vocabulary)
     return Family(
         process=process,
         schedule=schedule,
-        objective=build_objective(process, **spec["objective"]),
+        objective=objective.on(process),
         block_size=block_sizes(spec)[0],
         timesteps=spec.get("timesteps"),
         hides_prompts=spec.get("prompt_dropout", 0.0) > 0.0,
     )
+
+
+def training_maker(family: Family, draw: str, rates: Rates = ALL_RATES) -> NoiseMaker:
+    """Return the noise maker that a family trains with.
+
+    Args:
+        family: the family; one of discrete time draws its own steps.
+        draw: key of `NOISE_MAKERS`.
+        rates: smallest and largest mask rate, in continuous time.
+    """
+    if family.timesteps is not None:
+        return ByStep(family.timesteps)
+    return NOISE_MAKERS[draw](rates)

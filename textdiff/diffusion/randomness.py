@@ -1,4 +1,4 @@
-"""Every random number of textdiff comes from one counter-based hash.
+"""One counter-based hash, from which every random number of textdiff comes.
 
 A uniform is a pure function of what it is for: (seed, stream, row, block, step, position). Nothing
 depends on the batch a row happens to sit in, on the rank that computes it, or on numbers drawn
@@ -17,28 +17,28 @@ Index = int | Tensor
 
 
 class Stream(IntEnum):
-    """What a uniform decides; different streams never share numbers."""
+    """Uses of uniforms; different streams never share numbers."""
 
     STRATA = 1  # which stratum a row or block lives in
     JITTER = 2  # where in its stratum
-    POSITION = 3  # which positions are hit, and in which order
+    POSITION = 3  # which positions are corrupted, and in which order
     TOKEN = 4  # which token a position becomes
     DROPOUT = 5  # seeds of dropout
     EPOCH = 6  # order and phase of the data
     PRIOR = 7  # tokens that sampling starts from
-    PAIR = 8  # which positions are hit in the second mask of a pair
+    PAIR = 8  # which positions are masked in the second mask of a pair
     BLOCK_SIZE = 9  # which block size a step trains
     RANGE = 10  # seeds of the draws that a search of mask rates measures
     PROMPT = 11  # whether a training row begins with a prompt, whether it is hidden, its length
 
 
 def _wrap(value: int) -> int:
-    """A 64-bit pattern as the signed integer that torch stores it in."""
+    """Return a 64-bit pattern as the signed integer that torch stores it in."""
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
 def signed(seed: int) -> int:
-    """A seed of any size as the 64-bit integer that a tensor of seeds holds."""
+    """Return a seed of any size as the 64-bit integer that a tensor of seeds holds."""
     return _wrap(operator.index(seed) % (1 << 64))
 
 
@@ -48,7 +48,7 @@ _MIX_2 = _wrap(0x94D049BB133111EB)
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64."""
+    """Shift int64 to the right logically."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -66,7 +66,7 @@ def bits(
     step: Index = 0,
     position: Index = 0,
 ) -> Tensor:
-    """64 random bits as int64, for every element of the broadcast of the arguments.
+    """Return 64 random bits as int64, for every element of the broadcast of the arguments.
 
     Keys enter one after another, smallest shapes first when the caller broadcasts `[B, 1]` rows
     against `[L]` positions, so only the last round runs on the full shape.
@@ -90,7 +90,7 @@ def uniforms(
     step: Index = 0,
     position: Index = 0,
 ) -> Tensor:
-    """Float64 uniforms strictly inside (0, 1), 52 random bits each.
+    """Return float64 uniforms strictly inside (0, 1), 52 random bits each.
 
     One bit fewer than a float64 holds: the half that keeps them off 0 takes a bit too, and with 53
     the largest would round to 1.
@@ -111,7 +111,7 @@ def uniforms(
 
 
 def stratified(strata_keys: Tensor, jitter: Tensor) -> Tensor:
-    """Low-discrepancy uniforms whose every entry is marginally uniform.
+    """Return low-discrepancy uniforms whose every entry is marginally uniform.
 
     The unit interval is cut into n strata, the strata are dealt out in random order, and each entry
     is uniform in its own. Sorting without dealing (the published low-discrepancy samplers) ties an

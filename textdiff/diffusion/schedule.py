@@ -5,32 +5,52 @@ for some schedules (`loglinear` with eps > 0, `geometric`): what an estimator in
 for the estimator to say, not for the schedule to hide.
 """
 
+from __future__ import annotations
+
 import math
-from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
-from typing import Any
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import torch
-from torch import Tensor, nn
+from pydantic import Field, PrivateAttr, model_validator
+
+from textdiff.lazy import Tensor, torch
+from textdiff.section import Number, Section
+
+if TYPE_CHECKING:
+    from textdiff.diffusion.objectives.objective import Objective
+    from textdiff.diffusion.settings import DiffusionConfig
 
 
-class NoiseSchedule(ABC):
-    """A differentiable, strictly falling alpha(t)."""
+class NoiseSchedule(Section):
+    """A differentiable, strictly falling alpha(t).
+
+    Attributes:
+        processes: names of the forward processes that the schedule goes with.
+        reason: why it goes with no other.
+    """
+
+    kind: str
+
+    processes: ClassVar[tuple[str, ...]] = ("absorbing", "uniform")
+    reason: ClassVar[str] = (
+        "the hybrid process and the hybrid schedule need each other, because the share of uniform "
+        "noise and the noise level are one function of time"
+    )
 
     @abstractmethod
     def alpha(self, t: Tensor) -> Tensor:
-        """Survival probability at time t, any shape."""
+        """Return the survival probability at time t, any shape."""
 
     @abstractmethod
     def dalpha(self, t: Tensor) -> Tensor:
-        """Derivative of alpha with respect to t (negative)."""
+        """Return the derivative of alpha with respect to t (negative)."""
 
     @abstractmethod
     def t_of_alpha(self, alpha: Tensor) -> Tensor:
-        """The time at which alpha is reached."""
+        """Return the time at which alpha is reached."""
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Total noise sigma = -log alpha, what networks that see the noise level are fed."""
+        """Return total noise sigma = -log alpha, which networks with time conditioning read."""
         return -torch.log(self.alpha(t))
 
     def elbo_weight(self, t: Tensor) -> Tensor:
@@ -38,17 +58,36 @@ class NoiseSchedule(ABC):
         return -self.dalpha(t) / (1.0 - self.alpha(t))
 
     @property
-    def ideal(self) -> bool:
-        """Whether alpha is exactly 1 at t = 0 and exactly 0 at t = 1."""
-        ends = self.alpha(torch.tensor([0.0, 1.0], dtype=torch.float64))
-        return bool(ends[0] == 1.0) and bool(ends[1].abs() < 1e-15)
+    def learned(self) -> torch.nn.Module | None:
+        """Module that training learns besides the network; None: nothing."""
+        return None
+
+    def with_exponents(self, exponents: torch.nn.Module | None) -> NoiseSchedule:
+        """Return the schedule with the module that holds its parameters, if it has any."""
+        return self
+
+    def misfit(self, process: str, objective: Objective) -> str | None:
+        """Return why the schedule does not go with a process and an objective; None: it does."""
+        if process in self.processes:
+            return None
+        return (
+            f"schedule {self.kind} does not go with process {process} ({self.reason}); set another "
+            f"schedule, or process: {' or '.join(self.processes)}"
+        )
+
+    def refusal(self, choices: DiffusionConfig) -> str | None:
+        """Return why the schedule does not go with the other choices; None: it does."""
+        return self.misfit(choices.process, choices.objective)
 
 
-@dataclass(frozen=True)
 class LogLinear(NoiseSchedule):
-    """alpha = 1 - (1 - eps) t: linear for eps = 0 (Sec. 5.1, arXiv:2310.16834)."""
+    """alpha(t) = 1 - (1 - eps) t; eps = 0 is the linear schedule.
 
-    eps: float = 0.0
+    Sec. 5.1, arXiv:2310.16834.
+    """
+
+    kind: Literal["loglinear"] = "loglinear"
+    eps: Number = Field(0.0, ge=0.0, lt=1.0, description="survival probability left at t = 1")
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1.0 - (1.0 - self.eps) * t
@@ -60,9 +99,13 @@ class LogLinear(NoiseSchedule):
         return (1.0 - alpha) / (1.0 - self.eps)
 
 
-@dataclass(frozen=True)
 class Cosine(NoiseSchedule):
-    """alpha = 1 - cos(pi (1 - t) / 2) (Table 1, arXiv:2406.04329)."""
+    """alpha(t) = 1 - cos(pi (1 - t) / 2).
+
+    Table 1, arXiv:2406.04329.
+    """
+
+    kind: Literal["cosine"] = "cosine"
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1.0 - torch.sin(0.5 * math.pi * t)
@@ -74,11 +117,14 @@ class Cosine(NoiseSchedule):
         return torch.asin(1.0 - alpha) * (2.0 / math.pi)
 
 
-@dataclass(frozen=True)
 class Polynomial(NoiseSchedule):
-    """alpha = 1 - t ** exponent (Table 1, arXiv:2406.04329)."""
+    """alpha(t) = 1 - t ** exponent.
 
-    exponent: float = 2.0
+    Table 1, arXiv:2406.04329.
+    """
+
+    kind: Literal["polynomial"] = "polynomial"
+    exponent: Number = Field(2.0, gt=0.0, description="power of t")
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1.0 - t**self.exponent
@@ -90,12 +136,21 @@ class Polynomial(NoiseSchedule):
         return (1.0 - alpha) ** (1.0 / self.exponent)
 
 
-@dataclass(frozen=True)
 class Geometric(NoiseSchedule):
-    """sigma = sigma_min ** (1 - t) * sigma_max ** t (Sec. 5.1, arXiv:2310.16834)."""
+    """sigma(t) = sigma_min ** (1 - t) * sigma_max ** t, alpha = exp(-sigma).
 
-    sigma_min: float = 1e-4
-    sigma_max: float = 20.0
+    Sec. 5.1, arXiv:2310.16834.
+    """
+
+    kind: Literal["geometric"] = "geometric"
+    sigma_min: Number = Field(1e-4, gt=0.0, description="total noise at t = 0")
+    sigma_max: Number = Field(20.0, gt=0.0, description="total noise at t = 1")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Geometric:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError("sigma_min must be smaller than sigma_max")
+        return self
 
     def sigma(self, t: Tensor) -> Tensor:
         return self.sigma_min ** (1.0 - t) * self.sigma_max**t
@@ -116,19 +171,19 @@ class Geometric(NoiseSchedule):
         return -self.dalpha(t) / -torch.expm1(-self.sigma(t))
 
 
-@dataclass(frozen=True)
-class Hybrid(NoiseSchedule):
-    """The schedule of hybrid noise (Eq. 5 and 9, arXiv:2503.04482, with gamma = 1).
+class HybridSchedule(NoiseSchedule):
+    """The schedule of hybrid noise (arXiv:2503.04482).
 
     alpha = (1 - t) / (1 + c), the mask has t / (1 + c) and all tokens together c / (1 + c), where
-    c = B sqrt(t (1 - t)) and B = 2 p / (1 - p).
-
-    Attributes:
-        uniform: p, the largest share of uniform noise, reached at t = 1/2; 0 is the linear
-            schedule of absorbing noise.
+    c = B sqrt(t (1 - t)) and B = 2 p / (1 - p) (Eq. 5 and 9 there, with gamma = 1).
     """
 
-    uniform: float = 0.1
+    kind: Literal["hybrid"] = "hybrid"
+    uniform: Number = Field(
+        0.1, gt=0.0, lt=1.0, description="largest share of uniform noise, at t = 1/2"
+    )
+
+    processes = ("hybrid",)
 
     @property
     def scale(self) -> float:
@@ -149,7 +204,7 @@ class Hybrid(NoiseSchedule):
     def dalpha(self, t: Tensor) -> Tensor:
         c = self.uniform_mass(t)
         # (1 - t) c'(t), finite at t = 1 where c' is not.
-        slope = self.scale * (0.5 - t) * ((1.0 - t) / t).sqrt() if self.uniform else 0.0 * t
+        slope = self.scale * (0.5 - t) * ((1.0 - t) / t).sqrt()
         return -(1.0 + c + slope) / (1.0 + c).square()
 
     def t_of_alpha(self, alpha: Tensor) -> Tensor:
@@ -161,20 +216,21 @@ class Hybrid(NoiseSchedule):
         return 2.0 * loss.square() / (2.0 * loss + a + root).clamp(min=1e-300)
 
 
-@dataclass(frozen=True)
 class Learned(NoiseSchedule):
-    """alpha_v = 1 - t ** w_v: one exponent per token, learned (Sec. 6, arXiv:2406.04329).
+    """alpha(t) = 1 - t ** w, one learned w per token (arXiv:2406.04329).
 
-    As a schedule of its own it is the clock 1 - t that all tokens read, which is what networks that
-    see the noise level are told; how fast each token goes by that clock is for the process to say.
-
-    Attributes:
-        exponent: w of every token before training.
-        exponents: [V] values of all w, or the module that computes them; None: still `exponent`.
+    By itself it is the noise level 1 - t that all tokens share (Sec. 6 there), which networks with
+    time conditioning read; the process corrupts each token by its own exponent.
     """
 
-    exponent: float = 1.0
-    exponents: nn.Module | Tensor | None = None
+    kind: Literal["learned"] = "learned"
+    exponent: Number = Field(1.0, gt=0.0, description="w of every token before training")
+
+    processes = ("absorbing",)
+    reason = "its exponents say when tokens are masked"
+
+    # A module, values [V] or None: all are `exponent`. pydantic evaluates the annotation.
+    _exponents: Any = PrivateAttr(None)
 
     def alpha(self, t: Tensor) -> Tensor:
         return 1.0 - t
@@ -185,33 +241,50 @@ class Learned(NoiseSchedule):
     def t_of_alpha(self, alpha: Tensor) -> Tensor:
         return 1.0 - alpha
 
-    def paces(self, rows: int) -> Tensor:
-        """[V] float64 exponents of `rows` tokens as they are now, with gradient where learned."""
-        if self.exponents is None:
-            return torch.full((rows,), self.exponent, dtype=torch.float64)
-        if isinstance(self.exponents, Tensor):
-            return self.exponents
-        paces: Tensor = self.exponents().double()
-        return paces
+    @property
+    def learned(self) -> torch.nn.Module | None:
+        return self._exponents if isinstance(self._exponents, torch.nn.Module) else None
 
-    def to(self, device: torch.device) -> "Learned":
-        """A copy on another device, of the exponents as they are now."""
-        if self.exponents is None:
+    def with_exponents(self, exponents: torch.nn.Module | Tensor | None) -> Learned:
+        copy = self.model_copy()
+        copy._exponents = exponents
+        return copy
+
+    def token_exponents(self, rows: int) -> Tensor:
+        """[V] float64 exponents of `rows` tokens as they are now, with gradient where learned."""
+        module = self.learned
+        values: Tensor | None = self._exponents if module is None else module().double()
+        if values is None:
+            return torch.full((rows,), self.exponent, dtype=torch.float64)
+        return values
+
+    def to(self, device: torch.device) -> Learned:
+        """Return a copy on another device, of the exponents as they are now."""
+        if self._exponents is None:
             return self
         with torch.no_grad():
-            return replace(self, exponents=self.paces(0).to(device))
+            return self.with_exponents(self.token_exponents(0).to(device))
 
+    def misfit(self, process: str, objective: Objective) -> str | None:
+        problem = super().misfit(process, objective)
+        if problem or (objective.learns_schedules and objective.trains_on_bound):
+            return problem
+        return (
+            "a learned schedule is trained on the bound of masked diffusion: set "
+            "objective: {kind: mdlm, loss_weight: elbo}"
+        )
 
-SCHEDULES: dict[str, type[NoiseSchedule]] = {
-    "loglinear": LogLinear,
-    "cosine": Cosine,
-    "polynomial": Polynomial,
-    "geometric": Geometric,
-    "hybrid": Hybrid,
-    "learned": Learned,
-}
-
-
-def build_schedule(kind: str, **options: Any) -> NoiseSchedule:
-    """The schedule that a config's `diffusion.schedule` names."""
-    return SCHEDULES[kind](**options)
+    def refusal(self, choices: DiffusionConfig) -> str | None:
+        problem = super().refusal(choices)
+        if problem:
+            return problem
+        if choices.timesteps is not None:
+            return "a learned schedule is in continuous time: set timesteps: null"
+        if choices.noise.draw != "time" or choices.noise.range != (0.0, 1.0):
+            return (
+                "a learned schedule compares two masks of one time, over all times: set "
+                "noise.draw: time and noise.range: [0.0, 1.0]"
+            )
+        if choices.noise.prompts:
+            return "noise.prompts: a learned schedule is trained on whole texts; set it to 0"
+        return None

@@ -16,7 +16,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from textdiff.diffusion.family import Family
-from textdiff.diffusion.process import Absorbing
 from textdiff.errors import ConfigError
 from textdiff.likelihood.protocols import Windows
 
@@ -48,7 +47,7 @@ def end_token(tokenizer: PreTrainedTokenizerFast, clean: Tensor) -> int:
 def stays_masked(windows: Windows, family: Family) -> bool:
     """Whether what follows a document in its last block is masked; else it is not there at all."""
     blocks = family.block_size is not None or windows.ends is not None
-    return blocks and isinstance(family.process, Absorbing)
+    return blocks and family.process.masks_evenly
 
 
 def with_rest(windows: Windows, family: Family, context: int) -> Windows:
@@ -63,7 +62,7 @@ def with_rest(windows: Windows, family: Family, context: int) -> Windows:
     Raises:
         ConfigError: ends are to be scored, and the process cannot leave tokens open.
     """
-    if windows.ends is not None and not isinstance(family.process, Absorbing):
+    if windows.ends is not None and not family.process.masks_evenly:
         kind = type(family.process).__name__.lower()
         raise ConfigError(
             f"the end of a text cannot be scored under {kind} noise: what follows it in its block "

@@ -31,7 +31,7 @@ def reconstruction(terms: PositionTerms, part: slice, prediction: Prediction) ->
     """-log p(x_0 | x_t) by the process's posterior at the clean end."""
     alpha, xt = terms.noise.alpha[part], terms.xt[part]
     process, clean = terms.objective.process, torch.ones_like(alpha)
-    if process.draws_tokens and prediction.log_score is not None:
+    if process.replaces_tokens and prediction.log_score is not None:
         # A network's score need be no distribution's, but the bound holds for any decoder: this
         # one takes the ratios at t for those at 0, which keeps every token possible.
         odds = process.likelihood(xt, clean, alpha).log() + prediction.log_score.double()
@@ -56,7 +56,7 @@ class Scorer:
     def __init__(self, denoiser: TextDiffusionModel, family: Family, batch_tokens: int):
         self.denoiser = denoiser
         self.family = family
-        self.host = family.host
+        self.host = family.on_cpu
         self.batch_tokens = batch_tokens
         self.rows = 0
 

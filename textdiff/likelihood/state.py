@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -98,8 +98,7 @@ def model_digest(denoiser: TextDiffusionModel, family: Family) -> str:
         digest.update(
             value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         )
-    kind, options = type(family.objective), family.objective
-    said = {f.name: getattr(options, f.name) for f in fields(kind) if f.name != "process"}
+    kind, said = type(family.objective), family.objective.model_dump(exclude={"kind"})
     process = type(family.process).__name__
     digest.update(f"{process} {kind.__name__} {said}".encode())
     digest.update(f"{family.block_size} {family.timesteps}".encode())

@@ -137,7 +137,7 @@ def run_sizes(
         vocabulary=vocabulary,
         streams=2 if blocks and not objective.shifted else 1,
         draws=1 if model.exponents is None else 2,
-        scored=1.0 if objective.dense or objective.shifted else (low + high) / 2,
+        scored=1.0 if objective.scores_all_positions or objective.shifted else (low + high) / 2,
         half=half,
         chunked=chunked,
         devices=devices,

@@ -132,7 +132,7 @@ class Engine:
         """Return texts [R, W] that hold the fixed tokens, and noise elsewhere."""
         job, position = self.job, torch.arange(self.width)
         u = uniforms(self.seeds, Stream.PRIOR, row=self.numbers, position=position)
-        text = self.family.host.process.prior((len(job.prompts), self.width), u)  # [R, W]
+        text = self.family.on_cpu.process.prior((len(job.prompts), self.width), u)  # [R, W]
         fixed = [token for prompt in job.prompts for token in prompt if token is not None]
         text[:, : job.given.shape[1]][job.given] = torch.tensor(fixed, dtype=torch.int64)
         return text.to(self.model.device)
@@ -145,7 +145,7 @@ class Engine:
         """
         given = self.job.given
         written = torch.nn.functional.pad(~given, (0, self.width - given.shape[1]), value=True)
-        if self.family.process.draws_tokens:
+        if self.family.process.replaces_tokens:
             return written
         return written & (torch.arange(self.width) < self.lengths[:, None])
 

@@ -198,7 +198,7 @@ def next_token_weights(
     prediction: Prediction, tokens: Tensor, transition: Transition, process: ForwardProcess
 ) -> Tensor:
     """Return [N, V] weights of the next tokens; guided ones are mixed where a token was noised."""
-    if not isinstance(prediction, GuidedPrediction) or not process.draws_tokens:
+    if not isinstance(prediction, GuidedPrediction) or not process.replaces_tokens:
         return transition(prediction, tokens)
     mixed = prediction.mixed(lambda one: transition(one, tokens))
     if not process.has_mask:

@@ -86,7 +86,7 @@ class Watch:
     def _open(self, canvas: Tensor) -> Tensor:
         """[R, L] what a draft fills: masks, or everything open where tokens are drawn anew."""
         still = ~self.frozen.to(canvas.device)
-        if not self.process.draws_tokens:
+        if not self.process.replaces_tokens:
             still = still & (canvas == self.process.mask_token_id)
         return still
 

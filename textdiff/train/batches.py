@@ -20,9 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from textdiff.config import Config
 from textdiff.data.sequences import Mixture, PackedSequences
 from textdiff.diffusion.blocks import Blocks
-from textdiff.diffusion.family import Family
-from textdiff.diffusion.makers import ALL_RATES, NoiseMaker, Rates, draw_noise, training_maker
-from textdiff.diffusion.noise import NoiseUniforms
+from textdiff.diffusion.family import Family, training_maker
+from textdiff.diffusion.noise import ALL_RATES, NoiseMaker, NoiseUniforms, Rates, draw_noise
 from textdiff.diffusion.randomness import Stream, stratified, uniforms
 from textdiff.errors import LostProcessError
 from textdiff.loss import Batch, CleanBatch, corrupt
@@ -150,8 +149,8 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
             seed: of the positions; None: the run's.
         """
         position = self._uniforms(Stream.POSITION, samples, seed)
-        draws_tokens = family.process.draws_tokens
-        token = self._uniforms(Stream.TOKEN, samples, seed) if draws_tokens else None
+        replaces_tokens = family.process.replaces_tokens
+        token = self._uniforms(Stream.TOKEN, samples, seed) if replaces_tokens else None
         return NoiseUniforms(levels, position, token)
 
     def _uniforms(self, stream: Stream, samples: Tensor, seed: int | None = None) -> Tensor:

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from textdiff.diffusion.blocks import Blocks
 from textdiff.diffusion.family import Family
-from textdiff.diffusion.makers import Rates
-from textdiff.diffusion.noise import Noise, counts
+from textdiff.diffusion.noise import Noise, Rates, counts
 from textdiff.diffusion.randomness import Stream, bits
 from textdiff.loss import PositionTerms, corrupt
 from textdiff.models import TextDiffusionModel
@@ -77,7 +76,7 @@ def search_range(
     losses, noise = block_losses(denoiser, family, batches, step, shard)
     losses = reduce(losses)
     blocks = family.blocks(batches.config.data.sequence_length)
-    draw, dense = batches.config.diffusion.noise.draw, family.objective.dense
+    draw, dense = batches.config.diffusion.noise.draw, family.objective.scores_all_positions
     found = {
         rates: float(losses[inside(noise, blocks, rates, draw, dense)].var())
         for rates in CANDIDATES
@@ -100,7 +99,7 @@ def block_losses(
     rows = max(_ROWS, _BLOCKS // blocks.count)
     samples = step * settings.train.global_batch_size + torch.arange(rows)
     seed = int(bits(settings.run.seed, Stream.RANGE, step=step))
-    host = family.host
+    host = family.on_cpu
     uniforms = batches.uniforms(host, samples, batches.levels(0, rows, blocks, seed), seed)
     noise = batches.maker(host)(host, uniforms)
     losses = torch.zeros(rows, blocks.count, dtype=torch.float64)
@@ -108,7 +107,7 @@ def block_losses(
     for some in torch.split(mine, max(1, _CALL_TOKENS // blocks.length)):
         x0, ids = batches.rows(samples[some])
         part = noise.map(lambda value, some=some: value.expand(rows, blocks.length)[some])  # type: ignore[misc]
-        batch = corrupt(family.host, x0, part, ids)
+        batch = corrupt(family.on_cpu, x0, part, ids)
         terms = PositionTerms(denoiser, family, batch.to(denoiser.device)).all().cpu()
         nats = torch.zeros(x0.numel(), dtype=torch.float64).index_add(0, batch.positions, terms)
         losses[some] = blocks.split(nats.view_as(x0), 0.0).sum(-1) / blocks.size
@@ -129,6 +128,6 @@ def inside(noise: Noise, blocks: Blocks, rates: Rates, draw: str, dense: bool) -
     if draw == "time":
         rate = blocks.split(1.0 - noise.alpha.expand(shape), 0.0)[..., 0]
         return (rate >= rates[0]) & (rate <= rates[1])
-    hits = blocks.split(noise.hit.expand(shape), False).sum(-1)
+    hits = blocks.split(noise.corrupted.expand(shape), False).sum(-1)
     smallest, largest = counts(torch.full_like(hits, blocks.size), rates, dense)
     return (hits >= smallest) & (hits <= largest)

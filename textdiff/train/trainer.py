@@ -111,7 +111,11 @@ class Trainer:
         torch.manual_seed(config.run.seed)
         model, family = build_model(config, corpus.tokenizer, accelerator.device)
         self.batches = TrainingBatches(
-            corpus.train, family.host, config, accelerator.process_index, accelerator.num_processes
+            corpus.train,
+            family.on_cpu,
+            config,
+            accelerator.process_index,
+            accelerator.num_processes,
         )
         self.trained = model
         self.parameters = sum(p.numel() for p in model.parameters())

@@ -1,19 +1,18 @@
 """Diffusion in T steps: the Kullback-Leibler divergence of exact posteriors (arXiv:2107.03006).
 
-Each of the steps i = 1..T costs KL(q(x_s | x_t, x_0) || p(x_s | x_t)) with t = i / T and
+Each of the steps i = 1..T contributes KL(q(x_s | x_t, x_0) || p(x_s | x_t)) with t = i / T and
 s = (i - 1) / T; the first one's is the reconstruction. p averages the posteriors of single clean
 tokens over the network's p(x_0 | x_t) (`mixture`, Eq. 4 there) or plugs that distribution into the
 posterior's formula (`plugged`, Eq. 16 of arXiv:2406.07524).
 """
 
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import Literal
+
+from pydantic import Field
 
 from textdiff.diffusion.noise import Noise
-from textdiff.diffusion.objectives.mixture import sum_of_logs
 from textdiff.diffusion.objectives.objective import (
     Objective,
     Prediction,
@@ -21,21 +20,36 @@ from textdiff.diffusion.objectives.objective import (
     pick,
     wide,
 )
+from textdiff.diffusion.process import ForwardProcess, Vocabulary
+from textdiff.lazy import Tensor, torch
+from textdiff.section import Number
 
 
-@dataclass(frozen=True)
-class _D3PM(Objective):
-    """What both processes share.
+class D3PM(Objective):
+    """Diffusion in T steps with exact posteriors (arXiv:2107.03006).
 
-    Attributes:
-        process: the forward process.
-        parameterization: `mixture` or `plugged`.
-        auxiliary: weight of the plain cross-entropy of p(x_0 | x_t) that training adds (Eq. 5,
-            arXiv:2107.03006; 0.01 there for some models). The bound never has it.
+    Under absorbing noise `mixture` never predicts the mask, and the divergence is weighted
+    cross-entropy. `plugged` lets the network put mass on the mask, as published baselines do;
+    sampling then leaves a mask masked with the probability that the bound counts.
     """
 
-    parameterization: str = "mixture"
-    auxiliary: float = 0.0
+    kind: Literal["d3pm"] = "d3pm"
+    parameterization: Literal["mixture", "plugged"] = Field(
+        "mixture",
+        description="average posteriors over the predicted token, or plug its distribution in",
+    )
+    # Eq. 5, arXiv:2107.03006; 0.01 there for some models. The bound never has it.
+    auxiliary: Number = Field(
+        0.0, ge=0.0, description="weight of the cross-entropy that training adds"
+    )
+
+    processes = ("absorbing", "uniform")
+    reason = "its posteriors are written for noise of one kind; gidd takes both"
+    in_steps = True
+    in_continuous_time = False
+
+    def _implementation(self, process: ForwardProcess) -> type[Objective]:
+        return D3PMUniform if process.replaces_tokens else D3PMAbsorbing
 
     def loss_terms(
         self, nelbo: Tensor, prediction: Prediction, x0: Tensor, xt: Tensor, noise: Noise
@@ -47,25 +61,15 @@ class _D3PM(Objective):
 
     @staticmethod
     def steps(noise: Noise, alpha_s: Tensor) -> Tensor:
-        """[N] T, from the masked bound's weight."""
+        """Return [N] T, from the masked bound's weight."""
         steps: Tensor = noise.weight * (1.0 - noise.alpha) / (alpha_s - noise.alpha)
         return steps
 
 
-@dataclass(frozen=True)
-class D3PMAbsorbing(_D3PM):
-    """T steps of absorbing noise; only masked positions cost nats.
+class D3PMAbsorbing(D3PM):
+    """T steps of absorbing noise; only masked positions contribute."""
 
-    Attributes:
-        process: the absorbing process.
-        parameterization: `mixture` never predicts the mask: the posterior's cost is then weighted
-            cross-entropy. `plugged` lets the network put mass on the mask, as published baselines
-            do; sampling then leaves a mask masked with the probability that the bound counts.
-        auxiliary: see above.
-    """
-
-    heavy_tailed: ClassVar[bool] = False
-    processes: ClassVar[tuple[str, ...]] = ("absorbing",)
+    heavy_tailed = False
 
     @property
     def predicts_mask(self) -> bool:
@@ -93,28 +97,26 @@ class D3PMAbsorbing(_D3PM):
         # (stay + alpha_s x(m)) (all over 1 - alpha + alpha x(m)).
         raw, alpha, alpha_s = prediction.log_state, noise.alpha, noise.alpha_s
         mask = torch.full_like(x0, self.vocabulary.mask_token_id)
-        lost, lost_s, at_mask = 1.0 - alpha, 1.0 - alpha_s, pick(raw, mask).exp()
-        reveal = (alpha_s - alpha) / lost
-        norm = torch.log1p(alpha * at_mask / lost)
+        masked, masked_s, at_mask = 1.0 - alpha, 1.0 - alpha_s, pick(raw, mask).exp()
+        reveal = (alpha_s - alpha) / masked
+        norm = torch.log1p(alpha * at_mask / masked)
         # At the first step nothing stays masked; dividing by 0 there would spoil the gradient.
-        stays = torch.log1p(alpha_s * at_mask / lost_s.where(lost_s > 0.0, 1.0))
+        stays = torch.log1p(alpha_s * at_mask / masked_s.where(masked_s > 0.0, 1.0))
         kl = reveal * (norm - pick(raw, x0)) + (1.0 - reveal) * (norm - stays)
         return self.steps(noise, alpha_s) * kl
 
 
-@dataclass(frozen=True)
-class D3PMUniform(_D3PM):
-    """T steps of uniform noise; every position costs nats."""
+class D3PMUniform(D3PM):
+    """T steps of uniform noise; every position contributes."""
 
-    dense: ClassVar[bool] = True
-    processes: ClassVar[tuple[str, ...]] = ("uniform",)
+    scores_all_positions = True
 
     def predict(self, logits: Tensor, xt: Tensor, alpha: Tensor) -> Prediction:
         log_x0 = clean_log_softmax(logits, self.vocabulary)
         return Prediction(log_x0, mixture=self.parameterization == "mixture")
 
     def nelbo_terms(self, prediction: Prediction, x0: Tensor, xt: Tensor, noise: Noise) -> Tensor:
-        """KL over the vocabulary in closed form: q has three distinct values.
+        """Return the KL over the vocabulary in closed form: q has three distinct values.
 
         q(y) and p(y) share the factor q(x_t | x_s = y), so their ratio is that of what remains:
         alpha_s [y = x0] + b_s over its norm, and `inner` over its own.
@@ -124,13 +126,12 @@ class D3PMUniform(_D3PM):
         b, b_s = (1.0 - alpha) / count, (1.0 - alpha_s) / count
         ratio = alpha / alpha_s
         arrive = b - ratio * b_s  # q(x_t | x_s) elsewhere than at x_t
-        inner, norm, at_x0 = self._inner(prediction, x0, xt, alpha, alpha_s, b, b_s)
+        inner, norm, at_x0 = self._inner(prediction, x0, xt, noise)
         # True posterior times its norm: `arrive` b_s everywhere, more at x_t and at x0.
         true_norm = torch.where(xt == x0, alpha + b, b)
         at_xt = pick(inner, xt).clamp(min=torch.finfo(inner.dtype).tiny).log()
-        sum_logs = sum_of_logs(inner, self.vocabulary)
         same = (xt == x0).double()
-        cross = arrive * b_s * sum_logs + ratio * b_s * at_xt
+        cross = arrive * b_s * sum_of_logs(inner, self.vocabulary) + ratio * b_s * at_xt
         cross = cross + (arrive + ratio * same) * alpha_s * at_x0
         other = torch.special.xlogy(b_s, b_s)
         top = (alpha_s + b_s) * (alpha_s + b_s).log() - other
@@ -139,23 +140,18 @@ class D3PMUniform(_D3PM):
         return self.steps(noise, alpha_s) * kl
 
     def _inner(
-        self,
-        prediction: Prediction,
-        x0: Tensor,
-        xt: Tensor,
-        alpha: Tensor,
-        alpha_s: Tensor,
-        b: Tensor,
-        b_s: Tensor,
+        self, prediction: Prediction, x0: Tensor, xt: Tensor, noise: Noise
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """[N, V] p(x_s = y) over q(x_t | y), unnormalised, [N] its norm, and [N] its log at x0.
+        """Return [N, V] p(x_s = y) over q(x_t | y), unnormalised, [N] its norm and log at x0.
 
         The log at x0 is taken before anything can underflow: at the first step it is the whole
-        cost.
+        term.
         """
+        assert noise.alpha_s is not None
+        alpha, alpha_s = noise.alpha, noise.alpha_s
+        b, b_s = ((1.0 - a) / self.vocabulary.count for a in (alpha, alpha_s))
         p = prediction.log_x0.exp()
-        dtype = p.dtype
-        log_p = pick(prediction.log_x0, x0)
+        dtype, log_p = p.dtype, pick(prediction.log_x0, x0)
         if not prediction.mixture:
             inner = torch.addcmul(b_s[:, None].to(dtype), p, alpha_s[:, None].to(dtype))
             at_x0 = torch.logaddexp(alpha_s.log() + log_p, b_s.log())
@@ -170,3 +166,10 @@ class D3PMUniform(_D3PM):
         # The log of 0 would have no gradient; it is 0 at the first step.
         log_base = base.where(base > 0.0, 1.0).log().masked_fill(base <= 0.0, -torch.inf)
         return inner, b, torch.logaddexp((alpha_s * shrunk).log() + log_p, log_base)
+
+
+def sum_of_logs(values: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """Return [N] float64, the sum of log over the clean columns of values [N, V]."""
+    tiny = torch.finfo(values.dtype).tiny
+    logs = values.clamp(min=tiny).log()
+    return logs.sum(-1).double() - logs[:, ~vocabulary.clean].sum(-1).double()

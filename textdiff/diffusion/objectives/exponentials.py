@@ -15,12 +15,12 @@ SAFE = {torch.float32: 60.0, torch.float64: 600.0}
 
 
 def sum_of_exponentials(x: Tensor) -> Tensor:
-    """[N] float64 sum of exp(x) over the columns of x [N, V]; -inf counts 0."""
+    """Return [N] float64 sums of exp(x) over the columns of x [N, V]; -inf counts 0."""
     return _Sum.apply(x)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def sum_of_excess(x: Tensor) -> Tensor:
-    """[N] float64 sum of exp(x) - 1 - x over the columns of finite x [N, V].
+    """Return [N] float64 sums of exp(x) - 1 - x over the columns of finite x [N, V].
 
     It is small where all of x is; the difference of the sums would cancel.
     """
@@ -28,11 +28,11 @@ def sum_of_excess(x: Tensor) -> Tensor:
 
 
 def total(x: Tensor) -> Tensor:
-    """[N] float64 sum of the columns of x [N, V], added in its own dtype where that can hold it."""
-    found = x.sum(-1).double()
-    if x.device.type == "cpu" and bool(found.isfinite().all()):
-        return found
-    return torch.where(found.isfinite(), found, x.sum(-1, dtype=torch.float64))
+    """Return [N] float64 sums of x [N, V] over columns, in its own dtype where that suffices."""
+    sums = x.sum(-1).double()
+    if x.device.type == "cpu" and bool(sums.isfinite().all()):
+        return sums
+    return torch.where(sums.isfinite(), sums, x.sum(-1, dtype=torch.float64))
 
 
 class _Sum(torch.autograd.Function):
@@ -69,17 +69,17 @@ class _Excess(torch.autograd.Function):
 
 
 def _beyond(x: Tensor) -> Tensor:
-    """[N, 1] how far each row's largest value is beyond what is safe."""
+    """Return [N, 1] the excess of each row's largest value over what is safe."""
     return (x.amax(-1, keepdim=True) - SAFE[x.dtype]).clamp(min=0.0)
 
 
 def _is_zero(beyond: Tensor) -> bool:
-    """Whether no row is beyond; on a device, where looking would wait for it, maybe not."""
+    """Return whether no row is beyond; false on a device, where reading would wait for it."""
     return beyond.device.type == "cpu" and not bool(beyond.any())
 
 
 def _raised(scaled: Tensor, beyond: Tensor, grad: Tensor) -> Tensor:
-    """[N, V] grad [N] times scaled exp(beyond), at most the dtype's largest number.
+    """Return [N, V] grad [N] times scaled exp(beyond), at most the dtype's largest number.
 
     In two factors that the dtype holds: their product with a small `scaled` may be ordinary.
     """

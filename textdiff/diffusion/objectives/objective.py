@@ -1,29 +1,33 @@
-"""What an objective is: the meaning of the network's output, and the nats it costs."""
+"""Objective: the meaning of the network's output, and its contribution to the bound."""
 
-from abc import ABC, abstractmethod
+from __future__ import annotations
+
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
+from pydantic import PrivateAttr
 
 from textdiff.diffusion.noise import Noise
 from textdiff.diffusion.process import ForwardProcess, Vocabulary
+from textdiff.lazy import Tensor, torch
+from textdiff.section import Section
+
+if TYPE_CHECKING:
+    from textdiff.diffusion.settings import DiffusionConfig
 
 
 class Prediction:
-    """What the network said about N positions.
+    """Predictions at N positions.
 
     Args:
         log_x0: [N, V] float32 (float64 for a float64 network) log-probabilities of the clean token,
-            exactly -inf for what is no clean token; or a function that computes them when asked.
+            exactly -inf for ids that are not clean tokens; or a function that computes them.
         log_score: [N, V] log ratios for objectives that predict them, else None.
         mixture: whether `log_x0` is p(x_0 | x_t) and posteriors are to be averaged over it; else it
             is plugged into them.
         log_state: [N, V] log-probabilities of a clean token or the mask for objectives whose
-            network may predict the mask, else None; `log_x0` is then given that it does not.
+            network may predict the mask, else None; `log_x0` is then conditional on a clean token.
     """
 
     def __init__(
@@ -41,10 +45,10 @@ class Prediction:
     @cached_property
     def log_x0(self) -> Tensor:
         """[N, V] log-probabilities of the clean token."""
-        return self._log_x0 if isinstance(self._log_x0, Tensor) else self._log_x0()
+        return self._log_x0() if callable(self._log_x0) else self._log_x0
 
-    def at(self, index: Tensor) -> "Prediction":
-        """The predictions of some of the positions, [n] into N."""
+    def at(self, index: Tensor) -> Prediction:
+        """Return the predictions at [n] of the N positions."""
         score, state = self.log_score, self.log_state
         return Prediction(
             lambda: self.log_x0[index],
@@ -54,32 +58,88 @@ class Prediction:
         )
 
 
-@dataclass(frozen=True)
-class Objective(ABC):
-    """Turns raw logits into a prediction, and a prediction into a bound.
+class Objective(Section):
+    """A way to turn raw logits into a prediction, and a prediction into a bound.
+
+    A config holds an objective with its options; `on` returns it on a forward process, which the
+    mathematics needs. Subclasses define at least `predict` and `nelbo_terms`.
 
     Attributes:
-        process: the forward process.
-        dense: whether every position costs nats, not only those that noise has hit.
-        shifted: whether the network reads clean tokens one position late, left to right.
+        processes: names of the forward processes that it is defined for.
+        reason: why it is defined for no other.
+        in_steps: whether its terms are defined for T steps.
+        in_continuous_time: whether they are defined for continuous time.
+        scores_all_positions: whether every position contributes to the bound, not only corrupted
+            ones.
+        shifted: whether the network reads clean tokens shifted right, from left to right.
         predicts_score: whether predictions hold ratios of probabilities, as scores are.
-        heavy_tailed: whether costs may grow like the exponential of the network's outputs, or
+        heavy_tailed: whether terms may grow like the exponential of the network's outputs, or
             without limit near the clean end; else they grow like a cross-entropy.
-        processes: names of the processes that the objective is defined for.
+        learns_schedules: whether it also trains the exponents of a learned schedule.
     """
 
-    process: ForwardProcess
+    kind: str
 
-    dense: ClassVar[bool] = False
+    processes: ClassVar[tuple[str, ...]]
+    reason: ClassVar[str] = "its bound is that of other noise"
+    in_steps: ClassVar[bool] = False
+    in_continuous_time: ClassVar[bool] = True
+    scores_all_positions: ClassVar[bool] = False
     shifted: ClassVar[bool] = False
     predicts_score: ClassVar[bool] = False
     heavy_tailed: ClassVar[bool] = True
-    processes: ClassVar[tuple[str, ...]]
+    learns_schedules: ClassVar[bool] = False
+
+    _process: ForwardProcess = PrivateAttr()
+
+    # --- as a choice ---
+
+    @property
+    def trains_on_bound(self) -> bool:
+        """Whether training weights terms as the bound does."""
+        return True
+
+    def misfit(self, process: str) -> str | None:
+        """Return why the objective does not go with a process; None: it does."""
+        if process in self.processes:
+            return None
+        return (
+            f"objective {self.kind} does not go with process {process} ({self.reason}); set "
+            f"process: {' or '.join(self.processes)}"
+        )
+
+    def refusal(self, choices: DiffusionConfig) -> str | None:
+        """Return why the objective does not go with the other choices; None: it does."""
+        problem = self.misfit(choices.process)
+        if problem:
+            return problem
+        if choices.timesteps is None and not self.in_continuous_time:
+            return f"objective {self.kind} is diffusion in steps: set timesteps, for example 1000"
+        if choices.timesteps is not None and not self.in_steps:
+            return f"objective {self.kind} is in continuous time: set timesteps: null"
+        return None
+
+    # --- on a process ---
+
+    def on(self, process: ForwardProcess) -> Objective:
+        """Return the objective on a forward process; the options stay."""
+        objective = self._implementation(process).model_construct(**dict(self))
+        objective._process = process
+        return objective
+
+    def _implementation(self, process: ForwardProcess) -> type[Objective]:
+        """Return the class that defines the objective for a process."""
+        return type(self)
+
+    @property
+    def process(self) -> ForwardProcess:
+        """The forward process."""
+        return self._process
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Which rows are clean tokens."""
-        return self.process.vocabulary
+        """Rows that are clean tokens."""
+        return self._process.vocabulary
 
     @property
     def predicts_mask(self) -> bool:
@@ -92,34 +152,34 @@ class Objective(ABC):
         return self.vocabulary.clean
 
     def positions(self, noise: Noise) -> Tensor:
-        """[B, L] bool: where predictions are used at all."""
-        return noise.scorable if self.dense else noise.hit
+        """Return [B, L] bool: positions that contribute to the bound."""
+        return noise.scorable if self.scores_all_positions else noise.corrupted
 
-    @abstractmethod
     def predict(self, logits: Tensor, xt: Tensor, alpha: Tensor) -> Prediction:
-        """Reads raw logits [N, V] at tokens xt [N] and survival probabilities alpha [N]."""
+        """Read raw logits [N, V] at tokens xt [N] and survival probabilities alpha [N]."""
+        return Prediction(clean_log_softmax(logits, self.vocabulary))
 
-    @abstractmethod
     def nelbo_terms(self, prediction: Prediction, x0: Tensor, xt: Tensor, noise: Noise) -> Tensor:
-        """[N] float64 nats: each position's share of the negative ELBO, weights included."""
+        """Return [N] float64 nats: each position's share of the negative ELBO, weights included."""
+        raise NotImplementedError
 
     def loss_terms(
         self, nelbo: Tensor, prediction: Prediction, x0: Tensor, xt: Tensor, noise: Noise
     ) -> Tensor:
-        """[N] what training minimises, made from the negative ELBO's terms; here the terms."""
+        """Return [N] terms that training minimises, made from the negative ELBO's."""
         return nelbo
 
 
 def wide(logits: Tensor) -> Tensor:
-    """Logits in float32, or in float64 where the network computes in it."""
+    """Return logits in float32, or in float64 where the network computes in it."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def clean_log_softmax(logits: Tensor, vocabulary: Vocabulary) -> Tensor:
-    """[N, V] log-probabilities over clean tokens, exactly -inf elsewhere."""
+    """Return [N, V] log-probabilities over clean tokens, exactly -inf elsewhere."""
     return wide(logits).masked_fill(~vocabulary.clean, -torch.inf).log_softmax(-1)
 
 
 def pick(values: Tensor, index: Tensor) -> Tensor:
-    """[N] float64: values [N, V] at one column each."""
+    """Return [N] float64, values [N, V] at one column each."""
     return values.gather(-1, index.unsqueeze(-1)).squeeze(-1).double()

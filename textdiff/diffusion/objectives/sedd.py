@@ -1,25 +1,18 @@
 """Score entropy: the network's output is the log ratio of probabilities (arXiv:2310.16834).
 
-Absorbing noise costs nats at masked positions only. Their outputs are scaled by 1 / (e^sigma - 1)
-(App. C.1 there) and by 1 / K, so that they need not grow with the noise and start near the truth;
-the ratio alpha / (1 - alpha) then cancels from the loss, which is cross-entropy plus Z - 1 - ln Z
-for scores that add up to Z times what they should. Uniform noise costs nats at every position, and
-its outputs are the log ratios themselves.
+Under absorbing noise only masked positions contribute. Their outputs are scaled by 1 / (e^sigma -
+1) (App. C.1 there) and by 1 / K, so that they need not grow with the noise and start near the
+truth; the ratio alpha / (1 - alpha) then cancels from the loss, which is cross-entropy plus Z - 1 -
+ln Z for scores that add up to Z times what they should. Under uniform noise every position
+contributes, and outputs are the log ratios themselves.
 """
 
-import math
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+import math
+from typing import Literal
 
 from textdiff.diffusion.noise import Noise
-from textdiff.diffusion.objectives.exponentials import (
-    sum_of_excess,
-    sum_of_exponentials,
-    total,
-)
 from textdiff.diffusion.objectives.objective import (
     Objective,
     Prediction,
@@ -27,14 +20,25 @@ from textdiff.diffusion.objectives.objective import (
     pick,
     wide,
 )
+from textdiff.diffusion.process import ForwardProcess
+from textdiff.lazy import Tensor, torch
 
 
-@dataclass(frozen=True)
-class SEDDAbsorbing(Objective):
+class SEDD(Objective):
+    """Score entropy: the network predicts log ratios (arXiv:2310.16834)."""
+
+    kind: Literal["sedd"] = "sedd"
+
+    processes = ("absorbing", "uniform")
+    reason = "its score entropy is written for noise of one kind; gidd takes both"
+    predicts_score = True
+
+    def _implementation(self, process: ForwardProcess) -> type[Objective]:
+        return SEDDUniform if process.replaces_tokens else SEDDAbsorbing
+
+
+class SEDDAbsorbing(SEDD):
     """Score entropy under absorbing noise (Eq. 5 and 9, arXiv:2310.16834)."""
-
-    predicts_score: ClassVar[bool] = True
-    processes: ClassVar[tuple[str, ...]] = ("absorbing",)
 
     def predict(self, logits: Tensor, xt: Tensor, alpha: Tensor) -> Prediction:
         ratio = torch.log(alpha) - torch.log1p(-alpha) - math.log(self.vocabulary.count)
@@ -43,25 +47,24 @@ class SEDDAbsorbing(Objective):
         return Prediction(lambda: clean_log_softmax(logits, self.vocabulary), score)
 
     def nelbo_terms(self, prediction: Prediction, x0: Tensor, xt: Tensor, noise: Noise) -> Tensor:
+        from textdiff.diffusion.objectives.exponentials import sum_of_exponentials
+
         assert prediction.log_score is not None
         ratio = torch.log(noise.alpha) - torch.log1p(-noise.alpha)
         scaled = prediction.log_score - ratio[:, None].to(prediction.log_score.dtype)
         return noise.weight * (sum_of_exponentials(scaled) - 1.0 - pick(scaled, x0))
 
 
-@dataclass(frozen=True)
-class SEDDUniform(Objective):
+class SEDDUniform(SEDD):
     """Score entropy under uniform noise (Eq. 5, arXiv:2310.16834), at every position.
 
     With b = (1 - alpha) / K the true ratios at x_t = x0 are all b / (alpha + b); elsewhere they are
     1, and the inverse of that at x0. All of them tend to 1 as alpha does to 0, and the bound is
     infinite for scores that do not; so outputs are scaled by alpha / (alpha + b), which is about 1
-    until there is hardly anything left to see.
+    until hardly any clean token is left.
     """
 
-    dense: ClassVar[bool] = True
-    predicts_score: ClassVar[bool] = True
-    processes: ClassVar[tuple[str, ...]] = ("uniform",)
+    scores_all_positions = True
 
     def predict(self, logits: Tensor, xt: Tensor, alpha: Tensor) -> Prediction:
         score = wide(logits).masked_fill(~self.vocabulary.clean, -torch.inf)
@@ -70,12 +73,14 @@ class SEDDUniform(Objective):
         return Prediction(lambda: self.process.log_x0(score, xt, alpha).to(score.dtype), score)
 
     def scale(self, alpha: Tensor) -> Tensor:
-        """[N] factor from the network's outputs to log scores."""
+        """Return the [N] factor from the network's outputs to log scores."""
         kept = self.vocabulary.count * alpha
         scale: Tensor = kept / (kept + 1.0 - alpha)
         return scale
 
     def nelbo_terms(self, prediction: Prediction, x0: Tensor, xt: Tensor, noise: Noise) -> Tensor:
+        from textdiff.diffusion.objectives.exponentials import sum_of_excess, total
+
         score = prediction.log_score
         assert score is not None
         count, alpha = self.vocabulary.count, noise.alpha

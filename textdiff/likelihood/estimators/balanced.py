@@ -142,7 +142,7 @@ def _missed(
     weight = weights(count, density)
     noise = hit_lowest(rank, count, weight, view.blocks, view.scorable, u)
     at = count[..., None, None].expand(*count.shape, 1, len(ARCS))
-    known = _forecast(view, knots.gather(2, at).squeeze(2)) * noise.weight * noise.hit
+    known = _forecast(view, knots.gather(2, at).squeeze(2)) * noise.weight * noise.corrupted
     return scorer.nats(view.x0, noise, view.real) - known
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from textdiff.diffusion.family import Family
-from textdiff.diffusion.makers import ByTime, draw_noise
+from textdiff.diffusion.noise import ByTime, draw_noise
 from textdiff.likelihood.estimators.view import View
 from textdiff.likelihood.scorer import Scorer, reconstruction
 

@@ -7,7 +7,6 @@ from typing import ClassVar
 from torch import Tensor
 
 from textdiff.diffusion.family import Family
-from textdiff.diffusion.process import Absorbing
 from textdiff.errors import ConfigError
 from textdiff.likelihood.estimators.strata import strata
 from textdiff.likelihood.estimators.view import View
@@ -104,7 +103,7 @@ def require_absorbing(name: str, family: Family) -> None:
     Raises:
         ConfigError: the process draws tokens.
     """
-    if not isinstance(family.process, Absorbing):
+    if not family.process.masks_evenly:
         kind = type(family.process).__name__.lower()
         raise ConfigError(
             f"estimator {name} is of noise that masks tokens and does nothing else, unlike {kind} "

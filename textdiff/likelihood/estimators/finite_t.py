@@ -6,7 +6,6 @@ from typing import ClassVar
 import torch
 
 from textdiff.diffusion.family import Family
-from textdiff.diffusion.objectives import MDLM
 from textdiff.errors import ConfigError
 from textdiff.likelihood.estimators.boundary import clean_end, infinite_prior, prior_nats
 from textdiff.likelihood.estimators.estimator import BOUNDARY, Estimator, Parts
@@ -47,7 +46,7 @@ class FiniteT(Estimator):
                 "estimator finite_t needs a number of steps, and this model is of continuous time; "
                 "give timesteps"
             )
-        if family.timesteps is None and not isinstance(family.objective, MDLM):
+        if family.timesteps is None and not family.objective.in_steps:
             raise ConfigError(
                 "estimator finite_t: this objective's terms are those of continuous time; use "
                 "masked_count or time"

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 
 from textdiff.diffusion.family import Family
-from textdiff.diffusion.makers import ByCount, draw_noise
+from textdiff.diffusion.noise import ByCount, draw_noise
 from textdiff.likelihood.estimators.estimator import Estimator, Parts, require_continuous
 from textdiff.likelihood.estimators.view import View
 from textdiff.likelihood.protocols import Windows

@@ -23,8 +23,7 @@ from torch import Tensor
 
 from textdiff.diffusion.blocks import Blocks
 from textdiff.diffusion.family import Family
-from textdiff.diffusion.makers import NoiseMaker
-from textdiff.diffusion.noise import Noise, NoiseUniforms
+from textdiff.diffusion.noise import Noise, NoiseMaker, NoiseUniforms
 from textdiff.diffusion.schedule import NoiseSchedule
 from textdiff.likelihood.estimators.subsets import NEVER
 
@@ -44,7 +43,10 @@ class ByStepAndHits(NoiseMaker):
     ) -> Noise:
         """Make noise whose weight is that of counts in continuous time."""
         assert scorable is not None
-        blocks, dense = family.blocks(uniforms.position.shape[1]), family.objective.dense
+        blocks, dense = (
+            family.blocks(uniforms.position.shape[1]),
+            family.objective.scores_all_positions,
+        )
         return noise_by_step_and_hits(
             family.schedule, self.timesteps, uniforms, blocks, scorable, dense
         )

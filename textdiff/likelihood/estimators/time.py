@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from textdiff.diffusion.family import Family
-from textdiff.diffusion.makers import ByTime, draw_noise
+from textdiff.diffusion.noise import ByTime, draw_noise
 from textdiff.errors import ConfigError
 from textdiff.likelihood.estimators.boundary import (
     clean_end,

@@ -67,6 +67,6 @@ class View:
     def noise_uniforms(self, levels: Tensor, draw: int = 0, draws: int = 1) -> NoiseUniforms:
         """Return the uniforms of a draw's noise at given levels [B, blocks]."""
         position = self.uniforms(Stream.POSITION, draw, draws)
-        draws_tokens = self.family.process.draws_tokens
-        token = self.uniforms(Stream.TOKEN, draw, draws) if draws_tokens else None
+        replaces_tokens = self.family.process.replaces_tokens
+        token = self.uniforms(Stream.TOKEN, draw, draws) if replaces_tokens else None
         return NoiseUniforms(levels, position, token)

@@ -15,8 +15,16 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from pydantic import Field
 
+from textdiff.diffusion.family import Family
+from textdiff.diffusion.objectives import Prediction
+from textdiff.diffusion.processes import Absorbing
 from textdiff.lazy import torch
-from textdiff.sampling.rules.redrawing import ancestral_transition, even_times, redraw
+from textdiff.sampling.rules.redrawing import (
+    Interval,
+    ancestral_transition,
+    even_times,
+    redraw,
+)
 from textdiff.sampling.rules.rule import Rule
 from textdiff.sampling.rules.unmasking import unmask_by_chance
 
@@ -27,7 +35,7 @@ if TYPE_CHECKING:
 
     from textdiff.diffusion.family import Family
     from textdiff.diffusion.objectives import Prediction
-    from textdiff.diffusion.process import Absorbing
+    from textdiff.diffusion.processes import Absorbing
     from textdiff.sampling.rules.redrawing import Interval
     from textdiff.sampling.segment import Segment, Step
 
@@ -51,7 +59,7 @@ class Ancestral(Rule):
 
     def __call__(self, segment: Segment) -> Iterator[Step]:
         process = segment.process
-        if process.draws_tokens or process.by_token:
+        if process.replaces_tokens or process.by_token:
             yield from redraw(segment, ancestral_transition(process), self.greedy_tail)
             return
         steps = segment.steps

@@ -81,7 +81,7 @@ def redraw(segment: Segment, transition: Transition, greedy_tail: bool) -> Itera
         greedy_tail: take the likeliest clean tokens at the last step.
     """
     process = segment.process
-    if segment.controls.constraint is not None and not process.draws_tokens:
+    if segment.controls.constraint is not None and not process.replaces_tokens:
         raise ConfigError(
             "patterns and bans need positions that are chosen before their tokens, and with a "
             "learned schedule a token decides when it is revealed; leave them out",
@@ -89,7 +89,7 @@ def redraw(segment: Segment, transition: Transition, greedy_tail: bool) -> Itera
         )
     for interval in grid(segment.schedule, segment.steps):
         still = ~segment.frozen
-        if not process.draws_tokens:
+        if not process.replaces_tokens:
             still = still & (segment.canvas == process.mask_token_id).cpu()
         positions = still.flatten().nonzero().squeeze(1)
         if not len(positions):

@@ -53,7 +53,7 @@ class ScoreRule(Rule):
         """Return [N, V] weights of the next tokens under uniform noise; negative ones mean 0."""
 
     def __call__(self, segment: Segment) -> Iterator[Step]:
-        if segment.process.draws_tokens:
+        if segment.process.replaces_tokens:
             yield from redraw(segment, self._transition(segment), self.greedy_tail)
             return
 
