@@ -25,7 +25,7 @@ from textdiff.data import read_texts
 from textdiff.data.detokenize import detokenizer
 from textdiff.errors import DataError, TextDiffError
 from textdiff.evaluate import evaluation_record
-from textdiff.likelihood.published import PROTOCOLS
+from textdiff.likelihood.protocols import PROTOCOLS
 
 ROOT = Path(__file__).resolve().parent
 CORPORA: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "zero_shot.yaml").read_text())

@@ -37,9 +37,9 @@ from textdiff.generation import (
 )
 from textdiff.likelihood import Bound, Difference, Estimates, Windows, compare, estimate, paired
 from textdiff.likelihood.endings import end_token
-from textdiff.likelihood.published import find_protocol, published_windows
+from textdiff.likelihood.pieces import Span, scored_pieces, windows_of
+from textdiff.likelihood.protocols import find_protocol, published_windows
 from textdiff.likelihood.stopping import MIN_REPLICATES
-from textdiff.likelihood.texts import Span, pieces_of, windows_of
 from textdiff.loading import (
     family_of,
     find_device,
@@ -380,7 +380,7 @@ class TextDiffusion:
                 the overlap is context. None: the context, no overlap.
             end_of_text: whether -log p of every document's end is a term of its own: the token
                 that ends it is scored and not counted.
-            protocol: a published protocol's chunks instead (`likelihood.published.PROTOCOLS`).
+            protocol: a published protocol's chunks instead (`likelihood.protocols.PROTOCOLS`).
 
         Raises:
             ConfigError: choices that exclude each other, or a name or number out of range.
@@ -394,7 +394,7 @@ class TextDiffusion:
         prompts = None if prompts is None else checked_texts(prompts, "prompts")
         clean = self.family.process.vocabulary.clean.cpu()
         if protocol is None:
-            pieces = pieces_of(texts, prompts, spans)
+            pieces = scored_pieces(texts, prompts, spans)
             if end_of_text and spans is not None:
                 raise ConfigError("spans are scored given how their text ends: no end_of_text")
             end = end_token(self.tokenizer, clean) if end_of_text else None

@@ -15,7 +15,7 @@ from small_tokenizers import model_of, wordpiece
 
 from textdiff.cli import main
 from textdiff.likelihood.estimators import ESTIMATORS
-from textdiff.likelihood.published import PROTOCOLS
+from textdiff.likelihood.protocols import PROTOCOLS
 from textdiff.pipeline import TextDiffusion
 
 

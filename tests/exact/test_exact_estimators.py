@@ -35,7 +35,7 @@ from textdiff.diffusion.randomness import Stream
 from textdiff.errors import CheckpointError, ConfigError
 from textdiff.likelihood import cut_windows, estimate
 from textdiff.likelihood.estimators import ESTIMATORS
-from textdiff.likelihood.estimators.view import View
+from textdiff.likelihood.estimators.window_batch import WindowBatch
 from textdiff.loss import DenoisingLoss
 from textdiff.train.batches import TrainingBatches
 
@@ -203,7 +203,7 @@ def enumerated(table: Table, x, count: int, monkeypatch) -> float:
         assert (stream, draws) == (Stream.POSITION, count)
         return (1.0 - (ranks[:, draw] + 0.5) / LENGTH)[self.document]
 
-    monkeypatch.setattr(View, "uniforms", forced)
+    monkeypatch.setattr(WindowBatch, "uniforms", forced)
     texts = x.expand(len(tuples), -1)
     problem = TableDenoiser(table), family(), windows(family(), texts)
     found = estimate(*problem, estimator="importance", orders=count, seed=0, batch_tokens=2**16)

@@ -10,7 +10,7 @@ from tiny_models import CLEAN, tiny_family, tiny_model
 
 from textdiff.likelihood import cut_windows
 from textdiff.likelihood.estimate import _Job
-from textdiff.likelihood.estimators import balanced, view
+from textdiff.likelihood.estimators import balanced, window_batch
 from textdiff.likelihood.estimators.allocation import (
     PARTS,
     allocated,
@@ -151,13 +151,13 @@ def test_the_allocation_is_the_same_in_any_batch(block_size):
 def test_forecast_allocation_and_rows_have_orders_of_their_own(monkeypatch):
     held = job(tiny_model(), tiny_family(), texts_of_tiny_models())
     steps: dict[str, set[int]] = {"learn": set(), "allocate": set(), "score": set()}
-    original, stage = view.uniforms, []
+    original, stage = window_batch.uniforms, []
 
     def watched(seed, stream, **keys):
         steps[stage[-1]].add(keys["step"])
         return original(seed, stream, **keys)
 
-    monkeypatch.setattr(view, "uniforms", watched)
+    monkeypatch.setattr(window_batch, "uniforms", watched)
     for name in steps:
         method = getattr(Balanced, name)
 
@@ -179,7 +179,7 @@ def test_rows_are_drawn_as_allocated(part, monkeypatch):
     factors = torch.full((1, PARTS), 0.5, dtype=torch.float64)
     factors[0, part] = 2.0
     monkeypatch.setattr(
-        Balanced, "allocate", lambda self, view, scorer: factors.expand(len(view.x0), -1)
+        Balanced, "allocate", lambda self, batch, scorer: factors.expand(len(batch.x0), -1)
     )
     held = job(TableDenoiser(random_table(0)), family(), all_sequences())
     held.replicate(0, lambda done: None)  # the pilot, once

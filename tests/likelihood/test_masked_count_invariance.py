@@ -7,7 +7,7 @@ from tiny_models import CLEAN, MASK, tiny_family, tiny_model
 from textdiff.diffusion.randomness import Stream
 from textdiff.errors import DataError
 from textdiff.likelihood import cut_windows, estimate
-from textdiff.likelihood.estimators import view
+from textdiff.likelihood.estimators import window_batch
 
 WINDOW = 8
 LENGTHS = (3, 17, 8, 1)  # within a window, over several, a whole one, the shortest
@@ -114,7 +114,7 @@ def test_a_batch_pads_and_says_where(chosen):
 def test_noise_is_keyed_by_document_window_and_replicate(chosen, monkeypatch):
     """No two (document, window, replicate) share a position's uniform."""
     drawn = []
-    original = view.uniforms
+    original = window_batch.uniforms
 
     def watched(seed, stream, **keys):
         u = original(seed, stream, **keys)
@@ -122,7 +122,7 @@ def test_noise_is_keyed_by_document_window_and_replicate(chosen, monkeypatch):
             drawn.append(u.flatten())
         return u
 
-    monkeypatch.setattr(view, "uniforms", watched)
+    monkeypatch.setattr(window_batch, "uniforms", watched)
     estimate(tiny_model(), chosen, windows_of(documents(), chosen), seed=0)
     values = torch.cat(drawn)
     assert len(values.unique()) == len(values)

@@ -9,7 +9,7 @@ import torch
 from textdiff.likelihood import Estimates
 from textdiff.likelihood.endings import stays_masked
 from textdiff.likelihood.estimators import build_estimator
-from textdiff.likelihood.published import PROTOCOLS
+from textdiff.likelihood.protocols import PROTOCOLS
 from textdiff.pipeline import TextDiffusion
 from textdiff.provenance import code_record, model_record
 

@@ -1,11 +1,11 @@
 """Perplexity bounds: estimators, their errors, and what exactly is scored."""
 
 from textdiff.likelihood.bound import Bound
-from textdiff.likelihood.compare import Difference, compare, paired
+from textdiff.likelihood.difference import Difference, compare, paired
 from textdiff.likelihood.estimate import estimate
 from textdiff.likelihood.estimates import Estimates
 from textdiff.likelihood.estimators import ESTIMATORS
-from textdiff.likelihood.protocols import Windows, cut_windows
+from textdiff.likelihood.windows import Windows, cut_windows
 
 __all__ = [
     "ESTIMATORS",

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.process import Absorbing
 from textdiff.errors import ConfigError
-from textdiff.likelihood.protocols import Windows
+from textdiff.likelihood.windows import Windows
 
 
 def end_token(tokenizer: PreTrainedTokenizerFast, clean: Tensor) -> int:

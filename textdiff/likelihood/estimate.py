@@ -20,8 +20,7 @@ from textdiff.likelihood.endings import with_rest
 from textdiff.likelihood.estimates import Estimates
 from textdiff.likelihood.estimators import Estimator, build_estimator, default_estimator
 from textdiff.likelihood.estimators.estimator import Parts
-from textdiff.likelihood.estimators.view import View
-from textdiff.likelihood.protocols import Windows
+from textdiff.likelihood.estimators.window_batch import WindowBatch
 from textdiff.likelihood.scorer import Scorer
 from textdiff.likelihood.state import State, model_digest
 from textdiff.likelihood.stopping import (
@@ -32,6 +31,7 @@ from textdiff.likelihood.stopping import (
     least_replicates,
     replicates_for,
 )
+from textdiff.likelihood.windows import Windows
 from textdiff.models import TextDiffusionModel
 
 END = "end_of_text"
@@ -164,32 +164,32 @@ class _Job:
     def replicate(self, index: int, progress: Callable[[int], None]) -> Tensor:
         """Nats of one replicate, flat: [P, W], then [T] if tokens are attributed."""
         if self.learned is None:
-            views = self._views(-1)
-            self.learned = [self.estimator.learn(view, self.scorer) for view in views]
-            views = self._views(-2)
-            self.allocations = [self.estimator.allocate(view, self.scorer) for view in views]
+            batches = self._views(-1)
+            self.learned = [self.estimator.learn(batch, self.scorer) for batch in batches]
+            batches = self._views(-2)
+            self.allocations = [self.estimator.allocate(batch, self.scorer) for batch in batches]
         nats = torch.zeros(len(self.parts), len(self.windows.tokens), dtype=torch.float64)
         tokens = torch.zeros(self._kept, dtype=torch.float64)
         done = 0
-        for view in self._views(index):
-            parts = self.estimator.score(view, self.scorer)
-            _refuse_infinite(parts, view, getattr(self.scorer.denoiser, "dtype", None))
+        for batch in self._views(index):
+            parts = self.estimator.score(batch, self.scorer)
+            _refuse_infinite(parts, batch, getattr(self.scorer.denoiser, "dtype", None))
             if self.attribute:
-                at = self.starts[view.window][:, None] + torch.arange(view.x0.shape[1])
+                at = self.starts[batch.window][:, None] + torch.arange(batch.x0.shape[1])
                 every = torch.stack(list(parts.values())).sum(0)
-                tokens[at[view.scorable]] = every[view.scorable]
+                tokens[at[batch.scorable]] = every[batch.scorable]
             if END in self.parts:
-                parts = self._with_end(parts, view)
+                parts = self._with_end(parts, batch)
             for row, name in zip(nats, self.parts, strict=True):
-                row[view.window] = parts[name].sum(1)
-            done += len(view.window)
+                row[batch.window] = parts[name].sum(1)
+            done += len(batch.window)
             progress(done * self.processes)
         return torch.cat([nats.flatten(), tokens])
 
-    def _with_end(self, parts: Parts, view: View) -> Parts:
+    def _with_end(self, parts: Parts, batch: WindowBatch) -> Parts:
         """The parts, with what end-of-text tokens cost in a part of its own."""
         assert self.windows.ends is not None
-        is_end = torch.arange(view.x0.shape[1]) == self.windows.ends[view.window][:, None]
+        is_end = torch.arange(batch.x0.shape[1]) == self.windows.ends[batch.window][:, None]
         text = {name: nats.masked_fill(is_end, 0.0) for name, nats in parts.items()}
         return text | {END: sum(parts.values(), torch.zeros(())) * is_end}
 
@@ -209,13 +209,13 @@ class _Job:
             "seed": str(self.seed),
         }
 
-    def _views(self, replicate: int) -> Iterator[View]:
+    def _views(self, replicate: int) -> Iterator[WindowBatch]:
         windows, family = self.windows, self.scorer.host
         v = self.estimator.strata(windows, family, self.seed, replicate)
         for number, which in enumerate(self.batches):
             x0, real, scored = windows.batch(which, family.process.vocabulary.mask_token_id)
             at = torch.tensor(which)
-            yield View(
+            yield WindowBatch(
                 family=family,
                 seed=self.seed,
                 replicate=replicate,
@@ -247,7 +247,7 @@ def _refuse_unseen_context(windows: Windows, family: Family) -> None:
             )
 
 
-def _refuse_infinite(parts: Parts, view: View, dtype: object) -> None:
+def _refuse_infinite(parts: Parts, batch: WindowBatch, dtype: object) -> None:
     """Refuse nats that are not finite."""
     for nats in parts.values():
         bad = ~torch.isfinite(nats)
@@ -256,7 +256,7 @@ def _refuse_infinite(parts: Parts, view: View, dtype: object) -> None:
             cost = float(nats[row, column])
             more = ", more than a float holds" if cost == math.inf else ""
             raise CheckpointError(
-                f"document {int(view.document[row]) + 1}, window {int(view.index[row]) + 1}: the "
+                f"document {int(batch.document[row]) + 1}, window {int(batch.index[row]) + 1}: the "
                 f"network's output costs {cost} nats at token {column + 1}{more}; "
                 + overflow_advice(dtype)
             )

@@ -10,8 +10,8 @@ from torch import Tensor
 from textdiff.data import Loss
 from textdiff.errors import ConfigError, DataError
 from textdiff.likelihood.bound import Bound
-from textdiff.likelihood.protocols import Windows
 from textdiff.likelihood.tails import MANY_DRAWS, Tail, mean_skewness
+from textdiff.likelihood.windows import Windows
 
 
 @dataclass(frozen=True)

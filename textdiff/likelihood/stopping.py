@@ -19,7 +19,7 @@ from torch import Tensor
 
 from textdiff.diffusion.family import Family
 from textdiff.likelihood.bound import student_t_quantile
-from textdiff.likelihood.protocols import Windows
+from textdiff.likelihood.windows import Windows
 
 MIN_REPLICATES = 8
 MAX_REPLICATES = 4096

@@ -14,9 +14,9 @@ from textdiff.likelihood.estimators.estimator import (
     require_time_free,
 )
 from textdiff.likelihood.estimators.orders import chain
-from textdiff.likelihood.estimators.view import View
-from textdiff.likelihood.protocols import Windows
+from textdiff.likelihood.estimators.window_batch import WindowBatch
 from textdiff.likelihood.scorer import Scorer, nelbo
+from textdiff.likelihood.windows import Windows
 from textdiff.models import TextDiffusionModel
 
 
@@ -40,9 +40,9 @@ class AnyOrder(Estimator):
         require_continuous(self.name, family)
         require_time_free(self.name, denoiser, family)
 
-    def score(self, view: View, scorer: Scorer) -> Parts:
-        nats = torch.zeros(view.x0.shape, dtype=torch.float64)
+    def score(self, batch: WindowBatch, scorer: Scorer) -> Parts:
+        nats = torch.zeros(batch.x0.shape, dtype=torch.float64)
         for s in range(self.samples):
-            u = view.uniforms(Stream.POSITION, s, self.samples)
-            nats += chain(view, u, scorer, nelbo) / self.samples
+            u = batch.uniforms(Stream.POSITION, s, self.samples)
+            nats += chain(batch, u, scorer, nelbo) / self.samples
         return {"diffusion": nats}

@@ -36,9 +36,9 @@ from textdiff.likelihood.estimators.estimator import (
     require_continuous,
 )
 from textdiff.likelihood.estimators.subsets import hit_lowest, ranks
-from textdiff.likelihood.estimators.view import View
-from textdiff.likelihood.protocols import Windows
+from textdiff.likelihood.estimators.window_batch import WindowBatch
 from textdiff.likelihood.scorer import Scorer
+from textdiff.likelihood.windows import Windows
 from textdiff.models import TextDiffusionModel
 
 ARCS = (16, 2, 1)
@@ -75,40 +75,40 @@ class Balanced(Estimator):
         require_continuous(self.name, family)
         require_absorbing(self.name, family)
 
-    def learn(self, view: View, scorer: Scorer) -> Tensor:
+    def learn(self, batch: WindowBatch, scorer: Scorer) -> Tensor:
         """[B, 3, L] forecast at each of the pilot's mask rates."""
         found = []
         for number, (arcs, trust) in enumerate(zip(ARCS, TRUST, strict=True)):
-            cost = _sweep(view, scorer, arcs, number)
-            size = view.sizes.clamp(min=1)
-            mean = view.blocks.spread(view.blocks.split(cost, 0.0).sum(-1) / size)
-            found.append((mean + trust * (cost - mean)) * view.scorable)
+            cost = _sweep(batch, scorer, arcs, number)
+            size = batch.sizes.clamp(min=1)
+            mean = batch.blocks.spread(batch.blocks.split(cost, 0.0).sum(-1) / size)
+            found.append((mean + trust * (cost - mean)) * batch.scorable)
         return torch.stack(found, 1)
 
-    def allocate(self, view: View, scorer: Scorer) -> Tensor:
+    def allocate(self, batch: WindowBatch, scorer: Scorer) -> Tensor:
         """[B, PARTS] factors of the fixed density, by one row of each window in each of its parts.
 
         Their counts are the middles of the parts.
         """
-        sizes, kind = torch.unique(view.sizes, return_inverse=True)
+        sizes, kind = torch.unique(batch.sizes, return_inverse=True)
         density, knots = densities(sizes)[kind], hats(sizes)[kind]
         missed = []
         for part in range(PARTS):
-            v = torch.full(view.sizes.shape, (part + 0.5) / PARTS, dtype=torch.float64)
-            u = view.uniforms(Stream.POSITION, part, PARTS)
-            nats = _missed(view, scorer, density, knots, v, u)
-            missed.append(view.blocks.split(nats, 0.0).sum(-1))
-        return neyman(torch.stack(missed, 1), view.sizes > 0)
+            v = torch.full(batch.sizes.shape, (part + 0.5) / PARTS, dtype=torch.float64)
+            u = batch.uniforms(Stream.POSITION, part, PARTS)
+            nats = _missed(batch, scorer, density, knots, v, u)
+            missed.append(batch.blocks.split(nats, 0.0).sum(-1))
+        return neyman(torch.stack(missed, 1), batch.sizes > 0)
 
-    def score(self, view: View, scorer: Scorer) -> Parts:
-        assert view.allocation is not None
-        sizes, kind = torch.unique(view.sizes, return_inverse=True)
+    def score(self, batch: WindowBatch, scorer: Scorer) -> Parts:
+        assert batch.allocation is not None
+        sizes, kind = torch.unique(batch.sizes, return_inverse=True)
         knots = hats(sizes)[kind]
-        density = allocated(densities(sizes)[kind], view.allocation[:, None])
-        nats = _forecast(view, knots.sum(-2) / view.sizes.clamp(min=1)[..., None])
+        density = allocated(densities(sizes)[kind], batch.allocation[:, None])
+        nats = _forecast(batch, knots.sum(-2) / batch.sizes.clamp(min=1)[..., None])
         for s in range(self.samples):
-            u = view.uniforms(Stream.POSITION, s, self.draws)
-            nats += _missed(view, scorer, density, knots, view.v[:, s], u) / self.samples
+            u = batch.uniforms(Stream.POSITION, s, self.draws)
+            nats += _missed(batch, scorer, density, knots, batch.v[:, s], u) / self.samples
         return {"diffusion": nats}
 
 
@@ -125,52 +125,52 @@ def hats(sizes: Tensor) -> Tensor:
 
 
 def _missed(
-    view: View, scorer: Scorer, density: Tensor, knots: Tensor, v: Tensor, u: Tensor
+    batch: WindowBatch, scorer: Scorer, density: Tensor, knots: Tensor, v: Tensor, u: Tensor
 ) -> Tensor:
     """[B, L] weighted nats of one row per window that the forecast misses.
 
     Args:
-        view: the windows.
+        batch: the windows.
         scorer: the network.
         density: [B, blocks, k + 1] p(k).
         knots: [B, blocks, k + 1, 3] as of `hats`.
         v: [B, blocks] float64 where in the distribution of k.
         u: [B, L] order of the positions.
     """
-    count = drawn(v, density, view.sizes)
-    rank = ranks(u, view.blocks, view.scorable)
+    count = drawn(v, density, batch.sizes)
+    rank = ranks(u, batch.blocks, batch.scorable)
     weight = weights(count, density)
-    noise = hit_lowest(rank, count, weight, view.blocks, view.scorable, u)
+    noise = hit_lowest(rank, count, weight, batch.blocks, batch.scorable, u)
     at = count[..., None, None].expand(*count.shape, 1, len(ARCS))
-    known = _forecast(view, knots.gather(2, at).squeeze(2)) * noise.weight * noise.hit
-    return scorer.nats(view.x0, noise, view.real) - known
+    known = _forecast(batch, knots.gather(2, at).squeeze(2)) * noise.weight * noise.hit
+    return scorer.nats(batch.x0, noise, batch.real) - known
 
 
-def _rotated(view: View, rank: Tensor, start: Tensor) -> Tensor:
+def _rotated(batch: WindowBatch, rank: Tensor, start: Tensor) -> Tensor:
     """[B, L] ranks counted from `start` [B, blocks] on, around the circle of each block."""
-    size = view.blocks.spread(view.sizes.clamp(min=1))
-    moved = (rank - view.blocks.spread(start)) % size
-    return torch.where(view.scorable, moved, rank)
+    size = batch.blocks.spread(batch.sizes.clamp(min=1))
+    moved = (rank - batch.blocks.spread(start)) % size
+    return torch.where(batch.scorable, moved, rank)
 
 
-def _forecast(view: View, weights: Tensor) -> Tensor:
+def _forecast(batch: WindowBatch, weights: Tensor) -> Tensor:
     """[B, L] the pilot's costs at its rates, weighted [B, blocks, 3]."""
-    assert view.learned is not None
-    spread = torch.stack([view.blocks.spread(w) for w in weights.unbind(-1)], 1)
-    return (view.learned * spread).sum(1)
+    assert batch.learned is not None
+    spread = torch.stack([batch.blocks.spread(w) for w in weights.unbind(-1)], 1)
+    return (batch.learned * spread).sum(1)
 
 
-def _sweep(view: View, scorer: Scorer, arcs: int, number: int) -> Tensor:
+def _sweep(batch: WindowBatch, scorer: Scorer, arcs: int, number: int) -> Tensor:
     """[B, L] what every scorable token costs when its part of `arcs` parts is masked."""
-    u = view.uniforms(Stream.POSITION, number, len(ARCS))
-    rank = ranks(u, view.blocks, view.scorable)
-    cost = torch.zeros(view.x0.shape, dtype=torch.float64)
-    one = torch.ones(view.sizes.shape, dtype=torch.float64)
+    u = batch.uniforms(Stream.POSITION, number, len(ARCS))
+    rank = ranks(u, batch.blocks, batch.scorable)
+    cost = torch.zeros(batch.x0.shape, dtype=torch.float64)
+    one = torch.ones(batch.sizes.shape, dtype=torch.float64)
     for arc in range(arcs):
-        start, stop = (view.sizes * end // arcs for end in (arc, arc + 1))
+        start, stop = (batch.sizes * end // arcs for end in (arc, arc + 1))
         if not bool((stop > start).any()):
             continue
-        moved = _rotated(view, rank, start)
-        noise = hit_lowest(moved, stop - start, one, view.blocks, view.scorable, u)
-        cost += scorer.nats(view.x0, noise, view.real)
+        moved = _rotated(batch, rank, start)
+        noise = hit_lowest(moved, stop - start, one, batch.blocks, batch.scorable, u)
+        cost += scorer.nats(batch.x0, noise, batch.real)
     return cost

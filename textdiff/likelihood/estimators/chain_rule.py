@@ -8,9 +8,9 @@ import torch
 from textdiff.diffusion.family import Family
 from textdiff.likelihood.estimators.estimator import Estimator, Parts, require_time_free
 from textdiff.likelihood.estimators.orders import chain
-from textdiff.likelihood.estimators.view import View
-from textdiff.likelihood.protocols import Windows
+from textdiff.likelihood.estimators.window_batch import WindowBatch
 from textdiff.likelihood.scorer import Scorer
+from textdiff.likelihood.windows import Windows
 from textdiff.models import TextDiffusionModel
 
 
@@ -28,7 +28,7 @@ class ChainRule(Estimator):
     def check(self, denoiser: TextDiffusionModel, family: Family, windows: Windows) -> None:
         require_time_free(self.name, denoiser, family)
 
-    def score(self, view: View, scorer: Scorer) -> Parts:
-        length = view.x0.shape[1]
+    def score(self, batch: WindowBatch, scorer: Scorer) -> Parts:
+        length = batch.x0.shape[1]
         first = 1.0 - (torch.arange(length, dtype=torch.float64) + 0.5) / length
-        return {"diffusion": chain(view, first.expand(view.x0.shape), scorer)}
+        return {"diffusion": chain(batch, first.expand(batch.x0.shape), scorer)}

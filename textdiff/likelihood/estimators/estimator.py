@@ -10,9 +10,9 @@ from textdiff.diffusion.family import Family
 from textdiff.diffusion.process import Absorbing
 from textdiff.errors import ConfigError
 from textdiff.likelihood.estimators.strata import strata
-from textdiff.likelihood.estimators.view import View
-from textdiff.likelihood.protocols import Windows
+from textdiff.likelihood.estimators.window_batch import WindowBatch
 from textdiff.likelihood.scorer import Scorer
+from textdiff.likelihood.windows import Windows
 from textdiff.models import TextDiffusionModel
 
 Parts = dict[str, Tensor]
@@ -65,23 +65,23 @@ class Estimator(ABC):
         """[W, draws, blocks] uniforms of one replicate."""
         return strata(windows, family, seed, replicate, self.draws)
 
-    def learn(self, view: View, scorer: Scorer) -> Tensor | None:
+    def learn(self, batch: WindowBatch, scorer: Scorer) -> Tensor | None:
         """What it wants to know about windows before the first replicate, [B, ...]; or nothing.
 
-        Replicates find it in `view.learned`. Its random numbers are those of replicate -1.
+        Replicates find it in `batch.learned`. Its random numbers are those of replicate -1.
         """
         return None
 
-    def allocate(self, view: View, scorer: Scorer) -> Tensor | None:
+    def allocate(self, batch: WindowBatch, scorer: Scorer) -> Tensor | None:
         """How it deals its rows out to noise levels, by a pilot of its own, [B, ...]; or not.
 
-        Called after `learn`, with what was learned in `view.learned`; replicates find the result in
-        `view.allocation`. Its random numbers are those of replicate -2.
+        Called after `learn`, whose result is in `batch.learned`; replicates find this one in
+        `batch.allocation`. Its random numbers are those of replicate -2.
         """
         return None
 
     @abstractmethod
-    def score(self, view: View, scorer: Scorer) -> Parts:
+    def score(self, batch: WindowBatch, scorer: Scorer) -> Parts:
         """Nats of one replicate; their sum over scorable positions is what is estimated."""
 
 

@@ -22,9 +22,9 @@ from textdiff.likelihood.estimators.estimator import (
     require_time_free,
 )
 from textdiff.likelihood.estimators.subsets import NEVER, ranks
-from textdiff.likelihood.estimators.view import View
-from textdiff.likelihood.protocols import Windows
+from textdiff.likelihood.estimators.window_batch import WindowBatch
 from textdiff.likelihood.scorer import Scorer
+from textdiff.likelihood.windows import Windows
 from textdiff.models import TextDiffusionModel
 
 LARGEST = 14
@@ -50,11 +50,11 @@ class Exact(Estimator):
                 "balanced, or a model in smaller blocks"
             )
 
-    def score(self, view: View, scorer: Scorer) -> Parts:
-        nats = torch.zeros(view.x0.shape, dtype=torch.float64)
-        order = torch.arange(view.x0.shape[1], dtype=torch.float64).expand(view.x0.shape)
-        rank = ranks(order / (view.x0.shape[1] + 1.0), view.blocks, view.scorable)
-        largest = int(view.sizes.max())
+    def score(self, batch: WindowBatch, scorer: Scorer) -> Parts:
+        nats = torch.zeros(batch.x0.shape, dtype=torch.float64)
+        order = torch.arange(batch.x0.shape[1], dtype=torch.float64).expand(batch.x0.shape)
+        rank = ranks(order / (batch.x0.shape[1] + 1.0), batch.blocks, batch.scorable)
+        largest = int(batch.sizes.max())
         half = torch.full((1, 1), 0.5, dtype=torch.float64)
         weights = torch.tensor(
             [
@@ -63,17 +63,17 @@ class Exact(Estimator):
             ],
             dtype=torch.float64,
         )
-        for codes in torch.split(torch.arange(1, 2**largest), max(1, 2**12 // len(view.x0))):
+        for codes in torch.split(torch.arange(1, 2**largest), max(1, 2**12 // len(batch.x0))):
             each = len(codes)
-            code = codes.repeat(len(view.x0))[:, None]
+            code = codes.repeat(len(batch.x0))[:, None]
             x0, real, scorable, place, sizes = (
                 x.repeat_interleave(each, 0)
-                for x in (view.x0, view.real, view.scorable, rank, view.sizes)
+                for x in (batch.x0, batch.real, batch.scorable, rank, batch.sizes)
             )
-            whole = view.blocks.spread(sizes)
+            whole = batch.blocks.spread(sizes)
             hit = scorable & (code < 2**whole) & ((code >> place) % 2 == 1)
-            count = view.blocks.split(hit, False).sum(-1)
-            weight = view.blocks.spread(weights[sizes, count])
+            count = batch.blocks.split(hit, False).sum(-1)
+            weight = batch.blocks.spread(weights[sizes, count])
             u = torch.where(hit, 0.25, 0.75).to(torch.float64).masked_fill(~scorable, NEVER)
             found = scorer.nats(x0, Noise(half, half, u, weight), real)
             nats += torch.unflatten(found, 0, (-1, each)).sum(1)

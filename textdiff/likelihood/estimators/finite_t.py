@@ -11,9 +11,9 @@ from textdiff.errors import ConfigError
 from textdiff.likelihood.estimators.boundary import clean_end, infinite_prior, prior_nats
 from textdiff.likelihood.estimators.estimator import BOUNDARY, Estimator, Parts
 from textdiff.likelihood.estimators.steps import ByStepAndHits
-from textdiff.likelihood.estimators.view import View
-from textdiff.likelihood.protocols import Windows
+from textdiff.likelihood.estimators.window_batch import WindowBatch
 from textdiff.likelihood.scorer import Scorer
+from textdiff.likelihood.windows import Windows
 from textdiff.models import TextDiffusionModel
 
 
@@ -56,18 +56,18 @@ class FiniteT(Estimator):
     def missing(self, family: Family) -> str:
         return infinite_prior(family)
 
-    def score(self, view: View, scorer: Scorer) -> Parts:
-        steps = self._steps(view.family)
+    def score(self, batch: WindowBatch, scorer: Scorer) -> Parts:
+        steps = self._steps(batch.family)
         assert steps is not None
-        nats = torch.zeros(view.x0.shape, dtype=torch.float64)
+        nats = torch.zeros(batch.x0.shape, dtype=torch.float64)
         for s in range(self.samples):
-            uniforms = view.noise_uniforms(view.v[:, s], s, self.samples)
-            noise = ByStepAndHits(steps)(view.family, uniforms, view.scorable)
-            nats += scorer.nats(view.x0, noise, view.real) / self.samples
+            uniforms = batch.noise_uniforms(batch.v[:, s], s, self.samples)
+            noise = ByStepAndHits(steps)(batch.family, uniforms, batch.scorable)
+            nats += scorer.nats(batch.x0, noise, batch.real) / self.samples
         # Draws of other replicates' numbers from 2 ** 40 on: no diffusion draw has them.
-        apart = replace(view, replicate=view.replicate + 2**40)
+        apart = replace(batch, replicate=batch.replicate + 2**40)
         clean = clean_end(apart, scorer, 0.0, 0, 1)
-        return {"diffusion": nats, "reconstruction": clean, "prior": prior_nats(view)}
+        return {"diffusion": nats, "reconstruction": clean, "prior": prior_nats(batch)}
 
     def _steps(self, family: Family) -> int | None:
         return self.timesteps or family.timesteps

@@ -11,9 +11,9 @@ from textdiff.diffusion.family import Family
 from textdiff.diffusion.randomness import Stream
 from textdiff.likelihood.estimators.estimator import Estimator, Parts, require_time_free
 from textdiff.likelihood.estimators.orders import chain
-from textdiff.likelihood.estimators.view import View
-from textdiff.likelihood.protocols import Windows
+from textdiff.likelihood.estimators.window_batch import WindowBatch
 from textdiff.likelihood.scorer import Scorer
+from textdiff.likelihood.windows import Windows
 from textdiff.models import TextDiffusionModel
 
 
@@ -36,11 +36,11 @@ class Importance(Estimator):
     def check(self, denoiser: TextDiffusionModel, family: Family, windows: Windows) -> None:
         require_time_free(self.name, denoiser, family)
 
-    def score(self, view: View, scorer: Scorer) -> Parts:
+    def score(self, batch: WindowBatch, scorer: Scorer) -> Parts:
         chains = []
         for k in range(self.orders):
-            u = view.uniforms(Stream.POSITION, k, self.orders)
-            chains.append(view.blocks.split(chain(view, u, scorer), 0.0).sum(-1))
+            u = batch.uniforms(Stream.POSITION, k, self.orders)
+            chains.append(batch.blocks.split(chain(batch, u, scorer), 0.0).sum(-1))
         nats: Tensor = math.log(self.orders) - (-torch.stack(chains)).logsumexp(0)  # [B, blocks]
-        share = nats / view.sizes.clamp(min=1)  # spread evenly: nobody's in particular
-        return {"diffusion": view.blocks.spread(share) * view.scorable}
+        share = nats / batch.sizes.clamp(min=1)  # spread evenly: nobody's in particular
+        return {"diffusion": batch.blocks.spread(share) * batch.scorable}

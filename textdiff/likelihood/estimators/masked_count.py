@@ -8,9 +8,9 @@ import torch
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.makers import ByCount, draw_noise
 from textdiff.likelihood.estimators.estimator import Estimator, Parts, require_continuous
-from textdiff.likelihood.estimators.view import View
-from textdiff.likelihood.protocols import Windows
+from textdiff.likelihood.estimators.window_batch import WindowBatch
 from textdiff.likelihood.scorer import Scorer
+from textdiff.likelihood.windows import Windows
 from textdiff.models import TextDiffusionModel
 
 
@@ -36,10 +36,10 @@ class MaskedCount(Estimator):
     def check(self, denoiser: TextDiffusionModel, family: Family, windows: Windows) -> None:
         require_continuous(self.name, family)
 
-    def score(self, view: View, scorer: Scorer) -> Parts:
-        nats = torch.zeros(view.x0.shape, dtype=torch.float64)
+    def score(self, batch: WindowBatch, scorer: Scorer) -> Parts:
+        nats = torch.zeros(batch.x0.shape, dtype=torch.float64)
         for s in range(self.samples):
-            uniforms = view.noise_uniforms(view.v[:, s], s, self.samples)
-            noise = draw_noise(view.family, view.x0, uniforms, ByCount(), view.scorable)
-            nats += scorer.nats(view.x0, noise, view.real) / self.samples
+            uniforms = batch.noise_uniforms(batch.v[:, s], s, self.samples)
+            noise = draw_noise(batch.family, batch.x0, uniforms, ByCount(), batch.scorable)
+            nats += scorer.nats(batch.x0, noise, batch.real) / self.samples
         return {"diffusion": nats}

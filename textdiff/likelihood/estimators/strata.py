@@ -5,7 +5,7 @@ from torch import Tensor
 
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.randomness import Index, Stream, uniforms
-from textdiff.likelihood.protocols import Windows
+from textdiff.likelihood.windows import Windows
 
 
 def strata(

@@ -21,9 +21,9 @@ from textdiff.likelihood.estimators.estimator import (
     require_continuous,
 )
 from textdiff.likelihood.estimators.strata import strata
-from textdiff.likelihood.estimators.view import View
-from textdiff.likelihood.protocols import Windows
+from textdiff.likelihood.estimators.window_batch import WindowBatch
 from textdiff.likelihood.scorer import Scorer
+from textdiff.likelihood.windows import Windows
 from textdiff.models import TextDiffusionModel
 
 
@@ -68,15 +68,15 @@ class Time(Estimator):
     def strata(self, windows: Windows, family: Family, seed: int, replicate: int) -> Tensor:
         return strata(windows, family, seed, replicate, by_document=False)
 
-    def score(self, view: View, scorer: Scorer) -> Parts:
-        rates = 1.0 - survival(view.family, self.eps), 1.0 - survival(view.family, 1.0)
-        uniforms = view.noise_uniforms(view.v[:, 0], 0, 2)
-        noise = draw_noise(view.family, view.x0, uniforms, ByTime(rates), view.scorable)
-        nats = scorer.nats(view.x0, noise, view.real)
+    def score(self, batch: WindowBatch, scorer: Scorer) -> Parts:
+        rates = 1.0 - survival(batch.family, self.eps), 1.0 - survival(batch.family, 1.0)
+        uniforms = batch.noise_uniforms(batch.v[:, 0], 0, 2)
+        noise = draw_noise(batch.family, batch.x0, uniforms, ByTime(rates), batch.scorable)
+        nats = scorer.nats(batch.x0, noise, batch.real)
         if not self.complete:
             return {"diffusion": nats}
         return {
             "diffusion": (1.0 - self.eps) * nats,
-            "reconstruction": clean_end(view, scorer, self.eps, 1, 2),
-            "prior": prior_nats(view),
+            "reconstruction": clean_end(batch, scorer, self.eps, 1, 2),
+            "prior": prior_nats(batch),
         }

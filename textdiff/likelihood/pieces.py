@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from textdiff.data import Encoded, Loss, encode_checked
 from textdiff.errors import ConfigError, DataError
-from textdiff.likelihood.protocols import Windows, cut_windows
+from textdiff.likelihood.windows import Windows, cut_windows
 
 Piece = tuple[str, bool]
 """A text, and whether it is scored (True) or given (False)."""
@@ -30,7 +30,7 @@ Span = tuple[int, int]
 """First character and the one after the last."""
 
 
-def pieces_of(
+def scored_pieces(
     texts: Sequence[str],
     prompts: Sequence[str] | None = None,
     spans: Sequence[Sequence[Span]] | None = None,

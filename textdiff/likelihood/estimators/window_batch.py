@@ -13,7 +13,7 @@ from textdiff.diffusion.randomness import Index, Stream, uniforms
 
 
 @dataclass(frozen=True)
-class View:
+class WindowBatch:
     """B windows of L positions, the shorter ones padded.
 
     Attributes:

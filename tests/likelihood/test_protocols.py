@@ -7,7 +7,7 @@ import torch
 from textdiff.config import ByteTokenizer
 from textdiff.data import encode_documents, excluded_ids, train_tokenizer, vocabulary_size
 from textdiff.errors import ConfigError, DataError
-from textdiff.likelihood.published import PROTOCOLS, find_protocol, published_windows
+from textdiff.likelihood.protocols import PROTOCOLS, find_protocol, published_windows
 
 TEXTS = ["abcdefg", "hé", "ijklmnopqrstu"]
 
