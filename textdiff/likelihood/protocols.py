@@ -41,38 +41,38 @@ class Protocol:
 
     Attributes:
         name: as `--protocol` takes it.
+        own_biases: special properties of what is scored, in plain words.
         ends_documents: whether an end-of-text token follows every document.
         frames_chunks: whether each chunk is [BOS] ... [EOS], inside the model's length.
         skips_first: whether a chunk's first token is context that is neither noisy nor counted.
         draws: noise draws per chunk in the published evaluation.
         estimator: name and options of the published estimator.
-        data_biases: what is wrong with, or special about, what is scored; in plain words.
-        estimator_biases: likewise about the published estimator.
+        estimator_biases: special properties of the published estimator.
     """
 
     name: str
-    ends_documents: bool
-    frames_chunks: bool
-    skips_first: bool
-    draws: int
-    data_biases: tuple[str, ...]
-    estimator_biases: tuple[str, ...]
+    own_biases: tuple[str, ...]
+    ends_documents: bool = False
+    frames_chunks: bool = False
+    skips_first: bool = False
+    draws: int = 1
     estimator: str = "time"
     options: Mapping[str, Any] = field(default_factory=lambda: {"eps": 1e-3, "complete": False})
+    estimator_biases: tuple[str, ...] = ()
 
     @property
     def note(self) -> str:
-        """What keeps any number of this protocol from being a bound; empty if nothing does."""
+        """Reason why no number of this protocol is a bound; empty if there is none."""
         counted = self.ends_documents or self.frames_chunks
         return "special tokens are counted as if they were text" if counted else ""
 
     def biases(self, estimator: str) -> tuple[str, ...]:
-        """What is biased when the chunks are scored by some estimator."""
-        published = estimator == self.estimator
-        return self.data_biases + (self.estimator_biases if published else ())
+        """Return what is biased when the chunks are scored by some estimator."""
+        published = (_CUT_OFF, *self.estimator_biases) if estimator == self.estimator else ()
+        return (*self.own_biases, _PACKED, _DROPPED, *published)
 
     def settings(self, options: Mapping[str, Any], block_size: int | None = None) -> dict[str, Any]:
-        """Options of an estimate: those given, on top of the published estimator's.
+        """Return the options of an estimate: those given, on top of the published estimator's.
 
         An estimator that is named replaces the published one with all its options. Blocks of one
         token (autoregressive models) are published without noise: every token masked, no error.
@@ -87,50 +87,30 @@ class Protocol:
 
 PROTOCOLS = {
     "sedd": Protocol(
-        name="sedd",
+        "sedd",
+        ("the end-of-text tokens between documents are counted as text",),
         ends_documents=True,
-        frames_chunks=False,
-        skips_first=False,
         draws=1000,
-        data_biases=(
-            "the end-of-text tokens between documents are counted as text",
-            _PACKED,
-            _DROPPED,
-        ),
         estimator_biases=(
-            _CUT_OFF,
             "the paper adds a prior term of about 0.011 nats/token at 50k ids, its code does not",
         ),
     ),
     "mdlm": Protocol(
-        name="mdlm",
-        ends_documents=True,
-        frames_chunks=True,
-        skips_first=False,
-        draws=1,
-        data_biases=(
+        "mdlm",
+        (
             "[BOS] and [EOS] stand at fixed places of every chunk and count as 2 of its tokens; a "
-            "model trained on such chunks pays nearly nothing for them (low), others a lot (high)",
+            "model trained on such chunks finds them nearly certain (low), others do not (high)",
             "the end-of-text tokens between documents are counted as text; the published code adds "
             "them, the published zero-shot figures are said to be without",
-            _PACKED,
-            _DROPPED,
         ),
-        estimator_biases=(_CUT_OFF,),
+        ends_documents=True,
+        frames_chunks=True,
     ),
     "bd3lm": Protocol(
-        name="bd3lm",
-        ends_documents=False,
-        frames_chunks=False,
+        "bd3lm",
+        ("the first token of every chunk is fixed and neither scored nor counted",),
         skips_first=True,
-        draws=1,
-        data_biases=(
-            "the first token of every chunk is given and neither scored nor counted",
-            _PACKED,
-            _DROPPED,
-        ),
         estimator_biases=(
-            _CUT_OFF,
             "published times are tied to the place of a block in its batch, which biases early and "
             "late blocks at small batches; here they are permuted",
         ),
@@ -140,13 +120,16 @@ PROTOCOLS = {
 
 
 def find_protocol(name: str) -> Protocol:
-    """The protocol of a name.
+    """Return the protocol of a name.
 
     Raises:
         ConfigError: there is none of that name.
     """
     if name not in PROTOCOLS:
-        raise ConfigError(f"unknown protocol {name!r}; {closest(name, [*PROTOCOLS, 'none'])}")
+        raise ConfigError(
+            f"unknown protocol {name!r}; {closest(name, [*PROTOCOLS, 'none'])}",
+            code="unknown_protocol",
+        )
     return PROTOCOLS[name]
 
 
@@ -159,18 +142,16 @@ def published_windows(
     clean: Tensor,
     losses: Mapping[int, Loss] | None = None,
 ) -> Windows:
-    """Packs documents into chunks as a protocol does; every chunk counts as one document.
-
-    A document's bytes are shared out among the chunks that hold its tokens.
+    """Pack documents into chunks, each a document with its share of the documents' bytes.
 
     Args:
         protocol: the protocol.
-        tokenizer: knows the special tokens.
+        tokenizer: has the special tokens.
         documents: token ids of each document, without special tokens.
         texts: the same documents as text.
-        length: the model's sequence length in tokens.
+        length: the model's sequence length.
         clean: [V] bool, ids that the model can predict.
-        losses: by document, what its tokens do not give back.
+        losses: by document, text that its tokens do not give back.
 
     Raises:
         ConfigError: a special token that the protocol inserts is unknown or cannot be predicted.
@@ -178,35 +159,41 @@ def published_windows(
     """
     cut_windows(documents, texts, length, clean)  # refuses tokens outside the vocabulary
     first, last = _specials(protocol, tokenizer, clean)
-    room = length - 2 * protocol.frames_chunks
-    chunks: list[NDArray[np.int64]] = []
-    sizes: list[float] = []
-    lost: dict[int, Loss] = {}
-    for ids, weights, owners in _groups(protocol, documents, texts, last):
-        for start in range(0, len(ids) - room + 1, room):
-            body = ids[start : start + room]
-            held = np.unique(owners[start : start + room]).tolist()
-            lost |= {len(chunks): (losses or {})[d] for d in held if d in (losses or {})}
-            chunks.append(
-                np.concatenate([[first], body, [last]]) if protocol.frames_chunks else body
-            )
-            sizes.append(float(weights[start + protocol.skips_first : start + room].sum()))
+    chunks = list(_chunks(protocol, documents, texts, length, last))
     if not chunks:
         raise DataError(
             f"protocol {protocol.name} scores whole chunks of {length} tokens, and the text has "
-            f"{sum(map(len, documents))} tokens; give more text or --protocol none"
+            f"{sum(map(len, documents))} tokens; give more text or --protocol none",
+            code="less_than_a_chunk",
         )
-    scored = np.ones(length, dtype=bool)
-    scored[0] = not protocol.skips_first
+    lost = losses or {}
+    before, after = ([first], [last]) if protocol.frames_chunks else ([], [])
+    scored = np.arange(length) >= protocol.skips_first
     return Windows(
-        chunks,
+        [np.concatenate([before, body, after]).astype(np.int64) for body, _, _ in chunks],
         torch.arange(len(chunks)),
         torch.zeros(len(chunks), dtype=torch.int64),
         torch.full((len(chunks),), int(scored.sum())),
-        torch.tensor(sizes, dtype=torch.float64).round().long(),
+        torch.tensor([size for _, size, _ in chunks], dtype=torch.float64).round().long(),
         [scored] * len(chunks) if protocol.skips_first else None,
-        losses=lost,
+        losses={n: lost[d] for n, (_, _, own) in enumerate(chunks) for d in own if d in lost},
     )
+
+
+def _chunks(
+    protocol: Protocol,
+    documents: Sequence[NDArray[np.int32]],
+    texts: Sequence[str],
+    length: int,
+    end: int,
+) -> Iterator[tuple[NDArray[np.int64], float, list[int]]]:
+    """Yield the tokens between a chunk's frame, their bytes, and the documents they are of."""
+    room = length - 2 * protocol.frames_chunks
+    for ids, weights, owners in _groups(protocol, documents, texts, end):
+        for start in range(0, len(ids) - room + 1, room):
+            stop = start + room
+            size = float(weights[start + protocol.skips_first : stop].sum())
+            yield ids[start:stop], size, np.unique(owners[start:stop]).tolist()
 
 
 def _groups(
@@ -215,11 +202,11 @@ def _groups(
     texts: Sequence[str],
     end: int,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]]:
-    """Tokens of every 1000 documents in a row, the bytes that each stands for, its document."""
+    """Yield tokens of every 1000 documents, the bytes each stands for, and its document."""
     tail = np.array([end] if protocol.ends_documents else [], dtype=np.int64)
     for start in range(0, len(documents), GROUP_DOCUMENTS):
         group = range(start, min(start + GROUP_DOCUMENTS, len(documents)))
-        ids = [part for d in group for part in (documents[d].astype(np.int64), tail)]
+        ids = [piece for d in group for piece in (documents[d].astype(np.int64), tail)]
         weights = [
             np.r_[
                 np.full(len(documents[d]), len(texts[d].encode()) / max(1, len(documents[d]))),
@@ -234,7 +221,7 @@ def _groups(
 def _specials(
     protocol: Protocol, tokenizer: PreTrainedTokenizerFast, clean: Tensor
 ) -> tuple[int, int]:
-    """Ids of [BOS] and [EOS]; tokenizers without a beginning use their end, as GPT-2's does."""
+    """Return the ids of [BOS] and [EOS]; tokenizers without a beginning use their end (GPT-2)."""
     last = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
     first = last if first is None else first
@@ -243,11 +230,13 @@ def _specials(
     for token_id in needed:
         if token_id is None:
             raise ConfigError(
-                f"protocol {protocol.name} inserts end-of-text tokens, and the tokenizer has none"
+                f"protocol {protocol.name} inserts end-of-text tokens, and the tokenizer has none",
+                code="no_end_of_text_token",
             )
         if not bool(clean[token_id]):
             raise ConfigError(
                 f"protocol {protocol.name} inserts {tokenizer.convert_ids_to_tokens(token_id)}, "
-                "which this model cannot predict; use protocol none or bd3lm"
+                "which this model cannot predict; use protocol none or bd3lm",
+                code="special_token_not_predicted",
             )
     return (first, last) if needed else (-1, -1)

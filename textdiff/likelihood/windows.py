@@ -1,25 +1,40 @@
-"""How a text becomes scored windows.
+"""Scored windows of texts, and how a document ends.
 
 Documents are scored one by one: each is cut into windows of the model's length, and every token
 that is to be scored is scored exactly once. No special token is inserted, except that on request
 every document is followed by its end-of-text token, scored but not counted. By default windows
-follow each other and the last one is shorter: a window sees nothing of the one before it, so the
-bound is of the text under "windows are independent". With a stride they overlap: what an earlier
-window has scored is context in a later one, visible and never noisy. Text that is given rather than
-scored (a prompt, what surrounds a gap) is context in the same way.
+follow each other and the last one is shorter: a window does not attend to the one before it, so
+the bound is of the text under "windows are independent". With a stride they overlap: what an
+earlier window has scored is context in a later one, visible and never noisy. Text that is fixed
+rather than scored (a prompt, what surrounds a gap) is context in the same way.
+
+A model in blocks has no way to express that a block is short. What follows the last token of a
+document in its block is therefore present, masked at every noise level and never scored: the
+network reads the same masks wherever in the block the document ends, so that they carry no
+information about its length. (Were the block cut off there, predictions would be conditional on
+where the document stops at no charge.) A network with one block for the whole sequence is by
+default conditional on the length, as in the published evaluations; once the end is scored, its
+context is a block like any other.
+
+Uniform and hybrid noise have no state in which a token is still to be generated: every noisy token
+is a token, and what it might be would have to be summed over.
 """
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from textdiff.data import Loss
+from textdiff.diffusion.family import Family
+from textdiff.diffusion.process import Absorbing
 from textdiff.errors import ConfigError, DataError
 
 Tokens = NDArray[np.int64]
@@ -68,12 +83,8 @@ class Windows:
         """[W] int64, tokens of each window."""
         return torch.tensor([len(tokens) for tokens in self.tokens])
 
-    def followed(self, rest: Tensor) -> "Windows":
-        """The same windows, each followed by `rest` [W] masked and unscored positions."""
-        return replace(self, rest=rest)
-
     def batch(self, which: Sequence[int], pad: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Some windows side by side.
+        """Return some windows side by side.
 
         Args:
             which: indices of the windows.
@@ -84,8 +95,8 @@ class Windows:
         """
         chosen = torch.as_tensor(which)
         at = torch.arange(int(self.lengths[chosen].max()))
-        real = at < self.lengths[chosen, None]
-        text = at < self._sizes[chosen, None]  # of which what follows is no part
+        real = at < self.lengths[chosen, None]  # [B, longest]
+        text = at < self._sizes[chosen, None]  # [B, longest], False at what follows a text
         x0 = torch.full(text.shape, pad)
         x0[text] = torch.from_numpy(np.concatenate([self.tokens[w] for w in which]))
         if self.scored is None:
@@ -94,11 +105,21 @@ class Windows:
         scored[text] = torch.from_numpy(np.concatenate([self.scored[w] for w in which]))
         return x0, real, scored
 
+    def most_scored(self, family: Family) -> int:
+        """Return the most tokens of any block that are scored."""
+        if self.scored is None:
+            return family.blocks(max(len(tokens) for tokens in self.tokens)).size
+        size = family.block_size
+        return max(
+            int(np.add.reduceat(scored, np.arange(0, len(scored), size or len(scored))).max())
+            for scored in self.scored
+        )
+
     @cached_property
     def digest(self) -> str:
-        """Hash of the windows: two of the same pose the same problem to any two models.
+        """Hash of the windows: equal ones pose the same problem to any two models.
 
-        What follows a text in its block is a matter of the model, and left out.
+        What follows a text in its block depends on the model, and is left out.
         """
         state = hashlib.sha256()
         for w, tokens in enumerate(self.tokens):
@@ -120,63 +141,83 @@ def cut_windows(
     scored: Sequence[Scored] | None = None,
     end: int | None = None,
 ) -> Windows:
-    """Cuts encoded documents into windows.
+    """Cut encoded documents into windows.
 
     Args:
         documents: token ids of each document, without special tokens.
-        texts: what is scored of each document as text, for bytes and messages.
+        texts: scored text of each document.
         length: the model's sequence length in tokens.
         clean: [V] bool, ids that the model can predict.
-        stride: tokens from one window to the next, at most `length`; the overlap is context. None:
-            `length`, no overlap.
-        scored: [tokens] bool of each document, False at what is given; None: all is scored.
-        end: the end-of-text token, which is scored after every document and not counted; None: ends
-            are not scored.
+        stride: tokens from one window to the next; the overlap is context. None: no overlap.
+        scored: [tokens] bool of each document, False at fixed text; None: all is scored.
+        end: end-of-text token, scored after every document and not counted; None: not scored.
 
     Raises:
         ConfigError: a stride out of range.
         DataError: nothing to score, or tokens outside the model's vocabulary.
     """
-    if stride is not None and not 1 <= stride <= length:
-        raise ConfigError(f"stride {stride}: give 1 to {length}, the model's sequence length")
+    _refuse_stride(stride, length)
     wanted = [np.ones(len(ids), bool) for ids in documents] if scored is None else list(scored)
-    tokens: list[Tokens] = []
-    masks: list[Scored] = []
-    where: list[tuple[int, int]] = []
-    ends: list[int] = []
-    tail = [] if end is None else [end]
-    for d, (text, scores) in enumerate(zip(documents, wanted, strict=True)):
-        _refuse_foreign(d, text, clean.numpy())
-        ids, mask = np.append(text, tail), np.append(scores, [True] * len(tail))
-        spans = _spans(len(ids), length, stride or length)
-        for index, (start, fresh, stop) in enumerate(spans):
-            mine = mask[start:stop].astype(bool)
-            mine[: fresh - start] = False
-            if mine.any():
-                tokens.append(ids[start:stop].astype(np.int64))
-                masks.append(mine)
-                where.append((d, index))
-                ends.append(stop - start - 1 if stop == len(ids) else -1)
-    if not tokens:
-        raise DataError("the text has no token to score; give a text with at least one character")
-    at = torch.tensor(where)
+    cuts = list(_cut(documents, wanted, length, stride or length, clean.numpy(), end))
+    if not cuts:
+        message = "the text has no token to score; give a text with at least one character"
+        raise DataError(message, code="no_token_to_score")
     return Windows(
-        tokens,
-        at[:, 0],
-        at[:, 1],
+        [cut.tokens for cut in cuts],
+        torch.tensor([cut.document for cut in cuts]),
+        torch.tensor([cut.number for cut in cuts]),
         torch.tensor([int(mask.sum()) for mask in wanted]),
         torch.tensor([len(text.encode()) for text in texts]),
-        None if all(mask.all() for mask in masks) else masks,
+        None if all(cut.scored.all() for cut in cuts) else [cut.scored for cut in cuts],
         hashlib.sha256("\0".join(texts).encode()).hexdigest(),
-        None if end is None else torch.tensor(ends),
+        None if end is None else torch.tensor([cut.end for cut in cuts]),
     )
 
 
-def _spans(count: int, length: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """(start, first fresh token, stop) of each window over `count` tokens.
+def _refuse_stride(stride: int | None, length: int) -> None:
+    if stride is not None and not 1 <= stride <= length:
+        raise ConfigError(
+            f"stride {stride}: give 1 to {length}, the model's sequence length",
+            code="stride_out_of_range",
+        )
 
-    With a stride below the length the last window is pulled back to full length: more context
-    costs nothing.
+
+class _Cut(NamedTuple):
+    """One window; see `Windows`."""
+
+    tokens: Tokens
+    scored: Scored
+    document: int
+    number: int
+    end: int
+
+
+def _cut(
+    documents: Sequence[NDArray[np.int32]],
+    wanted: Sequence[Scored],
+    length: int,
+    stride: int,
+    clean: Scored,
+    end: int | None,
+) -> Iterator[_Cut]:
+    """Yield the windows that have a token to score; see `cut_windows`."""
+    tail = [] if end is None else [end]
+    for d, (text, scores) in enumerate(zip(documents, wanted, strict=True)):
+        _refuse_foreign(d, text, clean)
+        ids, mask = np.append(text, tail), np.append(scores, [True] * len(tail))
+        for index, (start, fresh, stop) in enumerate(_spans(len(ids), length, stride)):
+            new = mask[start:stop].astype(bool)
+            new[: fresh - start] = False
+            if new.any():
+                place = stop - start - 1 if stop == len(ids) else -1
+                yield _Cut(ids[start:stop].astype(np.int64), new, d, index, place)
+
+
+def _spans(count: int, length: int, stride: int) -> Iterator[tuple[int, int, int]]:
+    """Yield (start, first fresh token, stop) of each window over `count` tokens.
+
+    With a stride below the length the last window is pulled back to full length: more context is
+    free.
     """
     done = start = 0
     while done < count:
@@ -188,12 +229,73 @@ def _spans(count: int, length: int, stride: int) -> Iterator[tuple[int, int, int
 
 
 def _refuse_foreign(document: int, ids: NDArray[np.int32], allowed: Scored) -> None:
-    """Refuses tokens that the model cannot predict."""
+    """Refuse tokens that the model cannot predict."""
     inside = ids < len(allowed)
     foreign = ids[~inside] if not inside.all() else ids[~allowed[ids]]
     if foreign.size:
         raise DataError(
             f"document {document + 1} has {foreign.size} token(s) that the model cannot predict "
             f"(the first has id {int(foreign[0])}): it contains characters the tokenizer was not "
-            "trained on; remove them, or train with a byte or bpe tokenizer"
+            "trained on; remove them, or train with a byte or bpe tokenizer",
+            code="foreign_tokens",
         )
+
+
+def end_token(tokenizer: PreTrainedTokenizerFast, clean: Tensor) -> int:
+    """Return the id of the end-of-text token.
+
+    Args:
+        tokenizer: the model's.
+        clean: [V] bool, ids that the model can predict.
+
+    Raises:
+        ConfigError: there is none, or the model cannot predict it.
+    """
+    token = tokenizer.eos_token_id
+    if token is None:
+        raise ConfigError(
+            "the tokenizer has no end-of-text token, so the end of a document has no probability; "
+            "leave end_of_text (--end-of-text) out",
+            code="no_end_of_text_token",
+        )
+    if token >= len(clean) or not bool(clean[token]):
+        raise ConfigError(
+            f"this model cannot predict {tokenizer.eos_token}, its tokenizer's end-of-text token; "
+            "leave end_of_text (--end-of-text) out",
+            code="end_of_text_not_predicted",
+        )
+    return int(token)
+
+
+def stays_masked(windows: Windows, family: Family) -> bool:
+    """Return whether masks follow a document in its last block; else nothing does."""
+    blocks = family.block_size is not None or windows.ends is not None
+    return blocks and isinstance(family.process, Absorbing)
+
+
+def with_rest(windows: Windows, family: Family, context: int) -> Windows:
+    """Return the windows with the rest of their last block, as a family and its network need it.
+
+    Args:
+        windows: what is scored.
+        family: its process and block size.
+        context: tokens that the network reads at once; where blocks do not divide it, its last one
+            is shorter.
+
+    Raises:
+        ConfigError: ends are to be scored, and the process has no mask.
+    """
+    if windows.ends is not None and not isinstance(family.process, Absorbing):
+        kind = type(family.process).__name__.lower()
+        raise ConfigError(
+            f"the end of a text cannot be scored under {kind} noise: what follows it in its block "
+            "would have to be summed over, since it cannot be masked; leave end_of_text "
+            "(--end-of-text) out, which gives a bound conditional on the length",
+            code="end_needs_masks",
+        )
+    if not stays_masked(windows, family):
+        return windows
+    size = family.block_size or context
+    lengths = torch.tensor([len(tokens) for tokens in windows.tokens])
+    whole = (-(-lengths // size) * size).clamp(max=context)
+    return replace(windows, rest=whole - lengths)
