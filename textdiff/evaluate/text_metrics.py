@@ -1,28 +1,30 @@
-"""What is measured of a set of texts, each figure a statistic that resampled texts have too.
+"""Metrics of a set of texts, each a statistic that resampled texts have too.
 
 Adding a metric is one entry of `METRICS`. Pooled figures (`entropy_pooled`, `distinct_n`) depend on
 how much text there is, so they are for comparing sets of one size.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from textdiff.evaluate.bootstrap import UNDEFINED, Figure, Statistic, Weights, figure
-from textdiff.evaluate.judge import Judgement
-from textdiff.evaluate.ngrams import NGrams, longest_repeat
-from textdiff.evaluate.texts import Texts
+from textdiff.evaluate.judges import Judgement
+from textdiff.evaluate.text_set import TextSet
 
 Array = NDArray[np.float64]
+
+_CELLS = 1 << 22  # of [resamples, pairs] at a time: 32 MB of float64
 
 
 @dataclass(frozen=True)
 class Subject:
-    """T texts, and what a judge makes of them if there is one."""
+    """T texts, and their likelihoods if there is a judge."""
 
-    texts: Texts
+    texts: TextSet
     judgement: Judgement | None = None
 
 
@@ -43,8 +45,79 @@ class Metric:
     most: float = np.inf
 
 
+@dataclass(frozen=True)
+class NGrams:
+    """The n-grams of T texts: G different ones, in M pairs of an n-gram and a text.
+
+    Attributes:
+        text: [M] text of each pair, pairs lying in the order of their n-grams.
+        count: [M] how often the n-gram occurs in the text.
+        start: [G] first pair of each n-gram.
+        totals: [T] n-grams of each text, repeated ones counted again.
+        distinct: [T] different n-grams of each text.
+    """
+
+    text: NDArray[np.int64]
+    count: NDArray[np.float64]
+    start: NDArray[np.int64]
+    totals: NDArray[np.float64]
+    distinct: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, texts: Sequence[Sequence[int]], n: int) -> "NGrams":
+        """Count n-grams.
+
+        Args:
+            texts: token ids of each text, at least one text.
+            n: tokens per n-gram.
+        """
+        sizes = np.array([len(ids) for ids in texts], dtype=np.int64)
+        totals = np.maximum(sizes - n + 1, 0)
+        owner = np.repeat(np.arange(len(texts)), totals)
+        gram = _number([ids for ids in texts if len(ids) >= n], n)
+        pairs, count = np.unique(gram * len(texts) + owner, return_counts=True)
+        text = pairs % len(texts)
+        start = np.unique(pairs // len(texts), return_index=True)[1]
+        distinct = np.bincount(text, minlength=len(texts))
+        counts = (numbers.astype(np.float64) for numbers in (count, totals, distinct))
+        return cls(text, next(counts), start, next(counts), next(counts))
+
+    def frequencies(self, weights: Weights) -> Iterator[NDArray[np.float64]]:
+        """Yield how often each n-gram occurs in sets of texts, [b, G], a few sets at a time."""
+        sets = max(1, _CELLS // max(1, len(self.text)))
+        for first in range(0, len(weights), sets):
+            chosen = weights[first : first + sets, self.text]
+            yield np.add.reduceat(chosen * self.count, self.start, axis=1)
+
+
+def _number(texts: Sequence[Sequence[int]], n: int) -> NDArray[np.int64]:
+    """Return a number for the n-gram at every place of long enough texts; equal ones share it."""
+    if not texts:
+        return np.zeros(0, dtype=np.int64)
+    rows = [sliding_window_view(np.asarray(ids, dtype=np.int32), n) for ids in texts]
+    whole = np.ascontiguousarray(np.concatenate(rows))
+    keys = whole.view(np.dtype((np.void, whole.itemsize * n)))[:, 0]
+    numbers: NDArray[np.int64] = np.unique(keys, return_inverse=True)[1].astype(np.int64)
+    return numbers
+
+
+def longest_repeat(ids: Sequence[int]) -> int:
+    """Return the tokens of the longest stretch that a text holds twice or more, overlaps too."""
+    held = np.asarray(ids, dtype=np.int32).tobytes()
+
+    def repeats(n: int) -> bool:
+        places = range(0, len(held) - 4 * n + 1, 4)
+        return len({held[at : at + 4 * n] for at in places}) < len(places)
+
+    low, high = 0, max(0, len(ids) - 1)  # what repeats at n tokens repeats at n - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if repeats(middle) else (low, middle - 1)
+    return low
+
+
 def ratio(above: Array, below: Array, then: Callable[[Array], Array] = lambda x: x) -> Statistic:
-    """The sum of one number per text over the sum of another, [T] each, put through a function."""
+    """Return a function of the sum of one number per text over that of another, [T] each."""
     return lambda weights: then((weights @ above) / (weights @ below))
 
 
@@ -53,25 +126,25 @@ def _judged(
     below: Callable[[Judgement], Array],
     then: Callable[[Array], Array] = lambda x: x,
 ) -> Callable[[Subject], Statistic | None]:
-    """A ratio of what a judge found; undefined without one."""
+    """Return a ratio of a judge's figures; undefined without one."""
 
     def statistic(subject: Subject) -> Statistic | None:
-        found = subject.judgement
-        return None if found is None else ratio(above(found), below(found), then)
+        judged = subject.judgement
+        return None if judged is None else ratio(above(judged), below(judged), then)
 
     return statistic
 
 
 def _bits_per_byte(subject: Subject) -> Statistic | None:
-    """Bits per byte; undefined where the judge's tokens do not give the texts back."""
-    found = subject.judgement
-    if found is None or found.lossy:
+    """Return bits per byte; undefined where the judge's tokens do not give the texts back."""
+    judged = subject.judgement
+    if judged is None or judged.lossy:
         return None
-    return ratio(found.nats / np.log(2.0), found.bytes)
+    return ratio(judged.nats / np.log(2.0), judged.bytes)
 
 
 def _mean(value: Callable[[list[int]], float], least: int) -> Callable[[Subject], Statistic]:
-    """The mean over texts of at least so many tokens; shorter ones do not define it."""
+    """Return the mean over texts of at least so many tokens; shorter ones do not define it."""
 
     def statistic(subject: Subject) -> Statistic:
         rows = subject.texts.tokens
@@ -83,7 +156,7 @@ def _mean(value: Callable[[list[int]], float], least: int) -> Callable[[Subject]
 
 
 def entropy(ids: list[int]) -> float:
-    """Nats of the law that a text's own tokens have, counted without regard to their order."""
+    """Return the entropy in nats of the distribution of a text's own tokens, order ignored."""
     counts = np.unique(np.asarray(ids), return_counts=True)[1]
     share = counts / counts.sum()
     return float(-(share * np.log(share)).sum())
@@ -93,17 +166,17 @@ def _entropy_pooled(subject: Subject) -> Statistic:
     tokens = NGrams.of(subject.texts.tokens, 1)
 
     def statistic(weights: Weights) -> Array:
-        found = []
+        entropies = []
         for often in tokens.frequencies(weights):
             share = often / often.sum(1, keepdims=True)
-            found.append(-(share * np.log(np.where(share > 0, share, 1.0))).sum(1))
-        return np.concatenate(found)
+            entropies.append(-(share * np.log(np.where(share > 0, share, 1.0))).sum(1))
+        return np.concatenate(entropies)
 
     return statistic
 
 
 def _distinct(n: int) -> Callable[[Subject], Statistic | None]:
-    """Different n-grams of all texts over all their n-grams (arXiv:1510.03055)."""
+    """Return different n-grams of all texts over all their n-grams (arXiv:1510.03055)."""
 
     def statistic(subject: Subject) -> Statistic | None:
         grams = NGrams.of(subject.texts.tokens, n)
@@ -121,7 +194,7 @@ def _distinct(n: int) -> Callable[[Subject], Statistic | None]:
 
 
 def _repeated(n: int) -> Callable[[Subject], Statistic | None]:
-    """Share of a text's n-grams that it has had before (arXiv:1908.04319), averaged over texts."""
+    """Return the share of n-grams repeated within a text (arXiv:1908.04319), mean over texts."""
 
     def statistic(subject: Subject) -> Statistic | None:
         grams = NGrams.of(subject.texts.tokens, n)
@@ -132,7 +205,7 @@ def _repeated(n: int) -> Callable[[Subject], Statistic | None]:
     return statistic
 
 
-def _length(size: Callable[[Texts], list[int]]) -> Callable[[Subject], Statistic]:
+def _length(size: Callable[[TextSet], list[int]]) -> Callable[[Subject], Statistic]:
     def statistic(subject: Subject) -> Statistic:
         sizes = np.array(size(subject.texts), dtype=np.float64)
         return ratio(sizes, np.ones_like(sizes))
@@ -148,13 +221,13 @@ def _ended(subject: Subject) -> Statistic | None:
     return ratio(marks, np.ones_like(marks))
 
 
-def token_counts(texts: Texts) -> list[int]:
-    """Tokens of each text."""
+def token_counts(texts: TextSet) -> list[int]:
+    """Return the tokens of each text."""
     return [len(ids) for ids in texts.tokens]
 
 
-def byte_counts(texts: Texts) -> list[int]:
-    """UTF-8 bytes of each text."""
+def byte_counts(texts: TextSet) -> list[int]:
+    """Return the UTF-8 bytes of each text."""
     return [len(text.encode()) for text in texts.texts]
 
 
@@ -183,26 +256,26 @@ METRICS: dict[str, Metric] = {
 
 
 def measure(subject: Subject, weights: Weights) -> dict[str, Figure]:
-    """All figures of a set of texts, those that it does not define being NaN.
+    """Return all figures of a set of texts, NaN where it does not define them.
 
     Args:
         subject: T texts, judged or not.
         weights: [B, T] halves of them.
     """
-    found = {}
+    figures = {}
     for name, metric in METRICS.items():
         statistic = metric.statistic(subject)
         one = UNDEFINED if statistic is None else figure(statistic, weights)
         low, high = max(0.0, one.low), min(metric.most, one.high)
-        found[name] = Figure(one.value, low, high) if one.defined else one
-    return found
+        figures[name] = Figure(one.value, low, high) if one.defined else one
+    return figures
 
 
-def length_quantiles(texts: Texts) -> Mapping[str, Mapping[str, float]]:
-    """Quantiles of the lengths in tokens and bytes."""
+def length_quantiles(texts: TextSet) -> Mapping[str, Mapping[str, float]]:
+    """Return quantiles of the lengths in tokens and bytes."""
     parts = {"least": 0.0, "quarter": 0.25, "median": 0.5, "three_quarters": 0.75, "most": 1.0}
     sizes = {"tokens": token_counts(texts), "bytes": byte_counts(texts)}
     return {
-        unit: {name: float(np.quantile(found, at)) for name, at in parts.items()}
-        for unit, found in sizes.items()
+        unit: {name: float(np.quantile(size, at)) for name, at in parts.items()}
+        for unit, size in sizes.items()
     }
