@@ -36,8 +36,8 @@ from textdiff.generation import (
     prompt_forms,
 )
 from textdiff.likelihood import Bound, Difference, Estimates, Windows, compare, estimate, paired
-from textdiff.likelihood.pieces import Span, scored_pieces, windows_of
 from textdiff.likelihood.protocols import find_protocol, published_windows
+from textdiff.likelihood.scored_texts import Span, scored_pieces, windows_of
 from textdiff.likelihood.stopping import MIN_REPLICATES
 from textdiff.likelihood.windows import end_token
 from textdiff.loading import (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from textdiff.errors import DataError
-from textdiff.evaluate.bootstrap import Figure, figure, resample
+from textdiff.evaluate.bootstrap import Figure, figure_of, resample
 from textdiff.evaluate.judges import Judgement
 from textdiff.evaluate.text_metrics import (
     METRICS,
@@ -105,7 +105,7 @@ def test_intervals_hold_what_they_say(texts):
     for _ in range(400):
         lengths = rng.integers(1, 10, size=texts).astype(float)
         nats = rng.exponential(2.0, size=texts) * lengths
-        found = figure(lambda w, n=nats, k=lengths: (w @ n) / (w @ k), weights)
+        found = figure_of(lambda w, n=nats, k=lengths: (w @ n) / (w @ k), weights)
         held += found.low <= 2.0 <= found.high
     assert 0.90 < held / 400 < 0.975
 
@@ -121,7 +121,7 @@ def test_intervals_of_pooled_figures_have_the_spread_of_new_texts(name, least, m
     for index in range(150):
         rows = rng.geometric(0.2, size=(48, 30)).tolist()
         statistic = METRICS[name].statistic(Subject(TextSet(["x"] * 48, rows)))
-        found = figure(statistic, weights if index < 15 else weights[:2])
+        found = figure_of(statistic, weights if index < 15 else weights[:2])
         values.append(found.value)
         widths += [found.high - found.low] if index < 15 else []
     assert least < np.mean(widths) / (2 * 1.96 * np.std(values)) < most

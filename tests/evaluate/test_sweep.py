@@ -13,7 +13,7 @@ from textdiff.evaluate.grid import default_grid, read_grid
 from textdiff.evaluate.mauve import Histograms, area, mauve
 from textdiff.evaluate.picture import _series
 from textdiff.evaluate.result_tables import free_of_cost
-from textdiff.evaluate.text_set import given_texts, of_sequences, real_pieces
+from textdiff.evaluate.text_set import of_sequences, real_pieces, text_set_of
 from textdiff.pipeline import TextDiffusion
 
 
@@ -53,7 +53,7 @@ def test_sequences_end_where_they_end(model):
     assert found.texts == ["ab", "ab"]
     assert found.tokens == [ids, ids]
     assert found.ended == [True, False]
-    assert given_texts(model, ["ab"]).ended is None
+    assert text_set_of(model, ["ab"]).ended is None
 
 
 def test_a_grid_is_multiplied_out(model):

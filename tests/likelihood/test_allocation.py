@@ -21,20 +21,22 @@ from textdiff.likelihood.estimators.balanced import (
     neyman,
     weights,
 )
-from textdiff.likelihood.replicates import Draws
+from textdiff.likelihood.replicates import ReplicateDraws
 from textdiff.likelihood.scorer import Scorer
 from textdiff.likelihood.stopping import EstimateOptions
 
 SIZES = torch.tensor([0, 1, 2, 3, 7, 20, 128])
 
 
-def job(denoiser, chosen, texts, batch_tokens=8192) -> Draws:
+def job(denoiser, chosen, texts, batch_tokens=8192) -> ReplicateDraws:
     length = denoiser.config.max_position_embeddings
     clean = chosen.process.vocabulary.clean
     arrays = [x.to(torch.int32).numpy() for x in texts]
     windows = cut_windows(arrays, ["?"] * len(arrays), length, clean)
     run = EstimateOptions(batch_tokens=batch_tokens)
-    return Draws(Scorer(denoiser, chosen, batch_tokens), windows, Balanced(samples=3), 5, run)
+    return ReplicateDraws(
+        Scorer(denoiser, chosen, batch_tokens), windows, Balanced(samples=3), 5, run
+    )
 
 
 def extremes() -> torch.Tensor:

@@ -83,9 +83,9 @@ class MeasureOptions:
         if self.batch_tokens < 1:
             raise ConfigError(f"--batch-tokens {self.batch_tokens}: give at least 1")
         if self.mauve:
-            from textdiff.evaluate.mauve import require
+            from textdiff.evaluate.mauve import require_mauve
 
-            require()
+            require_mauve()
 
     def load_judge(self) -> "Judge | None":
         """Load the judge, if one was named.
@@ -139,9 +139,9 @@ class SweepOptions:
                 if name is not None:
                     raise ConfigError(f"{flag} is for sweeps, which the suite {suite} is not")
         if self.picture:
-            from textdiff.evaluate.picture import require
+            from textdiff.evaluate.picture import require_matplotlib
 
-            require()
+            require_matplotlib()
 
     def read_grid(self) -> Mapping[str, Any] | None:
         """Return the grid's content.

@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 def estimator_help(estimators: Registry[Estimator]) -> str:
     """Return the help of `--estimator`: every name with its summary, a line each."""
-    heads = [(kind, (member.__doc__ or "").splitlines()[0]) for kind, member in estimators.items()]
-    return "\n".join(
-        [
-            f"Way to estimate the bound: {DEFAULT} by default, {DEFAULT_IN_STEPS} for models in "
-            "steps. docs/bounds.md compares them.",
-            *(f"{kind}: {head}" for kind, head in heads),
-        ]
+    first = (
+        f"Way to estimate the bound: {DEFAULT} by default, {DEFAULT_IN_STEPS} for models in steps. "
+        "docs/bounds.md compares them."
     )
+    heads = [
+        (kind, (member.__doc__ or "").partition("\n")[0]) for kind, member in estimators.items()
+    ]
+    return "\n".join([first, *(f"{kind}: {head}" for kind, head in heads)])
 
 
 def option_flags(estimators: Registry[Estimator]) -> type:
@@ -48,7 +48,7 @@ def option_flags(estimators: Registry[Estimator]) -> type:
         for name, option in estimator.model_fields.items():
             if option.description:
                 types.setdefault(name, option.annotation)
-                default = "" if option.default is None else f" {option.default}"
+                default = "" if option.default is None else f" (default {option.default})"
                 helps.setdefault(name, []).append(f"{kind}{default}: {option.description}")
     return make_dataclass(
         "EstimatorOptions",

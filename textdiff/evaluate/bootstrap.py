@@ -73,7 +73,9 @@ def resample(texts: int, resamples: int, seed: int) -> Weights:
     return (order < texts // 2).astype(np.float64)
 
 
-def spread(halves: NDArray[np.float64], value: float, texts: int) -> tuple[float, float]:
+def half_sample_interval(
+    halves: NDArray[np.float64], value: float, texts: int
+) -> tuple[float, float]:
     """Return the 95 % interval of a figure, from those of halves.
 
     Args:
@@ -87,7 +89,7 @@ def spread(halves: NDArray[np.float64], value: float, texts: int) -> tuple[float
     return value + float(scale * low), value + float(scale * high)
 
 
-def figure(statistic: Statistic, weights: Weights) -> Figure:
+def figure_of(statistic: Statistic, weights: Weights) -> Figure:
     """Return the figure of all texts once each, and its 95 % interval.
 
     Args:
@@ -100,4 +102,4 @@ def figure(statistic: Statistic, weights: Weights) -> Figure:
     halves = halves[np.isfinite(halves)]
     if not np.isfinite(value) or not len(halves):
         return UNDEFINED
-    return Figure(value, *spread(halves, value, weights.shape[1]))
+    return Figure(value, *half_sample_interval(halves, value, weights.shape[1]))

@@ -24,10 +24,10 @@ from textdiff.evaluate.grid import Setting, default_grid, read_grid
 from textdiff.evaluate.result_tables import frontier_lines
 from textdiff.evaluate.single_setting import (
     common_record,
-    described,
     digest,
     judged,
     reference_pieces,
+    text_figures,
 )
 from textdiff.evaluate.suites import Report, SuiteOptions, SuiteResult
 from textdiff.evaluate.text_metrics import LOG_PPL, TEXT_ENTROPY, Subject, measure
@@ -62,7 +62,7 @@ def frontier(options: SuiteOptions, report: Report) -> SuiteResult:
     real, _ = reference_pieces(options, options.num_samples)
     assert real is not None
     record["sampling"] = options.settings({})
-    record["reference"] = described(options, real, weights, report)
+    record["reference"] = text_figures(options, real, weights, report)
     record["reference"]["text_sha256"] = digest(reference)
     done = _kept(output, record)
     for number, setting in enumerate(grid.settings):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textdiff.errors import ConfigError
-from textdiff.evaluate.bootstrap import Figure, spread
+from textdiff.evaluate.bootstrap import Figure, half_sample_interval
 
 Array = NDArray[np.float64]
 
@@ -23,7 +23,7 @@ SCALE = 5.0
 _POINTS = 25
 
 
-def require() -> Any:
+def require_mauve() -> Any:
     """Return the package mauve-text.
 
     Raises:
@@ -54,7 +54,7 @@ def cluster(samples: NDArray[np.float32], reference: NDArray[np.float32], seed: 
         reference: [T', D] features of real text.
         seed: of the clustering.
     """
-    clustered = require().compute_mauve(
+    clustered = require_mauve().compute_mauve(
         p_features=samples, q_features=reference, seed=seed, verbose=False
     )
     return Histograms(clustered.p_hist * len(samples), clustered.q_hist * len(reference))
@@ -110,5 +110,5 @@ def mauve(clustered: Histograms, resamples: int, seed: int) -> Figure:
     sides = (clustered.samples, clustered.reference)
     value = float(area(*(side[None] / side.sum() for side in sides))[0])
     texts = min(round(float(side.sum())) for side in sides)
-    low, high = spread(area(*(halves(side) for side in sides)), value, texts)
+    low, high = half_sample_interval(area(*(halves(side) for side in sides)), value, texts)
     return Figure(value, max(0.0, low), min(1.0, high))

@@ -15,7 +15,7 @@ _BASELINE = "#000000"
 Point = Mapping[str, Any]
 
 
-def require() -> Any:
+def require_matplotlib() -> Any:
     """Return matplotlib's figure class, which needs no screen.
 
     Raises:
@@ -40,7 +40,7 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    figure_class = require()
+    figure_class = require_matplotlib()
     from matplotlib.ticker import LogLocator
 
     figure = figure_class(figsize=(10.5, 5.4), layout="constrained")

@@ -11,7 +11,7 @@ from textdiff.evaluate.mauve import cluster, mauve
 from textdiff.evaluate.result_tables import table
 from textdiff.evaluate.suites import Report, SuiteOptions, SuiteResult
 from textdiff.evaluate.text_metrics import Subject, length_quantiles, measure
-from textdiff.evaluate.text_set import TextSet, given_texts, real_pieces
+from textdiff.evaluate.text_set import TextSet, real_pieces, text_set_of
 from textdiff.provenance import code_record, model_record
 
 _EXAMPLES = 3
@@ -34,13 +34,13 @@ def generation(options: SuiteOptions, report: Report) -> SuiteResult:
         texts, tokens_per_call = options.sample({})
         record |= {"sampling": options.settings({}), "tokens_per_call": tokens_per_call}
     else:
-        texts = given_texts(options.model, options.given)
+        texts = text_set_of(options.model, options.given)
         record |= {"sampling": None, "tokens_per_call": None}
     weights = resample(len(texts), options.resamples, options.seed)
-    record |= common_record(options) | {"samples": described(options, texts, weights, report)}
+    record |= common_record(options) | {"samples": text_figures(options, texts, weights, report)}
     real, others = reference_pieces(options, len(texts))
     if real is not None:
-        record["reference"] = described(options, real, weights, report)
+        record["reference"] = text_figures(options, real, weights, report)
         record["reference"]["text_sha256"] = digest(options.reference or [])
     record["mauve"] = None
     if options.mauve and real is not None:
@@ -56,7 +56,7 @@ def reference_pieces(options: SuiteOptions, count: int) -> tuple[TextSet | None,
     return real_pieces(options.model, options.reference, options.length, count, least)
 
 
-def described(
+def text_figures(
     options: SuiteOptions, texts: TextSet, weights: Weights, report: Report
 ) -> dict[str, Any]:
     """Return all figures of a set of texts as plain data."""

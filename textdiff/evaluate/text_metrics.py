@@ -11,7 +11,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from textdiff.evaluate.bootstrap import UNDEFINED, Figure, Statistic, Weights, figure
+from textdiff.evaluate.bootstrap import UNDEFINED, Figure, Statistic, Weights, figure_of
 from textdiff.evaluate.judges import Judgement
 from textdiff.evaluate.text_set import TextSet
 
@@ -155,7 +155,7 @@ def _mean(value: Callable[[list[int]], float], least: int) -> Callable[[Subject]
     return statistic
 
 
-def entropy(ids: list[int]) -> float:
+def unigram_entropy(ids: list[int]) -> float:
     """Return the entropy in nats of the distribution of a text's own tokens, order ignored."""
     counts = np.unique(np.asarray(ids), return_counts=True)[1]
     share = counts / counts.sum()
@@ -234,7 +234,7 @@ def byte_counts(texts: TextSet) -> list[int]:
 LOG_PPL = _judged(lambda j: j.nats, lambda j: j.tokens)
 """Nats per judge token over all texts: the log of their generative perplexity."""
 
-TEXT_ENTROPY = _mean(entropy, 1)
+TEXT_ENTROPY = _mean(unigram_entropy, 1)
 
 METRICS: dict[str, Metric] = {
     "gen_ppl": Metric(
@@ -265,7 +265,7 @@ def measure(subject: Subject, weights: Weights) -> dict[str, Figure]:
     figures = {}
     for name, metric in METRICS.items():
         statistic = metric.statistic(subject)
-        one = UNDEFINED if statistic is None else figure(statistic, weights)
+        one = UNDEFINED if statistic is None else figure_of(statistic, weights)
         low, high = max(0.0, one.low), min(metric.most, one.high)
         figures[name] = Figure(one.value, low, high) if one.defined else one
     return figures

@@ -53,7 +53,7 @@ def of_sequences(model: TextDiffusion, sequences: Sequence[Sequence[int]]) -> Te
     return TextSet([model.decode(ids) for ids in rows], rows, ended)
 
 
-def given_texts(model: TextDiffusion, texts: Sequence[str]) -> TextSet:
+def text_set_of(model: TextDiffusion, texts: Sequence[str]) -> TextSet:
     """TextSet from elsewhere, in the model's tokens.
 
     Raises:

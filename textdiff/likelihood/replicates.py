@@ -4,8 +4,8 @@ A replicate is one complete, randomised stratification of every window. Replicat
 so the error comes from their means. Noise depends on (seed, document, replicate, window, position)
 alone: not on the batch size, and two models are compared under common random numbers.
 
-`Draws` makes replicates by their numbers. Around it lie a sum over processes (`map(reduce, ...)`),
-what is saved (`state.SavedReplicates`) and how many are needed (`stopping.Stopping`).
+`ReplicateDraws` makes replicates by their numbers. Around it lie a sum over processes (`map(reduce,
+...)`), what is saved (`state.SavedReplicates`) and how many are needed (`stopping.Stopping`).
 """
 
 import math
@@ -65,7 +65,7 @@ def estimate(
     chosen = build_estimator(estimator or default_estimator(family), **options)
     windows = with_rest(windows, family, int(denoiser.config.max_position_embeddings))
     _check(chosen, denoiser, family, windows, run.attribute)
-    draws = Draws(Scorer(denoiser, family, run.batch_tokens), windows, chosen, seed, run)
+    draws = ReplicateDraws(Scorer(denoiser, family, run.batch_tokens), windows, chosen, seed, run)
     saved = SavedReplicates.open(run.state, draws.fingerprint if run.state else {}, draws.split)
     saved.writes = run.shard[0] == 0
     stopping = Stopping.of(windows, family, chosen, run)
@@ -74,7 +74,7 @@ def estimate(
 
 
 def _draw(
-    draws: "Draws",
+    draws: "ReplicateDraws",
     saved: SavedReplicates,
     stopping: Stopping,
     reduce: Callable[[Tensor], Tensor],
@@ -100,7 +100,7 @@ def by_document(nats: Tensor, windows: Windows) -> Tensor:
 
 
 @dataclass
-class Draws:
+class ReplicateDraws:
     """Replicates by their numbers, scored by an estimator on this process's windows.
 
     Attributes:

@@ -25,7 +25,7 @@ from textdiff.data import Corpus
 from textdiff.diffusion.randomness import Stream, bits
 from textdiff.errors import CheckpointError, ConfigError, TextDiffError
 from textdiff.likelihood import Bound, Windows, estimate
-from textdiff.likelihood.pieces import scored_pieces, windows_of
+from textdiff.likelihood.scored_texts import scored_pieces, windows_of
 from textdiff.loading import DTYPES, cpu_only, family_of
 from textdiff.loss import training_loss
 from textdiff.pipeline import TextDiffusion

@@ -7,7 +7,7 @@ import torch
 from textdiff.config import ByteTokenizer
 from textdiff.data import train_tokenizer
 from textdiff.errors import DataError
-from textdiff.likelihood.pieces import prompted, spanned, windows_of
+from textdiff.likelihood.scored_texts import prompted, spanned, windows_of
 
 
 @pytest.fixture(scope="module")
