@@ -35,7 +35,7 @@ from textdiff.generation import (
     make_job,
     prompt_forms,
 )
-from textdiff.likelihood import Bound, Difference, Estimates, Windows, compare, estimate, paired
+from textdiff.likelihood import Bound, Difference, Estimates, Windows, compare_models, estimate
 from textdiff.likelihood.protocols import find_protocol, published_windows
 from textdiff.likelihood.scored_texts import Span, scored_pieces, windows_of
 from textdiff.likelihood.stopping import MIN_REPLICATES
@@ -482,8 +482,7 @@ class TextDiffusion:
         texts = checked_texts(texts, "texts")
         run = partial(self._at_least, texts=texts, options=options)
         others_run = partial(other._at_least, texts=texts, options=options)
-        mine, others = paired(run, others_run, options.get("replicates", MIN_REPLICATES))
-        return compare(mine, others, per_byte=mine.windows.digest != others.windows.digest)
+        return compare_models(run, others_run, options.get("replicates", MIN_REPLICATES))[0]
 
     # --- inside ---
 

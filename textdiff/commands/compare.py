@@ -44,8 +44,7 @@ def compare(
     options = scoring.options()  # refuses what is wrong before anything is loaded
     quiet_libraries()
     texts = {"texts": reading.texts(text)}
-    from textdiff.likelihood import compare as difference
-    from textdiff.likelihood import paired
+    from textdiff.likelihood import compare_models
 
     processes, names = find_processes(), (model_a, model_b)
     records: dict[int, dict[str, Any]] = {}
@@ -58,8 +57,7 @@ def compare(
         records[place] = {"model": names[place]} | record
         return estimates
 
-    both = paired(partial(score, 0), partial(score, 1), scoring.replicates)
-    result = difference(*both, per_byte=both[0].windows.digest != both[1].windows.digest)
+    result, both = compare_models(partial(score, 0), partial(score, 1), scoring.replicates)
     if processes.first and json_output:
         print_json(_record(result, [records[0], records[1]]))
     elif processes.first:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from textdiff.likelihood.bound import Bound
-    from textdiff.likelihood.difference import Difference, compare, paired
+    from textdiff.likelihood.difference import Difference, compare, compare_models, paired
     from textdiff.likelihood.estimates import Estimates
     from textdiff.likelihood.replicates import estimate
     from textdiff.likelihood.windows import Windows, cut_windows
@@ -19,6 +19,7 @@ _HOME = {
     "Estimates": "estimates",
     "Windows": "windows",
     "compare": "difference",
+    "compare_models": "difference",
     "cut_windows": "windows",
     "estimate": "replicates",
     "paired": "difference",
@@ -30,6 +31,7 @@ __all__ = [
     "Estimates",
     "Windows",
     "compare",
+    "compare_models",
     "cut_windows",
     "estimate",
     "paired",

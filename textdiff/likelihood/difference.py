@@ -62,6 +62,20 @@ def paired(
     return (a if a.exact or a.replicates >= b.least else first(b.least)), b
 
 
+def compare_models(
+    first: Callable[[int], Estimates], second: Callable[[int], Estimates], replicates: int
+) -> tuple[Difference, tuple[Estimates, Estimates]]:
+    """Return the difference of two models on one text, per byte where tokens differ, and its pair.
+
+    Args:
+        first: see `paired`.
+        second: see `paired`.
+        replicates: see `paired`.
+    """
+    a, b = paired(first, second, replicates)
+    return compare(a, b, per_byte=a.windows.digest != b.windows.digest), (a, b)
+
+
 def compare(a: Estimates, b: Estimates, *, per_byte: bool = False) -> Difference:
     """Return the difference of two estimates of one text, from those of their replicates.
 
