@@ -24,12 +24,13 @@ from torch import Tensor
 from textdiff import TextDiffusion
 from textdiff.config.reading import load
 from textdiff.data.corpus import prepare_corpus
+from textdiff.diffusion.noise import ALL_RATES, Rates
 from textdiff.loss import Batch, DenoisingLoss, PositionTerms, corrupt
-from textdiff.train.batches import FULL_RANGE, Range, TrainingBatches
+from textdiff.train.batches import TrainingBatches
 from textdiff.train.ranges import search_range
 
 ROOT = Path(__file__).resolve().parent.parent
-PUBLISHED: tuple[Range, ...] = ((0.45, 0.95), (0.3, 0.8), (0.0, 0.5))
+PUBLISHED: tuple[Rates, ...] = ((0.45, 0.95), (0.3, 0.8), (0.0, 0.5))
 ROWS = 16  # of a training batch
 FIRST_STEP = 1000  # where the runs ended
 
@@ -50,7 +51,7 @@ def training_batches(model: TextDiffusion, draw: str, corpus: Path, cache: str) 
     return TrainingBatches(prepared.train, model.family.on_cpu, config)
 
 
-def gradients(model: TextDiffusion, batches: TrainingBatches, rates: Range, count: int) -> dict:
+def gradients(model: TextDiffusion, batches: TrainingBatches, rates: Rates, count: int) -> dict:
     """Variances over `count` training batches."""
     network = model.model
     loss, parameters = DenoisingLoss(network, model.family), list(network.parameters())
@@ -86,7 +87,7 @@ def gradients(model: TextDiffusion, batches: TrainingBatches, rates: Range, coun
     }
 
 
-def drawn(batches: TrainingBatches, step: int, rates: Range) -> Batch:
+def drawn(batches: TrainingBatches, step: int, rates: Rates) -> Batch:
     """The batch of a step, its noise in a range."""
     samples = step * ROWS + torch.arange(ROWS)
     x0, ids = batches.rows(samples)
@@ -109,7 +110,7 @@ def measure(run: str, draw: str, corpus: Path, cache: str, count: int) -> dict:
     model = TextDiffusion.from_pretrained(run, device="cpu")
     batches = training_batches(model, draw, corpus, cache)
     found = search_range(model.model, model.family, batches, FIRST_STEP)
-    ranges = dict.fromkeys((FULL_RANGE, found.range, *PUBLISHED))
+    ranges = dict.fromkeys((ALL_RATES, found.range, *PUBLISHED))
     rows = [
         {"range": list(rates), "searched": rates == found.range}
         | gradients(model, batches, rates, count)

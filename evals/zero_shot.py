@@ -25,7 +25,7 @@ from textdiff.data.detokenize import detokenizer
 from textdiff.data.text_files import read_texts
 from textdiff.errors import DataError, TextDiffError
 from textdiff.evaluate import evaluation_record
-from textdiff.likelihood.published import PROTOCOLS
+from textdiff.likelihood.protocols import PROTOCOLS
 
 ROOT = Path(__file__).resolve().parent
 CORPORA: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "zero_shot.yaml").read_text())
@@ -73,20 +73,17 @@ def score(model: TextDiffusion, name: str, job: Any) -> dict[str, Any]:
     source = {"split": split, "source": corpus["hub"]}
     if path is not None:
         source = {"split": split, "source": corpus.get("local_note", "local copy")}
-    options = {"estimator": job.estimator} if job.estimator else {}
+    options = {"protocol": protocol, "seed": job.seed, "replicates": job.replicates}
+    options |= {"estimator": job.estimator} if job.estimator else {}
     try:
         texts = documents(corpus, split, path, job)
-        estimates = model.estimate(
-            texts, protocol=protocol, seed=job.seed, replicates=job.replicates, **options
-        )
+        estimates = model.estimate(texts, **options)
     except TextDiffError as error:
         return source | {"error": str(error)}
     return source | evaluation_record(
         model,
         estimates,
-        seed=job.seed,
-        options=options,
-        protocol=protocol,
+        options,
         detokenizer=corpus["detokenizer"],
         command=["python", "evals/zero_shot.py", *sys.argv[1:]],
     )

@@ -22,11 +22,11 @@ from textdiff.checks import checked_texts, whole_number
 from textdiff.data.losses import encode_checked
 from textdiff.diffusion.family import Family, block_sizes
 from textdiff.errors import ConfigError, DataError
-from textdiff.likelihood import Bound, Difference, Estimates, Windows, compare, estimate, paired
-from textdiff.likelihood.endings import end_token
-from textdiff.likelihood.published import find_protocol, published_windows
+from textdiff.likelihood import Bound, Difference, Estimates, Windows, compare_models, estimate
+from textdiff.likelihood.protocols import find_protocol, published_windows
+from textdiff.likelihood.scored_texts import Span, scored_pieces, windows_of
 from textdiff.likelihood.stopping import MIN_REPLICATES
-from textdiff.likelihood.texts import Span, pieces_of, windows_of
+from textdiff.likelihood.windows import end_token
 from textdiff.loading import (
     family_of,
     find_device,
@@ -321,7 +321,7 @@ class TextDiffusion:
                 the overlap is context. None: the context, no overlap.
             end_of_text: whether -log p of every document's end is a term of its own: the token
                 that ends it is scored and not counted.
-            protocol: a published protocol's chunks instead (`likelihood.published.PROTOCOLS`).
+            protocol: a published protocol's chunks instead (`likelihood.protocols.PROTOCOLS`).
 
         Raises:
             ConfigError: choices that exclude each other, or a name or number out of range.
@@ -335,7 +335,7 @@ class TextDiffusion:
         prompts = None if prompts is None else checked_texts(prompts, "prompts")
         clean = self.family.process.vocabulary.clean.cpu()
         if protocol is None:
-            pieces = pieces_of(texts, prompts, spans)
+            pieces = scored_pieces(texts, prompts, spans)
             if end_of_text and spans is not None:
                 raise ConfigError("spans are scored given how their text ends: no end_of_text")
             end = end_token(self.tokenizer, clean) if end_of_text else None
@@ -429,8 +429,7 @@ class TextDiffusion:
         texts = checked_texts(texts, "texts")
         run = partial(self._at_least, texts=texts, options=options)
         others_run = partial(other._at_least, texts=texts, options=options)
-        mine, others = paired(run, others_run, options.get("replicates", MIN_REPLICATES))
-        return compare(mine, others, per_byte=mine.windows.digest != others.windows.digest)
+        return compare_models(run, others_run, options.get("replicates", MIN_REPLICATES))[0]
 
     # --- inside ---
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from textdiff.data.detokenize import DETOKENIZERS
-from textdiff.likelihood.published import PROTOCOLS
+from textdiff.likelihood.protocols import PROTOCOLS
 
 
 @pytest.fixture

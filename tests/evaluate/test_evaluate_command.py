@@ -8,8 +8,7 @@ from tiny_judges import export
 
 from textdiff.cli import main
 from textdiff.evaluate import frontier as sweep
-from textdiff.evaluate.plan import Plan
-from textdiff.evaluate.sampled import settings
+from textdiff.evaluate.suites import SuiteOptions
 from textdiff.pipeline import TextDiffusion
 
 PROSE = "the cat sat on the mat. a dog ran over the hill.\n" * 8
@@ -62,8 +61,8 @@ def test_samples_beside_real_text(place, judges, capsys):
 def test_a_cache_that_changes_texts_is_recorded(place):
     model = TextDiffusion.from_pretrained(place / "model", "cpu")
     for cache, recorded in ((None, None), (False, None), ("approximate", "approximate")):
-        plan = Plan(model, "model", options={"cache": cache}, num_samples=8)
-        assert settings(plan, {}).get("cache") == recorded
+        options = SuiteOptions(model, "model", options={"cache": cache}, num_samples=8)
+        assert options.settings({}).get("cache") == recorded
 
 
 def test_the_table_fits_and_never_shows_perplexity_alone(place, judges, capsys):

@@ -6,8 +6,8 @@ import yaml
 from tiny_judges import export
 
 from textdiff.evaluate.grid import read_grid
-from textdiff.evaluate.metrics import METRICS
 from textdiff.evaluate.suites import SUITES
+from textdiff.evaluate.text_metrics import METRICS
 from textdiff.pipeline import TextDiffusion
 
 

@@ -6,14 +6,20 @@ import numpy as np
 import pytest
 
 from textdiff.errors import DataError
-from textdiff.evaluate.bootstrap import Figure, figure, resample
-from textdiff.evaluate.judge import Judgement
-from textdiff.evaluate.metrics import METRICS, Subject, length_quantiles, measure
-from textdiff.evaluate.ngrams import NGrams, longest_repeat
-from textdiff.evaluate.texts import Texts
+from textdiff.evaluate.bootstrap import Figure, figure_of, resample
+from textdiff.evaluate.judges import Judgement
+from textdiff.evaluate.text_metrics import (
+    METRICS,
+    NGrams,
+    Subject,
+    length_quantiles,
+    longest_repeat,
+    measure,
+)
+from textdiff.evaluate.text_set import TextSet
 
 ROWS = [[1, 1, 2, 2], [1, 2, 1, 2, 1], [3], []]
-TEXTS = Texts(["aabb", "ababa", "é", ""], ROWS, [True, False, True, True])
+TEXTS = TextSet(["aabb", "ababa", "é", ""], ROWS, [True, False, True, True])
 JUDGED = Judgement(
     np.array([4.0, 6.0, 2.0, 0.0]), np.array([2.0, 3.0, 1.0, 0.0]), np.array([4.0, 5.0, 2.0, 0]), 0
 )
@@ -45,17 +51,18 @@ def test_figures_by_hand():
 
 
 def test_what_is_not_known_is_not_a_number():
-    found = values(Texts(TEXTS.texts, ROWS), None)
+    found = values(TextSet(TEXTS.texts, ROWS), None)
     for name in ("gen_ppl", "judge_bits_per_byte", "ended"):
         assert math.isnan(found[name])
-    short = values(Texts(["a", "b"], [[1], [2]]), None)
+    short = values(TextSet(["a", "b"], [[1], [2]]), None)
     assert math.isnan(short["distinct_2"])
     assert Figure(math.nan, math.nan, math.nan).to_dict()["value"] is None
 
 
 def test_no_text_at_all_is_refused():
-    with pytest.raises(DataError, match="all of them are empty"):
-        Texts(["", ""], [[], []])
+    with pytest.raises(DataError) as error:
+        TextSet(["", ""], [[], []])
+    assert error.value.code == "all_texts_empty"
 
 
 @pytest.mark.parametrize(
@@ -98,7 +105,7 @@ def test_intervals_hold_what_they_say(texts):
     for _ in range(400):
         lengths = rng.integers(1, 10, size=texts).astype(float)
         nats = rng.exponential(2.0, size=texts) * lengths
-        found = figure(lambda w, n=nats, k=lengths: (w @ n) / (w @ k), weights)
+        found = figure_of(lambda w, n=nats, k=lengths: (w @ n) / (w @ k), weights)
         held += found.low <= 2.0 <= found.high
     assert 0.90 < held / 400 < 0.975
 
@@ -113,8 +120,8 @@ def test_intervals_of_pooled_figures_have_the_spread_of_new_texts(name, least, m
     values, widths = [], []
     for index in range(150):
         rows = rng.geometric(0.2, size=(48, 30)).tolist()
-        statistic = METRICS[name].statistic(Subject(Texts(["x"] * 48, rows)))
-        found = figure(statistic, weights if index < 15 else weights[:2])
+        statistic = METRICS[name].statistic(Subject(TextSet(["x"] * 48, rows)))
+        found = figure_of(statistic, weights if index < 15 else weights[:2])
         values.append(found.value)
         widths += [found.high - found.low] if index < 15 else []
     assert least < np.mean(widths) / (2 * 1.96 * np.std(values)) < most

@@ -8,12 +8,12 @@ import pytest
 from tiny_judges import export
 
 from textdiff.errors import ConfigError, DataError
-from textdiff.evaluate.excess import Place, excess
+from textdiff.evaluate.frontier import Place, excess
 from textdiff.evaluate.grid import default_grid, read_grid
 from textdiff.evaluate.mauve import Histograms, area, mauve
 from textdiff.evaluate.picture import _series
-from textdiff.evaluate.report import free_of_cost
-from textdiff.evaluate.texts import given_texts, of_sequences, real_pieces
+from textdiff.evaluate.result_tables import free_of_cost
+from textdiff.evaluate.text_set import of_sequences, real_pieces, text_set_of
 from textdiff.pipeline import TextDiffusion
 
 
@@ -35,13 +35,15 @@ def test_real_text_is_cut_and_ended_as_samples_are(model):
     once, nothing = real_pieces(model, documents, 6, 4)
     assert nothing is None
     assert len(once) == 4
-    with pytest.raises(DataError, match="7 pieces of 6, and 8 are needed"):
+    with pytest.raises(DataError) as error:
         real_pieces(model, documents, 6, 8)
+    assert error.value.code == "too_little_reference"
     # Samples that may not end before 6 tokens stand beside rows that do not either.
     long, _ = real_pieces(model, documents, 6, 5, least=6)
     assert all(len(ids) == 6 for ids in long.tokens)
-    with pytest.raises(DataError, match="no end among their first 6, and 7 are needed"):
+    with pytest.raises(DataError) as error:
         real_pieces(model, documents, 6, 7, least=6)
+    assert error.value.code == "too_little_reference"
 
 
 def test_sequences_end_where_they_end(model):
@@ -51,7 +53,7 @@ def test_sequences_end_where_they_end(model):
     assert found.texts == ["ab", "ab"]
     assert found.tokens == [ids, ids]
     assert found.ended == [True, False]
-    assert given_texts(model, ["ab"]).ended is None
+    assert text_set_of(model, ["ab"]).ended is None
 
 
 def test_a_grid_is_multiplied_out(model):

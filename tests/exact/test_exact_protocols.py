@@ -16,7 +16,7 @@ from exact_stats import beta_cdf
 from exact_tables import CLEAN, LENGTH, Table, TableDenoiser, family, random_table, subsets
 
 from textdiff.likelihood import estimate
-from textdiff.likelihood.published import PROTOCOLS, published_windows
+from textdiff.likelihood.protocols import PROTOCOLS, published_windows
 
 BOS, EOS = CLEAN[1], CLEAN[2]
 EPS = 1e-3

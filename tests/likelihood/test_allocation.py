@@ -8,28 +8,35 @@ import torch
 from exact_tables import LENGTH, TableDenoiser, all_sequences, family, random_table
 from tiny_models import CLEAN, tiny_family, tiny_model
 
+from textdiff.diffusion import randomness
 from textdiff.likelihood import cut_windows
-from textdiff.likelihood.estimate import _Job
-from textdiff.likelihood.estimators import balanced, view
-from textdiff.likelihood.estimators.allocation import (
+from textdiff.likelihood.estimators import balanced
+from textdiff.likelihood.estimators.balanced import (
     PARTS,
+    Balanced,
     allocated,
     densities,
     drawn,
+    hats,
     neyman,
     weights,
 )
-from textdiff.likelihood.estimators.balanced import Balanced, hats
+from textdiff.likelihood.replicates import ReplicateDraws
+from textdiff.likelihood.scorer import Scorer
+from textdiff.likelihood.stopping import EstimateOptions
 
 SIZES = torch.tensor([0, 1, 2, 3, 7, 20, 128])
 
 
-def job(denoiser, chosen, texts, batch_tokens=8192) -> _Job:
+def job(denoiser, chosen, texts, batch_tokens=8192) -> ReplicateDraws:
     length = denoiser.config.max_position_embeddings
     clean = chosen.process.vocabulary.clean
     arrays = [x.to(torch.int32).numpy() for x in texts]
     windows = cut_windows(arrays, ["?"] * len(arrays), length, clean)
-    return _Job(denoiser, chosen, windows, Balanced(samples=3), 5, batch_tokens, (0, 1), False)
+    run = EstimateOptions(batch_tokens=batch_tokens)
+    return ReplicateDraws(
+        Scorer(denoiser, chosen, batch_tokens), windows, Balanced(samples=3), 5, run
+    )
 
 
 def extremes() -> torch.Tensor:
@@ -103,7 +110,7 @@ def test_expectation_under_any_allocation_by_enumeration(seed):
     generator = torch.Generator().manual_seed(seed)
     table, chosen, texts = random_table(seed), family(), all_sequences()[::4]
     held = job(TableDenoiser(table), chosen, texts)
-    seen = next(held._views(-1))
+    seen = next(held.batches_of(-1))
     seen = replace(seen, learned=torch.randn(len(texts), 3, LENGTH, generator=generator).double())
     factors = 0.5 + 1.5 * torch.rand(len(texts), PARTS, generator=generator).double()
     sizes = torch.unique(seen.sizes)
@@ -134,9 +141,9 @@ def test_the_allocation_is_the_same_in_any_batch(block_size):
 
     def factors(batch_tokens: int) -> dict[int, list[float]]:
         held = job(model, chosen, texts_of_tiny_models(), batch_tokens)
-        held.replicate(0, lambda done: None)
+        held(0)
         rows = {}
-        for which, found in zip(held.batches, held.allocations, strict=True):
+        for which, found in zip(held.batches, held._allocations, strict=True):
             rows |= dict(zip(which, found.tolist(), strict=True))
         return rows
 
@@ -151,13 +158,14 @@ def test_the_allocation_is_the_same_in_any_batch(block_size):
 def test_forecast_allocation_and_rows_have_orders_of_their_own(monkeypatch):
     held = job(tiny_model(), tiny_family(), texts_of_tiny_models())
     steps: dict[str, set[int]] = {"learn": set(), "allocate": set(), "score": set()}
-    original, stage = view.uniforms, []
+    original, stage = randomness.uniforms, []
 
     def watched(seed, stream, **keys):
-        steps[stage[-1]].add(keys["step"])
+        if stream == randomness.Stream.POSITION:
+            steps[stage[-1]].add(keys["step"])
         return original(seed, stream, **keys)
 
-    monkeypatch.setattr(view, "uniforms", watched)
+    monkeypatch.setattr(randomness, "uniforms", watched)
     for name in steps:
         method = getattr(Balanced, name)
 
@@ -167,7 +175,7 @@ def test_forecast_allocation_and_rows_have_orders_of_their_own(monkeypatch):
 
         monkeypatch.setattr(Balanced, name, entered)
     for replicate in range(4):
-        held.replicate(replicate, lambda done: None)
+        held(replicate)
     assert all(steps.values())
     assert not steps["learn"] & steps["allocate"]
     assert not (steps["learn"] | steps["allocate"]) & steps["score"]
@@ -179,10 +187,10 @@ def test_rows_are_drawn_as_allocated(part, monkeypatch):
     factors = torch.full((1, PARTS), 0.5, dtype=torch.float64)
     factors[0, part] = 2.0
     monkeypatch.setattr(
-        Balanced, "allocate", lambda self, view, scorer: factors.expand(len(view.x0), -1)
+        Balanced, "allocate", lambda self, batch, scorer: factors.expand(len(batch.x0), -1)
     )
     held = job(TableDenoiser(random_table(0)), family(), all_sequences())
-    held.replicate(0, lambda done: None)  # the pilot, once
+    held(0)  # the pilot, once
     counts, original = [], held.scorer.nats
 
     def counting(x0, noise, *rest):
@@ -191,7 +199,7 @@ def test_rows_are_drawn_as_allocated(part, monkeypatch):
 
     monkeypatch.setattr(held.scorer, "nats", counting)
     for replicate in range(1, 30):
-        held.replicate(replicate, lambda done: None)
+        held(replicate)
     drawn_counts = torch.cat(counts)
     k, fixed = torch.arange(LENGTH + 1).double(), densities(torch.tensor([LENGTH]))
     mean = float((k * allocated(fixed, factors)).sum())

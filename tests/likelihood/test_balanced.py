@@ -6,8 +6,7 @@ from exact_tables import TableDenoiser, all_sequences, family, random_table
 
 from textdiff.likelihood import cut_windows, estimate
 from textdiff.likelihood.estimators import balanced
-from textdiff.likelihood.estimators.allocation import densities
-from textdiff.likelihood.estimators.balanced import hats
+from textdiff.likelihood.estimators.balanced import densities, hats
 
 SIZES = torch.tensor([0, 1, 2, 3, 7, 20, 128])
 

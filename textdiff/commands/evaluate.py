@@ -1,4 +1,4 @@
-"""`textdiff evaluate`: how good the texts of a model are, beside real ones."""
+"""`textdiff evaluate`: quality of the texts of a model, beside real ones."""
 
 import json
 import sys
@@ -22,14 +22,13 @@ from textdiff.commands.terminal import ProgressBar, print_json, quiet_libraries
 from textdiff.errors import ConfigError
 
 if TYPE_CHECKING:
-    from textdiff.evaluate.judge import Judge
-    from textdiff.evaluate.plan import Outcome, Plan
-    from textdiff.evaluate.suites import Suite
+    from textdiff.evaluate.judges import Judge
+    from textdiff.evaluate.suites import Suite, SuiteOptions, SuiteResult
 
 
 @dataclass(frozen=True)
-class Material:
-    """What is measured, and by what."""
+class MeasureOptions:
+    """Texts to measure, and the judge that measures them."""
 
     texts: tuple[str, ...] = ()
     """Measure the texts of these files instead of sampled ones, other systems' samples too; `-`
@@ -58,8 +57,24 @@ class Material:
     resamples: int = 1000
     """Random halves of the texts, which intervals come from."""
 
+    num_samples: int = 64
+    """Texts to generate."""
+
+    batch_size: int = 16
+    """Texts generated together (they do not depend on it)."""
+
+    block_size: BlockSize = None
+    """Tokens per block, of those that the model was trained in, or full; the default is the first
+    of them."""
+
+    device: str | None = None
+    """Torch device, of the judge too; the default is CUDA if there is one, else the CPU."""
+
+    dtype: Dtype = "float32"
+    """Dtype of the network."""
+
     def check(self) -> None:
-        """Refuses values out of range, and what is not installed, before anything is loaded.
+        """Refuse values out of range, and what is not installed, before anything is loaded.
 
         Raises:
             ConfigError: with the flag.
@@ -68,15 +83,12 @@ class Material:
         if self.batch_tokens < 1:
             raise ConfigError(f"--batch-tokens {self.batch_tokens}: give at least 1")
         if self.mauve:
-            from textdiff.evaluate.mauve import require
+            from textdiff.evaluate.mauve import require_mauve
 
-            require()
+            require_mauve()
 
-    def load_judge(self, device: str | None) -> "Judge | None":
-        """The judge, if one was named.
-
-        Args:
-            device: torch device, known to exist.
+    def load_judge(self) -> "Judge | None":
+        """Load the judge, if one was named.
 
         Raises:
             CheckpointError: it cannot be loaded.
@@ -84,12 +96,12 @@ class Material:
         """
         if self.judge is None:
             return None
-        from textdiff.evaluate.judge import load_judge
+        from textdiff.evaluate.judges import load_judge
 
-        return load_judge(self.judge, device, self.judge_dtype, self.batch_tokens)
+        return load_judge(self.judge, self.device, self.judge_dtype, self.batch_tokens)
 
     def read(self, names: tuple[str, ...]) -> list[str] | None:
-        """The documents of files; None where none are named."""
+        """Return the documents of files; None where none are named."""
         return list(given_texts(names, self.text_column)) if names else None
 
 
@@ -97,8 +109,8 @@ STANDARD_OUTPUT = Path("-")
 
 
 @dataclass(frozen=True)
-class Sweep:
-    """What a sweep goes over, and where results go."""
+class SweepOptions:
+    """Settings that a sweep goes over, and files for results."""
 
     grid: Path | None = None
     """YAML file with the settings of the suite frontier; docs/evaluation.md shows one."""
@@ -111,7 +123,7 @@ class Sweep:
     """Draw the suite frontier into this PNG file."""
 
     def check(self, suite: str, sweeps: bool) -> None:
-        """Refuses what does not go together, before anything is loaded.
+        """Refuse what does not go together, before anything is loaded.
 
         Raises:
             ConfigError: with the flag.
@@ -125,14 +137,14 @@ class Sweep:
         if not sweeps:
             for flag, name in (("--grid", self.grid), ("--picture", self.picture)):
                 if name is not None:
-                    raise ConfigError(f"{flag} is for sweeps, and the suite {suite} is none")
+                    raise ConfigError(f"{flag} is for sweeps, which the suite {suite} is not")
         if self.picture:
-            from textdiff.evaluate.picture import require
+            from textdiff.evaluate.picture import require_matplotlib
 
-            require()
+            require_matplotlib()
 
     def read_grid(self) -> Mapping[str, Any] | None:
-        """The grid's content.
+        """Return the grid's content.
 
         Raises:
             ConfigError: it cannot be read.
@@ -141,13 +153,13 @@ class Sweep:
             return None
         from textdiff.data.plain_data import read_yaml
 
-        found = read_yaml(self.grid, f"--grid {self.grid}")
-        if not isinstance(found, dict):
+        content = read_yaml(self.grid, f"--grid {self.grid}")
+        if not isinstance(content, dict):
             raise ConfigError(f"--grid {self.grid}: write `baseline:` and `points:` there")
-        return found
+        return content
 
     def write(self, record: dict[str, Any]) -> None:
-        """Writes the result where it was asked for."""
+        """Write the result to the files that were named."""
         if self.output and self.output != STANDARD_OUTPUT:
             text = json.dumps(record, indent=1, ensure_ascii=False)
             # A path in the record may have bytes that are not UTF-8.
@@ -158,96 +170,91 @@ class Sweep:
             draw(record, self.picture)
 
 
-MaterialFlags = Annotated[Material, tyro.conf.arg(name="")]
-SweepFlags = Annotated[Sweep, tyro.conf.arg(name="")]
+MeasureFlags = Annotated[MeasureOptions, tyro.conf.arg(name="")]
+SweepFlags = Annotated[SweepOptions, tyro.conf.arg(name="")]
 
 
 def evaluate(
     model: ModelArgument,
     /,
     *,
-    material: MaterialFlags,
+    measure: MeasureFlags,
     sampling: SamplingFlags,
     sweep: SweepFlags,
     suite: str = "generation",
-    num_samples: int = 64,
-    batch_size: int = 16,
-    block_size: BlockSize = None,
-    device: str | None = None,
-    dtype: Dtype = "float32",
     json_output: JsonFlag = False,
 ) -> int:
     """Measure the texts that a model generates, beside real ones.
 
-    docs/evaluation.md says what each figure means, and which may be compared.
+    docs/evaluation.md explains each figure, and which may be compared.
 
     Args:
         model: export directory, run directory or hub id.
-        material: what is measured, and by what.
+        measure: texts to measure, and the judge that measures them.
         sampling: how text is drawn.
-        sweep: what a sweep goes over.
+        sweep: settings that a sweep goes over.
         suite: generation, texts of one setting; or frontier, perplexity, entropy and tokens per
             call over a grid of rules, steps and temperatures.
-        num_samples: texts to generate.
-        batch_size: texts generated together (they do not depend on it).
-        block_size: tokens per block, of those that the model was trained in, or full; the default
-            is the first of them.
-        device: torch device, of the judge too; the default is CUDA if there is one, else the CPU.
-        dtype: dtype of the network.
         json_output: print one JSON object, with everything that the result depends on.
     """
     from textdiff.evaluate.suites import find_suite
 
     chosen = find_suite(suite)
     sweep.check(suite, chosen.sweeps)
-    material.check()
+    measure.check()
     for flag, value in (("--stop", sampling.stop), ("--suffix", sampling.suffix)):
         if value:
             raise ConfigError(
                 f"{flag} fixes how texts end, and free ones are measured: leave it out"
             )
     options = {k: v for k, v in sampling.options().items() if k not in ("stop", "suffix")}
+    result = _run(chosen, _suite_options(model, measure, options, sweep))
+    sweep.write(result.record)
+    if json_output or sweep.output == STANDARD_OUTPUT:
+        print_json(result.record, indent=1)
+    else:
+        print("\n".join(result.lines))
+    return 0
+
+
+def _suite_options(
+    model: str, measure: MeasureOptions, options: dict[str, Any], sweep: SweepOptions
+) -> "SuiteOptions":
+    """Load the model and the judge, and read the grid and the texts."""
     grid = sweep.read_grid()
     quiet_libraries()
-    from textdiff.evaluate.plan import Plan
+    from textdiff.evaluate.suites import SuiteOptions
 
-    plan = Plan(
-        held_model(model, device, dtype, block_size),
+    return SuiteOptions(
+        held_model(model, measure.device, measure.dtype, measure.block_size),
         model,
         options=options,
-        num_samples=num_samples,
-        batch_size=batch_size,
-        given=material.read(material.texts),
-        reference=material.read(material.reference),
-        judge=material.load_judge(device),
-        mauve=material.mauve,
-        resamples=material.resamples,
+        num_samples=measure.num_samples,
+        batch_size=measure.batch_size,
+        given=measure.read(measure.texts),
+        reference=measure.read(measure.reference),
+        judge=measure.load_judge(),
+        mauve=measure.mauve,
+        resamples=measure.resamples,
         grid=grid,
         output=sweep.output,
         command=["textdiff", *sys.argv[1:]],
     )
-    found = _run(chosen, plan)
-    sweep.write(found.record)
-    if json_output or sweep.output == STANDARD_OUTPUT:
-        print_json(found.record, indent=1)
-    else:
-        print("\n".join(found.lines))
-    return 0
 
 
-def _run(suite: "Suite", plan: "Plan") -> "Outcome":
-    """Runs a suite; an interruption says what is kept."""
+def _run(suite: "Suite", options: "SuiteOptions") -> "SuiteResult":
+    """Run a suite; report what an interruption leaves in its file."""
     bar = ProgressBar("evaluating")
     try:
         with bar as progress:
 
-            def tell(what: str, done: int, total: int) -> None:
-                bar.rename(what)
+            def report(stage: str, done: int, total: int) -> None:
+                bar.rename(stage)
                 progress(done, total)
 
-            return suite.run(plan, tell)
+            return suite.run(options, report)
     except KeyboardInterrupt:
         if suite.sweeps:
-            kept = f"finished points are kept in {plan.output}; the same command goes on from there"
+            kept = f"finished points are kept in {options.output}; the same command goes on there"
             print(kept, file=sys.stderr)
         raise

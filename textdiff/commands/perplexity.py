@@ -1,9 +1,10 @@
-"""`textdiff perplexity`: what a model makes of texts, as a number with its error."""
+"""`textdiff perplexity`: a bound on the perplexity of texts, with its error."""
 
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,11 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from textdiff.commands.arguments import JsonFlag, ModelArgument, TextArgument, held_model
+from textdiff.commands.arguments import JsonFlag, ModelArgument, TextArgument
 from textdiff.commands.inputs import given_rows
 from textdiff.commands.parallel import Processes, find_processes
-from textdiff.commands.scoring import Reading, ReadingFlags, ScoringFlags, state_path
-from textdiff.commands.terminal import ProgressBar, print_json, quiet_libraries
+from textdiff.commands.scoring import (
+    ReadingFlags,
+    ReadingOptions,
+    ScoringFlags,
+    bound_record,
+    shared_estimate,
+    state_path,
+)
+from textdiff.commands.terminal import print_json, quiet_libraries
 from textdiff.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -24,18 +32,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is scored and where it goes."""
+class TaskOptions:
+    """Texts to score, and files for results."""
 
     protocol: str = "none"
     """Follow a published evaluation, sedd, mdlm or bd3lm, for comparison with its figures: its
     chunks, special tokens and estimator; what is biased in it is printed."""
 
     prompt_column: str | None = None
-    """Key of a prompt in .jsonl files: the text is scored given its prompt."""
+    """Key of a prompt in .jsonl files: the text is scored conditional on its prompt."""
 
     spans_column: str | None = None
-    """Key of a list of [start, end] characters in .jsonl files: these are scored given the rest."""
+    """Key of a list of [start, end] characters in .jsonl files: these are scored conditional on the
+    rest."""
 
     per_document: Path | None = None
     """Write one JSON line per document to this file; each then draws noise often enough for an
@@ -49,11 +58,11 @@ class Task:
 
     @property
     def published(self) -> str | None:
-        """The protocol, if one is followed."""
+        """Name of the published protocol, if one is followed."""
         return None if self.protocol == "none" else self.protocol
 
-    def check(self, reading: Reading) -> None:
-        """Refuses choices that exclude each other.
+    def check(self, reading: ReadingOptions) -> None:
+        """Refuse choices that exclude each other.
 
         Raises:
             ConfigError: with the flags.
@@ -74,15 +83,15 @@ class Task:
         if output.is_dir() or not output.parent.is_dir():
             raise ConfigError(f"--per-document {output}: name a file in a folder that exists")
 
-    def read(self, names: Sequence[str], reading: Reading) -> dict[str, Any]:
-        """The arguments of `TextDiffusion.estimate` that say what is scored.
+    def read(self, names: Sequence[str], reading: ReadingOptions) -> dict[str, Any]:
+        """Return the texts, prompts and spans for `TextDiffusion.estimate`.
 
         Raises:
             DataError: a place that holds no usable text.
         """
         column = self.prompt_column or self.spans_column
         if column is None:
-            return {"texts": reading.texts(names), "protocol": self.published}
+            return {"texts": reading.texts(names)}
         from textdiff.data.json_rows import read_conditional
 
         reading.check(names)
@@ -95,7 +104,7 @@ class Task:
         return {"texts": texts, "spans" if spans else "prompts": others}
 
 
-TaskFlags = Annotated[Task, tyro.conf.arg(name="")]
+TaskFlags = Annotated[TaskOptions, tyro.conf.arg(name="")]
 
 
 def perplexity(
@@ -109,8 +118,8 @@ def perplexity(
 ) -> int:
     """Bound the perplexity of texts: unbiased, with its Monte-Carlo error.
 
-    Documents longer than the model's context are cut into windows that do not see each other; with
-    --stride they overlap. Start it with `accelerate launch -m textdiff perplexity ...` to share the
+    Documents longer than the model's context are cut into independent windows; with --stride they
+    overlap. Start it with `accelerate launch -m textdiff perplexity ...` to share the
     work among processes.
 
     Args:
@@ -118,56 +127,36 @@ def perplexity(
         text: files, folders or patterns: text, or rows (.jsonl, .csv, .parquet, ...), compressed or
             not; `-` reads standard input.
         scoring: how texts are scored.
-        reading: what is read.
-        task: what is scored.
+        reading: how files are read.
+        task: texts to score, and files for results.
         json_output: print one JSON object, with everything that the result depends on.
     """
-    options, state = scoring.options(), state_path(task.state)
+    options, state = scoring.options(task.published), state_path(task.state)
     task.check(reading)
     quiet_libraries()
-    scored = task.read(text, reading)
-    from textdiff.evaluate import evaluation_record
-
+    run = options | task.read(text, reading) | {"state": state}
+    run |= {"each_document": task.per_document is not None, "attribute": task.per_token}
     processes = find_processes()
-    device = scoring.device or processes.device
-    held = held_model(model, device, scoring.dtype, scoring.block_size)
-    each = task.per_document is not None
-    options |= {"each_document": each, "attribute": task.per_token, "state": state}
-    estimates = _estimate(held, scored | options, processes, state)
-    if not processes.first:
-        return 0
-    record = {"model": model, "precision": options["precision"]} | evaluation_record(
-        held,
-        estimates,
-        seed=scoring.seed,
-        options=scoring.estimator_options(),
-        protocol=task.published,
-        stride=scoring.stride,
-        detokenizer=reading.detokenizer,
-        processes=processes.count,
-        command=["textdiff", *sys.argv[1:]],
-    )
-    if task.per_document:
-        _write_documents(task.per_document, held, estimates, task.per_token)
-    if json_output:
-        print_json(record)
-    else:
-        _show(held, estimates, record)
+    held = scoring.load(model, processes)
+    with _reported(state, processes):
+        estimates = shared_estimate(held, "scoring windows", processes, run)
+    if processes.first:
+        record = {"model": model, "precision": options["precision"]}
+        record |= bound_record(held, estimates, options, reading, processes)
+        if task.per_document:
+            _write_documents(task.per_document, held, estimates, task.per_token)
+        if json_output:
+            print_json(record)
+        else:
+            _show(held, estimates, record)
     return 0
 
 
-def _estimate(
-    held: "TextDiffusion", options: dict[str, Any], processes: Processes, state: Path | None
-) -> "Estimates":
-    """Runs the estimate; an interruption says what is kept."""
+@contextmanager
+def _reported(state: Path | None, processes: Processes) -> Iterator[None]:
+    """Report what an interruption leaves in the file of replicates."""
     try:
-        with ProgressBar("scoring windows", processes.first) as progress:
-            return held.estimate(
-                **options,
-                shard=(processes.rank, processes.count),
-                reduce=processes.reduce,
-                progress=progress,
-            )
+        yield
     except KeyboardInterrupt:
         if processes.first:
             print(_how_to_go_on(state), file=sys.stderr)
@@ -195,8 +184,8 @@ def _show(held: "TextDiffusion", estimates: "Estimates", record: dict[str, Any])
 def _write_documents(
     path: Path, held: "TextDiffusion", estimates: "Estimates", per_token: bool
 ) -> None:
-    """One line per document; one without a token has null for its figures."""
-    from textdiff.evaluate.documents import document_records
+    """Write one line per document; one without a token has null for its figures."""
+    from textdiff.evaluate.bound_record import document_records
 
     with path.open("w", encoding="utf-8") as file:
         for line in document_records(held, estimates, per_token):

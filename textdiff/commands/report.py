@@ -6,7 +6,7 @@ from typing import Any
 from textdiff.errors import ConfigError
 from textdiff.likelihood import Difference, Estimates
 from textdiff.likelihood.estimators import ESTIMATORS, build_estimator, default_estimator
-from textdiff.likelihood.published import find_protocol
+from textdiff.likelihood.protocols import find_protocol
 from textdiff.likelihood.stopping import MAX_REPLICATES
 from textdiff.pipeline import TextDiffusion
 from textdiff.view.training import describe_bound, figure

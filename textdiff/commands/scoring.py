@@ -1,25 +1,73 @@
-"""What verbs that score texts have in common: their flags, and what these ask for."""
+"""Options of the verbs that score texts, and what these verbs do with them."""
 
+import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from textdiff.commands.arguments import BlockSize, Dtype, fraction
+from textdiff.commands.arguments import BlockSize, Dtype, fraction, held_model
 from textdiff.commands.inputs import given_texts
+from textdiff.commands.parallel import Processes
+from textdiff.commands.terminal import ProgressBar
 from textdiff.errors import ConfigError
+from textdiff.likelihood.estimators import (
+    DEFAULT,
+    DEFAULT_IN_STEPS,
+    ESTIMATORS,
+    build_estimator,
+)
+from textdiff.likelihood.estimators.estimator import Estimator
+from textdiff.registry import Registry
+
+if TYPE_CHECKING:
+    from textdiff.likelihood import Estimates
+    from textdiff.pipeline import TextDiffusion
+
+
+def estimator_help(estimators: Registry[Estimator]) -> str:
+    """Return the help of `--estimator`: every name with its summary, a line each."""
+    first = (
+        f"Way to estimate the bound: {DEFAULT} by default, {DEFAULT_IN_STEPS} for models in steps. "
+        "docs/bounds.md compares them."
+    )
+    heads = [
+        (kind, (member.__doc__ or "").partition("\n")[0]) for kind, member in estimators.items()
+    ]
+    return "\n".join([first, *(f"{kind}: {head}" for kind, head in heads)])
+
+
+def option_flags(estimators: Registry[Estimator]) -> type:
+    """Return a dataclass with a flag for every option that estimators describe."""
+    types: dict[str, Any] = {}
+    helps: dict[str, list[str]] = {}
+    for kind, estimator in estimators.items():
+        for name, option in estimator.model_fields.items():
+            if option.description:
+                types.setdefault(name, option.annotation)
+                default = "" if option.default is None else f" (default {option.default})"
+                helps.setdefault(name, []).append(f"{kind}{default}: {option.description}")
+    return make_dataclass(
+        "EstimatorOptions",
+        [
+            (name, Annotated[kind | None, tyro.conf.arg(help="; ".join(helps[name]))], None)
+            for name, kind in types.items()
+        ],
+        frozen=True,
+    )
+
+
+EstimatorOptions: Any = option_flags(ESTIMATORS)
 
 
 @dataclass(frozen=True)
-class Scoring:
+class ScoringOptions:
     """How texts are scored."""
 
-    estimator: str | None = None
-    """masked_count (the default), finite_t (the default for models in steps), balanced, time,
-    any_order, importance, chain_rule or exact; docs/bounds.md compares them."""
+    estimator: Annotated[str | None, tyro.conf.arg(help=estimator_help(ESTIMATORS))] = None
 
     replicates: int = 8
     """Independent estimates that the error comes from: at least 8, and at least as many as draw
@@ -27,24 +75,16 @@ class Scoring:
 
     precision: str | None = None
     """Draw as many replicates as it takes for the 95 % interval of the perplexity to be this narrow
-    on either side, such as 0.5%; a pilot of others says how many."""
+    on either side, such as 0.5%; a pilot of others decides how many."""
 
-    samples: int | None = None
-    """Noise draws per window and replicate."""
-
-    orders: int | None = None
-    """Orders of the importance estimator: more of them, a tighter bound."""
-
-    timesteps: int | None = None
-    """Steps of the finite_t estimator, for a model of continuous time."""
-
-    eps: float | None = None
-    """Earliest time of the time estimator."""
+    own: Annotated[EstimatorOptions, tyro.conf.arg(name="")] = field(
+        default_factory=EstimatorOptions
+    )
 
     stride: int | None = None
     """Tokens from one window to the next where a document is longer than the model's context; the
-    overlap is context and not scored twice. By default windows do not overlap and do not see each
-    other."""
+    overlap is context and not scored twice. By default windows do not overlap and do not attend to
+    each other."""
 
     end_of_text: bool = False
     """Score where every document ends, as a term of its own: its end-of-text token, which is not
@@ -66,23 +106,25 @@ class Scoring:
     dtype: Dtype = "float32"
     """Dtype of the network; normalisation is float32 or wider in any case."""
 
-    def estimator_options(self) -> dict[str, Any]:
-        """The estimator and its own options, those that were given."""
-        names = ("estimator", "samples", "orders", "timesteps", "eps")
-        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+    def options(self, protocol: str | None = None) -> dict[str, Any]:
+        """Return the options of `TextDiffusion.estimate`.
 
-    def options(self) -> dict[str, Any]:
-        """Options of `TextDiffusion.estimate`.
+        Args:
+            protocol: name of a published protocol, which brings an estimator.
 
         Raises:
             ConfigError: a value out of range.
         """
-        for name, least in (("replicates", 8), ("batch_tokens", 1), ("samples", 1), ("orders", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                flag = name.replace("_", "-")
-                why = ", the error comes from them" if name == "replicates" else ""
+        for flag, value, least in (
+            ("replicates", self.replicates, 8),
+            ("batch-tokens", self.batch_tokens, 1),
+        ):
+            if value < least:
+                why = ", the error comes from them" if flag == "replicates" else ""
                 raise ConfigError(f"--{flag} {value}: give at least {least}{why}")
+        own = {f.name: getattr(self.own, f.name) for f in fields(self.own)}
+        own = {name: value for name, value in own.items() if value is not None}
+        self._check_estimator(own, protocol)
         return {
             "replicates": self.replicates,
             "precision": None if self.precision is None else fraction(self.precision),
@@ -90,13 +132,29 @@ class Scoring:
             "end_of_text": self.end_of_text,
             "seed": self.seed,
             "batch_tokens": self.batch_tokens,
-            **self.estimator_options(),
+            "estimator": self.estimator,
+            "protocol": protocol,
+            **own,
         }
+
+    def load(self, name: str, processes: Processes) -> "TextDiffusion":
+        """Load the model that a command line names; see `held_model`."""
+        return held_model(name, self.device or processes.device, self.dtype, self.block_size)
+
+    def _check_estimator(self, own: dict[str, Any], protocol: str | None) -> None:
+        """Refuse options that no estimator in question has, before a model is loaded."""
+        if self.estimator is not None:
+            build_estimator(self.estimator, **own)
+        elif protocol is None:
+            try:
+                build_estimator(DEFAULT_IN_STEPS, **own)
+            except ConfigError:
+                build_estimator(DEFAULT, **own)
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What is read."""
+class ReadingOptions:
+    """Texts that are read."""
 
     text_column: str = "text"
     """Column or key that holds the text in files of rows."""
@@ -108,7 +166,7 @@ class Reading:
     """Score the first documents only."""
 
     def check(self, names: Sequence[str]) -> None:
-        """Refuses what cannot be read before anything is.
+        """Refuse what cannot be read before anything is.
 
         Raises:
             ConfigError: no text named, or a value out of range.
@@ -119,7 +177,7 @@ class Reading:
             raise ConfigError(f"--max-documents {self.max_documents}: give at least 1")
 
     def texts(self, names: Sequence[str]) -> list[str]:
-        """The documents to score.
+        """Return the documents to score.
 
         Raises:
             ConfigError: no text named, or a value out of range.
@@ -133,12 +191,45 @@ class Reading:
         return [change(text) for text in texts]
 
 
-ScoringFlags = Annotated[Scoring, tyro.conf.arg(name="")]
-ReadingFlags = Annotated[Reading, tyro.conf.arg(name="")]
+ScoringFlags = Annotated[ScoringOptions, tyro.conf.arg(name="")]
+ReadingFlags = Annotated[ReadingOptions, tyro.conf.arg(name="")]
+
+
+def shared_estimate(
+    held: "TextDiffusion", title: str, processes: Processes, options: dict[str, Any]
+) -> "Estimates":
+    """Return a model's estimates, each process scoring its share of the windows."""
+    with ProgressBar(title, processes.first) as progress:
+        return held.estimate(
+            **options,
+            shard=(processes.rank, processes.count),
+            reduce=processes.reduce,
+            progress=progress,
+        )
+
+
+def bound_record(
+    held: "TextDiffusion",
+    estimates: "Estimates",
+    options: dict[str, Any],
+    reading: ReadingOptions,
+    processes: Processes,
+) -> dict[str, Any]:
+    """Return a bound with everything that it depends on, as plain data."""
+    from textdiff.evaluate import evaluation_record
+
+    return evaluation_record(
+        held,
+        estimates,
+        options,
+        detokenizer=reading.detokenizer,
+        processes=processes.count,
+        command=["textdiff", *sys.argv[1:]],
+    )
 
 
 def state_path(name: str | None) -> Path | None:
-    """The file that `--state` names, in a folder that exists.
+    """Return the file that `--state` names, in a folder that exists.
 
     Raises:
         ConfigError: it cannot be written there.

@@ -1,4 +1,4 @@
-"""Intervals over texts: how far a figure would move if others of their kind had been drawn.
+"""Intervals over texts: how far a figure would move with other texts of the same source.
 
 A figure of T texts is written as a statistic of how often each of them counts. Once each gives the
 figure; random halves of them, drawn without replacement, give its spread: that of half the texts
@@ -40,28 +40,26 @@ class Figure:
 
     @property
     def defined(self) -> bool:
-        """Whether there is a number at all."""
+        """True where there is a number."""
         return bool(np.isfinite(self.value))
 
     def to_dict(self) -> dict[str, float | None]:
-        """Plain data; None for what is not defined."""
+        """Return plain data; None for what is not defined."""
         parts = {"value": self.value, "low": self.low, "high": self.high}
         return {name: float(x) if np.isfinite(x) else None for name, x in parts.items()}
 
     @classmethod
-    def from_dict(cls, found: Mapping[str, float | None]) -> "Figure":
-        """The inverse of `to_dict`."""
-        value, low, high = (
-            float("nan") if x is None else x for x in (found[k] for k in ("value", "low", "high"))
-        )
-        return cls(value, low, high)
+    def from_dict(cls, data: Mapping[str, float | None]) -> "Figure":
+        """Return the figure that `to_dict` wrote."""
+        numbers = (data[name] for name in ("value", "low", "high"))
+        return cls(*(float("nan") if x is None else x for x in numbers))
 
 
 UNDEFINED = Figure(float("nan"), float("nan"), float("nan"))
 
 
 def resample(texts: int, resamples: int, seed: int) -> Weights:
-    """Random halves of some texts.
+    """Return random halves of some texts.
 
     Args:
         texts: T, at least 2.
@@ -75,22 +73,24 @@ def resample(texts: int, resamples: int, seed: int) -> Weights:
     return (order < texts // 2).astype(np.float64)
 
 
-def spread(found: NDArray[np.float64], value: float, texts: int) -> tuple[float, float]:
-    """The 95 % interval of a figure, from those of halves.
+def half_sample_interval(
+    halves: NDArray[np.float64], value: float, texts: int
+) -> tuple[float, float]:
+    """Return the 95 % interval of a figure, from those of halves.
 
     Args:
-        found: [B] figures of halves.
+        halves: [B] their figures.
         value: the figure of all texts.
         texts: T.
     """
     half = texts // 2
     scale = np.sqrt(half / (texts - half))  # 1 but for odd numbers
-    low, high = np.quantile(found - found.mean(), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    low, high = np.quantile(halves - halves.mean(), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return value + float(scale * low), value + float(scale * high)
 
 
-def figure(statistic: Statistic, weights: Weights) -> Figure:
-    """The figure of all texts once each, and its 95 % interval.
+def figure_of(statistic: Statistic, weights: Weights) -> Figure:
+    """Return the figure of all texts once each, and its 95 % interval.
 
     Args:
         statistic: of the texts.
@@ -98,8 +98,8 @@ def figure(statistic: Statistic, weights: Weights) -> Figure:
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         value = float(statistic(np.ones((1, weights.shape[1])))[0])
-        found = statistic(weights)
-    found = found[np.isfinite(found)]
-    if not np.isfinite(value) or not len(found):
+        halves = statistic(weights)  # [B]
+    halves = halves[np.isfinite(halves)]
+    if not np.isfinite(value) or not len(halves):
         return UNDEFINED
-    return Figure(value, *spread(found, value, weights.shape[1]))
+    return Figure(value, *half_sample_interval(halves, value, weights.shape[1]))

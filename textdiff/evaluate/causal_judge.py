@@ -14,13 +14,14 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from textdiff.data.backend import text_backends
 from textdiff.data.losses import encode_checked
 from textdiff.data.tokenizer import auto_tokenizer
 from textdiff.errors import CheckpointError, DataError
-from textdiff.evaluate.judge import Judgement, Progress
+from textdiff.evaluate.judges import Judgement, Progress
 from textdiff.loading import DTYPES, default_device
 from textdiff.provenance import file_hash
 
@@ -73,22 +74,12 @@ class CausalJudge:
     def load(
         cls, name: str, folder: Path, device: str | None, dtype: str, batch_tokens: int
     ) -> "CausalJudge":
-        """Loads a judge.
+        """Load a judge.
 
         Raises:
-            CheckpointError: it is no causal LM, or a file is missing or damaged.
+            CheckpointError: it is not a causal LM, or a file is missing or damaged.
         """
-        try:
-            # Without these transformers makes up an empty tokenizer for some architectures.
-            if not any((folder / file).is_file() for file in _VOCABULARIES):
-                raise FileNotFoundError("there is none of " + ", ".join(_VOCABULARIES))
-            tokenizer = auto_tokenizer(folder, local_files_only=True)
-            backend = Tokenizer.from_str(text_backends(tokenizer).first)
-        except Exception as error:
-            raise CheckpointError(
-                f"judge {name}: its tokenizer cannot be loaded ({_first_line(error)}); a judge "
-                "needs the files of a fast tokenizer (tokenizer.json) beside its weights"
-            ) from None
+        tokenizer, backend = _load_tokenizer(name, folder)
         try:
             model = AutoModelForCausalLM.from_pretrained(
                 folder,
@@ -99,22 +90,15 @@ class CausalJudge:
             )
         except Exception as error:
             raise CheckpointError(
-                f"judge {name} cannot be loaded as a causal LM ({_first_line(error)})"
+                f"judge {name} cannot be loaded as a causal LM ({_first_line(error)})",
+                code="judge_weights",
             ) from None
-        backend.encode_special_tokens = True
         rows = model.get_input_embeddings().num_embeddings
         bos = tokenizer.bos_token_id
+        bos = bos if bos is not None and bos < rows else None
         context = getattr(model.config, "max_position_embeddings", None)
-        return cls(
-            name,
-            folder,
-            model.to(device or default_device()).eval(),
-            tokenizer,
-            backend,
-            bos if bos is not None and bos < rows else None,
-            context,
-            batch_tokens,
-        )
+        model = model.to(device or default_device()).eval()
+        return cls(name, folder, model, tokenizer, backend, bos, context, batch_tokens)
 
     def judge(self, texts: Sequence[str], progress: Progress) -> Judgement:
         """See `Judge`."""
@@ -150,7 +134,7 @@ class CausalJudge:
         ]
         if len(windows) < len(texts):
             raise DataError("an empty text has no features under a judge without a first token")
-        found: dict[int, Tensor] = {}
+        rows_of: dict[int, Tensor] = {}
         for batch in self._batches(windows):
             ids, real = self._padded(batch)
             with torch.inference_mode():
@@ -158,9 +142,9 @@ class CausalJudge:
                     input_ids=ids, attention_mask=real, use_cache=False
                 ).last_hidden_state
             last = hidden[torch.arange(len(batch)), real.sum(1) - 1].float().cpu()
-            found |= {window.text: row for window, row in zip(batch, last, strict=True)}
-            progress(len(found), len(windows))
-        stacked: NDArray[np.float32] = torch.stack([found[t] for t in range(len(texts))]).numpy()
+            rows_of |= {window.text: row for window, row in zip(batch, last, strict=True)}
+            progress(len(rows_of), len(windows))
+        stacked: NDArray[np.float32] = torch.stack([rows_of[t] for t in range(len(texts))]).numpy()
         return stacked
 
     def record(self) -> dict[str, Any]:
@@ -183,14 +167,15 @@ class CausalJudge:
     # --- inside ---
 
     def _encode(self, texts: Sequence[str]) -> tuple[list[list[int]], NDArray[np.float64]]:
-        """Token ids of texts, and the bytes of each one's first token."""
+        """Return the token ids of texts, and the bytes of each one's first token."""
         encodings = self.backend.encode_batch(list(texts), add_special_tokens=False)
         rows = self.model.get_input_embeddings().num_embeddings
         for text, encoding in zip(texts, encodings, strict=True):
             if max(encoding.ids, default=0) >= rows:
                 raise DataError(
                     f"judge {self.name}: its tokenizer has ids beyond the {rows} rows of its "
-                    f"network (in {text!r:.40}): the files do not belong together"
+                    f"network (in {text!r:.40}): the files do not belong together",
+                    code="judge_tokenizer_of_another",
                 )
         first = [
             len(text[: encoding.offsets[0][1]].encode()) if encoding.ids else 0
@@ -199,7 +184,7 @@ class CausalJudge:
         return [encoding.ids for encoding in encodings], np.array(first, dtype=np.float64)
 
     def _windows(self, text: int, row: list[int]) -> Iterator[Window]:
-        """The windows of one text: the first from its beginning, later ones half new."""
+        """Yield the windows of one text: the first from its beginning, later ones half new."""
         ids = row if self.bos is None else [self.bos, *row]
         if len(ids) < 2:
             return
@@ -212,7 +197,7 @@ class CausalJudge:
             yield Window(text, ids[start:end], scored - start)
 
     def _batches(self, windows: Sequence[Window]) -> Iterator[list[Window]]:
-        """Windows of similar lengths together, the longest first."""
+        """Yield windows of similar lengths together, the longest first."""
         batch: list[Window] = []
         for window in sorted(windows, key=lambda w: -len(w.ids)):
             if batch and (len(batch) + 1) * len(batch[0].ids) > self.batch_tokens:
@@ -223,30 +208,45 @@ class CausalJudge:
             yield batch
 
     def _padded(self, batch: Sequence[Window]) -> tuple[Tensor, Tensor]:
-        """[B, S] ids, and 1 where they are real (int64); what pads comes last and is not seen."""
-        longest = max(len(window.ids) for window in batch)
-        ids = torch.zeros(len(batch), longest, dtype=torch.int64)
-        real = torch.zeros_like(ids)
-        for row, window in enumerate(batch):
-            ids[row, : len(window.ids)] = torch.tensor(window.ids)
-            real[row, : len(window.ids)] = 1
+        """Return ids [B, S] and 1 where they are real; padding comes last and is not read."""
+        rows = [torch.tensor(window.ids) for window in batch]
+        ids = pad_sequence(rows, batch_first=True)  # [B, S]
+        real = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)  # [B, S]
         return ids.to(self.model.device), real.to(self.model.device)
 
     @torch.inference_mode()
     def _nats(self, batch: Sequence[Window]) -> list[float]:
-        """Minus the log-likelihood of what is new in each window."""
+        """Return minus the log-likelihood of the new tokens of each window."""
         ids, real = self._padded(batch)
         logits = self.model(input_ids=ids, attention_mask=real, use_cache=False).logits  # [B, S, V]
-        found = []
+        values = []
         for row, window in enumerate(batch):  # a row at a time: [S, V] in float32, not [B, S, V]
             new = slice(window.given, len(window.ids))
             before = logits[row, window.given - 1 : len(window.ids) - 1]
             wide = before if before.dtype == torch.float64 else before.float()
             nats = nn.functional.cross_entropy(wide, ids[row, new], reduction="none")
-            found.append(float(nats.double().sum()))
-        return found
+            values.append(float(nats.double().sum()))
+        return values
+
+
+def _load_tokenizer(name: str, folder: Path) -> tuple[PreTrainedTokenizerFast, Tokenizer]:
+    """Load a judge's tokenizer, and its backend that makes no special tokens of text."""
+    try:
+        # Without these transformers makes up an empty tokenizer for some architectures.
+        if not any((folder / file).is_file() for file in _VOCABULARIES):
+            raise FileNotFoundError("there is none of " + ", ".join(_VOCABULARIES))
+        tokenizer = auto_tokenizer(folder, local_files_only=True)
+        backend = Tokenizer.from_str(text_backends(tokenizer).first)
+    except Exception as error:
+        raise CheckpointError(
+            f"judge {name}: its tokenizer cannot be loaded ({_first_line(error)}); a judge needs "
+            "the files of a fast tokenizer (tokenizer.json) beside its weights",
+            code="judge_tokenizer",
+        ) from None
+    backend.encode_special_tokens = True
+    return tokenizer, backend
 
 
 def _first_line(error: Exception) -> str:
-    """What an exception of a library says first."""
+    """Return the first line of a library's exception."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

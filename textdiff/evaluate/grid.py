@@ -1,4 +1,4 @@
-"""The grid of a sweep: which settings texts are sampled under.
+"""The grid of a sweep: the settings that texts are sampled under.
 
     baseline: {rule: first_hitting, temperature: [0.7, 0.8, 0.9, 1.0]}
     points:
@@ -39,14 +39,14 @@ class Setting:
 
     @property
     def key(self) -> str:
-        """What tells it from other points."""
+        """Key that distinguishes it from other points."""
         knobs = dict(sorted(self.options["knobs"].items()))
         parts = {name: self.options.get(name) for name in SETTINGS}
         return json.dumps(parts | {"knobs": knobs, "baseline": self.baseline})
 
     @property
     def curve(self) -> str:
-        """Its rule, knobs and steps; settings that differ by temperature alone are one curve."""
+        """Name of its rule, knobs and steps; settings that differ by temperature alone share it."""
         rule = str(self.options["rule"])
         knobs = self.options["knobs"].items()
         words = [f"{value}" if name == rule else f"{name} {value}" for name, value in knobs]
@@ -66,7 +66,7 @@ class Grid:
 
 
 def default_grid(family: Family, length: int) -> dict[str, Any]:
-    """A grid for any model: few steps and many, and the rules that set their own pace.
+    """Return a grid for any model: few steps and many, and rules that choose how many to reveal.
 
     Args:
         family: the model's; a full-sequence one has no end of steps but its length.
@@ -94,7 +94,7 @@ def default_grid(family: Family, length: int) -> dict[str, Any]:
 
 
 def read_grid(content: Mapping[str, Any], family: Family) -> Grid:
-    """Checks a grid and multiplies it out.
+    """Check a grid and multiply it out.
 
     Args:
         content: as in the module's example.
@@ -106,13 +106,16 @@ def read_grid(content: Mapping[str, Any], family: Family) -> Grid:
     """
     unknown = sorted(set(content) - {"baseline", "points"})
     if unknown:
-        raise ConfigError(f"grid: unknown key {unknown[0]!r}; known: baseline, points")
+        raise ConfigError(
+            f"grid: unknown key {unknown[0]!r}; known: baseline, points", code="unknown_grid_key"
+        )
     base, points = content.get("baseline"), content.get("points", [])
     entries = [base, *(points if isinstance(points, list) else [None])]
     if not all(isinstance(entry, Mapping) and "rule" in entry for entry in entries):
         raise ConfigError(
             "grid: `baseline` is one entry and `points` a list of them, each with a rule: "
-            "{rule: ancestral, steps: [16, 32], temperature: 1.0}"
+            "{rule: ancestral, steps: [16, 32], temperature: 1.0}",
+            code="grid_shape",
         )
     settings: dict[str, Setting] = {}
     left_out: dict[str, str] = {}
@@ -130,7 +133,7 @@ def read_grid(content: Mapping[str, Any], family: Family) -> Grid:
 
 
 def _settings(entry: Mapping[str, Any], baseline: bool) -> Iterator[Setting]:
-    """All combinations of an entry's lists."""
+    """Yield all combinations of an entry's lists."""
     columns = [value if isinstance(value, list) else [value] for value in entry.values()]
     for values in product(*columns):
         chosen = dict(zip(entry, values, strict=True))
@@ -139,7 +142,10 @@ def _settings(entry: Mapping[str, Any], baseline: bool) -> Iterator[Setting]:
         known = {*SETTINGS, *(RULES[rule].knobs() if rule in RULES else knobs)}
         for knob in knobs:
             if knob not in known:
-                raise ConfigError(f"grid: {rule} has no setting {knob!r}; {closest(knob, known)}")
+                raise ConfigError(
+                    f"grid: {rule} has no setting {knob!r}; {closest(knob, known)}",
+                    code="unknown_grid_setting",
+                )
         options = {key: value for key, value in chosen.items() if key in SETTINGS}
         SamplingConfig().merge(**options)  # refuses values before anything is sampled
         yield Setting({**options, "rule": rule, "knobs": knobs}, baseline)

@@ -1,4 +1,4 @@
-"""MAUVE: how far the law of samples and that of real text lie apart (arXiv:2102.01454).
+"""MAUVE: how far the distributions of samples and real text lie apart (arXiv:2102.01454).
 
 Texts become features, features fall into clusters shared by both sides, and the two histograms P, Q
 over clusters are compared along all mixtures R = w P + (1 - w) Q: the area under the curve of
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textdiff.errors import ConfigError
-from textdiff.evaluate.bootstrap import Figure, spread
+from textdiff.evaluate.bootstrap import Figure, half_sample_interval
 
 Array = NDArray[np.float64]
 
@@ -23,8 +23,8 @@ SCALE = 5.0
 _POINTS = 25
 
 
-def require() -> Any:
-    """The package mauve-text.
+def require_mauve() -> Any:
+    """Return the package mauve-text.
 
     Raises:
         ConfigError: it is not installed.
@@ -47,21 +47,21 @@ class Histograms:
 
 
 def cluster(samples: NDArray[np.float32], reference: NDArray[np.float32], seed: int) -> Histograms:
-    """Clusters the features of both sides together: one cluster per ten texts of a side.
+    """Cluster the features of both sides together: one cluster per ten texts of a side.
 
     Args:
         samples: [T, D] features.
         reference: [T', D] features of real text.
         seed: of the clustering.
     """
-    found = require().compute_mauve(
+    clustered = require_mauve().compute_mauve(
         p_features=samples, q_features=reference, seed=seed, verbose=False
     )
-    return Histograms(found.p_hist * len(samples), found.q_hist * len(reference))
+    return Histograms(clustered.p_hist * len(samples), clustered.q_hist * len(reference))
 
 
 def area(p: Array, q: Array) -> Array:
-    """MAUVE of pairs of histograms: 1 where they agree, near 0 where they share nothing.
+    """Return MAUVE of pairs of histograms: 1 where equal, near 0 where they share nothing.
 
     Args:
         p: [B, K] shares that add up to one.
@@ -84,18 +84,18 @@ def area(p: Array, q: Array) -> Array:
 
 
 def _divergence(p: Array, mixture: Array) -> Array:
-    """KL(p | mixture) in nats, 0 log 0 being 0."""
+    """Return KL(p | mixture) in nats, 0 log 0 being 0."""
     held = p > 0
     logs = np.log(np.where(held, p, 1.0)) - np.log(np.where(held, mixture, 1.0))
     result: Array = (np.where(held, p, 0.0) * logs).sum(-1)
     return result
 
 
-def mauve(found: Histograms, resamples: int, seed: int) -> Figure:
-    """MAUVE with its 95 % interval over texts, given the clusters.
+def mauve(clustered: Histograms, resamples: int, seed: int) -> Figure:
+    """Return MAUVE with its 95 % interval over texts, for these clusters.
 
     Args:
-        found: the clustered texts.
+        clustered: the clustered texts.
         resamples: halves of the texts, drawn on either side.
         seed: of the draws.
     """
@@ -107,8 +107,8 @@ def mauve(found: Histograms, resamples: int, seed: int) -> Figure:
         shares: Array = drawn / drawn.sum(1, keepdims=True)
         return shares
 
-    sides = (found.samples, found.reference)
+    sides = (clustered.samples, clustered.reference)
     value = float(area(*(side[None] / side.sum() for side in sides))[0])
     texts = min(round(float(side.sum())) for side in sides)
-    low, high = spread(area(*(halves(side) for side in sides)), value, texts)
+    low, high = half_sample_interval(area(*(halves(side) for side in sides)), value, texts)
     return Figure(value, max(0.0, low), min(1.0, high))

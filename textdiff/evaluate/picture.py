@@ -1,4 +1,4 @@
-"""The picture of a sweep: the frontier on the left, what tokens per call cost on the right."""
+"""The picture of a sweep: the frontier on the left, the cost of tokens per call on the right."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,8 +15,8 @@ _BASELINE = "#000000"
 Point = Mapping[str, Any]
 
 
-def require() -> Any:
-    """matplotlib's figure class, which needs no screen.
+def require_matplotlib() -> Any:
+    """Return matplotlib's figure class, which needs no screen.
 
     Raises:
         ConfigError: it is not installed.
@@ -31,7 +31,7 @@ def require() -> Any:
 
 
 def draw(record: Mapping[str, Any], path: Path) -> None:
-    """Draws what the suite `frontier` found.
+    """Draw the result of the suite `frontier`.
 
     Args:
         record: its result.
@@ -40,7 +40,7 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    figure_class = require()
+    figure_class = require_matplotlib()
     from matplotlib.ticker import LogLocator
 
     figure = figure_class(figsize=(10.5, 5.4), layout="constrained")
@@ -49,9 +49,9 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     baseline = [point for point in points if point["baseline"]]
     _draw_baseline(plane, baseline)
     _draw_real(plane, record["reference"]["figures"])
-    for mine, style in _series([point for point in points if not point["baseline"]]):
-        _draw_plane(plane, mine, style)
-        _draw_cost(cost, mine, style)
+    for series, style in _series([point for point in points if not point["baseline"]]):
+        _draw_plane(plane, series, style)
+        _draw_cost(cost, series, style)
     plane.set_yscale("log")
     plane.set_xlabel("unigram entropy of a text, nats")
     plane.set_ylabel("generative perplexity per judge token")
@@ -59,12 +59,7 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     plane.yaxis.set_major_formatter("{x:.3g}")
     plane.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
     plane.yaxis.set_minor_formatter("{x:.3g}")
-    cost.axhline(0.0, color=_BASELINE, linewidth=1)
-    cost.set_xscale("log", base=2)
-    cost.xaxis.set_major_formatter("{x:g}")
-    cost.set_xlabel("tokens per network call of a row")
-    cost.set_ylabel("excess over the baseline at equal entropy,\nnats per judge token")
-    cost.set_title("0: as good as the baseline, below is better", fontsize=10)
+    _label_cost(cost)
     for axes in (plane, cost):
         axes.grid(alpha=0.25, linewidth=0.5)
     figure.legend(
@@ -74,16 +69,25 @@ def draw(record: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def _label_cost(axes: Any) -> None:
+    axes.axhline(0.0, color=_BASELINE, linewidth=1)
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("tokens per network call of a row")
+    axes.set_ylabel("excess over the baseline at equal entropy,\nnats per judge token")
+    axes.set_title("0: as good as the baseline, below is better", fontsize=10)
+
+
 def _series(points: Sequence[Point]) -> list[tuple[list[Point], dict[str, Any]]]:
-    """Points of one rule and its knobs, whatever their steps and temperature, and their style."""
+    """Return points of one rule and its knobs, all steps and temperatures, with their style."""
     groups: dict[str, dict[str, list[Point]]] = {}
     for point in points:
         asked = point["sampling"]
         name = point["curve"].removesuffix(f", {asked['steps']} steps")
         groups.setdefault(asked["rule"], {}).setdefault(name, []).append(point)
-    found = []
+    styled = []
     for number, settings in enumerate(groups.values()):
-        for variant, (name, mine) in enumerate(settings.items()):
+        for variant, (name, series) in enumerate(settings.items()):
             style = {
                 "color": _COLOURS[number % len(_COLOURS)],
                 "marker": _MARKERS[number % len(_MARKERS)],
@@ -93,8 +97,8 @@ def _series(points: Sequence[Point]) -> list[tuple[list[Point], dict[str, Any]]]
                 "elinewidth": 0.8,
                 "label": name,
             }
-            found.append((mine, style))
-    return found
+            styled.append((series, style))
+    return styled
 
 
 def _title(record: Mapping[str, Any]) -> str:
@@ -106,7 +110,7 @@ def _title(record: Mapping[str, Any]) -> str:
 
 
 def _bars(figures: Sequence[Mapping[str, float]]) -> tuple[list[float], list[list[float]]]:
-    """Values, and how far their bars reach down and up."""
+    """Return values, and how far their bars reach down and up."""
     values = [f["value"] for f in figures]
     down = [max(0.0, f["value"] - f["low"]) for f in figures]
     up = [max(0.0, f["high"] - f["value"]) for f in figures]

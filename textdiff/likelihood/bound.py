@@ -1,4 +1,4 @@
-"""A perplexity bound: the number, what it was estimated from, and its errors."""
+"""A perplexity bound: the number, where it comes from, and its errors."""
 
 import math
 from collections.abc import Mapping
@@ -9,13 +9,46 @@ from typing import Any
 from textdiff.likelihood.tails import skewed_ends
 
 
+class WithError:
+    """Base of a number with a Monte-Carlo error; subclasses have these fields."""
+
+    mean: float
+    stderr: float
+    replicates: int
+    skewness: float
+    doubt: str
+
+    @property
+    def degrees(self) -> int:
+        """Degrees of freedom of `stderr`."""
+        return self.replicates - 1
+
+    @property
+    def is_reliable(self) -> bool:
+        """True where the draws show enough of their tails for an error to be stated."""
+        return not self.doubt
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Return the interval of `mean` by Monte-Carlo error alone; NaN where it is in doubt.
+
+        Student's t, corrected for skewness.
+        """
+        if self.stderr == 0.0:  # nothing random, or a single replicate of it
+            return self.mean, self.mean
+        if self.doubt:
+            return math.nan, math.nan
+        quantile = student_t_quantile(0.5 + confidence / 2, self.degrees)
+        below, above = skewed_ends(quantile, self.skewness)
+        return self.mean - below * self.stderr, self.mean + above * self.stderr
+
+
 @dataclass(frozen=True)
-class Bound:
+class Bound(WithError):
     """An upper bound on -log p(text) per token.
 
     Attributes:
         mean: nats per token.
-        stderr: Monte-Carlo standard error of `mean`, the text being given.
+        stderr: Monte-Carlo standard error of `mean` for this text.
         text_stderr: standard error of `mean` over documents as a sample; None for one document.
         tokens: tokens scored (no special tokens, no padding).
         bytes: UTF-8 bytes of the scored text.
@@ -26,9 +59,9 @@ class Bound:
         is_bound: whether the expectation of `mean` is an upper bound.
         note: what keeps it from being one.
         lossy: documents whose text their tokens do not give back: what is bounded is what they give
-            back, so it is no bound on the text and has no figure per byte.
-        pilot: further replicates that said how many it takes; their spread is that of `stderr`, and
-            they are no part of `mean`. 0: there were none.
+            back, so it is not a bound on the text and has no figure per byte.
+        pilot: further replicates that decided how many it takes; their spread is that of `stderr`,
+            and they are not part of `mean`. 0: there were none.
         skewness: of `mean` as an estimate; its interval reaches further on that side.
         doubt: why neither `stderr` nor an interval can be trusted, and what to do; empty if they
             can.
@@ -51,9 +84,9 @@ class Bound:
     doubt: str = ""
 
     @property
-    def is_reliable(self) -> bool:
-        """Whether the draws show enough of their tails for an error to be stated."""
-        return not self.doubt
+    def degrees(self) -> int:
+        """Degrees of freedom of `stderr`, whose spread is the pilot's if there is one."""
+        return (self.pilot or self.replicates) - 1
 
     @property
     def perplexity(self) -> float:
@@ -70,23 +103,13 @@ class Bound:
         """Bits per token (per character for a character tokenizer)."""
         return self.mean / math.log(2.0)
 
-    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Interval of `mean` in nats per token, Monte-Carlo error only; NaN where it is in doubt.
-
-        Student's t, corrected for skewness.
-        """
-        degrees = (self.pilot or self.replicates) - 1
-        return error_interval(
-            self.mean, self.stderr, degrees, confidence, self.skewness, self.doubt
-        )
-
     def perplexity_interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """The interval as perplexities."""
+        """Return the interval as perplexities."""
         low, high = self.interval(confidence)
         return _exp(low), _exp(high)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data, derived figures included; None for infinite perplexities.
+        """Return everything as plain data, derived figures included; None for infinite ones.
 
         Errors in doubt are None too.
         """
@@ -101,25 +124,13 @@ class Bound:
         }
 
 
-def error_interval(
-    mean: float, stderr: float, degrees: int, confidence: float, skewness: float, doubt: str
-) -> tuple[float, float]:
-    """Interval of a mean with a standard error of so many degrees of freedom."""
-    if stderr == 0.0:  # nothing random, or a single replicate of it
-        return mean, mean
-    if doubt:
-        return math.nan, math.nan
-    below, above = skewed_ends(student_t_quantile(0.5 + confidence / 2, degrees), skewness)
-    return mean - below * stderr, mean + above * stderr
-
-
 def finite(value: float) -> float | None:
-    """A number that JSON can hold, or None."""
+    """Return a number that JSON can hold, or None."""
     return value if math.isfinite(value) else None
 
 
 def _exp(nats: float) -> float:
-    """exp, infinite from about 709.8 on: a score network that diverges costs thousands of nats."""
+    """Return exp, infinite from about 709.8 on: diverged score networks cost thousands of nats."""
     try:
         return math.exp(nats)
     except OverflowError:
@@ -128,7 +139,7 @@ def _exp(nats: float) -> float:
 
 @cache
 def student_t_quantile(probability: float, degrees: int) -> float:
-    """Quantile of Student's t for a whole number of degrees of freedom, by bisection.
+    """Return a quantile of Student's t for whole degrees of freedom, by bisection.
 
     The distribution function is the finite series of Abramowitz & Stegun, 26.7.3 and 26.7.4.
     """
@@ -147,7 +158,7 @@ def student_t_quantile(probability: float, degrees: int) -> float:
 
 
 def _central_probability(t: float, degrees: int) -> float:
-    """P(|T| < t)."""
+    """Return P(|T| < t)."""
     theta = math.atan2(t, math.sqrt(degrees))
     cos, sin = math.cos(theta), math.sin(theta)
     odd = degrees % 2 == 1

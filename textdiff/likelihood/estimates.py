@@ -10,8 +10,8 @@ from torch import Tensor
 from textdiff.data.losses import Loss
 from textdiff.errors import ConfigError, DataError
 from textdiff.likelihood.bound import Bound
-from textdiff.likelihood.protocols import Windows
 from textdiff.likelihood.tails import MANY_DRAWS, Tail, mean_skewness
+from textdiff.likelihood.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Estimates:
         return len(self.nats)
 
     def bound(self) -> Bound:
-        """The bound over all documents, empty ones with what their ends cost.
+        """Return the bound over all documents, empty ones with what their ends contribute.
 
         Raises:
             DataError: all of them are empty.
@@ -72,7 +72,7 @@ class Estimates:
         return self._of(slice(None), self.pilot)
 
     def document(self, index: int) -> Bound:
-        """The bound of one document.
+        """Return the bound of one document.
 
         Raises:
             DataError: the document has no token to share it among.
@@ -80,7 +80,7 @@ class Estimates:
         return self._of(slice(index, index + 1), torch.zeros(0))
 
     def token_nats(self) -> list[Tensor]:
-        """Nats of every token, [length] float64 per window, averaged over replicates.
+        """Return the nats of every token, [length] float64 per window, averaged over replicates.
 
         Context that is not scored has 0. The sum over a document's windows is its nats.
 
@@ -88,29 +88,32 @@ class Estimates:
             ConfigError: they were not asked for.
         """
         if not len(self.tokens):
-            raise ConfigError("nats per token were not collected; estimate with attribute=True")
+            raise ConfigError(
+                "nats per token were not collected; estimate with attribute=True",
+                code="no_token_nats",
+            )
         lengths = [len(tokens) for tokens in self.windows.tokens]
         return list(torch.split(self.tokens / self.replicates, lengths))
 
-    def _of(self, part: slice, pilot: Tensor) -> Bound:
-        tokens = self.windows.document_tokens[part]
+    def _of(self, which: slice, pilot: Tensor) -> Bound:
+        tokens = self.windows.document_tokens[which]
         total = int(tokens.sum())
         if not total:
-            raise DataError(self._nothing(part))
+            raise DataError(self._nothing(which), code="no_token_to_score")
         terms = {"diffusion": 0.0, "reconstruction": 0.0, "prior": 0.0} | {
-            name: float((nats[:, part].sum(1) / total).mean()) for name, nats in self.parts.items()
+            name: float((nats[:, which].sum(1) / total).mean()) for name, nats in self.parts.items()
         }
-        losses = self.losses(part)
+        losses = self.losses(which)
         note = "; ".join(filter(None, [self.note, _lossy(losses, len(tokens))]))
-        nats = self.nats[:, part]
+        nats = self.nats[:, which]
         spread = pilot if len(pilot) else nats.sum(1)
-        tail = self.tail(part, bool(len(pilot)))
+        tail = self.tail(which, bool(len(pilot)))
         return Bound(
             mean=sum(terms.values()),
             stderr=0.0 if self.exact else standard_error(spread / total, self.replicates),
             text_stderr=text_error(nats.mean(0), tokens),
             tokens=total,
-            bytes=int(self.windows.document_bytes[part].sum()),
+            bytes=int(self.windows.document_bytes[which].sum()),
             documents=len(tokens),
             estimator=self.estimator,
             replicates=self.replicates,
@@ -118,70 +121,70 @@ class Estimates:
             is_bound=not note,
             note=note,
             pilot=len(pilot),
-            # A pilot's spread does not know the mean, whose own skewness is then of no account.
+            # A pilot's spread is independent of the mean, whose own skewness then does not matter.
             skewness=0.0 if len(pilot) else tail.skewness,
             doubt=tail.doubt,
             lossy=len(losses),
         )
 
-    def losses(self, part: slice = slice(None)) -> dict[int, Loss]:
+    def losses(self, which: slice = slice(None)) -> dict[int, Loss]:
         """Return what the tokens of some documents do not give back, by document."""
-        chosen = range(len(self.windows.document_tokens))[part]
+        chosen = range(len(self.windows.document_tokens))[which]
         return {d: loss for d, loss in sorted(self.windows.losses.items()) if d in chosen}
 
     def is_bound(self, document: int) -> bool:
         """Return whether the estimate of one document is, in expectation, a bound on its text."""
         return not self.note and document not in self.windows.losses
 
-    def tail(self, part: slice = slice(None), piloted: bool = False) -> Tail:
-        """What the draws of some documents say of their tail.
+    def tail(self, which: slice = slice(None), piloted: bool = False) -> Tail:
+        """Return what the draws of some documents show of their tail.
 
         Args:
-            part: which documents.
+            which: the documents.
             piloted: whether the error is the spread of the pilot.
         """
         if self.exact:
             return Tail(0.0, MANY_DRAWS, self.replicates)
-        cells, count = self.cells(part), self.replicates
+        cells, count = self.cells(which), self.replicates
         if piloted:
             if len(self.pilot_spread):
-                cells = torch.cat([self._of_windows(self.pilot_spread, part), cells])
+                cells = torch.cat([self._of_windows(self.pilot_spread, which), cells])
             count = len(self.pilot)
-        total, tokens = self.nats[:, part].sum(1).mean(), self.windows.document_tokens[part].sum()
+        total, tokens = self.nats[:, which].sum(1).mean(), self.windows.document_tokens[which].sum()
         guessing = self.guess * float(tokens)
         return Tail(
             skewness=mean_skewness(cells, count),
-            draws=int(self.draws[part].sum()) * len(cells) if len(self.draws) else MANY_DRAWS,
+            draws=int(self.draws[which].sum()) * len(cells) if len(self.draws) else MANY_DRAWS,
             replicates=len(cells),
             relative=float(total) / guessing if guessing else 0.0,
         )
 
-    def cells(self, part: slice = slice(None)) -> Tensor:
-        """[R, C] nats of the independent cells of some documents: their windows, if known."""
-        return self._of_windows(self.spread, part) if len(self.spread) else self.nats[:, part]
+    def cells(self, which: slice = slice(None)) -> Tensor:
+        """Return the nats of independent cells of some documents, [R, C]: of windows, if known."""
+        return self._of_windows(self.spread, which) if len(self.spread) else self.nats[:, which]
 
-    def _of_windows(self, spread: Tensor, part: slice) -> Tensor:
-        """Those columns of [R, W] nats that belong to some documents."""
-        chosen = torch.arange(len(self.windows.document_tokens))[part]
+    def _of_windows(self, spread: Tensor, which: slice) -> Tensor:
+        """Return the columns of [R, W] nats that belong to some documents."""
+        chosen = torch.arange(len(self.windows.document_tokens))[which]
         return spread[:, torch.isin(self.windows.document, chosen)]
 
-    def _nothing(self, part: slice) -> str:
-        """What is said of documents without a token, which have no nats per token."""
-        losses = self.losses(part)
+    def _nothing(self, which: slice) -> str:
+        """Return the message about documents without a token, which have no nats per token."""
+        losses = self.losses(which)
         if losses:
             document, loss = next(iter(losses.items()))
             return (
                 f"document {document + 1} has no token to score: its tokenizer loses it ({loss}); "
                 "score it by another model"
             )
-        which = "the text has" if part.start is None else f"document {part.start + 1} has"
+        name = "the text has" if which.start is None else f"document {which.start + 1} has"
         if self.windows.ends is None:
             return (
-                f"{which} no token to score, so it has no bound; give a text with at least one "
+                f"{name} no token to score, so it has no bound; give a text with at least one "
                 "character"
             )
-        nats = float(self.nats[:, part].sum(1).mean())
-        return f"{which} no token to share its bound among; ending costs {nats:.4f} nats"
+        nats = float(self.nats[:, which].sum(1).mean())
+        return f"{name} no token to share its bound among; ending costs {nats:.4f} nats"
 
 
 def _lossy(losses: Mapping[int, Loss], documents: int) -> str:
@@ -199,12 +202,12 @@ def _lossy(losses: Mapping[int, Loss], documents: int) -> str:
 
 
 def standard_error(values: Tensor, count: int | None = None) -> float:
-    """Standard error of a mean of `count` draws (None: of these), from the spread of [R] values."""
+    """Return the standard error of a mean of `count` draws (None: of these) with [R] values."""
     return float(values.std(correction=1)) / math.sqrt(count or len(values))
 
 
 def text_error(nats: Tensor, tokens: Tensor) -> float | None:
-    """Standard error of nats per token over documents: of a ratio of sums, linearised.
+    """Return the standard error of nats per token over documents: a ratio of sums, linearised.
 
     Args:
         nats: [D] nats.

@@ -1,199 +1,242 @@
-"""How a text becomes scored windows.
+"""Published evaluation protocols: their chunks, their estimator, and what is biased about them.
 
-Documents are scored one by one: each is cut into windows of the model's length, and every token
-that is to be scored is scored exactly once. No special token is inserted, except that on request
-every document is followed by its end-of-text token, scored but not counted. By default windows
-follow each other and the last one is shorter: a window sees nothing of the one before it, so the
-bound is of the text under "windows are independent". With a stride they overlap: what an earlier
-window has scored is context in a later one, visible and never noisy. Text that is given rather than
-scored (a prompt, what surrounds a gap) is context in the same way.
+They exist so that a number can be set beside a published one. Documents are joined and cut into
+chunks of the model's length; what is left over at the end of every 1000 documents is dropped, as in
+the published preprocessing. None of their numbers is a bound on the likelihood of the text.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from textdiff.data.losses import Loss
-from textdiff.errors import ConfigError, DataError
+from textdiff.errors import ConfigError, DataError, closest
+from textdiff.likelihood.windows import Windows, cut_windows
 
-Tokens = NDArray[np.int64]
-Scored = NDArray[np.bool_]
+GROUP_DOCUMENTS = 1000
+
+_PACKED = (
+    "documents are joined and chunks see across their boundaries; each chunk starts without context"
+)
+_DROPPED = (
+    "text after the last whole chunk of every 1000 documents is dropped (published runs with "
+    "several preparation processes drop at other places)"
+)
+_CUT_OFF = (
+    "times are drawn from [0.001, 1] and boundary terms are left out: about 0.1 % low for models "
+    "whose schedule leaves 0.001 of the tokens at its end (their prior would be infinite), about "
+    "0.03 % high for those whose schedule ends at 0"
+)
 
 
 @dataclass(frozen=True)
-class Windows:
-    """W scored windows of D documents.
+class Protocol:
+    """One published way to turn documents into chunks and chunks into a number.
 
     Attributes:
-        tokens: one int64 array per window.
-        document: [W] int64, the document each window belongs to, ascending.
-        index: [W] int64, the window's place in its document.
-        document_tokens: [D] tokens of each document that are scored.
-        document_bytes: [D] UTF-8 bytes of what is scored of each document.
-        scored: one bool array per window, False at context; None: everything is scored.
-        text_digest: hash of the scored texts; empty if unknown.
-        ends: [W] int64, the place of the document's end-of-text token in each window, -1 where it
-            is in another; None: ends are not scored.
-        rest: [W] int64, positions that follow a window's tokens, masked and unscored; None: none.
-        losses: by document, what the tokens of its scored text do not give back: the bound of such
-            a document is not one on its text.
-        unknown: id of the unknown token, which is never scored; None: none is there.
+        name: as `--protocol` takes it.
+        own_biases: special properties of what is scored, in plain words.
+        ends_documents: whether an end-of-text token follows every document.
+        frames_chunks: whether each chunk is [BOS] ... [EOS], inside the model's length.
+        skips_first: whether a chunk's first token is context that is neither noisy nor counted.
+        draws: noise draws per chunk in the published evaluation.
+        estimator: name and options of the published estimator.
+        estimator_biases: special properties of the published estimator.
     """
 
-    tokens: list[Tokens]
-    document: Tensor
-    index: Tensor
-    document_tokens: Tensor
-    document_bytes: Tensor
-    scored: list[Scored] | None = None
-    text_digest: str = ""
-    ends: Tensor | None = None
-    rest: Tensor | None = None
-    losses: Mapping[int, Loss] = field(default_factory=dict)
-    unknown: int | None = None
+    name: str
+    own_biases: tuple[str, ...]
+    ends_documents: bool = False
+    frames_chunks: bool = False
+    skips_first: bool = False
+    draws: int = 1
+    estimator: str = "time"
+    options: Mapping[str, Any] = field(default_factory=lambda: {"eps": 1e-3, "complete": False})
+    estimator_biases: tuple[str, ...] = ()
 
-    @cached_property
-    def lengths(self) -> Tensor:
-        """[W] int64, positions of each window."""
-        return self._sizes if self.rest is None else self._sizes + self.rest
+    @property
+    def note(self) -> str:
+        """Reason why no number of this protocol is a bound; empty if there is none."""
+        counted = self.ends_documents or self.frames_chunks
+        return "special tokens are counted as if they were text" if counted else ""
 
-    @cached_property
-    def _sizes(self) -> Tensor:
-        """[W] int64, tokens of each window."""
-        return torch.tensor([len(tokens) for tokens in self.tokens])
+    def biases(self, estimator: str) -> tuple[str, ...]:
+        """Return what is biased when the chunks are scored by some estimator."""
+        published = (_CUT_OFF, *self.estimator_biases) if estimator == self.estimator else ()
+        return (*self.own_biases, _PACKED, _DROPPED, *published)
 
-    def followed(self, rest: Tensor) -> "Windows":
-        """The same windows, each followed by `rest` [W] masked and unscored positions."""
-        return replace(self, rest=rest)
+    def settings(self, options: Mapping[str, Any], block_size: int | None = None) -> dict[str, Any]:
+        """Return the options of an estimate: those given, on top of the published estimator's.
 
-    def batch(self, which: Sequence[int], pad: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Some windows side by side.
-
-        Args:
-            which: indices of the windows.
-            pad: id that fills the shorter ones: the mask.
-
-        Returns:
-            [B, longest] tokens, which of them are real (bool) and which of those are scored (bool).
+        An estimator that is named replaces the published one with all its options. Blocks of one
+        token (autoregressive models) are published without noise: every token masked, no error.
         """
-        chosen = torch.as_tensor(which)
-        at = torch.arange(int(self.lengths[chosen].max()))
-        real = at < self.lengths[chosen, None]
-        text = at < self._sizes[chosen, None]  # of which what follows is no part
-        x0 = torch.full(text.shape, pad)
-        x0[text] = torch.from_numpy(np.concatenate([self.tokens[w] for w in which]))
-        if self.scored is None:
-            return x0, real, text
-        scored = torch.zeros_like(text)
-        scored[text] = torch.from_numpy(np.concatenate([self.scored[w] for w in which]))
-        return x0, real, scored
-
-    @cached_property
-    def digest(self) -> str:
-        """Hash of the windows: two of the same pose the same problem to any two models.
-
-        What follows a text in its block is a matter of the model, and left out.
-        """
-        state = hashlib.sha256()
-        for w, tokens in enumerate(self.tokens):
-            state.update(f"{int(self.document[w])} {int(self.index[w])} {len(tokens)}".encode())
-            state.update(tokens.tobytes())
-            state.update(b"" if self.scored is None else self.scored[w].tobytes())
-        for document, loss in self.losses.items():
-            state.update(f"{document} {loss}".encode())
-        return state.hexdigest()
+        if options.get("estimator") is not None:
+            return dict(options)
+        given = {key: value for key, value in options.items() if value is not None}
+        if block_size == 1:
+            return {"estimator": "masked_count", **given}
+        return {"estimator": self.estimator, **self.options, **given}
 
 
-def cut_windows(
+PROTOCOLS = {
+    "sedd": Protocol(
+        "sedd",
+        ("the end-of-text tokens between documents are counted as text",),
+        ends_documents=True,
+        draws=1000,
+        estimator_biases=(
+            "the paper adds a prior term of about 0.011 nats/token at 50k ids, its code does not",
+        ),
+    ),
+    "mdlm": Protocol(
+        "mdlm",
+        (
+            "[BOS] and [EOS] stand at fixed places of every chunk and count as 2 of its tokens; a "
+            "model trained on such chunks finds them nearly certain (low), others do not (high)",
+            "the end-of-text tokens between documents are counted as text; the published code adds "
+            "them, the published zero-shot figures are said to be without",
+        ),
+        ends_documents=True,
+        frames_chunks=True,
+    ),
+    "bd3lm": Protocol(
+        "bd3lm",
+        ("the first token of every chunk is fixed and neither scored nor counted",),
+        skips_first=True,
+        estimator_biases=(
+            "published times are tied to the place of a block in its batch, which biases early and "
+            "late blocks at small batches; here they are permuted",
+        ),
+    ),
+}
+"""Published protocols by name."""
+
+
+def find_protocol(name: str) -> Protocol:
+    """Return the protocol of a name.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if name not in PROTOCOLS:
+        raise ConfigError(
+            f"unknown protocol {name!r}; {closest(name, [*PROTOCOLS, 'none'])}",
+            code="unknown_protocol",
+        )
+    return PROTOCOLS[name]
+
+
+def published_windows(
+    protocol: Protocol,
+    tokenizer: PreTrainedTokenizerFast,
     documents: Sequence[NDArray[np.int32]],
     texts: Sequence[str],
     length: int,
     clean: Tensor,
-    *,
-    stride: int | None = None,
-    scored: Sequence[Scored] | None = None,
-    end: int | None = None,
+    losses: Mapping[int, Loss] | None = None,
 ) -> Windows:
-    """Cuts encoded documents into windows.
+    """Pack documents into chunks, each a document with its share of the documents' bytes.
 
     Args:
+        protocol: the protocol.
+        tokenizer: has the special tokens.
         documents: token ids of each document, without special tokens.
-        texts: what is scored of each document as text, for bytes and messages.
-        length: the model's sequence length in tokens.
+        texts: the same documents as text.
+        length: the model's sequence length.
         clean: [V] bool, ids that the model can predict.
-        stride: tokens from one window to the next, at most `length`; the overlap is context. None:
-            `length`, no overlap.
-        scored: [tokens] bool of each document, False at what is given; None: all is scored.
-        end: the end-of-text token, which is scored after every document and not counted; None: ends
-            are not scored.
+        losses: by document, text that its tokens do not give back.
 
     Raises:
-        ConfigError: a stride out of range.
-        DataError: nothing to score, or tokens outside the model's vocabulary.
+        ConfigError: a special token that the protocol inserts is unknown or cannot be predicted.
+        DataError: fewer tokens than one chunk, or tokens that the model cannot predict.
     """
-    if stride is not None and not 1 <= stride <= length:
-        raise ConfigError(f"stride {stride}: give 1 to {length}, the model's sequence length")
-    wanted = [np.ones(len(ids), bool) for ids in documents] if scored is None else list(scored)
-    tokens: list[Tokens] = []
-    masks: list[Scored] = []
-    where: list[tuple[int, int]] = []
-    ends: list[int] = []
-    tail = [] if end is None else [end]
-    for d, (text, scores) in enumerate(zip(documents, wanted, strict=True)):
-        _refuse_foreign(d, text, clean.numpy())
-        ids, mask = np.append(text, tail), np.append(scores, [True] * len(tail))
-        spans = _spans(len(ids), length, stride or length)
-        for index, (start, fresh, stop) in enumerate(spans):
-            mine = mask[start:stop].astype(bool)
-            mine[: fresh - start] = False
-            if mine.any():
-                tokens.append(ids[start:stop].astype(np.int64))
-                masks.append(mine)
-                where.append((d, index))
-                ends.append(stop - start - 1 if stop == len(ids) else -1)
-    if not tokens:
-        raise DataError("the text has no token to score; give a text with at least one character")
-    at = torch.tensor(where)
+    cut_windows(documents, texts, length, clean)  # refuses tokens outside the vocabulary
+    first, last = _specials(protocol, tokenizer, clean)
+    chunks = list(_chunks(protocol, documents, texts, length, last))
+    if not chunks:
+        raise DataError(
+            f"protocol {protocol.name} scores whole chunks of {length} tokens, and the text has "
+            f"{sum(map(len, documents))} tokens; give more text or --protocol none",
+            code="less_than_a_chunk",
+        )
+    lost = losses or {}
+    before, after = ([first], [last]) if protocol.frames_chunks else ([], [])
+    scored = np.arange(length) >= protocol.skips_first
     return Windows(
-        tokens,
-        at[:, 0],
-        at[:, 1],
-        torch.tensor([int(mask.sum()) for mask in wanted]),
-        torch.tensor([len(text.encode()) for text in texts]),
-        None if all(mask.all() for mask in masks) else masks,
-        hashlib.sha256("\0".join(texts).encode()).hexdigest(),
-        None if end is None else torch.tensor(ends),
+        [np.concatenate([before, body, after]).astype(np.int64) for body, _, _ in chunks],
+        torch.arange(len(chunks)),
+        torch.zeros(len(chunks), dtype=torch.int64),
+        torch.full((len(chunks),), int(scored.sum())),
+        torch.tensor([size for _, size, _ in chunks], dtype=torch.float64).round().long(),
+        [scored] * len(chunks) if protocol.skips_first else None,
+        losses={n: lost[d] for n, (_, _, own) in enumerate(chunks) for d in own if d in lost},
     )
 
 
-def _spans(count: int, length: int, stride: int) -> Iterator[tuple[int, int, int]]:
-    """(start, first fresh token, stop) of each window over `count` tokens.
+def _chunks(
+    protocol: Protocol,
+    documents: Sequence[NDArray[np.int32]],
+    texts: Sequence[str],
+    length: int,
+    end: int,
+) -> Iterator[tuple[NDArray[np.int64], float, list[int]]]:
+    """Yield the tokens between a chunk's frame, their bytes, and the documents they are of."""
+    room = length - 2 * protocol.frames_chunks
+    for ids, weights, owners in _groups(protocol, documents, texts, end):
+        for start in range(0, len(ids) - room + 1, room):
+            stop = start + room
+            size = float(weights[start + protocol.skips_first : stop].sum())
+            yield ids[start:stop], size, np.unique(owners[start:stop]).tolist()
 
-    With a stride below the length the last window is pulled back to full length: more context
-    costs nothing.
-    """
-    done = start = 0
-    while done < count:
-        stop = min(start + length, count)
-        if stride < length:
-            start = max(0, stop - length)
-        yield start, done, stop
-        done, start = stop, start + stride
+
+def _groups(
+    protocol: Protocol,
+    documents: Sequence[NDArray[np.int32]],
+    texts: Sequence[str],
+    end: int,
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.int64]]]:
+    """Yield tokens of every 1000 documents, the bytes each stands for, and its document."""
+    tail = np.array([end] if protocol.ends_documents else [], dtype=np.int64)
+    for start in range(0, len(documents), GROUP_DOCUMENTS):
+        group = range(start, min(start + GROUP_DOCUMENTS, len(documents)))
+        ids = [piece for d in group for piece in (documents[d].astype(np.int64), tail)]
+        weights = [
+            np.r_[
+                np.full(len(documents[d]), len(texts[d].encode()) / max(1, len(documents[d]))),
+                0 * tail,
+            ]
+            for d in group
+        ]
+        owners = np.repeat(group, [len(documents[d]) + len(tail) for d in group])
+        yield np.concatenate(ids), np.concatenate(weights), owners
 
 
-def _refuse_foreign(document: int, ids: NDArray[np.int32], allowed: Scored) -> None:
-    """Refuses tokens that the model cannot predict."""
-    inside = ids < len(allowed)
-    foreign = ids[~inside] if not inside.all() else ids[~allowed[ids]]
-    if foreign.size:
-        raise DataError(
-            f"document {document + 1} has {foreign.size} token(s) that the model cannot predict "
-            f"(the first has id {int(foreign[0])}): it contains characters the tokenizer was not "
-            "trained on; remove them, or train with a byte or bpe tokenizer"
-        )
+def _specials(
+    protocol: Protocol, tokenizer: PreTrainedTokenizerFast, clean: Tensor
+) -> tuple[int, int]:
+    """Return the ids of [BOS] and [EOS]; tokenizers without a beginning use their end (GPT-2)."""
+    last = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
+    first = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.cls_token_id
+    first = last if first is None else first
+    needed = [last] * (protocol.ends_documents or protocol.frames_chunks)
+    needed += [first] * protocol.frames_chunks
+    for token_id in needed:
+        if token_id is None:
+            raise ConfigError(
+                f"protocol {protocol.name} inserts end-of-text tokens, and the tokenizer has none",
+                code="no_end_of_text_token",
+            )
+        if not bool(clean[token_id]):
+            raise ConfigError(
+                f"protocol {protocol.name} inserts {tokenizer.convert_ids_to_tokens(token_id)}, "
+                "which this model cannot predict; use protocol none or bd3lm",
+                code="special_token_not_predicted",
+            )
+    return (first, last) if needed else (-1, -1)

@@ -1,4 +1,4 @@
-"""Runs a network on noisy rows, a bounded number of tokens at a time."""
+"""Nats of noisy rows under a network, a bounded number of tokens at a time."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,31 +14,31 @@ from textdiff.loss import Batch, PositionTerms, corrupt
 from textdiff.models import TextDiffusionModel
 
 Reading = Callable[[PositionTerms, slice, Prediction], Tensor]
-"""What is read off the predictions at one chunk of positions: [n] float64 nats."""
+"""Reads [n] float64 nats off the predictions at one chunk of positions."""
 
 
-def nelbo(terms: PositionTerms, part: slice, prediction: Prediction) -> Tensor:
-    """The objective's share of the negative ELBO, the noise's weight included."""
-    return terms.nelbo(part, prediction)
+def nelbo(terms: PositionTerms, chunk: slice, prediction: Prediction) -> Tensor:
+    """Return the objective's share of the negative ELBO, the noise's weight included."""
+    return terms.nelbo(chunk, prediction)
 
 
-def likelihood(terms: PositionTerms, part: slice, prediction: Prediction) -> Tensor:
-    """-log p(x_0), whatever the weight."""
-    return -pick(prediction.log_x0, terms.x0[part])
+def likelihood(terms: PositionTerms, chunk: slice, prediction: Prediction) -> Tensor:
+    """Return -log p(x_0), whatever the weight."""
+    return -pick(prediction.log_x0, terms.x0[chunk])
 
 
-def reconstruction(terms: PositionTerms, part: slice, prediction: Prediction) -> Tensor:
-    """-log p(x_0 | x_t) by the process's posterior at the clean end."""
-    alpha, xt = terms.noise.alpha[part], terms.xt[part]
+def reconstruction(terms: PositionTerms, chunk: slice, prediction: Prediction) -> Tensor:
+    """Return -log p(x_0 | x_t) by the process's posterior at the clean end."""
+    alpha, xt = terms.noise.alpha[chunk], terms.xt[chunk]
     process, clean = terms.objective.process, torch.ones_like(alpha)
     if process.replaces_tokens and prediction.log_score is not None:
-        # A network's score need be no distribution's, but the bound holds for any decoder: this
+        # A network's score need not be a distribution's, but the bound holds for any decoder: this
         # one takes the ratios at t for those at 0, which keeps every token possible.
         odds = process.likelihood(xt, clean, alpha).log() + prediction.log_score.double()
         odds = odds.masked_fill(~process.vocabulary.clean, -torch.inf)
-        return -pick(odds.log_softmax(-1), terms.x0[part])
+        return -pick(odds.log_softmax(-1), terms.x0[chunk])
     posterior = process.posterior(prediction.log_x0, xt, clean, alpha, prediction.mixture)
-    return -pick(posterior, terms.x0[part]).log()
+    return -pick(posterior, terms.x0[chunk]).log()
 
 
 class Scorer:
@@ -69,24 +69,24 @@ class Scorer:
         read: Reading = nelbo,
         keep: Tensor | None = None,
     ) -> Tensor:
-        """[B, L] float64 nats at every position, 0 where none are paid.
+        """Return the nats at every position, [B, L] float64; 0 where nothing is contributed.
 
         Args:
             x0: [B, L] clean tokens.
-            noise: the noise of all rows, on the host.
+            noise: the noise of all rows, on the CPU.
             real: [B, L] bool, False at padding.
             read: what is read off the predictions.
-            keep: [B, L] bool, the positions of interest; None: all that cost nats.
+            keep: [B, L] bool, the positions of interest; None: all that contribute.
         """
         result = torch.zeros(x0.shape, dtype=torch.float64)
         size = max(1, self.batch_tokens // x0.shape[1])
         for start in range(0, len(x0), size):
             rows = slice(start, start + size)
-            some = noise.map(lambda value, rows=rows: value.expand(x0.shape)[rows])  # type: ignore[misc]
-            batch = self._batch(x0[rows], some, real[rows], None if keep is None else keep[rows])
-            found = self._read(batch, read)
+            at_rows = noise.map(lambda value, rows=rows: value.expand(x0.shape)[rows])  # type: ignore[misc]
+            batch = self._batch(x0[rows], at_rows, real[rows], None if keep is None else keep[rows])
+            nats = self._read(batch, read)  # [N]
             result[rows] = (
-                result[rows].flatten().index_add(0, batch.positions, found).view_as(x0[rows])
+                result[rows].flatten().index_add(0, batch.positions, nats).view_as(x0[rows])
             )
         self.rows += len(x0)
         return result
@@ -105,8 +105,8 @@ class Scorer:
 
     def _read(self, batch: Batch, read: Reading) -> Tensor:
         terms = PositionTerms(self.denoiser, self.family, batch.to(self.denoiser.device))
-        found = [
-            read(terms, part, terms.predict(part, *(x[part] for x in terms.inputs)))
-            for part in terms.chunks()
+        nats = [
+            read(terms, chunk, terms.predict(chunk, *(x[chunk] for x in terms.inputs)))
+            for chunk in terms.chunks()
         ]
-        return torch.cat(found).cpu() if found else torch.zeros(0, dtype=torch.float64)
+        return torch.cat(nats).cpu() if nats else torch.zeros(0, dtype=torch.float64)

@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -16,74 +18,90 @@ from textdiff.models import TextDiffusionModel
 
 
 @dataclass
-class State:
-    """What is known so far.
+class SavedReplicates:
+    """Replicates so far; each that a stream adds is saved before the next is drawn.
 
     Attributes:
-        path: where it is saved; None: nowhere.
-        fingerprint: what it is of.
+        path: where they are saved; None: nowhere.
+        fingerprint: what they are of.
+        split: returns the [parts, W] nats and [T or 0] nats per token of a replicate.
         writes: whether this process is the one that saves.
-        shares: [P, W] nats of every window in each replicate, by part of the bound.
+        shares: [parts, W] nats of every window in each replicate.
         tokens: [T] nats of every token, summed over replicates; empty unless they are kept.
         pilot: [W] nats of every window in each replicate of a precision's pilot.
     """
 
     path: Path | None
     fingerprint: dict[str, str]
+    split: Callable[[Tensor], tuple[Tensor, Tensor]]
     writes: bool = True
     shares: list[Tensor] = field(default_factory=list)
     tokens: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     pilot: list[Tensor] = field(default_factory=list)
 
     @classmethod
-    def open(cls, path: Path | None, fingerprint: dict[str, str], writes: bool) -> "State":
-        """The state saved at `path`, or an empty one.
+    def open(
+        cls,
+        path: Path | None,
+        fingerprint: dict[str, str],
+        split: Callable[[Tensor], tuple[Tensor, Tensor]],
+    ) -> "SavedReplicates":
+        """Load what is saved at `path`, if there is anything.
 
         Raises:
-            CheckpointError: the file is of another job, or no state at all.
+            CheckpointError: the file is of another job, or holds no replicates.
         """
-        state = cls(path, fingerprint, writes)
+        state = cls(path, fingerprint, split)
         if path is None or not path.exists():
             return state
         try:
             with safe_open(path, "pt") as file:
-                found = file.metadata() or {}
-                shares, tokens = file.get_tensor("shares"), file.get_tensor("tokens")
-                pilot = file.get_tensor("pilot")
+                known = file.metadata() or {}
+                state.shares = list(file.get_tensor("shares").unbind(0))
+                state.tokens = file.get_tensor("tokens")
+                state.pilot = list(file.get_tensor("pilot").unbind(0))
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is no saved estimate ({error}); delete it") from None
+            raise CheckpointError(
+                f"{path} is not a saved estimate ({error}); delete it", code="not_a_saved_estimate"
+            ) from None
         for key, value in fingerprint.items():
-            if found.get(key) != value:
+            if known.get(key) != value:
                 raise CheckpointError(
-                    f"{path} was saved with another {key}; delete it or name another file"
+                    f"{path} was saved with another {key}; delete it or name another file",
+                    code=f"saved_with_another_{key.replace(' ', '_')}",
                 )
-        state.shares, state.tokens = list(shares.unbind(0)), tokens
-        state.pilot = list(pilot.unbind(0))
         return state
 
-    def add(self, share: Tensor, tokens: Tensor) -> None:
-        """Adds a replicate and saves it: the file is always a whole one."""
-        self.tokens = tokens if not self.shares else self.tokens + tokens
-        self.shares.append(share)
-        self._save()
+    def take(self, stream: Iterator[Tensor], count: int) -> Tensor:
+        """Return at least `count` replicates [R, parts, W]; the missing ones come from a stream."""
+        for replicate in islice(stream, max(0, count - len(self.shares))):
+            nats, tokens = self.split(replicate)
+            self.tokens = self.tokens + tokens if self.shares else tokens
+            self.shares.append(nats)
+            self._save()
+        return torch.stack(self.shares)
 
-    def add_pilot(self, nats: Tensor) -> None:
-        """Adds a replicate of a pilot and saves it."""
-        self.pilot.append(nats)
-        self._save()
+    def take_pilot(self, stream: Iterator[Tensor], count: int) -> Tensor:
+        """Return `count` replicates of a pilot [P, W]; the missing ones come from a stream."""
+        for replicate in islice(stream, max(0, count - len(self.pilot))):
+            nats, _ = self.split(replicate)
+            self.pilot.append(nats.sum(0))
+            self._save()
+        return torch.stack(self.pilot[:count]) if count else torch.zeros(0, 0)
 
     def _save(self) -> None:
+        """Write all of them to the file, whole or not at all."""
         if self.path is None or not self.writes:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_name(self.path.name + ".part")
+        partial = self.path.with_name(self.path.name + ".part")
         tensors = {
             "shares": _stacked(self.shares),
             "tokens": self.tokens,
             "pilot": _stacked(self.pilot),
         }
-        save_file(tensors, part, metadata=self.fingerprint)
-        os.replace(part, self.path)
+        save_file(tensors, partial, metadata=self.fingerprint)
+        os.replace(partial, self.path)
 
 
 def _stacked(rows: list[Tensor]) -> Tensor:
@@ -91,7 +109,7 @@ def _stacked(rows: list[Tensor]) -> Tensor:
 
 
 def model_digest(denoiser: TextDiffusionModel, family: Family) -> str:
-    """Hash of a network's weights and of the family it is read in."""
+    """Return a hash of a network's weights and of the family it is evaluated in."""
     digest = hashlib.sha256()
     for name, value in sorted(denoiser.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

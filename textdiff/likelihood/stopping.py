@@ -1,10 +1,10 @@
-"""How many replicates a number takes: for its interval to be right, and to be as narrow as asked.
+"""Number of replicates: for an interval to be right, and to be as narrow as asked.
 
-A precision is reached in two stages (Stein, 1945). The spread s of a pilot of P replicates says
+A precision is reached in two stages (Stein, 1945). The spread s of a pilot of P replicates decides
 that t s / sqrt(R) is narrow enough, t being Student's quantile for P - 1 degrees of freedom; R
 replicates with noise of their own are the number, and that is its interval. It is never wider than
 asked, and it is right: R depends on the pilot alone, so that the mean of the R is unbiased and does
-not know s.
+not depend on s.
 
 Going on until the spread of counted replicates is small enough is not. Costs are skewed: few draws
 with large weights make mean and spread large together, and replicates that decide how many follow
@@ -12,14 +12,19 @@ are stopped where they lie low, which biases their mean and narrows their interv
 """
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from textdiff.diffusion.family import Family
+from textdiff.errors import ConfigError
 from textdiff.likelihood.bound import student_t_quantile
-from textdiff.likelihood.protocols import Windows
+from textdiff.likelihood.estimators.estimator import Estimator
+from textdiff.likelihood.windows import Windows
 
 MIN_REPLICATES = 8
 MAX_REPLICATES = 4096
@@ -34,14 +39,89 @@ LEAST_PILOT = 16
 """Replicates of a pilot: not knowing the spread any better takes a fifth more than knowing it."""
 
 
+@dataclass(frozen=True)
+class EstimateOptions:
+    """Number of replicates, and the way they are drawn, shared and saved.
+
+    Attributes:
+        replicates: independent replicates; at least 8, and as many as draw noise 64 times in all
+            (32 for one window of one block under the default). Exact estimators take one.
+        precision: as many replicates as bring the 95 % interval of the perplexity within this
+            fraction of it on either side; at least `replicates`, at most 4096. A pilot with noise
+            of its own decides how many, and the interval is of its spread.
+        each_document: whether every document draws noise 64 times, so that its own interval is
+            right too.
+        attribute: whether to keep the nats of every token.
+        batch_tokens: tokens per network call; results do not depend on it beyond rounding.
+        state: a file that every replicate is saved to, and that an interrupted job continues from.
+        shard: (rank, processes): this process scores every `processes`-th window.
+        reduce: adds nats over processes.
+        progress: called with (windows done, windows planned) after each network call.
+    """
+
+    replicates: int = MIN_REPLICATES
+    precision: float | None = None
+    each_document: bool = False
+    attribute: bool = False
+    batch_tokens: int = 8192
+    state: Path | None = None
+    shard: tuple[int, int] = (0, 1)
+    reduce: Callable[[Tensor], Tensor] = lambda nats: nats
+    progress: Callable[[int, int], None] = lambda done, total: None
+
+    def __post_init__(self) -> None:
+        if self.precision is not None and not 0.0 < self.precision < math.inf:
+            raise ConfigError(
+                f"precision {self.precision}: give a share above 0, such as 0.005",
+                code="precision_out_of_range",
+            )
+
+
+@dataclass(frozen=True)
+class Stopping:
+    """When a stream of replicates is long enough.
+
+    Attributes:
+        least: replicates for Student's t to be right about their mean.
+        planned: replicates without a precision, and at least with one.
+        precision: share of the perplexity that its 95 % interval reaches on either side; None:
+            any.
+    """
+
+    least: int
+    planned: int
+    precision: float | None = None
+
+    @classmethod
+    def of(
+        cls, windows: Windows, family: Family, estimator: Estimator, run: EstimateOptions
+    ) -> "Stopping":
+        """Return the rule for an estimator's replicates; exact ones take one."""
+        if estimator.exact:
+            return cls(1, 1)
+        least = least_replicates(windows, family, estimator.draws, run.each_document)
+        return cls(least, max(run.replicates, least), run.precision)
+
+    @property
+    def pilot(self) -> int:
+        """Replicates of the pilot; 0: there is none."""
+        return 0 if self.precision is None else max(self.planned, LEAST_PILOT)
+
+    def after(self, pilot: Tensor, windows: Windows) -> int:
+        """Return how many replicates follow a pilot's nats [P, W]."""
+        assert self.precision is not None
+        per_token = pilot.sum(1) / windows.document_tokens.sum().clamp(min=1)
+        return max(self.planned, replicates_for(self.precision, per_token))
+
+
 def least_replicates(
     windows: Windows, family: Family, draws: int, each_document: bool = False
 ) -> int:
-    """Replicates that it takes for Student's t to be right about their mean.
+    """Return how many replicates it takes for Student's t to be right about their mean.
 
     Args:
         windows: what is scored.
-        family: says how windows fall into blocks, each of which draws noise of its own.
+        family: decides how windows fall into blocks, each of which draws noise of its own.
         draws: noise draws per block and replicate.
         each_document: for it to be right about every document; else about all of them together.
     """
@@ -51,11 +131,11 @@ def least_replicates(
 
 
 def document_draws(windows: Windows, family: Family, draws: int) -> Tensor:
-    """[D] int64 noise draws of every document in a replicate.
+    """Return the noise draws of every document in a replicate, [D] int64.
 
     Args:
         windows: what is scored.
-        family: says how windows fall into blocks.
+        family: decides how windows fall into blocks.
         draws: noise draws per block and replicate.
     """
     size = family.blocks(int(windows.lengths.max())).size
@@ -65,14 +145,14 @@ def document_draws(windows: Windows, family: Family, draws: int) -> Tensor:
 
 
 def _scored_blocks(windows: Windows, window: int, size: int) -> int:
-    """Blocks of a window that have a token to score."""
+    """Return the blocks of a window that have a token to score."""
     if windows.scored is None:
         return -(-len(windows.tokens[window]) // size)
     return len(np.unique(np.flatnonzero(windows.scored[window]) // size))
 
 
 def replicates_for(precision: float, pilot: Tensor) -> int:
-    """Replicates whose 95 % interval of the perplexity is within `precision` of it.
+    """Return the replicates that bring the perplexity's 95 % interval within `precision` of it.
 
     Args:
         precision: the share of the perplexity on either side.

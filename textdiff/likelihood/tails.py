@@ -37,7 +37,7 @@ MANY_DRAWS = 4096
 
 @dataclass(frozen=True)
 class Tail:
-    """What the draws behind a mean say of its tail.
+    """Evidence of a mean's draws about its tail.
 
     Attributes:
         skewness: of the mean.
@@ -53,7 +53,7 @@ class Tail:
 
     @property
     def doubt(self) -> str:
-        """Why no interval can be given, and what to do; empty if one can."""
+        """Reason why no interval can be given, and what to do; empty if one can."""
         if self.relative > WORSE and self.draws < MANY_DRAWS:
             needed = math.ceil(self.replicates * MANY_DRAWS / max(1, self.draws))
             return (
@@ -73,10 +73,10 @@ class Tail:
 
 
 def mean_skewness(values: Tensor, count: int | None = None) -> float:
-    """Skewness of the mean of `count` replicates (None: of these), each a sum of independent cells.
+    """Return the skewness of the mean of `count` replicates (None: of these) of independent cells.
 
-    The unbiased second and third cumulants of the cells are added up: with several cells this
-    knows more than the sums do.
+    A replicate is the sum of its cells. The unbiased second and third cumulants of the cells are
+    added up: with several cells this is more precise than from the sums.
 
     Args:
         values: [R, C] values of each cell in each replicate.
@@ -98,7 +98,9 @@ def mean_skewness(values: Tensor, count: int | None = None) -> float:
 
 
 def skewed_ends(quantile: float, skewness: float) -> tuple[float, float]:
-    """Standard errors that an interval reaches below and above the mean, at least Student's.
+    """Return how far an interval reaches below and above the mean, in standard errors.
+
+    It is never less than Student's.
 
     Args:
         quantile: Student's, for a mean without skewness.
@@ -110,7 +112,7 @@ def skewed_ends(quantile: float, skewness: float) -> tuple[float, float]:
 
 
 def _untransformed(ratio: float, skewness: float) -> float:
-    """The inverse of Hall's transformation of a studentised mean."""
+    """Return the inverse of Hall's transformation of a studentised mean."""
     if abs(skewness) < 1e-6:
         return ratio
     cube = 1.0 + skewness * (ratio - skewness / 6.0)

@@ -25,7 +25,7 @@ from textdiff.data.corpus import Corpus
 from textdiff.diffusion.randomness import Stream, bits
 from textdiff.errors import CheckpointError, ConfigError, TextDiffError
 from textdiff.likelihood import Bound, Windows, estimate
-from textdiff.likelihood.texts import pieces_of, windows_of
+from textdiff.likelihood.scored_texts import scored_pieces, windows_of
 from textdiff.loading import DTYPES, cpu_only, family_of
 from textdiff.loss import training_loss
 from textdiff.pipeline import TextDiffusion
@@ -304,7 +304,7 @@ class Trainer:
         self.scored = texts
         return windows_of(
             self.corpus.tokenizer,
-            pieces_of(texts),
+            scored_pieces(texts),
             self.config.data.sequence_length,
             self.exported.family.process.vocabulary.clean.cpu(),
         )

@@ -1,57 +1,40 @@
-"""Estimators by the names that users give; one file each."""
+"""Estimators of a bound, by the names that users write.
 
-from dataclasses import fields
-from typing import Any
+`ESTIMATORS.register(MyEstimator)` adds another. Nothing here imports torch before it is needed, so
+that `--help` can list names, summaries and options.
+"""
 
-from textdiff.diffusion.family import Family
-from textdiff.errors import ConfigError, closest
-from textdiff.likelihood.estimators.any_order import AnyOrder
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from textdiff.likelihood.estimators.balanced import Balanced
-from textdiff.likelihood.estimators.chain_rule import ChainRule
 from textdiff.likelihood.estimators.estimator import Estimator
-from textdiff.likelihood.estimators.exact import Exact
 from textdiff.likelihood.estimators.finite_t import FiniteT
-from textdiff.likelihood.estimators.importance import Importance
-from textdiff.likelihood.estimators.masked_count import MaskedCount
-from textdiff.likelihood.estimators.time import Time
+from textdiff.likelihood.estimators.noise_levels import MaskedCount, Time
+from textdiff.likelihood.estimators.orders import AnyOrder, ChainRule, Exact, Importance
+from textdiff.registry import Registry
 
-ESTIMATORS: dict[str, type[Estimator]] = {
-    "masked_count": MaskedCount,
-    "balanced": Balanced,
-    "time": Time,
-    "finite_t": FiniteT,
-    "any_order": AnyOrder,
-    "importance": Importance,
-    "chain_rule": ChainRule,
-    "exact": Exact,
-}
+if TYPE_CHECKING:
+    from textdiff.diffusion.family import Family
 
-COUNTS = ("samples", "orders", "timesteps")
-"""Options that are whole numbers of at least 1."""
+ESTIMATORS = Registry[Estimator](
+    "estimator",
+    [MaskedCount, Balanced, Time, FiniteT, AnyOrder, Importance, ChainRule, Exact],
+)
+
+DEFAULT, DEFAULT_IN_STEPS = "masked_count", "finite_t"
 
 
 def default_estimator(family: Family) -> str:
-    """The estimator that a family is scored with unless told otherwise."""
-    return "masked_count" if family.timesteps is None else "finite_t"
+    """Return the name of the estimator that a family is scored with by default."""
+    return DEFAULT if family.timesteps is None else DEFAULT_IN_STEPS
 
 
 def build_estimator(name: str, **options: Any) -> Estimator:
-    """An estimator with its options; those that are None keep their defaults.
+    """Return an estimator with its options; those that are None keep their defaults.
 
     Raises:
-        ConfigError: no such estimator, an option that it does not have, or a value out of range.
+        ConfigError: unknown estimator or option, or a value out of range.
     """
-    if name not in ESTIMATORS:
-        raise ConfigError(f"unknown estimator {name!r}; {closest(name, ESTIMATORS)}")
-    given = {key: value for key, value in options.items() if value is not None}
-    known = [f.name for f in fields(ESTIMATORS[name]) if f.init and not f.name.startswith("_")]
-    for key in given:
-        if key not in known:
-            has = f"its options are {', '.join(known)}" if known else "it has none"
-            raise ConfigError(f"{key} is no option of estimator {name}; {has}")
-        if key in COUNTS and not (isinstance(given[key], int) and given[key] >= 1):
-            raise ConfigError(f"{key} {given[key]!r}: give a whole number of at least 1")
-    return ESTIMATORS[name](**given)
-
-
-__all__ = ["ESTIMATORS", "Estimator", "build_estimator", "default_estimator"]
+    return ESTIMATORS.build(name, {k: v for k, v in options.items() if v is not None})

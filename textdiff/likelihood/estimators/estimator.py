@@ -1,41 +1,61 @@
-"""What an estimator is: how one replicate scores some windows."""
+"""Base of the estimators: how one replicate scores some windows."""
+
+from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
 from textdiff.diffusion.family import Family
 from textdiff.errors import ConfigError
-from textdiff.likelihood.estimators.strata import strata
-from textdiff.likelihood.estimators.view import View
-from textdiff.likelihood.protocols import Windows
-from textdiff.likelihood.scorer import Scorer
-from textdiff.models import TextDiffusionModel
+from textdiff.likelihood.estimators.window_batch import WindowBatch, strata
+from textdiff.section import Section
 
-Parts = dict[str, Tensor]
-"""Nats of each part of a bound at every position, [B, L] float64 each."""
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from textdiff.diffusion.family import Family
+    from textdiff.likelihood.scorer import Scorer
+    from textdiff.likelihood.windows import Windows
+    from textdiff.models import TextDiffusionModel
+
+    Parts = dict[str, Tensor]
+    """Nats of each part of a bound at every position, [B, L] float64 each."""
 
 BOUNDARY = ("diffusion", "reconstruction", "prior")
-"""The parts of a bound whose ends of time are not ideal."""
+"""The parts of a bound whose schedule does not start at clean text and end at pure noise."""
 
 
-@dataclass(frozen=True)
-class Estimator(ABC):
+class Estimator(Section, ABC):
     """One way to estimate the negative ELBO (or the likelihood) of windows.
 
     Attributes:
-        name: its name in the registry.
+        kind: its name in the registry.
         exact: whether it has no Monte-Carlo error, so that one replicate is enough.
         attributes: whether its nats belong to single tokens.
+        continuous: whether it refuses families whose terms are those of T steps.
+        absorbing: whether it refuses processes that do more than mask tokens.
+        time_free: whether it refuses networks that read the noise level: their predictions do not
+            depend on the visible tokens alone, so that they have no bound by orders.
         caveat: what makes its stated error too small; empty if it is right.
     """
 
-    name: ClassVar[str]
+    kind: str
     exact: ClassVar[bool] = False
     attributes: ClassVar[bool] = True
+    continuous: ClassVar[bool] = False
+    absorbing: ClassVar[bool] = False
+    time_free: ClassVar[bool] = False
     caveat: ClassVar[str] = ""
+
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        """Options without the name: saved replicates are recognised by this text."""
+        return list(self.options().items())
+
+    def options(self) -> dict[str, Any]:
+        """Return its options with their values."""
+        return self.model_dump(exclude={"kind"})
 
     @property
     def draws(self) -> int:
@@ -47,79 +67,56 @@ class Estimator(ABC):
         """The parts of the bound that `score` returns."""
         return ("diffusion",)
 
-    def check(  # noqa: B027 - most have something to refuse, but need not
-        self, denoiser: TextDiffusionModel, family: Family, windows: Windows
-    ) -> None:
-        """Refuses networks, families and texts that it cannot score.
+    def check(self, denoiser: TextDiffusionModel, family: Family, windows: Windows) -> None:
+        """Refuse networks, families and texts that it cannot score.
 
         Raises:
             ConfigError: with the reason and what to use instead.
         """
 
+        if self.continuous and family.timesteps is not None:
+            raise ConfigError(
+                f"estimator {self.kind} is of continuous time, but the model has "
+                f"{family.timesteps} steps; use finite_t",
+                code="model_in_steps",
+            )
+        if self.absorbing and not family.process.masks_evenly:
+            process = type(family.process).__name__.lower()
+            raise ConfigError(
+                f"estimator {self.kind} is of noise that masks tokens and does nothing else, "
+                f"unlike {process} noise; use masked_count or time",
+                code="not_absorbing",
+            )
+        if self.time_free and getattr(denoiser.config, "time_conditioning", False):
+            raise ConfigError(
+                f"estimator {self.kind} needs predictions that depend on the visible tokens alone, "
+                "but this network also reads the noise level; use masked_count",
+                code="time_conditioning",
+            )
+
     def missing(self, family: Family) -> str:
-        """What keeps the result from being a bound; empty if it is one."""
+        """Return what keeps the result from being a bound; empty if it is one."""
         return ""
 
     def strata(self, windows: Windows, family: Family, seed: int, replicate: int) -> Tensor:
-        """[W, draws, blocks] uniforms of one replicate."""
+        """Return the uniforms of one replicate, [W, draws, blocks]."""
         return strata(windows, family, seed, replicate, self.draws)
 
-    def learn(self, view: View, scorer: Scorer) -> Tensor | None:
-        """What it wants to know about windows before the first replicate, [B, ...]; or nothing.
+    def learn(self, batch: WindowBatch, scorer: Scorer) -> Tensor | None:
+        """Return what it measures of windows before the first replicate, [B, ...], or None.
 
-        Replicates find it in `view.learned`. Its random numbers are those of replicate -1.
+        Replicates read it from `batch.learned`. Its random numbers are those of replicate -1.
         """
         return None
 
-    def allocate(self, view: View, scorer: Scorer) -> Tensor | None:
-        """How it deals its rows out to noise levels, by a pilot of its own, [B, ...]; or not.
+    def allocate(self, batch: WindowBatch, scorer: Scorer) -> Tensor | None:
+        """Return how rows are shared out among noise levels, measured by a pilot, [B, ...].
 
-        Called after `learn`, with what was learned in `view.learned`; replicates find the result in
-        `view.allocation`. Its random numbers are those of replicate -2.
+        Called after `learn`; replicates read it from `batch.allocation`. Its random numbers are
+        those of replicate -2.
         """
         return None
 
     @abstractmethod
-    def score(self, view: View, scorer: Scorer) -> Parts:
-        """Nats of one replicate; their sum over scorable positions is what is estimated."""
-
-
-def require_continuous(name: str, family: Family) -> None:
-    """Refuses families whose terms are those of T steps.
-
-    Raises:
-        ConfigError: the family has steps.
-    """
-    if family.timesteps is not None:
-        raise ConfigError(
-            f"estimator {name} is of continuous time, but the model has {family.timesteps} steps; "
-            "use finite_t"
-        )
-
-
-def require_absorbing(name: str, family: Family) -> None:
-    """Refuses processes other than absorbing noise.
-
-    Raises:
-        ConfigError: the process draws tokens.
-    """
-    if not family.process.masks_evenly:
-        kind = type(family.process).__name__.lower()
-        raise ConfigError(
-            f"estimator {name} is of noise that masks tokens and does nothing else, unlike {kind} "
-            "noise; use masked_count or time"
-        )
-
-
-def require_time_free(name: str, denoiser: TextDiffusionModel, family: Family) -> None:
-    """Refuses what has no bound by orders: other noise, and networks that see the noise level.
-
-    Raises:
-        ConfigError: with the reason.
-    """
-    require_absorbing(name, family)
-    if getattr(denoiser.config, "time_conditioning", False):
-        raise ConfigError(
-            f"estimator {name} needs predictions that depend on the visible tokens alone, but this "
-            "network also sees the noise level; use masked_count"
-        )
+    def score(self, batch: WindowBatch, scorer: Scorer) -> Parts:
+        """Return the nats of one replicate; their sum over scorable positions is estimated."""

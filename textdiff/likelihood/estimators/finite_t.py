@@ -1,36 +1,60 @@
-"""The bound of a process in T steps."""
+"""The bound of a process in T steps, with noise drawn so that no weight is large.
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+A step drawn uniformly, with independent masks, weighs T (alpha_s - alpha_t) / lambda, lambda = 1 -
+alpha_t: T at the first steps of a linear schedule, where hardly anything is masked. Here a step i
+has the chance p_i = (alpha_s - alpha_t) / (alpha_0 - alpha_T), one of the n positions is masked in
+any case and the others independently with probability lambda. A set of k positions then has the
+chance
 
-import torch
+    sum_i p_i (k / n) lambda_i ** (k - 1) (1 - lambda_i) ** (n - k),
+
+of which the bound's terms are the share n (alpha_0 - alpha_T) / k: the weight is that of counts in
+continuous time, and T = 1 has no variance at all.
+
+Where positions that are not masked contribute too, nothing is masked in one of n + 1 draws. Its
+step has a chance c_i of its own and the weight p_i (1 - lambda_i) ** n / (c_i lambda_i). What the
+T-step bound has there per unit of p_i is bounded for a network that takes a clean text for what it
+is, and in proportion to 1 / lambda_i for one that does not: most of that is in the first steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
 
 from textdiff.diffusion.family import Family
 from textdiff.errors import ConfigError
-from textdiff.likelihood.estimators.boundary import clean_end, infinite_prior, prior_nats
-from textdiff.likelihood.estimators.estimator import BOUNDARY, Estimator, Parts
-from textdiff.likelihood.estimators.steps import ByStepAndHits
-from textdiff.likelihood.estimators.view import View
-from textdiff.likelihood.protocols import Windows
-from textdiff.likelihood.scorer import Scorer
-from textdiff.models import TextDiffusionModel
+from textdiff.lazy import torch
+from textdiff.likelihood.estimators.estimator import BOUNDARY, Estimator
+from textdiff.likelihood.estimators.noise_levels import clean_end, infinite_prior, prior_nats
+from textdiff.likelihood.estimators.window_batch import NEVER, WindowBatch
+from textdiff.section import Whole
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from textdiff.diffusion.blocks import Blocks
+    from textdiff.diffusion.family import Family
+    from textdiff.diffusion.noise import Noise, NoiseUniforms
+    from textdiff.diffusion.schedule import NoiseSchedule
+    from textdiff.likelihood.estimators.estimator import Parts
+    from textdiff.likelihood.scorer import Scorer
+    from textdiff.likelihood.windows import Windows
+    from textdiff.models import TextDiffusionModel
 
 
-@dataclass(frozen=True)
 class FiniteT(Estimator):
-    """Random steps of T (Eq. 8, arXiv:2406.07524; Eq. 1, arXiv:2107.03006), drawn with their hits.
+    """Random steps of T: the bound of a model in steps, looser than that of continuous time.
 
-    The first step's term is the reconstruction: it is part of `diffusion`.
-
-    Attributes:
-        timesteps: T; None: the model's own.
-        samples: draws per window and replicate, with steps in strata.
+    (Eq. 8, arXiv:2406.07524; Eq. 1, arXiv:2107.03006), drawn with their masked positions. The first
+    step's term is the reconstruction: it belongs to `diffusion`.
     """
 
-    timesteps: int | None = None
-    samples: int = 2
-
-    name: ClassVar[str] = "finite_t"
+    kind: Literal["finite_t"] = "finite_t"
+    timesteps: Whole | None = Field(None, ge=1, description="T; by default the model's own")
+    samples: Whole = Field(2, ge=1, description="noise draws per window and replicate")
 
     @property
     def draws(self) -> int:
@@ -44,29 +68,108 @@ class FiniteT(Estimator):
         if self._steps(family) is None:
             raise ConfigError(
                 "estimator finite_t needs a number of steps, and this model is of continuous time; "
-                "give timesteps"
+                "give timesteps",
+                code="no_timesteps",
             )
         if family.timesteps is None and not family.objective.in_steps:
             raise ConfigError(
                 "estimator finite_t: this objective's terms are those of continuous time; use "
-                "masked_count or time"
+                "masked_count or time",
+                code="objective_in_continuous_time",
             )
 
     def missing(self, family: Family) -> str:
         return infinite_prior(family)
 
-    def score(self, view: View, scorer: Scorer) -> Parts:
-        steps = self._steps(view.family)
+    def score(self, batch: WindowBatch, scorer: Scorer) -> Parts:
+        steps, family = self._steps(batch.family), batch.family
         assert steps is not None
-        nats = torch.zeros(view.x0.shape, dtype=torch.float64)
+        nats = batch.zeros()
         for s in range(self.samples):
-            uniforms = view.noise_uniforms(view.v[:, s], s, self.samples)
-            noise = ByStepAndHits(steps)(view.family, uniforms, view.scorable)
-            nats += scorer.nats(view.x0, noise, view.real) / self.samples
+            uniforms = batch.noise_uniforms(batch.v[:, s], s, self.samples)
+            dense = family.objective.scores_all_positions
+            noise = noise_by_step_and_hits(
+                family.schedule, steps, uniforms, batch.blocks, batch.scorable, dense
+            )
+            nats += scorer.nats(batch.x0, noise, batch.real) / self.samples
         # Draws of other replicates' numbers from 2 ** 40 on: no diffusion draw has them.
-        apart = replace(view, replicate=view.replicate + 2**40)
+        apart = replace(batch, replicate=batch.replicate + 2**40)
         clean = clean_end(apart, scorer, 0.0, 0, 1)
-        return {"diffusion": nats, "reconstruction": clean, "prior": prior_nats(view)}
+        return {"diffusion": nats, "reconstruction": clean, "prior": prior_nats(batch)}
 
     def _steps(self, family: Family) -> int | None:
         return self.timesteps or family.timesteps
+
+
+def noise_by_step_and_hits(
+    schedule: NoiseSchedule,
+    timesteps: int,
+    uniforms: NoiseUniforms,
+    blocks: Blocks,
+    scorable: Tensor,
+    dense: bool = False,
+) -> Noise:
+    """Return noise at one of T = `timesteps` grid points per block, one position masked at least.
+
+    Args:
+        schedule: gives alpha.
+        timesteps: T.
+        uniforms: levels place the step; a block's smallest position is masked in any case.
+        blocks: how L falls into blocks.
+        scorable: [B, L] bool, the positions that may be masked.
+        dense: whether positions that are not masked contribute too.
+    """
+    from textdiff.diffusion.noise import Noise
+
+    v = uniforms.level  # [B, blocks]
+    alphas = schedule.alpha(torch.arange(timesteps + 1, dtype=torch.float64) / timesteps)  # [T + 1]
+    shares, total = alphas[:-1] - alphas[1:], alphas[0] - alphas[-1]
+    n, bare = blocks.split(scorable, False).sum(-1), int(dense)  # draws of n + bare mask nothing
+    empty = v * (n + bare) < bare
+    step = _drawn(shares, ((v * (n + bare) - bare) / n.clamp(min=1)).clamp(min=0.0))
+    rest = torch.zeros_like(v)
+    for size in sorted(set(n[empty].tolist())):
+        at, quiet = empty & (n == size), shares * alphas[1:] ** size
+        chances = _chances_without_hits(quiet, 1.0 - alphas[1:])
+        step[at] = _drawn(chances, v[at] * (size + bare))
+        # Where every step masks something (T = 1), such a draw stands for nothing.
+        rest[at] = (quiet / chances).where(quiet > 0.0, 0.0)[step[at]]
+    alpha_s, alpha = alphas[step], alphas[step + 1]
+    place = _above_smallest(uniforms.position, blocks, scorable)
+    threshold = blocks.spread((1.0 - alpha).masked_fill(empty, 0.0))
+    k = blocks.split(place < threshold, False).sum(-1)
+    each = torch.where(empty, rest / (1.0 - alpha), total / k.clamp(min=1))
+    weight = blocks.spread(((n + bare) * each).masked_fill(n == 0, 0.0))
+    alpha, alpha_s = blocks.spread(alpha), blocks.spread(alpha_s)
+    return Noise(alpha, threshold, place, weight, uniforms.token, alpha_s)
+
+
+def _above_smallest(u: Tensor, blocks: Blocks, scorable: Tensor) -> Tensor:
+    """Return uniforms [B, L] of which each block's smallest is 0: it is masked in any case."""
+    place = u.masked_fill(~scorable, NEVER)
+    first = blocks.spread(blocks.split(place, NEVER).amin(-1))
+    # Given which is the smallest, the others are uniform above it.
+    return ((place - first) / (1.0 - first)).masked_fill(~scorable, NEVER)
+
+
+def _chances_without_hits(quiet: Tensor, rate: Tensor) -> Tensor:
+    """Return how often each step is drawn when nothing is masked, [T].
+
+    Their contributions lie between nearly the same at all steps (per unit of `quiet`), if the
+    network takes the text for clean, and in proportion to 1 / lambda, if it does not.
+    Half of the draws suit the first and half the second; neither then varies without limit.
+
+    Args:
+        quiet: [T] share of each step times its chance to mask nothing.
+        rate: [T] lambda.
+    """
+    tiny = torch.finfo(rate.dtype).tiny
+    steep = quiet / rate.clamp(min=tiny)  # a step may mask nothing
+    return 0.5 * (quiet / quiet.sum().clamp(min=tiny) + steep / steep.sum().clamp(min=tiny))
+
+
+def _drawn(chances: Tensor, v: Tensor) -> Tensor:
+    """Return the steps [...] that shares v of all `chances` [T] fall on."""
+    running = chances.cumsum(0)
+    at = torch.searchsorted(running / running[-1], v.contiguous(), right=True)
+    return at.clamp(max=len(chances) - 1)

@@ -1,4 +1,4 @@
-"""Which of two models a text prefers, and how sure that is."""
+"""The difference of two models' bounds on one text, with its error."""
 
 import math
 from collections.abc import Callable
@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 from textdiff.errors import DataError
-from textdiff.likelihood.bound import error_interval
+from textdiff.likelihood.bound import WithError
 from textdiff.likelihood.estimates import Estimates, standard_error, text_error
 from textdiff.likelihood.tails import MANY_DRAWS, Tail, mean_skewness
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(WithError):
     """The first model's bound minus the second's; below zero the first is better.
 
     Attributes:
         mean: the difference, in `unit`.
-        stderr: its Monte-Carlo standard error, the text being given.
+        stderr: its Monte-Carlo standard error for this text.
         text_stderr: its standard error over documents as a sample; None for one document.
         replicates: pairs of replicates that `stderr` comes from.
         unit: `nats/token`, or `bits/byte` where tokens differ.
@@ -43,26 +43,11 @@ class Difference:
     skewness: float = 0.0
     doubt: str = ""
 
-    @property
-    def is_reliable(self) -> bool:
-        """Whether the draws show enough of their tails for an error to be stated."""
-        return not self.doubt
-
-    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Interval of `mean`, Monte-Carlo error only; NaN where it is in doubt.
-
-        Student's t, corrected for skewness.
-        """
-        degrees = self.replicates - 1
-        return error_interval(
-            self.mean, self.stderr, degrees, confidence, self.skewness, self.doubt
-        )
-
 
 def paired(
     first: Callable[[int], Estimates], second: Callable[[int], Estimates], replicates: int
 ) -> tuple[Estimates, Estimates]:
-    """Estimates of two models, with the replicates that either of them needs.
+    """Return estimates of two models, with the replicates that either of them needs.
 
     They need different numbers where they draw noise differently often: a short text in blocks, or
     in smaller windows.
@@ -70,15 +55,29 @@ def paired(
     Args:
         first: estimates by the first model, in a given number of replicates at least.
         second: likewise by the second.
-        replicates: how many were asked for.
+        replicates: the least number of them.
     """
     a = first(replicates)
     b = second(max(replicates, a.least))
     return (a if a.exact or a.replicates >= b.least else first(b.least)), b
 
 
+def compare_models(
+    first: Callable[[int], Estimates], second: Callable[[int], Estimates], replicates: int
+) -> tuple[Difference, tuple[Estimates, Estimates]]:
+    """Return the difference of two models on one text, per byte where tokens differ, and its pair.
+
+    Args:
+        first: see `paired`.
+        second: see `paired`.
+        replicates: see `paired`.
+    """
+    a, b = paired(first, second, replicates)
+    return compare(a, b, per_byte=a.windows.digest != b.windows.digest), (a, b)
+
+
 def compare(a: Estimates, b: Estimates, *, per_byte: bool = False) -> Difference:
-    """The difference of two estimates of one text, from the differences of their replicates.
+    """Return the difference of two estimates of one text, from those of their replicates.
 
     Estimates of one seed and estimator have the same noise, so most of the Monte-Carlo error
     cancels.
@@ -93,16 +92,7 @@ def compare(a: Estimates, b: Estimates, *, per_byte: bool = False) -> Difference
         DataError: they are of different texts, or of different tokens and not compared per byte, or
             no document is left.
     """
-    same = a.windows.digest == b.windows.digest
-    if not same and not _same_text(a, b):
-        raise DataError(
-            "the two estimates are of different texts, so their difference says nothing"
-        )
-    if not same and not per_byte:
-        raise DataError(
-            "the two estimates are of one text in different tokens or windows, so nats per token "
-            "do not compare; compare in bits per byte (per_byte=True)"
-        )
+    _refuse_different(a, b, per_byte)
     kept = _comparable(a, b) if per_byte else torch.ones(a.nats.shape[1], dtype=torch.bool)
     size = (a.windows.document_bytes if per_byte else a.windows.document_tokens)[kept]
     scale = math.log(2.0) if per_byte else 1.0
@@ -125,8 +115,25 @@ def compare(a: Estimates, b: Estimates, *, per_byte: bool = False) -> Difference
     )
 
 
+def _refuse_different(a: Estimates, b: Estimates, per_byte: bool) -> None:
+    """Refuse estimates of different texts, and of different tokens if not compared per byte."""
+    if a.windows.digest == b.windows.digest:
+        return
+    if not a.windows.text_digest or a.windows.text_digest != b.windows.text_digest:
+        raise DataError(
+            "the two estimates are of different texts, so they do not compare; score one text",
+            code="different_texts",
+        )
+    if not per_byte:
+        raise DataError(
+            "the two estimates are of one text in different tokens or windows, so nats per token "
+            "do not compare; compare in bits per byte (per_byte=True)",
+            code="different_tokens",
+        )
+
+
 def _comparable(a: Estimates, b: Estimates) -> Tensor:
-    """[D] bool, the documents that the tokens of both models give back.
+    """Return which documents the tokens of both models give back, [D] bool.
 
     Raises:
         DataError: there are none with a byte.
@@ -139,13 +146,14 @@ def _comparable(a: Estimates, b: Estimates) -> Tensor:
         raise DataError(
             f"the tokens of one of the models do not give any document back (in document "
             f"{document + 1} {loss}), so bits per byte do not compare; compare models with one "
-            "tokenizer, or of tokenizers that lose nothing"
+            "tokenizer, or of tokenizers that lose nothing",
+            code="every_document_lossy",
         )
     return kept
 
 
 def _tail(a: Estimates, b: Estimates, difference: Tensor) -> tuple[float, str]:
-    """Skewness of a difference [R, D], and what puts its error in doubt.
+    """Return the skewness of a difference [R, D], and what puts its error in doubt.
 
     What puts either bound in doubt does so for the difference, whose own draws may also have tails
     that neither bound's have: where the models agree on everything else.
@@ -161,13 +169,8 @@ def _tail(a: Estimates, b: Estimates, difference: Tensor) -> tuple[float, str]:
     return tails[-1].skewness, next((tail.doubt for tail in tails if tail.doubt), "")
 
 
-def _same_text(a: Estimates, b: Estimates) -> bool:
-    known = bool(a.windows.text_digest)
-    return known and a.windows.text_digest == b.windows.text_digest
-
-
 def _aligned(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """As many replicates of one as of the other; a single exact one stands for all."""
+    """Return as many replicates of one as of the other; a single exact one stands for all."""
     count = max(len(a), len(b)) if 1 in (len(a), len(b)) else min(len(a), len(b))
     return torch.broadcast_to(a[:count], (count, a.shape[1])), torch.broadcast_to(
         b[:count], (count, b.shape[1])

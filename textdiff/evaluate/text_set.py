@@ -1,4 +1,4 @@
-"""The texts that are measured: sampled, read from a file, or cut from real ones."""
+"""TextSet to measure: sampled, read from a file, or cut from real ones."""
 
 import logging
 from collections.abc import Sequence
@@ -14,13 +14,13 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Texts:
+class TextSet:
     """T texts in the tokens of one model.
 
     Attributes:
-        texts: what a reader sees.
+        texts: as a reader gets them.
         tokens: ids of each text, its end-of-text token left out.
-        ended: whether each text came to its end-of-text token; None: nobody knows.
+        ended: whether each text came to its end-of-text token; None: unknown.
     """
 
     texts: list[str]
@@ -29,14 +29,16 @@ class Texts:
 
     def __post_init__(self) -> None:
         if not any(self.tokens):
-            raise DataError("there is no text to measure: all of them are empty")
+            raise DataError(
+                "there is no text to measure: all of them are empty", code="all_texts_empty"
+            )
 
     def __len__(self) -> int:
         return len(self.texts)
 
 
-def of_sequences(model: TextDiffusion, sequences: Sequence[Sequence[int]]) -> Texts:
-    """Rows of tokens as texts, each up to its first end-of-text token.
+def of_sequences(model: TextDiffusion, sequences: Sequence[Sequence[int]]) -> TextSet:
+    """Return rows of tokens as texts, each up to its first end-of-text token.
 
     Args:
         model: decodes them.
@@ -48,32 +50,31 @@ def of_sequences(model: TextDiffusion, sequences: Sequence[Sequence[int]]) -> Te
         list(ids[: list(ids).index(end)] if done else ids)
         for ids, done in zip(sequences, ended, strict=True)
     ]
-    return Texts([model.decode(ids) for ids in rows], rows, ended)
+    return TextSet([model.decode(ids) for ids in rows], rows, ended)
 
 
-def given_texts(model: TextDiffusion, texts: Sequence[str]) -> Texts:
-    """Texts from elsewhere, in the model's tokens.
+def text_set_of(model: TextDiffusion, texts: Sequence[str]) -> TextSet:
+    """TextSet from elsewhere, in the model's tokens.
 
     Raises:
         DataError: no text, or characters that the tokenizer does not know.
     """
-    return Texts(list(texts), [ids.tolist() for ids in _encoded(model, texts)])
+    return TextSet(list(texts), [ids.tolist() for ids in _encoded(model, texts)])
 
 
 def real_pieces(
     model: TextDiffusion, documents: Sequence[str], length: int, count: int, least: int = 0
-) -> tuple[Texts, Texts | None]:
-    """Real texts cut as a sampled row is: the model's own view of its corpus.
+) -> tuple[TextSet, TextSet | None]:
+    """Return real texts cut as sampled rows are.
 
     As in training the documents are joined, an end-of-text token after each, and cut into rows of
-    `length` tokens; like a sampled row each is then read up to its first end-of-text token. Rows
-    are taken evenly over all there are.
+    `length` tokens; like a sampled row each is then read up to its first end-of-text token.
 
     Args:
         model: its tokenizer encodes, decodes and ends documents.
         documents: real texts.
         length: tokens per row.
-        count: rows wanted.
+        count: rows wanted, taken evenly over all.
         least: tokens that a row must have before its end, as samples must: others are passed over.
 
     Returns:
@@ -84,8 +85,8 @@ def real_pieces(
     """
     end = model.tokenizer.eos_token_id
     after = np.array([] if end is None else [end], dtype=np.int64)
-    parts = [part for ids in _encoded(model, documents) for part in (ids, after)]
-    stream = np.concatenate([*parts, np.zeros(0, dtype=np.int64)])
+    pieces = [piece for ids in _encoded(model, documents) for piece in (ids, after)]
+    stream = np.concatenate([*pieces, np.zeros(0, dtype=np.int64)])
     cut = stream[: len(stream) // length * length].reshape(-1, length)
     cut = cut[~(cut[:, :least] == end).any(1)] if end is not None else cut
     rows = len(cut)
@@ -94,7 +95,8 @@ def real_pieces(
             f"the reference has {len(stream):,} tokens, {rows} pieces of {length}"
             + (f" with no end among their first {least}" if least else "")
             + f", and {count} are needed to stand beside the samples; give more text, or fewer or "
-            "shorter samples"
+            "shorter samples",
+            code="too_little_reference",
         )
     sets = 2 if rows >= 2 * count else 1
     places = np.linspace(0, rows, sets * count, endpoint=False).astype(np.int64)
@@ -103,7 +105,7 @@ def real_pieces(
 
 
 def _encoded(model: TextDiffusion, texts: Sequence[str]) -> list[np.ndarray]:
-    """Token ids of texts.
+    """Return the token ids of texts.
 
     Raises:
         DataError: characters that the tokenizer does not know.
@@ -114,7 +116,7 @@ def _encoded(model: TextDiffusion, texts: Sequence[str]) -> list[np.ndarray]:
         if not clean[ids].all():
             raise DataError(
                 f"text {number} ({text!r:.40}) has characters that the model's tokenizer was not "
-                "trained on; measure with a model that knows them"
+                "trained on; measure with a model that was"
             )
     if encoded.losses:
         number, loss = next(iter(encoded.losses.items()))

@@ -1,29 +1,29 @@
-"""What suites found, in lines of plain text that fit 80 columns."""
+"""Results of suites in lines of plain text that fit 80 columns."""
 
 from collections.abc import Iterator, Mapping
 from math import floor, log10
 from typing import Any
 
 from textdiff.evaluate.bootstrap import UNDEFINED, Figure
-from textdiff.evaluate.metrics import METRICS
+from textdiff.evaluate.text_metrics import METRICS
 
 _LEFT, _RIGHT = 31, 24
 
 
 def table(record: Mapping[str, Any]) -> list[str]:
-    """The lines of the suite `generation`.
+    """Return the lines of the suite `generation`.
 
     Args:
-        record: what it found.
+        record: its result.
     """
     sides = [record["samples"], *([record["reference"]] if "reference" in record else [])]
     lines = [
         f"{'':{_LEFT}}" + "".join(f"{x:>{_RIGHT}}" for x in ("samples", "real text")[: len(sides)])
     ]
     for name, metric in METRICS.items():
-        found = [Figure.from_dict(side["figures"][name]) for side in sides]
-        if any(figure.defined for figure in found):
-            lines.append(_line(metric.title, metric.unit, found))
+        figures = [Figure.from_dict(side["figures"][name]) for side in sides]
+        if any(figure.defined for figure in figures):
+            lines.append(_line(metric.title, metric.unit, figures))
     if record["mauve"]:
         pair = [record["mauve"][side] for side in ("samples", "reference")]
         lines.append(_line("MAUVE", "", [Figure.from_dict(f) if f else UNDEFINED for f in pair]))
@@ -31,7 +31,7 @@ def table(record: Mapping[str, Any]) -> list[str]:
 
 
 def shown(figure: Figure) -> str:
-    """A figure with its interval, to the digits that the interval leaves; `-`: not defined."""
+    """Return a figure with its interval, to the digits that this leaves; `-`: not defined."""
     if not figure.defined:
         return "-"
     parts = (figure.value, figure.low, figure.high)
@@ -49,7 +49,7 @@ def _line(title: str, unit: str, figures: list[Figure]) -> str:
 
 
 def _notes(record: Mapping[str, Any]) -> Iterator[str]:
-    """What the table is of, and how far it goes."""
+    """Yield notes on the texts of the table, and on its limits."""
     texts = record["samples"]
     yield (
         f"{texts['texts']} texts of at most {record['length']} tokens; in brackets 95 % intervals "
@@ -87,10 +87,10 @@ def _notes(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def frontier_lines(record: Mapping[str, Any]) -> list[str]:
-    """The lines of the suite `frontier`.
+    """Return the lines of the suite `frontier`.
 
     Args:
-        record: what it found.
+        record: its result.
     """
     head = f"{'':38}{'T':>9}{'tokens/call':>13}{'gen. ppl':>10}{'entropy':>9}{'excess':>20}"
     real = record["reference"]["figures"]
@@ -110,23 +110,23 @@ MARGIN = 0.05
 
 
 def free_of_cost(record: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The point of most tokens per call that is shown to be as good as the baseline.
+    """Return the point of most tokens per call that is shown to be as good as the baseline.
 
     Args:
-        record: what the suite `frontier` found.
+        record: result of the suite `frontier`.
 
     Returns:
         None where no point's interval ends within `MARGIN` of the baseline: that may be the points,
         or too few texts.
     """
-    found = [
+    free = [
         point
         for point in record["points"]
         if point["excess"] is not None
         and point["excess"]["high"] is not None
         and point["excess"]["high"] <= MARGIN
     ]
-    return max(found, key=lambda point: point["tokens_per_call"], default=None)
+    return max(free, key=lambda point: point["tokens_per_call"], default=None)
 
 
 def _plain(figure: Mapping[str, float | None], width: int = 10) -> str:

@@ -8,7 +8,7 @@ from textdiff.config import ByteTokenizer
 from textdiff.data.encode import encode_documents
 from textdiff.data.tokenizer import excluded_ids, train_tokenizer, vocabulary_size
 from textdiff.errors import ConfigError, DataError
-from textdiff.likelihood.published import PROTOCOLS, find_protocol, published_windows
+from textdiff.likelihood.protocols import PROTOCOLS, find_protocol, published_windows
 
 TEXTS = ["abcdefg", "hé", "ijklmnopqrstu"]
 
@@ -74,14 +74,16 @@ def test_special_tokens_that_the_model_cannot_predict(tokenizer):
     allowed = clean(tokenizer)
     allowed[tokenizer.eos_token_id] = False
     encoded = encode_documents(tokenizer, TEXTS)
-    with pytest.raises(ConfigError, match="cannot predict"):
+    with pytest.raises(ConfigError) as error:
         published_windows(PROTOCOLS["mdlm"], tokenizer, encoded, TEXTS, 8, allowed)
+    assert error.value.code == "special_token_not_predicted"
     assert published_windows(PROTOCOLS["bd3lm"], tokenizer, encoded, TEXTS, 8, allowed).tokens
 
 
 def test_too_little_text(tokenizer):
-    with pytest.raises(DataError, match="whole chunks of 64 tokens"):
+    with pytest.raises(DataError) as error:
         chunks("sedd", tokenizer, length=64)
+    assert error.value.code == "less_than_a_chunk"
 
 
 def test_settings_of_the_published_estimator():
