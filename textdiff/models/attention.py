@@ -21,21 +21,19 @@ from .cpu_block_attention import block_attention
 from .cpu_kernels import applies, half_attention
 from .layout import Layout
 
-BACKENDS = ("eager", "sdpa", "flex_attention", "flash_attention_2")
-
 
 @dataclass(frozen=True)
 class Attention:
-    """A backend with the mask of one forward pass.
+    """Backend with the mask of one forward pass.
 
     Attributes:
         backend: its name.
-        mask: boolean, [T, T] or [B, 1, T, T], or what the backend makes of a layout; None: dense.
+        mask: boolean, [T, T] or [B, 1, T, T], or FlexAttention's block mask; None: dense.
         causal: whether the backend masks the future by itself.
-        noisy: what the backend makes of the first stream's queries alone, where it must know.
+        noisy: FlexAttention's block mask for the first stream's queries alone.
         streams: the layout of two streams that are attended chunk by chunk.
         length: L where two streams are attended one after the other.
-        cache: where keys and values of earlier tokens are.
+        cache: keys and values of earlier tokens.
     """
 
     backend: str
@@ -48,7 +46,7 @@ class Attention:
 
 
 def unavailable(backend: str, device: torch.device, gradients: bool) -> str | None:
-    """Why a backend cannot run here, as a sentence; None when it can."""
+    """Return why a backend cannot run here, as a sentence; None when it can."""
     if backend not in BACKENDS:
         return f"unknown attention backend {backend!r}; one of {', '.join(BACKENDS)}"
     if backend == "flex_attention" and device.type == "cpu" and gradients:
@@ -76,23 +74,23 @@ def prepare(
 
     Args:
         backend: its name.
-        layout: who sees whom.
+        layout: which positions see which.
         total: positions, both streams counted.
-        device: where they are.
+        device: of the inputs.
         batch: rows.
-        cache: where keys and values of earlier tokens are.
-        compiled: whether the blocks are, which then want plain torch operations.
+        cache: keys and values of earlier tokens.
+        compiled: whether the blocks are compiled, which needs plain torch operations.
 
     Raises:
         ValueError: the backend cannot run the layout.
     """
-    if cache is not None:  # few queries and a mask of their own: what every device has will do
+    if cache is not None:  # few queries with a mask of their own
         return Attention("eager" if backend == "eager" else "sdpa", cache.mask, cache=cache)
     if backend == "flash_attention_2":
         if layout.document_ids is not None or layout.kind not in ("full", "causal"):
+            documents = "" if layout.document_ids is None else " with documents"
             raise ValueError(
-                f"flash_attention_2 cannot run the {layout.kind} layout"
-                f"{' with documents' if layout.document_ids is not None else ''}; "
+                f"flash_attention_2 cannot run the {layout.kind} layout{documents}; "
                 "use sdpa or flex_attention"
             )
         return Attention(backend, causal=layout.kind == "causal")
@@ -115,18 +113,18 @@ def prepare(
 
 
 def attend(attention: Attention, q: Tensor, k: Tensor, v: Tensor, layer: int = 0) -> Tensor:
-    """softmax(q k^T / sqrt(D)) v under the prepared mask, [B, H, L, D].
+    """Return softmax(q k^T / sqrt(D)) v under the prepared mask, [B, H, T, D].
 
     Args:
-        attention: what was prepared.
+        attention: the backend and its mask.
         q: [B, H, T, D] queries.
         k: keys.
         v: values.
-        layer: index of the layer, by which a cache finds what is its own.
+        layer: index of the layer in a cache.
     """
     if attention.cache is not None:
         k, v = attention.cache.exchange(layer, k, v)
-    return _BACKENDS[attention.backend](attention, q, k, v)
+    return BACKENDS[attention.backend](attention, q, k, v)
 
 
 def _eager(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -148,7 +146,7 @@ def _sdpa(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _stream_by_stream(attention: Attention, q: Tensor, k: Tensor, v: Tensor, length: int) -> Tensor:
-    """Two streams in two calls: the clean one never sees the noisy one."""
+    """Attend two streams in two calls: the clean one never sees the noisy one."""
     scaled = functional.scaled_dot_product_attention
     noisy, clean = slice(None, length), slice(length, None)
     mask = attention.mask
@@ -166,7 +164,7 @@ def _flex(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 @cache
 def _flex_attention(device: str) -> Callable[..., Tensor]:
-    """FlexAttention: compiled, or it would hold every score; on a CPU it is a reference alone."""
+    """Return FlexAttention, compiled on a GPU, or it would hold every score."""
     from torch.nn.attention.flex_attention import flex_attention
 
     return flex_attention if device == "cpu" else torch.compile(flex_attention, dynamic=False)
@@ -179,9 +177,5 @@ def _flash(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return flash_attn_func(q, k, v, causal=attention.causal).transpose(1, 2)
 
 
-_BACKENDS = {
-    "eager": _eager,
-    "sdpa": _sdpa,
-    "flex_attention": _flex,
-    "flash_attention_2": _flash,
-}
+BACKENDS = {"eager": _eager, "sdpa": _sdpa}
+BACKENDS |= {"flex_attention": _flex, "flash_attention_2": _flash}

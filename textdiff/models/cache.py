@@ -20,32 +20,17 @@ from .layout import Layout
 
 
 class KVCache:
-    """Room for the keys and values of some rows.
+    """Store for the keys and values of some rows.
 
     Args:
-        layers: layers of the network.
-        heads: attention heads.
-        head_dim: channels per head.
-        slots: rows that are generated together.
-        capacity: tokens per slot.
+        shape: (layers, 2, slots, heads, capacity, D).
         dtype: of keys and values, that of the network's computation.
-        device: where they lie.
+        device: of the network.
     """
 
-    def __init__(
-        self,
-        layers: int,
-        heads: int,
-        head_dim: int,
-        slots: int,
-        capacity: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ):
-        # Zeros: what is masked out is multiplied by a probability of 0, which NaN would survive.
-        self.store = torch.zeros(
-            layers, 2, slots, heads, capacity, head_dim, dtype=dtype, device=device
-        )
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device):
+        # Zeros: masked values are multiplied by a probability of 0, which NaN would survive.
+        self.store = torch.zeros(shape, dtype=dtype, device=device)
 
     @property
     def capacity(self) -> int:
@@ -53,19 +38,19 @@ class KVCache:
         return self.store.shape[4]
 
     def copy(self, source: int, targets: list[int]) -> None:
-        """Slots `targets` become what slot `source` is."""
+        """Copy slot `source` to slots `targets`."""
         self.store[:, :, targets] = self.store[:, :, source].unsqueeze(2)
 
     def exact_slice(
         self, layout: Layout, starts: Tensor, length: int, slots: Tensor | None, window: int | None
     ) -> "CacheSlice":
-        """What one call on some slots writes and reads.
+        """Return the places that one call on some slots writes and reads.
 
         Args:
             layout: causal or block causal, over all tokens of a row.
-            starts: [R] host position of the first token of each row.
+            starts: [R] position of the first token of each row, on the CPU.
             length: T tokens of each row in this call.
-            slots: [R] host slots of the rows; None: the first R.
+            slots: [R] slots of the rows, on the CPU; None: the first R.
             window: tokens before a block that it sees; None: all.
 
         Raises:
@@ -100,15 +85,15 @@ class KVCache:
         )
 
     def approximate_slice(self, at: Tensor, lengths: Tensor, slots: Tensor | None) -> "CacheSlice":
-        """What one call of the full layout writes and reads, the other tokens being as stored.
+        """Return the places of one call of the full layout, the other tokens being as stored.
 
-        It is an approximation: these would be different beside the tokens of this call.
+        It is an approximation: their keys and values would depend on the tokens of this call.
 
         Args:
-            at: [R, T] host positions of the tokens. What fills up shorter rows may be at any place
-                that no row has, such as the last one of a cache with one to spare.
-            lengths: [R] host tokens of each row, all of which are seen.
-            slots: [R] host slots of the rows; None: the first R.
+            at: [R, T] positions of the tokens, on the CPU. Padding of shorter rows may be at any
+                place that no row uses, such as the last one of a cache with one to spare.
+            lengths: [R] tokens of each row, all of which are seen, on the CPU.
+            slots: [R] slots of the rows, on the CPU; None: the first R.
         """
         device = self.store.device
         width, first = int(lengths.max()), int(at[0, 0])
@@ -125,19 +110,19 @@ class KVCache:
 
 
 def _held(ends: Tensor, capacity: int, width: int) -> Tensor:
-    """[R, width] the position whose keys each place of a ring holds; negative where none are.
+    """Return [R, width] positions whose keys the places of a ring hold; negative where none are.
 
     Args:
         ends: [R] position after the last that was written.
         capacity: places of the ring.
-        width: how many of them are read.
+        width: number of places that are read.
     """
     last = ends[:, None] - 1
     return last - (last - torch.arange(width)) % capacity
 
 
 def _visible(held: Tensor, at: Tensor, size: int, window: int | None) -> Tensor:
-    """[R, 1, T, width] bool, which places the tokens see: own block and earlier, within the window.
+    """Return [R, 1, T, width] bool: tokens see their block and earlier ones, within the window.
 
     Args:
         held: [R, width] positions of the places.
@@ -155,12 +140,12 @@ def _visible(held: Tensor, at: Tensor, size: int, window: int | None) -> Tensor:
 
 @dataclass(frozen=True)
 class CacheSlice:
-    """One call's share of a cache.
+    """Places of a cache that one call writes and reads.
 
     Attributes:
         store: all keys and values.
         positions: [T] or [R, T] positions of the tokens.
-        place: where they are written: a slice of places, or [R, T].
+        place: the places that are written: a slice, or [R, T].
         slots: [R] slots of the rows; None: the first R.
         width: places that are read.
         mask: [R or 1, 1, T or 1, width] bool; None: all of them are seen.
@@ -174,16 +159,14 @@ class CacheSlice:
     mask: Tensor | None
 
     def exchange(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Writes keys and values [R, heads, T, D] of a layer, and reads [R, heads, width, D]."""
+        """Write keys and values [R, heads, T, D] of a layer, and read [R, heads, width, D]."""
         store = self.store[layer]
         rows = len(k)
         if isinstance(self.place, slice) and self.slots is None:
             store[0, :rows, :, self.place] = k
             store[1, :rows, :, self.place] = v
         else:
-            slots = self.slots
-            if slots is None:
-                slots = torch.arange(rows, device=k.device)
+            slots = torch.arange(rows, device=k.device) if self.slots is None else self.slots
             place = self.place
             if isinstance(place, slice):
                 place = torch.arange(place.start, place.stop, device=k.device).expand(rows, -1)

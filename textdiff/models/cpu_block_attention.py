@@ -3,12 +3,13 @@
 A chunk of positions needs, for the queries of both streams, the clean tokens before it and the
 2c x 2c square of its own clean and noisy tokens, most of which is allowed. So every chunk is one
 plain product with [clean prefix, clean chunk, noisy chunk], and only the square has a mask. From
-the last chunk to the first these keys are the beginning of one buffer: the clean stream, over whose
-end, which is no longer needed, each chunk's noisy tokens are written. Probabilities are kept for
-the backward pass where they are no larger than queries, keys and values; those of longer sequences
-are made again, so that memory stays linear in the length.
+the last chunk to the first these keys are the beginning of one buffer: the clean stream, whose end
+is no longer needed and is overwritten by each chunk's noisy tokens. Probabilities are kept for the
+backward pass where they are no larger than queries, keys and values; longer sequences compute them
+again, so that memory stays linear in the length.
 
-Shapes: B rows, H heads, L positions per stream, D channels, c positions per chunk.
+Shapes: B rows, H heads, L positions per stream, D channels, c positions per chunk, P rows and heads
+together.
 """
 
 import math
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .cpu_kernels import head_spans
 from .layout import Layout
 
 # Positions per chunk times bytes of a number, unless a block is longer: less work is wasted in
@@ -31,12 +33,12 @@ SCORES = 2**21
 
 @dataclass(frozen=True)
 class Chunks:
-    """How a two-stream input is cut, and who sees whom within a chunk.
+    """Chunks of a two-stream input, with the mask inside a chunk.
 
     Attributes:
         length: L.
         size: c, a multiple of the block size.
-        square: [2c, 2c] bool, what the tokens [noisy; clean] of a chunk see of [clean; noisy].
+        square: [2c, 2c] bool: which of [clean; noisy] the tokens [noisy; clean] of a chunk see.
         document_ids: [B, L], or None where every row is one document.
     """
 
@@ -47,7 +49,7 @@ class Chunks:
 
     @classmethod
     def of(cls, layout: Layout, length: int, dtype: torch.dtype) -> "Chunks":
-        """The chunks of a block-diffusion layout."""
+        """Return the chunks of a block-diffusion layout."""
         assert layout.block_size is not None
         room = CHUNK // dtype.itemsize
         size = min(layout.block_size * max(1, room // layout.block_size), length)
@@ -56,7 +58,7 @@ class Chunks:
         return cls(length, size, square.roll(size, dims=1), layout.document_ids)
 
     def __iter__(self) -> Iterator[tuple[slice, slice]]:
-        """(noisy, clean) positions of each chunk in a two-stream input, from the last to the first.
+        """Yield (noisy, clean) positions of each chunk, from the last to the first.
 
         The last one may be shorter than the others.
         """
@@ -65,27 +67,27 @@ class Chunks:
             yield slice(start, end), slice(self.length + start, self.length + end)
 
     def scores(self, streams: int) -> int:
-        """Pairs of queries and keys whose scores are computed, per row and head."""
+        """Count the pairs of queries and keys whose scores are computed, per row and head."""
         widths = [(noisy.start, noisy.stop - noisy.start) for noisy, _ in self]
         return sum(streams * size * (start + 2 * size) for start, size in widths)
 
     def kept(self, streams: int, channels: int) -> int:
-        """Probabilities that the backward pass finds again, per row and head: all or none.
+        """Count the probabilities kept for the backward pass, per row and head: all or none.
 
         Args:
-            streams: 1 if the noisy stream alone asks, 2 with the clean one.
+            streams: 1 if only the noisy stream has queries, 2 with the clean one.
             channels: D.
         """
         scores = self.scores(streams)
         return scores if scores <= (streams + 4) * self.length * channels else 0
 
     def bias(self, noisy: slice, rows: Tensor, queries: int, dtype: torch.dtype) -> Tensor:
-        """What is added to the scores of a chunk's last keys, 0 or -inf.
+        """Return the bias of the scores of a chunk's last keys, 0 or -inf.
 
         Args:
             noisy: the chunk.
-            rows: [P] int64, the row of every piece.
-            queries: 1 if the noisy stream alone asks, 2 with the clean one.
+            rows: [P] int64, the row of each row and head.
+            queries: 1 if only the noisy stream has queries, 2 with the clean one.
             dtype: of the scores.
 
         Returns:
@@ -107,7 +109,7 @@ class Chunks:
 
 @torch.compiler.disable
 def block_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
-    """Attention of a block-diffusion layout on a CPU, chunk by chunk.
+    """Attend in a block-diffusion layout on a CPU, chunk by chunk.
 
     Args:
         q: [B, H, 2L, D], or [B, H, L, D] for the noisy stream alone.
@@ -122,7 +124,7 @@ def block_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
 
 
 class _BlockAttention(torch.autograd.Function):
-    """Every chunk is softmax(q k^T / sqrt(D) + bias) v over the keys it may see."""
+    """Attention of every chunk: softmax(q k^T / sqrt(D) + bias) v over the keys it may see."""
 
     @staticmethod
     def forward(ctx, q, k, v, chunks):
@@ -131,12 +133,12 @@ class _BlockAttention(torch.autograd.Function):
         keeps = any(ctx.needs_input_grad) and chunks.kept(queries // chunks.length, size) > 0
         kept = []
         out = q.new_empty(rows, queries, heads, size).transpose(1, 2)  # heads end up side by side
-        for part, biases in _pieces(q, chunks):
-            a, b, c = (x[part].flatten(0, 1) for x in (q, k, v))
+        for at, biases in _pieces(q, chunks):
+            a, b, c = (x[at].flatten(0, 1) for x in (q, k, v))  # [P, T, D]
             keys, values = _Seen(b, chunks), _Seen(c, chunks)
             for (noisy, clean), bias in zip(chunks, biases, strict=True):
-                p = _probabilities(_asking(a, noisy, clean), keys.at(noisy), bias)
-                _put(out[part], torch.bmm(p, values.at(noisy)), noisy, clean)
+                p = _probabilities(_queries(a, noisy, clean), keys.at(noisy), bias)
+                _put(out[at], torch.bmm(p, values.at(noisy)), noisy, clean)
                 if keeps:
                     kept.append(p)
         ctx.save_for_backward(q, k, v, *kept)
@@ -150,24 +152,24 @@ class _BlockAttention(torch.autograd.Function):
         chunks, scale = ctx.chunks, 1 / math.sqrt(q.shape[-1])
         contiguous = torch.contiguous_format
         grads = [torch.empty_like(x, memory_format=contiguous) for x in (q, k, v)]
-        for part, biases in _pieces(q, chunks):
-            a, b, c = (x[part].flatten(0, 1) for x in (q, k, v))
-            to_k, to_v = (x[part].flatten(0, 1) for x in grads[1:])
+        for at, biases in _pieces(q, chunks):
+            a, b, c = (x[at].flatten(0, 1) for x in (q, k, v))  # [P, T, D]
+            to_k, to_v = (x[at].flatten(0, 1) for x in grads[1:])
             held_keys, held_values = _Seen(b, chunks), _Seen(c, chunks)
             for (noisy, clean), bias in zip(chunks, biases, strict=True):
-                asks = _asking(a, noisy, clean)
-                slope = _asking(grad[part], noisy, clean).flatten(0, 1)
+                queries = _queries(a, noisy, clean)
+                slope = _queries(grad[at], noisy, clean).flatten(0, 1)
                 keys, values = held_keys.at(noisy), held_values.at(noisy)
-                p = next(kept) if saved else _probabilities(asks, keys, bias)
+                p = next(kept) if saved else _probabilities(queries, keys, bias)
                 slopes = torch._softmax_backward_data(torch.bmm(slope, values.mT), p, -1, p.dtype)
-                _put(grads[0][part], _scaled(slopes, keys, scale), noisy, clean)
-                _add(to_k, _scaled(slopes.mT, asks, scale), noisy, clean)
+                _put(grads[0][at], _scaled(slopes, keys, scale), noisy, clean)
+                _add(to_k, _scaled(slopes.mT, queries, scale), noisy, clean)
                 _add(to_v, torch.bmm(p.mT, slope), noisy, clean)
         return *grads, None
 
 
 class _Seen:
-    """What the chunks see of keys or values [P, 2L, D], asked for from the last to the first."""
+    """Keys or values [P, 2L, D] that the chunks see, read from the last chunk to the first."""
 
     def __init__(self, x: Tensor, chunks: Chunks):
         self.x = x
@@ -175,67 +177,60 @@ class _Seen:
         self.buffer[:, : chunks.length] = x[:, chunks.length :]
 
     def at(self, noisy: slice) -> Tensor:
-        """[P, end + c, D]: clean tokens up to the chunk's end, then its noisy ones."""
+        """Return [P, end + c, D]: clean tokens up to the chunk's end, then its noisy ones."""
         end = 2 * noisy.stop - noisy.start
         self.buffer[:, noisy.stop : end] = self.x[:, noisy]
         return self.buffer[:, :end]
 
 
 def _pieces(q: Tensor, chunks: Chunks) -> Iterator[tuple[tuple[slice, slice], list[Tensor]]]:
-    """Slices of rows and heads whose scores in one chunk are about `SCORES`, and their biases.
-
-    Heads of one row, or whole rows.
-    """
+    """Yield slices of rows and heads whose scores in one chunk are about `SCORES`, with biases."""
     rows, heads, queries, _ = q.shape
     largest = 2 * chunks.size * (chunks.length + chunks.size)
-    room = max(1, SCORES * torch.get_num_threads() // (largest * q.itemsize))
-    many, some = max(1, room // heads), min(room, heads)
     biases: list[Tensor] = []
-    for row in range(0, rows, many):
-        for head in range(0, heads, some):
-            part = slice(row, row + many), slice(head, head + some)
-            if chunks.document_ids is not None or not biases:
-                streams = queries // chunks.length
-                of = torch.arange(rows)[part[0]].repeat_interleave(len(range(heads)[part[1]]))
-                biases = [chunks.bias(noisy, of, streams, q.dtype) for noisy, _ in chunks]
-            yield part, biases
+    for at in head_spans(q, SCORES, largest):
+        if chunks.document_ids is not None or not biases:
+            streams = queries // chunks.length
+            row = torch.arange(rows)[at[0]].repeat_interleave(len(range(heads)[at[1]]))  # [P]
+            biases = [chunks.bias(noisy, row, streams, q.dtype) for noisy, _ in chunks]
+        yield at, biases
 
 
-def _asking(x: Tensor, noisy: slice, clean: slice) -> Tensor:
-    """[..., T, D] -> the queries of a chunk: its noisy and, if they are there, its clean ones."""
-    asks = x[..., noisy, :]
-    return asks if x.shape[-2] < clean.stop else torch.cat([asks, x[..., clean, :]], -2)
+def _queries(x: Tensor, noisy: slice, clean: slice) -> Tensor:
+    """Return a chunk's queries of [..., T, D]: noisy ones and, if x has them, clean ones."""
+    queries = x[..., noisy, :]
+    return queries if x.shape[-2] < clean.stop else torch.cat([queries, x[..., clean, :]], -2)
 
 
-def _probabilities(asks: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
-    """[P, queries, keys] softmax of the scores of one chunk, whose last keys have a bias."""
-    p = _scaled(asks, keys.mT, 1 / math.sqrt(asks.shape[-1]))
+def _probabilities(queries: Tensor, keys: Tensor, bias: Tensor) -> Tensor:
+    """Return [P, queries, keys]: the softmax of one chunk's scores, whose last keys have a bias."""
+    p = _scaled(queries, keys.mT, 1 / math.sqrt(queries.shape[-1]))
     p[..., -bias.shape[-1] :] += bias
     return torch.softmax(p, -1, out=p)
 
 
 def _scaled(a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """[P, n, m] a b, times a number that the product takes along."""
+    """Return a b times a number, [P, n, m], in one operation."""
     out = a.new_empty(len(a), a.shape[1], b.shape[2])
     return torch.baddbmm(out, a, b, beta=0, alpha=scale, out=out)
 
 
-def _put(out: Tensor, part: Tensor, noisy: slice, clean: slice) -> None:
-    """Writes what belongs to a chunk's queries, [P, queries, D], to [rows, heads, T, D]."""
-    size, part = noisy.stop - noisy.start, part.view(*out.shape[:2], *part.shape[1:])
-    out[:, :, noisy] = part[:, :, :size]
-    if part.shape[2] > size:
-        out[:, :, clean] = part[:, :, size:]
+def _put(out: Tensor, rows: Tensor, noisy: slice, clean: slice) -> None:
+    """Write the rows [P, queries, D] of a chunk's queries to [rows, heads, T, D]."""
+    size, rows = noisy.stop - noisy.start, rows.view(*out.shape[:2], *rows.shape[1:])
+    out[:, :, noisy] = rows[:, :, :size]
+    if rows.shape[2] > size:
+        out[:, :, clean] = rows[:, :, size:]
 
 
-def _add(whole: Tensor, part: Tensor, noisy: slice, clean: slice) -> None:
-    """Adds gradients of what a chunk sees to those of the input, [P, 2L, D].
+def _add(whole: Tensor, grads: Tensor, noisy: slice, clean: slice) -> None:
+    """Add the gradients of a chunk's keys or values to those of the input, [P, 2L, D].
 
     The last chunk comes first: it sees all of the clean stream, which has had none before.
     """
     length, end = clean.start - noisy.start, noisy.stop
-    whole[:, noisy] = part[:, end:]
+    whole[:, noisy] = grads[:, end:]
     if end == length:
-        whole[:, length:] = part[:, :end]
+        whole[:, length:] = grads[:, :end]
     else:
-        whole[:, length : length + end] += part[:, :end]
+        whole[:, length : length + end] += grads[:, :end]

@@ -1,4 +1,4 @@
-"""Memory-bound parts of a Transformer block on a CPU, as functions with their own backward pass.
+"""Memory-bound steps of a Transformer block on a CPU, as functions with their own backward pass.
 
 Each walks its tensors in chunks that stay near the core and writes its results once. Where they
 do not apply (other devices, `torch.compile`) the same equations run as plain torch operations.
@@ -32,7 +32,7 @@ def applies(x: Tensor) -> bool:
 
 
 def dropout_add(x: Tensor, h: Tensor, p: float, training: bool) -> Tensor:
-    """x + dropout(h); on a CPU p is rounded to a multiple of 1 / 65536, and the scale with it."""
+    """Return x + dropout(h); on a CPU p, and the scale, are rounded to multiples of 1 / 65536."""
     if not training or p == 0.0:
         return x + h
     if p == 1.0 or not applies(x):
@@ -41,7 +41,7 @@ def dropout_add(x: Tensor, h: Tensor, p: float, training: bool) -> Tensor:
 
 
 def rotate(projected: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
-    """Queries and keys (or keys alone) turned in half-split form, and values.
+    """Turn queries and keys (or keys alone) in half-split form; values stay.
 
     Args:
         projected: [B, T, P, H, D]: queries, keys and values, or keys and values.
@@ -60,7 +60,7 @@ def rotate(projected: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
 
 
 def half_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention on a CPU in bfloat16 or float16, for training: [B, H, T, D] -> [B, H, T, D].
+    """Attend on a CPU in bfloat16 or float16, for training: [B, H, T, D] -> [B, H, T, D].
 
     The backward pass of torch's flash kernel is no faster than in float32 there; plain batched
     products over recomputed probabilities take half its time.
@@ -77,7 +77,7 @@ def half_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tens
 
 
 class _DropoutAdd(torch.autograd.Function):
-    """A mask costs 16 random bits per value, and the bits are what is saved."""
+    """Dropout whose mask costs 16 random bits per value; the bits are saved."""
 
     @staticmethod
     def forward(ctx, x, h, p):
@@ -87,10 +87,10 @@ class _DropoutAdd(torch.autograd.Function):
         bits = words.view(torch.int16)[: h.numel()]
         out = torch.empty(x.shape, dtype=torch.promote_types(x.dtype, h.dtype))
         flat_x, flat_h = x.reshape(-1), h.reshape(-1)
-        for part in _chunks(out):
-            keep = _keep(bits[part], ctx.cut, out.dtype)
-            value = flat_h[part].to(out.dtype)
-            torch.addcmul(flat_x[part], value, keep, value=ctx.scale, out=out.view(-1)[part])
+        for chunk in _chunks(out):
+            keep = _keep(bits[chunk], ctx.cut, out.dtype)
+            value = flat_h[chunk].to(out.dtype)
+            torch.addcmul(flat_x[chunk], value, keep, value=ctx.scale, out=out.view(-1)[chunk])
         ctx.save_for_backward(bits)
         return out
 
@@ -100,14 +100,14 @@ class _DropoutAdd(torch.autograd.Function):
         (bits,) = ctx.saved_tensors
         grad = grad.contiguous()
         grad_h = torch.empty(grad.shape, dtype=ctx.dtype)
-        for part in _chunks(grad):
-            keep = _keep(bits[part], ctx.cut, grad.dtype).mul_(ctx.scale)
-            grad_h.view(-1)[part] = keep.mul_(grad.view(-1)[part])
+        for chunk in _chunks(grad):
+            keep = _keep(bits[chunk], ctx.cut, grad.dtype).mul_(ctx.scale)
+            grad_h.view(-1)[chunk] = keep.mul_(grad.view(-1)[chunk])
         return grad, grad_h, None
 
 
 class _Rotate(torch.autograd.Function):
-    """Saves angles alone; the gradients are turned back straight into one buffer."""
+    """Rotation that saves angles alone; gradients are turned back straight into one buffer."""
 
     @staticmethod
     def forward(ctx, projected, cos, sin):
@@ -129,14 +129,14 @@ class _Rotate(torch.autograd.Function):
         rows = _rows(out)
         for target, *source in zip(out.split(rows), *(g.split(rows) for g in grads), strict=True):
             target = target.permute(2, 0, 3, 1, 4)
-            for part, grad in zip(target[:-1], source[:-1], strict=True):
-                _turn(grad, cos, -sin, part)
+            for out_heads, grad in zip(target[:-1], source[:-1], strict=True):
+                _turn(grad, cos, -sin, out_heads)
             target[-1] = source[-1]
         return out, None, None
 
 
 class _HalfAttention(torch.autograd.Function):
-    """Probabilities are recomputed, piece by piece, so that memory stays linear in the length."""
+    """Attention that recomputes its probabilities some heads at a time: linear in the length."""
 
     @staticmethod
     def forward(ctx, q, k, v, bias):
@@ -149,54 +149,63 @@ class _HalfAttention(torch.autograd.Function):
         q, k, v, bias = ctx.saved_tensors
         grads = [torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v)]
         scale = 1 / math.sqrt(q.shape[-1])
-        for part in _pieces(q):
-            shape = q[part].shape
-            a, b, c, g = (x[part].flatten(0, 1) for x in (q, k, v, grad))
+        for at in head_spans(q, CHUNK_BYTES, q.shape[2] ** 2):
+            shape = q[at].shape
+            a, b, c, g = (x[at].flatten(0, 1) for x in (q, k, v, grad))  # [P, T, D]
             a = a * scale  # from here on the scores need no scaling
-            p = torch.bmm(a, b.mT)
+            p = torch.bmm(a, b.mT)  # [P, T, T]
             if bias is not None:
-                p.view(*shape[:3], -1).add_(bias if bias.ndim == 2 else bias[part[0]])
+                p.view(*shape[:3], -1).add_(bias if bias.ndim == 2 else bias[at[0]])
             torch.softmax(p, -1, out=p)
             slopes = torch._softmax_backward_data(torch.bmm(g, c.mT), p, -1, p.dtype)
-            found = torch.bmm(slopes, b).mul_(scale), torch.bmm(slopes.mT, a), torch.bmm(p.mT, g)
-            for whole, piece in zip(grads, found, strict=True):
-                whole[part] = piece.view(shape)
+            pieces = torch.bmm(slopes, b).mul_(scale), torch.bmm(slopes.mT, a), torch.bmm(p.mT, g)
+            for whole, piece in zip(grads, pieces, strict=True):
+                whole[at] = piece.view(shape)
         return *grads, None
 
 
+def spans(total: int, size: int) -> Iterator[slice]:
+    """Yield slices of at most `size` that cover `total`."""
+    return (slice(start, min(start + size, total)) for start in range(0, total, size))
+
+
+def head_spans(q: Tensor, bytes_per_thread: int, scores: int) -> Iterator[tuple[slice, slice]]:
+    """Yield slices of the rows and heads of [B, H, T, D]: heads of one row, or whole rows.
+
+    Args:
+        q: queries.
+        bytes_per_thread: of the scores that are alive at once.
+        scores: of one head.
+    """
+    rows, heads = q.shape[:2]
+    room = max(1, bytes_per_thread * torch.get_num_threads() // (scores * q.itemsize))
+    for row in spans(rows, max(1, room // heads)):
+        for head in spans(heads, room):
+            yield row, head
+
+
 def _chunks(x: Tensor) -> Iterator[slice]:
-    """Slices of a flattened tensor."""
-    step = CHUNK_BYTES * torch.get_num_threads() // x.itemsize
-    return (slice(start, start + step) for start in range(0, x.numel(), step))
+    """Yield slices of a flattened tensor."""
+    return spans(x.numel(), CHUNK_BYTES * torch.get_num_threads() // x.itemsize)
 
 
 def _rows(qkv: Tensor) -> int:
-    """Rows [T, 3, H, D] that make a chunk."""
+    """Return how many rows [T, P, H, D] make a chunk."""
     return max(1, CHUNK_BYTES * torch.get_num_threads() // (qkv.shape[1:].numel() * qkv.itemsize))
 
 
-def _pieces(q: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Slices of rows and heads whose scores make a chunk: heads of one row, or whole rows."""
-    rows, heads, length, _ = q.shape
-    room = max(1, CHUNK_BYTES * torch.get_num_threads() // (length * length * q.itemsize))
-    many, some = max(1, room // heads), min(room, heads)
-    for row in range(0, rows, many):
-        for head in range(0, heads, some):
-            yield slice(row, row + many), slice(head, head + some)
-
-
 def _keep(bits: Tensor, cut: int, dtype: torch.dtype) -> Tensor:
-    """1 where a value is kept, else 0."""
+    """Return 1 where a value is kept, else 0."""
     return torch.ge(bits, cut, out=torch.empty(bits.shape, dtype=dtype))
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """[..., T, D] with the halves of D as parts of complex numbers, turned; see `rotate`."""
+    """Turn [..., T, D], the halves of D being parts of complex numbers; see `rotate`."""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin)
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
-    """What `_turned` does, by angles [T, D / 2], in place of `out`."""
+    """Write to `out` what `_turned` returns, by angles [T, D / 2]."""
     first, second = x.chunk(2, dim=-1)
     left, right = out.chunk(2, dim=-1)
     torch.mul(first, cos, out=left).addcmul_(second, sin, value=-1)

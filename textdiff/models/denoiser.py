@@ -4,12 +4,12 @@
 - Two streams in block layouts: [noisy; clean], positions restarting, the clean one at sigma = 0.
 - The head runs only at `positions`; logits of a whole batch are never materialised in training.
 - adaLN (modulation by the noise level) is optional; with `mlp: gelu, norm: layernorm, adaln: true`
-  the parameter table is that of the published SEDD, MDLM and BD3-LM checkpoints, name by name.
+  the parameter table is that of the published SEDD, MDLM and BD3-LM checkpoints, by name.
 
 Shapes: B rows, L positions, T = L or 2L inputs, H hidden, N selected positions, V vocabulary.
 """
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,160 +19,19 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import MaskedLMOutput
 
-from .attention import Attention, attend, prepare, unavailable
+from .attention import prepare, unavailable
+from .block import Block, BlockInputs, OutputLayer, UniqueRows, spread
 from .cache import CacheSlice, KVCache
 from .configuration import TextDiffusionConfig
-from .cpu_kernels import applies, dropout_add
+from .cpu_kernels import applies
 from .interface import check_options, cross_entropy, resize
-from .layers import (
-    NORMS,
-    PLAIN,
-    LayerNorm,
-    Modulation,
-    NoiseEmbedding,
-    RMSNorm,
-    Rotary,
-    TokenEmbedding,
-    TokenExponents,
-    modulation,
-)
+from .layers import LayerNorm, NoiseEmbedding, RMSNorm, Rotary, TokenEmbedding, TokenExponents
 from .layout import FULL, Layout
-from .mlp import MLPS
 
-# Finding the distinct tokens of a call pays from so many tokens on, using them up to this share.
-DISTINCT_FROM = 512
-DISTINCT_SHARE = 0.25
-
-
-class Kinds(NamedTuple):
-    """Inputs of which many are the same: what is done to each is done once.
-
-    Attributes:
-        rows: [1, K, H] those that differ.
-        which: [B, T] which of them each position holds.
-    """
-
-    rows: Tensor
-    which: Tensor
-
-
-def spread(rows: Tensor, which: Tensor) -> Tensor:
-    """Rows [K, ...] at indices [B, T]: [B, T, ...]. (The backward pass of indexing is slower.)"""
-    return functional.embedding(which, rows.flatten(1)).unflatten(-1, rows.shape[1:])
-
-
-class Block(nn.Module):
-    """Attention and MLP, each normalised before and added to the residual stream."""
-
-    def __init__(self, config: TextDiffusionConfig, layer: int):
-        super().__init__()
-        size = config.hidden_size
-        self.layer = layer
-        self.heads = config.num_attention_heads
-        self.dropout = config.dropout
-        self.norm1 = NORMS[config.norm](size)
-        self.attn_qkv = nn.Linear(size, 3 * size, bias=False)
-        if config.qk_norm:
-            self.q_norm = RMSNorm(config.head_dim)
-            self.k_norm = RMSNorm(config.head_dim)
-        self.qk_norm = config.qk_norm
-        self.attn_out = nn.Linear(size, size, bias=False)
-        self.norm2 = NORMS[config.norm](size)
-        self.mlp = MLPS[config.mlp](size)
-        if config.adaln:
-            self.adaLN_modulation = modulation(config.conditioning_size, size, 6, gates=(2, 5))
-        self.adaln = config.adaln
-
-    def forward(
-        self,
-        x: Tensor,
-        rotary: Rotary,
-        attention: Attention,
-        condition: Tensor | None,
-        index: Tensor | None,
-        first: int | None = None,
-        positions: Tensor | None = None,
-        kinds: "Kinds | None" = None,
-    ) -> Tensor:
-        """One block.
-
-        Args:
-            x: [B, T, H].
-            rotary: angles of the positions.
-            attention: who sees whom.
-            condition: embeddings of the noise levels.
-            index: which of them each position reads.
-            first: how many of the T positions go on; the others are still seen. None: all.
-            positions: [N] flat indices into these, if only some of them go on.
-            kinds: the rows of x that differ, if many do not.
-
-        Returns:
-            [B, T, H], or [B, first, H], or [N, H].
-        """
-        m = Modulation(self.adaLN_modulation(condition), index, 6) if self.adaln else PLAIN
-        distinct, which = (x, None) if kinds is None else kinds
-        mixed = self._mix(m.modulate(self.norm1(distinct), 0), rotary, attention, first, which)
-        if first is not None:
-            x, m = x[:, :first], m.first(first)
-        if positions is not None:
-            m = m.at(positions, x.shape)
-            x, mixed = x.flatten(0, 1)[positions], mixed.flatten(0, 1)[positions]
-        x = self._add(x, m.gate(self.attn_out(mixed), 2))
-        return self._add(x, m.gate(self.mlp(m.modulate(self.norm2(x), 3)), 5))
-
-    def _add(self, x: Tensor, h: Tensor) -> Tensor:
-        return dropout_add(x, h, self.dropout, self.training)
-
-    def _mix(
-        self,
-        x: Tensor,
-        rotary: Rotary,
-        attention: Attention,
-        first: int | None,
-        which: Tensor | None,
-    ) -> Tensor:
-        """[B, T, H] -> [B, T or first, H]: what attention gathers, heads side by side."""
-        if first is None:
-            projected = self._project(x, 3)
-            q, k, v = rotary(projected if which is None else spread(projected[0], which))
-        else:  # of the others nothing is read but keys and values
-            asking, seen = x.tensor_split((first,), dim=1)
-            q, *own = rotary(self._project(asking, 3), slice(first))
-            rest = rotary(self._project(seen, 2), slice(first, None))
-            k, v = (torch.cat(pair, dim=2) for pair in zip(own, rest, strict=True))
-        return attend(attention, q, k, v, self.layer).transpose(1, 2).flatten(-2)
-
-    def _project(self, x: Tensor, parts: int) -> Tensor:
-        """[B, T, H] -> [B, T, parts, heads, D]: queries, keys and values, or the last two."""
-        if parts == 3:
-            projected = self.attn_qkv(x)
-        else:
-            projected = functional.linear(x, self.attn_qkv.weight[-parts * x.shape[-1] :])
-        projected = projected.unflatten(-1, (parts, self.heads, -1))
-        if not self.qk_norm:
-            return projected
-        *turning, values = projected.unbind(2)
-        norms = (self.q_norm, self.k_norm)[-len(turning) :]
-        return torch.stack([norm(y) for norm, y in zip(norms, turning, strict=True)] + [values], 2)
-
-
-class OutputLayer(nn.Module):
-    """Final norm and the head, which is not tied to the embedding."""
-
-    def __init__(self, config: TextDiffusionConfig):
-        super().__init__()
-        self.norm_final = NORMS[config.norm](config.hidden_size)
-        self.linear = nn.Linear(config.hidden_size, config.vocab_size)
-        if config.adaln:
-            self.adaLN_modulation = modulation(config.conditioning_size, config.hidden_size, 2)
-        self.adaln = config.adaln
-
-    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """[..., H] (with one condition [..., C] each) -> [..., V] raw logits."""
-        x = self.norm_final(x)
-        if self.adaln:
-            x = Modulation(self.adaLN_modulation(condition), None, 2).modulate(x, 0)
-        return self.linear(x)
+# Projecting distinct tokens once is faster for calls of at least so many tokens, of which at most
+# this share differs: a step of a byte model takes 2 % less time, one of two streams 3 to 5 %.
+UNIQUE_FROM = 512
+UNIQUE_SHARE = 0.25
 
 
 class TextDiffusionModel(PreTrainedModel):
@@ -202,7 +61,7 @@ class TextDiffusionModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Unit embeddings, linear maps of variance 1 / (3 inputs); modulation starts as none.
+        """Draw unit embeddings and linear maps of variance 1 / (3 inputs); modulate nothing.
 
         A zero head or zero branches (gates that start at zero, as published), tried at this size,
         learn clearly slower.
@@ -224,11 +83,11 @@ class TextDiffusionModel(PreTrainedModel):
             init.constant_(module.raw, module.start)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The embedding module (its table is `.embedding`)."""
+        """Return the embedding module (its table is `.embedding`)."""
         return self.vocab_embed
 
     def get_output_embeddings(self) -> nn.Module:
-        """The head's linear map."""
+        """Return the head's linear map."""
         return self.output_layer.linear
 
     def resize_token_embeddings(
@@ -268,7 +127,7 @@ class TextDiffusionModel(PreTrainedModel):
         labels: Tensor | None = None,
         **options: Any,
     ) -> MaskedLMOutput | tuple[Tensor, ...]:
-        """Raw logits.
+        """Return raw logits.
 
         Args:
             input_ids: [B, L] noisy tokens.
@@ -277,8 +136,8 @@ class TextDiffusionModel(PreTrainedModel):
             layout: who sees whom.
             positions: [N] flat indices into B * L at which logits are wanted; None: everywhere.
             attention_mask: [B, L], 0 at padding; a shorthand for a layout with document ids.
-            cache: where the tokens before these are found, and these are left; its view fixes
-                their positions and takes the layout's place.
+            cache: keys and values of the tokens before these, to which theirs are added; it fixes
+                their positions and replaces the layout's mask.
             labels: [B, L], or [N] with positions, tokens to predict, -100 where none is: `.loss` is
                 their cross-entropy, the average over labels.
             **options: `return_dict`, `num_items_in_batch` (labels to divide the loss by),
@@ -301,12 +160,9 @@ class TextDiffusionModel(PreTrainedModel):
         logits, loss = self.output_layer(x, condition), None
         if labels is not None:
             loss = cross_entropy(logits, labels, positions, options.get("num_items_in_batch"))
-        whole = options.get("return_dict")
-        if whole is None:
-            whole = self.config.return_dict
-        if not whole:
-            return (logits,) if loss is None else (loss, logits)
-        return MaskedLMOutput(loss=loss, logits=logits)
+        output, named = MaskedLMOutput(loss=loss, logits=logits), options.get("return_dict")
+        named = self.config.return_dict if named is None else named
+        return output if named else output.to_tuple()
 
     def hidden(
         self,
@@ -317,7 +173,7 @@ class TextDiffusionModel(PreTrainedModel):
         positions: Tensor | None = None,
         cache: CacheSlice | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Hidden states of the noisy stream, for the head to read; arguments as for `forward`.
+        """Return hidden states of the noisy stream for the head; arguments as for `forward`.
 
         The last block computes what its attention needs everywhere, and the rest of itself only at
         `positions`.
@@ -325,32 +181,28 @@ class TextDiffusionModel(PreTrainedModel):
         Returns:
             [N, H], or [B, L, H], before the final norm, and conditions of the head, or None.
         """
-        backend = self.config._attn_implementation
-        reason = unavailable(backend, input_ids.device, torch.is_grad_enabled())
-        if reason:
-            raise ValueError(reason)
-        if (context_ids is not None) != (layout.streams == 2):
-            raise ValueError(f"the {layout.kind} layout takes {layout.streams} stream(s) of tokens")
+        self._check(input_ids, context_ids, layout)
         batch, length = input_ids.shape
         tokens = input_ids if context_ids is None else torch.cat([input_ids, context_ids], dim=1)
-        at = torch.arange(length, device=tokens.device).repeat(layout.streams)
-        if cache is not None:
-            at = cache.positions.to(tokens.device)
-        rotary = Rotary(at, self.config.head_dim, self.config.rope_theta, self._compute_dtype())
         *others, last = self.blocks
         compiled = last._compiled_call_impl is not None
-        device = tokens.device
-        attention = prepare(backend, layout, tokens.shape[1], device, batch, cache, compiled)
+        backend, device = self.config._attn_implementation, tokens.device
         condition, index = self._condition(sigma, layout, batch, length)
-        noisy = length if layout.streams == 2 else None
-        x, kinds = self._embed(tokens, alike=condition is None or condition.shape[:2] == (1, 1))
+        shared = BlockInputs(
+            self._rotary(length, layout, cache),
+            prepare(backend, layout, tokens.shape[1], device, batch, cache, compiled),
+            condition,
+            index,
+        )
+        x, unique = self._embed(tokens, condition is None or condition.shape[:2] == (1, 1))
         for block in others:
-            x = self._run(block, x, rotary, attention, condition, index, None, None, kinds)
-            kinds = None
+            x = self._run(block, x, shared, None, None, unique)  # [B, T, H]
+            unique = None
+        noisy = length if layout.streams == 2 else None
         if not compiled:
-            x = self._run(last, x, rotary, attention, condition, index, noisy, positions)
-        else:  # a compiled block wants shapes that do not change with the number of positions
-            x = self._run(last, x, rotary, attention, condition, index, noisy)
+            x = self._run(last, x, shared, noisy, positions)
+        else:  # a compiled block needs shapes that do not change with the number of positions
+            x = self._run(last, x, shared, noisy)
             x = x if positions is None else x.flatten(0, 1)[positions]
         if condition is not None:
             condition = condition if index is None else condition[:, index[:length]]
@@ -358,47 +210,61 @@ class TextDiffusionModel(PreTrainedModel):
             condition = condition if positions is None else condition.flatten(0, 1)[positions]
         return x, condition
 
-    def _embed(self, tokens: Tensor, alike: bool) -> tuple[Tensor, Kinds | None]:
-        """[B, T, H] embeddings; and, on a CPU, the distinct ones for the first block to project.
+    def _check(self, input_ids: Tensor, context_ids: Tensor | None, layout: Layout) -> None:
+        """Refuse a backend that cannot run here, and missing or needless clean tokens."""
+        backend = self.config._attn_implementation
+        reason = unavailable(backend, input_ids.device, torch.is_grad_enabled())
+        if reason:
+            raise ValueError(reason)
+        if (context_ids is not None) != (layout.streams == 2):
+            raise ValueError(f"the {layout.kind} layout takes {layout.streams} stream(s) of tokens")
 
-        Masks are alike, and so is a token in both streams; characters are few anyway, and a step of
-        a byte model takes some 2 % less time. `alike`: noise levels do not tell equal tokens apart.
+    def _rotary(self, length: int, layout: Layout, cache: CacheSlice | None) -> Rotary:
+        """Return the angles of the positions, which restart in the clean stream."""
+        device = self.vocab_embed.embedding.device
+        at = torch.arange(length, device=device).repeat(layout.streams)  # [T]
+        if cache is not None:
+            at = cache.positions.to(device)
+        return Rotary(at, self.config.head_dim, self.config.rope_theta, self._compute_dtype())
+
+    def _embed(self, tokens: Tensor, alike: bool) -> tuple[Tensor, UniqueRows | None]:
+        """Return [B, T, H] embeddings; and, on a CPU, the unique ones for the first block.
+
+        Masks are equal, and so is a token in both streams; there are few characters anyway.
+
+        Args:
+            tokens: [B, T].
+            alike: whether equal tokens have equal noise levels.
         """
         compiled = self.blocks[0]._compiled_call_impl is not None
-        if not alike or compiled or tokens.numel() < DISTINCT_FROM or not applies(tokens):
+        if not alike or compiled or tokens.numel() < UNIQUE_FROM or not applies(tokens):
             return self.vocab_embed(tokens), None
         ids, which = torch.unique(tokens, return_inverse=True)
-        if len(ids) > DISTINCT_SHARE * tokens.numel():
+        if len(ids) > UNIQUE_SHARE * tokens.numel():
             return self.vocab_embed(tokens), None
-        rows = self.vocab_embed(ids)
-        return spread(rows, which), Kinds(rows.unsqueeze(0), which)
+        rows = self.vocab_embed(ids)  # [U, H]
+        return spread(rows, which), UniqueRows(rows.unsqueeze(0), which)
 
-    def _run(self, block: nn.Module, *inputs: Any) -> Tensor:
-        """A block, which is computed again in the backward pass if memory is to be saved."""
+    def _run(self, block: nn.Module, x: Tensor, shared: BlockInputs, *inputs: Any) -> Tensor:
+        """Run a block, and run it again in the backward pass if memory is to be saved."""
         if self.gradient_checkpointing and self.training:
-            return checkpoint(block, *inputs, use_reentrant=False)
-        if any(isinstance(x, Attention) and x.cache is not None for x in inputs):
-            return block._call_impl(*inputs)  # never compiled: each call has a shape of its own
-        return block(*inputs)
+            return checkpoint(block, x, shared, *inputs, use_reentrant=False)
+        if shared.attention.cache is not None:
+            return block._call_impl(x, shared, *inputs)  # not compiled: shapes differ every call
+        return block(x, shared, *inputs)
 
     def new_cache(self, slots: int, capacity: int) -> KVCache:
-        """An empty cache for `slots` rows of up to `capacity` tokens (a ring, if they are more)."""
-        config = self.config
+        """Return an empty cache for `slots` rows of `capacity` tokens (a ring for longer ones)."""
         if self.device.type == "cpu":
             self._store_by_input()
-        return KVCache(
-            config.num_hidden_layers,
-            config.num_attention_heads,
-            config.head_dim,
-            slots,
-            capacity,
-            self._compute_dtype(),
-            self.device,
-        )
+        config = self.config
+        layers, heads, size = config.num_hidden_layers, config.num_attention_heads, config.head_dim
+        shape = layers, 2, slots, heads, capacity, size
+        return KVCache(shape, self._compute_dtype(), self.device)
 
     @torch.no_grad()
     def _store_by_input(self) -> None:
-        """Stores the weights of linear maps input by input; shapes and values stay.
+        """Store the weights of linear maps input by input; shapes and values stay.
 
         Products with the few tokens of one block then read them in order: a CPU takes two thirds
         of the time. With many tokens it makes no difference.
@@ -408,16 +274,16 @@ class TextDiffusionModel(PreTrainedModel):
                 module.weight.data = module.weight.t().contiguous().t()
 
     def _compute_dtype(self) -> torch.dtype:
-        """Of queries, keys and values: that of autocast, or of the weights."""
-        kind = self.device.type
-        if torch.is_autocast_enabled(kind):
-            return torch.get_autocast_dtype(kind)
+        """Return the dtype of queries, keys and values: autocast's, or the weights'."""
+        device = self.device.type
+        if torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
         return self.vocab_embed.embedding.dtype
 
     def _condition(
         self, sigma: Tensor | None, layout: Layout, batch: int, length: int
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Noise-level embeddings [B or 1, S, C], and which of the S each input position reads."""
+        """Return noise-level embeddings [B or 1, S, C], and which each position reads, [T]."""
         if self.sigma_map is None:
             return None, None
         like = self.vocab_embed.embedding

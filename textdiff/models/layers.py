@@ -1,6 +1,10 @@
-"""What the denoiser is built from: embeddings, norms, MLPs, rotary positions, modulation."""
+"""Layers of the denoiser: embeddings, norms, rotary positions, modulation.
+
+Shapes: B rows, T positions, H hidden, C condition, D channels per head.
+"""
 
 import math
+from collections.abc import Iterable
 from copy import copy
 
 import torch
@@ -11,7 +15,7 @@ from .cpu_kernels import rotate
 
 
 class TokenEmbedding(nn.Module):
-    """The embedding table as a bare parameter, the layout of published checkpoints."""
+    """Embedding table as a bare parameter, the layout of published checkpoints."""
 
     def __init__(self, vocab_size: int, hidden_size: int):
         super().__init__()
@@ -43,10 +47,10 @@ class NoiseEmbedding(nn.Module):
 
 
 class TokenExponents(nn.Module):
-    """The learned schedule's exponent of every token, w = softplus(raw) > 0 (arXiv:2406.04329).
+    """Learned schedule's exponent of every token, w = softplus(raw) > 0 (arXiv:2406.04329).
 
-    No part of the network's function; it lives here because a schedule is averaged, saved and
-    loaded with the weights that were trained under it.
+    The network does not read it; it lives here because a schedule is averaged, saved and loaded
+    with the weights that were trained under it.
     """
 
     def __init__(self, vocab_size: int, initial: float):
@@ -86,13 +90,13 @@ class RMSNorm(nn.Module):
 NORMS = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
 
 
-def modulation(inputs: int, size: int, parts: int, gates: tuple[int, ...] = ()) -> nn.Linear:
-    """The linear map to `parts` modulations of `size` channels.
+def modulation(inputs: int, size: int, count: int, gates: tuple[int, ...] = ()) -> nn.Linear:
+    """Return the linear map to `count` modulations of `size` channels.
 
     It is marked so that it is initialised to change nothing: scales and shifts zero, gates one.
     """
-    linear = nn.Linear(inputs, parts * size)
-    linear.gates = [slice(part * size, (part + 1) * size) for part in gates]
+    linear = nn.Linear(inputs, count * size)
+    linear.gates = [slice(gate * size, (gate + 1) * size) for gate in gates]
     return linear
 
 
@@ -103,77 +107,64 @@ class Rotary:
         positions: [T], or [B, T] where rows differ, which has no backward pass.
         head_dim: D.
         theta: base of the frequencies.
-        dtype: of what is turned.
+        dtype: of queries and keys.
     """
 
     def __init__(self, positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype):
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         exponents = torch.arange(0, head_dim, 2, device=positions.device, dtype=wide) / head_dim
-        angles = positions.to(wide).unsqueeze(-1) * theta**-exponents
+        angles = positions.to(wide).unsqueeze(-1) * theta**-exponents  # [..., T, D / 2]
         if positions.ndim == 2:
             angles = angles.unsqueeze(1)
         cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
         self.cos, self.sin = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
-    def __call__(self, projected: Tensor, part: slice = slice(None)) -> tuple[Tensor, ...]:
-        """Turns queries and keys (or keys alone); values stay.
+    def __call__(self, projected: Tensor, at: slice = slice(None)) -> tuple[Tensor, ...]:
+        """Turn queries and keys (or keys alone); values stay.
 
         Args:
             projected: [B, T, P, heads, D].
-            part: which of the positions these are.
+            at: which of the positions these are.
 
         Returns:
             P tensors [B, heads, T, D].
         """
-        return rotate(projected, self.cos[..., part, :], self.sin[..., part, :])
+        return rotate(projected, self.cos[..., at, :], self.sin[..., at, :])
 
 
 class Modulation:
-    """Chunks of one adaLN projection, spread from noise levels to positions."""
+    """Chunks of one adaLN projection, spread from noise levels to positions.
 
-    def __init__(self, chunks: Tensor, index: Tensor | None, parts: int):
-        chunks = chunks if index is None else chunks[:, index]
-        self.parts = chunks.chunk(parts, dim=-1)
+    Args:
+        chunks: [B or 1, S, count H] of the S noise levels; None: nothing is modulated.
+        index: [T] which level each position reads; None: there is one for all.
+        count: number of chunks.
+    """
+
+    def __init__(self, chunks: Tensor | None, index: Tensor | None, count: int):
+        if chunks is not None and index is not None:
+            chunks = chunks[:, index]  # [B or 1, T, count H]
+        self.chunks = () if chunks is None else chunks.chunk(count, dim=-1)
 
     def first(self, length: int) -> "Modulation":
-        """The modulations of the first positions alone."""
-        return self._with([part[:, :length] for part in self.parts])
+        """Return the modulations of the first positions alone."""
+        return self._with(chunk[:, :length] for chunk in self.chunks)
 
     def at(self, positions: Tensor, shape: torch.Size) -> "Modulation":
-        """Those of flat positions [N] into the first two dimensions of a shape [B, T, H]."""
-        return self._with([part.expand(shape).flatten(0, 1)[positions] for part in self.parts])
+        """Return those of flat positions [N] into the first two dimensions of [B, T, H]."""
+        return self._with(chunk.expand(shape).flatten(0, 1)[positions] for chunk in self.chunks)
 
-    def _with(self, parts: list[Tensor]) -> "Modulation":
+    def _with(self, chunks: Iterable[Tensor]) -> "Modulation":
         chosen = copy(self)
-        chosen.parts = tuple(parts)
+        chosen.chunks = tuple(chunks)
         return chosen
 
-    def modulate(self, x: Tensor, part: int) -> Tensor:
-        """x * (1 + scale) + shift, parts `part` and `part + 1`."""
-        return torch.addcmul(self.parts[part], x, 1.0 + self.parts[part + 1])
+    def modulate(self, x: Tensor, at: int) -> Tensor:
+        """Return x * (1 + scale) + shift, with shift and scale from chunk `at` on."""
+        if not self.chunks:
+            return x
+        return torch.addcmul(self.chunks[at], x, 1.0 + self.chunks[at + 1])
 
-    def gate(self, x: Tensor, part: int) -> Tensor:
-        """x times a gate."""
-        return x * self.parts[part]
-
-
-class _Plain(Modulation):
-    """No modulation."""
-
-    def __init__(self) -> None:
-        self.parts = ()
-
-    def first(self, length: int) -> Modulation:
-        return self
-
-    def at(self, positions: Tensor, shape: torch.Size) -> Modulation:
-        return self
-
-    def modulate(self, x: Tensor, part: int) -> Tensor:
-        return x
-
-    def gate(self, x: Tensor, part: int) -> Tensor:
-        return x
-
-
-PLAIN = _Plain()
+    def gate(self, x: Tensor, at: int) -> Tensor:
+        """Return x times the gate in chunk `at`."""
+        return x * self.chunks[at] if self.chunks else x

@@ -1,4 +1,4 @@
-"""Who may attend to whom: a small description that every attention backend reads.
+"""Attention layouts: which positions see which, in a form that every backend reads.
 
 | kind | query i sees key j when |
 |---|---|
@@ -10,7 +10,7 @@
 In `block_diffusion` the input is [noisy; clean], 2L long: noisy sees its own noisy block and
 earlier clean blocks, clean sees its own and earlier clean blocks (Sec. 3.1, arXiv:2503.09573).
 
-Document ids confine all of them to documents; a position of id -1 is padding that nobody sees.
+Document ids confine all of them to documents; a position of id -1 is padding that no other sees.
 """
 
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ KINDS = ("full", "causal", "block_causal", "block_diffusion")
 
 @dataclass(frozen=True)
 class Layout:
-    """An attention layout.
+    """Attention layout.
 
     Attributes:
         kind: one of `KINDS`.
@@ -43,7 +43,7 @@ class Layout:
             raise ValueError(f"layout {self.kind} needs a block_size")
 
     def within(self, document_ids: Tensor | None) -> "Layout":
-        """The same layout confined to documents."""
+        """Return the same layout confined to documents."""
         return replace(self, document_ids=document_ids)
 
     @property
@@ -57,7 +57,7 @@ class Layout:
         return self.kind == "full" and self.document_ids is None
 
     def allows(self, query: Tensor, key: Tensor, length: int) -> Tensor:
-        """Whether position `query` sees `key`, by broadcasting; documents aside.
+        """Return whether position `query` sees `key`, by broadcasting; documents aside.
 
         Args:
             query: integer positions in the (one- or two-stream) input.
@@ -79,7 +79,7 @@ class Layout:
         return own_noisy | earlier_clean | own_clean
 
     def mask(self, total: int, device: torch.device) -> Tensor | None:
-        """Boolean mask for an input of `total` positions, True where attention is allowed.
+        """Return the boolean mask for `total` positions, True where attention is allowed.
 
         Returns:
             None when dense, [total, total], or [B, 1, total, total] with documents. A padding
@@ -96,7 +96,7 @@ class Layout:
         return ((allowed & same) | (at[:, None] == at[None, :])).unsqueeze(1)
 
     def mask_mod(self, total: int):
-        """The same rule as a FlexAttention `mask_mod(batch, head, query, key)`."""
+        """Return the same mask as a FlexAttention `mask_mod(batch, head, query, key)`."""
         length = total // self.streams
         ids = None if self.document_ids is None else self.document_ids.repeat(1, self.streams)
 
@@ -130,10 +130,10 @@ def shift_right(ids: Tensor, start: int, document_ids: Tensor | None = None) -> 
 
 
 def training_layout(block_size: int | None) -> Layout:
-    """How noisy tokens are seen in training and likelihood: with the clean context in blocks."""
+    """Return the layout of training and likelihood: in blocks, with the clean context."""
     return FULL if block_size is None else Layout("block_diffusion", block_size)
 
 
 def sampling_layout(block_size: int | None) -> Layout:
-    """How a canvas is seen in generation: earlier blocks are finished, later ones are invisible."""
+    """Return the layout of generation: earlier blocks are finished, later ones invisible."""
     return FULL if block_size is None else Layout("block_causal", block_size)

@@ -5,7 +5,8 @@ import torch
 from torch.autograd.graph import saved_tensors_hooks
 
 from textdiff.models import cpu_kernels
-from textdiff.models.mlp import MLPS, _Gelu
+from textdiff.models.block import MLPS
+from textdiff.models.cpu_mlp import Gelu
 
 SIZE = 6
 KINDS = pytest.mark.parametrize("kind", list(MLPS))
@@ -31,7 +32,7 @@ def run(mlp, *shape):
 @pytest.mark.parametrize("piece", [1, 60, 2**20])
 def test_equals_the_path_of_other_devices(monkeypatch, kind, dtype, tolerance, rows, piece):
     monkeypatch.setattr(cpu_kernels, "CHUNK_BYTES", rows * 4 * SIZE * dtype.itemsize)
-    monkeypatch.setattr("textdiff.models.mlp.PIECE", piece)
+    monkeypatch.setattr("textdiff.models.cpu_mlp.PIECE", piece)
     mlp = network(kind, dtype)
     found = run(mlp, 3, 7)
     monkeypatch.setattr(cpu_kernels, "applies", lambda x: False)
@@ -55,8 +56,8 @@ def test_one_sigmoid_is_the_tanh_form():
     wanted = torch.nn.functional.gelu(h, approximate="tanh")
     (slope,) = torch.autograd.grad(wanted.sum(), h)
     h, value, again, out = h.detach(), *torch.empty(3, len(h), dtype=torch.float64)
-    _Gelu.value(h, value)
-    _Gelu.slopes(h, torch.ones_like(h), again, out)
+    Gelu.value(h, value)
+    Gelu.slopes(h, torch.ones_like(h), again, out)
     torch.testing.assert_close(value, wanted.detach(), rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(out, slope, rtol=1e-12, atol=1e-13)
     assert torch.equal(again, value)
