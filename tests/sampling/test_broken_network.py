@@ -38,8 +38,9 @@ def test_it_is_refused_at_the_first_call(value, block_size, cache, kind, tempera
         controls=Controls(temperature),
         cache=cache,
     )
-    with pytest.raises(CheckpointError, match=r"not a number .* weights are damaged"):
+    with pytest.raises(CheckpointError, match="weights are damaged") as error:
         list(walk)
+    assert error.value.code == "output_not_finite"
 
 
 def test_what_is_never_predicted_may_be_anything():
@@ -56,10 +57,12 @@ def test_elsewhere_than_on_a_cpu_it_is_noticed_when_asked():
     weights = torch.full((3, 5), torch.nan, dtype=torch.float64)
     u = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
     assert _with_weight(_column(weights, u)[0], weights).max() < 5
-    with pytest.raises(TextDiffError, match="add up to nan"):
+    with pytest.raises(TextDiffError) as error:
         inverse_cdf(weights, u)
+    assert error.value.code == "no_token_to_draw"
     denoise = PlainPredictor(tiny_model(), tiny_family())
     denoise.check()
     denoise._broken = torch.ones((), dtype=torch.bool)
-    with pytest.raises(CheckpointError, match="not a number"):
+    with pytest.raises(CheckpointError) as error:
         denoise.check()
+    assert error.value.code == "output_not_finite"

@@ -3,7 +3,7 @@
 Positions are revealed in any order, so what may stand at one of them depends on both sides: on the
 states that the automaton can be in there, read from the left, and on those from which the rest of
 the hole can still be accepted, read from the right. Of the positions that are drawn in one call the
-predictions are known; they weigh what they can become together:
+predictions are known; their weights together are:
 
     b_i(q) = sum over tokens v of p_i(v) b_{i+1}(q after v),
 
@@ -35,7 +35,7 @@ class Pattern:
     """A constraint on the text of each hole by itself.
 
     Attributes:
-        machine: what texts are accepted.
+        machine: accepts the texts.
         said: the pattern as the user wrote it, for messages.
         min_new_tokens: tokens of an open end before the end-of-text token may be.
     """
@@ -47,7 +47,7 @@ class Pattern:
     _entered: tuple[SegmentInfo, Tensor] | None = field(default=None, repr=False)
 
     def reach(self, places: int, open_end: bool) -> Tensor:
-        """[Q] log-weights: 0 where a hole can be finished with so many open places left."""
+        """Return [Q] log-weights: 0 where a hole can be finished with so many open places left."""
         ends = self.machine.final if open_end else self.machine.inner
         table = self._reach.setdefault(
             open_end, [torch.zeros(len(ends), device=ends.device).double().where(ends, NEVER)]
@@ -57,14 +57,14 @@ class Pattern:
         return table[places]
 
     def left(self, places: int, early: int, open_end: bool) -> Tensor:
-        """[Q] the same, where no end-of-text token may stand at the first `early` of the places."""
-        found = self.reach(places - early, open_end)
+        """Return the same where the end-of-text token is too early at the first of the places."""
+        weights = self.reach(places - early, open_end)
         for _ in range(early):
-            found = self.machine.before(found, ending=False)
-        return found
+            weights = self.machine.before(weights, ending=False)
+        return weights
 
     def check(self, job: Job) -> None:
-        """Stops if no text that fills a hole can match.
+        """Refuse a job with a hole that no matching text fills.
 
         Raises:
             ConfigError: with the length of the hole.
@@ -81,11 +81,12 @@ class Pattern:
                 how = "up to" if open_end and self.machine.end_class is not None else "exactly"
                 raise ConfigError(
                     f"no text of {how} {places} tokens satisfies {self.said}; give another "
-                    "pattern or another number of tokens"
+                    "pattern or another number of tokens",
+                    code="no_text_fits",
                 )
 
     def begin(self, context: Context, log_weights: Tensor) -> "PatternDraws":
-        """The draws of one call; see `Constraint`."""
+        """Begin the draws of one call; see `Constraint`."""
         return PatternDraws(self, context, log_weights)
 
 
@@ -125,16 +126,18 @@ class PatternDraws:
     """The draws of one network call.
 
     Args:
-        pattern: what holds.
-        context: where they are.
-        log_weights: [N, V] what would be drawn from without it.
+        pattern: the constraint.
+        context: where the positions are.
+        log_weights: [N, V] unconstrained log-weights.
     """
 
     def __init__(self, pattern: Pattern, context: Context, log_weights: Tensor):
         self.pattern, self.machine, self.context = pattern, pattern.machine, context
         self.info = context.info or _alone(context.canvas)
         self.log_weights = log_weights.double()
-        self._lay_out()
+        self.device = context.canvas.device
+        self._find_holes()
+        self.weights = self._class_weights()
         self.ahead = self._read_back()
         if pattern._entered is None or pattern._entered[0] is not self.info:
             pattern._entered = (self.info, self._entry())
@@ -142,23 +145,19 @@ class PatternDraws:
         self.column = 0
 
     def allow(self, which: Tensor) -> Tensor:
-        """[n, V] weights of what leads on; see `Draws`."""
+        """Return [n, V] log-weights of tokens that a match is possible after; see `Draws`."""
         column, rows = self._at(which)
         self._advance(column)
         paths = self.ahead[column + 1][rows][:, self.machine.moves]  # [n, Q, C]
-        chance = (self.states[rows][:, :, None] + paths).amax(1)
-        free = ~self.inside[rows, column]
-        chance = chance.masked_fill(free[:, None].to(chance.device), 0.0)
-        mine = self.log_weights[which.to(chance.device)]
-        return mine + chance.gather(1, self.machine.classes.expand(len(mine), -1))
+        chance = (self.states[rows][:, :, None] + paths).amax(1)  # [n, C]
+        outside = ~self.inside[rows, column]
+        chance = chance.masked_fill(outside[:, None].to(self.device), 0.0)
+        return self.log_weights[which.to(self.device)] + chance[:, self.machine.classes]
 
     def put(self, which: Tensor, tokens: Tensor) -> None:
-        """They are fixed from now on; see `Draws`."""
+        """Fix the tokens drawn there; see `Draws`."""
         column, rows = self._at(which)
-        kinds = self.machine.classes[tokens]
-        own = torch.full((len(rows), self.machine.moves.shape[1]), NEVER, dtype=torch.float64)
-        own = own.to(kinds.device).scatter(1, kinds[:, None], 0.0)
-        self.weights[rows, column] = own
+        self.weights[rows, column] = self._only(self.machine.classes[tokens])
         self.still[rows, column] = False
 
     # --- inside ---
@@ -166,11 +165,16 @@ class PatternDraws:
     def _at(self, which: Tensor) -> tuple[int, Tensor]:
         return int(self.context.column[which[0]]), self.context.row[which]
 
-    def _lay_out(self) -> None:
-        """What is known of every place of the canvas."""
-        canvas, info, machine = self.context.canvas, self.info, self.machine
-        rows, width = canvas.shape
-        place = info.starts[:, None] + torch.arange(width)  # [A, S]
+    def _only(self, classes: Tensor) -> Tensor:
+        """Return [..., C] log-weights: 0 for one class each."""
+        size = (*classes.shape, self.machine.moves.shape[1])
+        never = torch.full(size, NEVER, dtype=torch.float64, device=classes.device)
+        return never.scatter(-1, classes[..., None], 0.0)
+
+    def _find_holes(self) -> None:
+        """Set which places [A, S] are inside a hole, its first or last, and which stay open."""
+        canvas, info = self.context.canvas, self.info
+        place = info.starts[:, None] + torch.arange(canvas.shape[1])  # [A, S]
         given = torch.nn.functional.pad(info.given, (1, 1), value=True)  # nothing beyond the text
         at = place.clamp(max=given.shape[1] - 2)
 
@@ -182,91 +186,90 @@ class PatternDraws:
         self.first = self.inside & is_given(at - 1)
         self.last = self.inside & (is_given(at + 1) | (place + 1 == length))
         self.early = place < (info.tails + self.pattern.min_new_tokens)[:, None]
-        drawn = torch.zeros(rows * width, dtype=torch.bool)
+        drawn = torch.zeros(canvas.numel(), dtype=torch.bool)
         drawn[self.context.positions] = True
-        drawn = drawn.view(rows, width)
-        mask = (canvas == self.context.vocabulary.mask_token_id).cpu()
-        self.still = self.inside & mask & ~drawn  # [A, S] stays open
-        kinds = machine.classes[canvas]
-        count = machine.moves.shape[1]
-        weights = torch.full((rows, width, count), NEVER, dtype=torch.float64, device=canvas.device)
-        weights.scatter_(2, kinds[:, :, None], 0.0)
-        mine = torch.full((len(self.log_weights), count), NEVER, dtype=torch.float64)
-        mine = _log_sums(self.log_weights, machine.classes, mine.to(canvas.device))
-        here = self.context.positions.to(canvas.device)
-        self.weights = weights.flatten(0, 1).index_copy(0, here, mine).view(rows, width, count)
-        usable = machine.used.expand(rows, width, count).clone()
+        masked = (canvas == self.context.vocabulary.mask_token_id).cpu()
+        self.still = self.inside & masked & ~drawn.view(canvas.shape)
+
+    def _class_weights(self) -> Tensor:
+        """Return [A, S, C] log-weights of the classes that each place may hold."""
+        machine = self.machine
+        weights = self._only(machine.classes[self.context.canvas])
+        sums = _log_sums(self.log_weights, machine.classes, weights.shape[2])
+        positions = self.context.positions.to(self.device)
+        weights = weights.flatten(0, 1).index_copy(0, positions, sums).view(weights.shape)
+        usable = machine.used.expand(weights.shape).clone()
         if machine.end_class is not None:
-            usable[:, :, machine.end_class] &= ~self.early.to(canvas.device)
-        anything = torch.zeros_like(self.weights).where(usable, NEVER)
-        self.weights = torch.where(self.still.to(canvas.device)[:, :, None], anything, self.weights)
+            usable[:, :, machine.end_class] &= ~self.early.to(self.device)
+        anything = torch.zeros_like(weights).where(usable, NEVER)
+        return torch.where(self.still.to(self.device)[:, :, None], anything, weights)
 
     def _read_back(self) -> list[Tensor]:
-        """[S + 1] of [A, Q]: log-weights of the states behind and before every column."""
+        """Return [S + 1] of [A, Q]: log-weights of the states before and after every column."""
         rows, width = self.inside.shape
-        device = self.weights.device
-        ends = [self._beyond(row, self.context.canvas.shape[1]) for row in range(rows)]
-        ahead = [torch.stack(ends).to(device)]
-        inner = torch.zeros(1, device=device).double().where(self.machine.inner, NEVER)
-        final = torch.zeros(1, device=device).double().where(self.machine.final, NEVER)
+        ahead = [torch.stack([self._beyond(row, width) for row in range(rows)]).to(self.device)]
+        zero = torch.zeros(1, dtype=torch.float64, device=self.device)
+        inner, final = (
+            zero.where(ends, NEVER) for ends in (self.machine.inner, self.machine.final)
+        )
         for column in reversed(range(width)):
-            behind = ahead[-1]
-            open_end = (self.info.starts + column >= self.info.tails).to(device)[:, None]
-            last = self.last[:, column].to(device)[:, None]
-            behind = torch.where(last, torch.where(open_end, final, inner), behind)
-            ahead[-1] = behind
-            paths = behind[:, self.machine.moves] + self.weights[:, column, None, :]
+            open_end = (self.info.starts + column >= self.info.tails).to(self.device)[:, None]
+            last = self.last[:, column].to(self.device)[:, None]
+            after = torch.where(last, torch.where(open_end, final, inner), ahead[-1])
+            ahead[-1] = after
+            paths = after[:, self.machine.moves] + self.weights[:, column, None, :]  # [A, Q, C]
             most, sums = paths.amax(-1), paths.logsumexp(-1)
-            before = torch.where(self.still[:, column].to(device)[:, None], most, sums)
-            outside = ~self.inside[:, column].to(device)[:, None]
-            ahead.append(torch.where(outside, behind, before))
+            before = torch.where(self.still[:, column].to(self.device)[:, None], most, sums)
+            outside = ~self.inside[:, column].to(self.device)[:, None]
+            ahead.append(torch.where(outside, after, before))
         return ahead[::-1]
 
     def _beyond(self, row: int, width: int) -> Tensor:
-        """[Q] what the part of a hole behind the canvas makes of the states at its end."""
+        """Return [Q] log-weights of the states at the end of the canvas, by what lies beyond."""
         info = self.info
         start, length = int(info.starts[row]) + width, int(info.lengths[row])
-        tail, given = int(info.tails[row]), info.given[row, start:length]
-        end = (
-            int((torch.arange(start, start + len(given))[given]).amin()) if given.any() else length
-        )
+        tail, given = int(info.tails[row]), info.given[row, start:length].nonzero()
+        end = start + int(given[0]) if len(given) else length
         early = max(0, min(end, tail + self.pattern.min_new_tokens) - start) if start >= tail else 0
         return self.pattern.left(max(0, end - start), early, start >= tail)
 
     def _entry(self) -> Tensor:
-        """[A, Q] log-weights of the states in which the canvas is entered: 0 for one of them."""
+        """Return [A, Q] log-weights of the states before the canvas: 0 for one of them."""
         info, machine = self.info, self.machine
-        states = torch.zeros(len(info.starts), dtype=torch.int64, device=machine.moves.device)
+        states = torch.zeros(len(info.starts), dtype=torch.int64, device=self.device)
         for place in range(int(info.starts.max())):
             passing = (place < info.starts) & ~info.given[:, place]
             begins = passing & (info.given[:, place - 1] if place else torch.ones_like(passing))
-            states = states.masked_fill(begins.to(states.device), 0)
+            states = states.masked_fill(begins.to(self.device), 0)
             moved = machine.moves[states, machine.classes[info.text[:, place]]]
-            states = torch.where(passing.to(states.device), moved, states)
+            states = torch.where(passing.to(self.device), moved, states)
         entry = torch.full((len(states), len(machine.inner)), NEVER, dtype=torch.float64)
-        return entry.to(states.device).scatter(1, states[:, None], 0.0)
+        return entry.to(self.device).scatter(1, states[:, None], 0.0)
 
     def _advance(self, column: int) -> None:
-        """Reads the columns before this one."""
-        device, machine = self.states.device, self.machine
-        index = machine.moves.flatten().expand(len(self.states), -1)
-        first = torch.full_like(self.states, NEVER)
-        first[:, 0] = 0.0
+        """Read the columns before this one."""
+        index = self.machine.moves.flatten().expand(len(self.states), -1)
+        never = torch.full_like(self.states, NEVER)
+        start = never.clone()
+        start[:, 0] = 0.0
         for at in range(self.column, column + 1):
-            begins = self.first[:, at].to(device)[:, None]
-            self.states = torch.where(begins, first, self.states)
+            self.states = torch.where(
+                self.first[:, at].to(self.device)[:, None], start, self.states
+            )
             if at == column:
                 break
             paths = (self.states[:, :, None] + self.weights[:, at, None, :]).flatten(1)
-            after = torch.full_like(self.states, NEVER).scatter_reduce(1, index, paths, "amax")
+            after = never.scatter_reduce(1, index, paths, "amax")
             after = after.where(after == NEVER, 0.0)
-            self.states = torch.where(self.inside[:, at].to(device)[:, None], after, self.states)
+            inside = self.inside[:, at].to(self.device)[:, None]
+            self.states = torch.where(inside, after, self.states)
         self.column = column
 
 
-def _log_sums(log_weights: Tensor, classes: Tensor, empty: Tensor) -> Tensor:
-    """[N, C] log of the summed weights of each class."""
+def _log_sums(log_weights: Tensor, classes: Tensor, count: int) -> Tensor:
+    """Return [N, C] log of the summed weights of each class."""
     index = classes.expand(len(log_weights), -1)
+    empty = torch.full_like(log_weights[:, :1], NEVER).repeat(1, count)
     most = empty.scatter_reduce(1, index, log_weights, "amax")
     level = most.where(most > NEVER, 0.0)
     shares = (log_weights - level.gather(1, index)).exp()
@@ -274,7 +277,7 @@ def _log_sums(log_weights: Tensor, classes: Tensor, empty: Tensor) -> Tensor:
 
 
 def _alone(canvas: Tensor) -> SegmentInfo:
-    """A canvas that is all there is, as one open end."""
+    """Return the surroundings of a canvas that is one open end without any."""
     rows, width = canvas.shape
     zero = torch.zeros(rows, dtype=torch.int64)
     none = torch.zeros(rows, width, dtype=torch.bool)
