@@ -13,7 +13,7 @@ from textdiff.errors import CheckpointError, ConfigError, DataError
 from textdiff.loading import family_of
 from textdiff.pipeline import TextDiffusion
 from textdiff.sampling.callbacks import Callback
-from textdiff.sampling.constraints import build_pattern
+from textdiff.sampling.constraints.pattern import build_pattern
 from textdiff.sampling.request import Request
 from textdiff.sampling.settings import SamplingConfig
 from textdiff.train.export import sample_defaults

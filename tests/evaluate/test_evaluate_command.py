@@ -93,7 +93,7 @@ def test_a_sweep_goes_on_where_it_stopped(place, judges, tmp_path, monkeypatch, 
     assert main([*words, "--output", str(whole), "--picture", str(picture)]) == 0
     assert picture.read_bytes()[:4] == b"\x89PNG"
     out = capsys.readouterr().out
-    assert "left out: tweedie walks along scores" in out
+    assert "left out: tweedie follows scores" in out
     measured, drawn = sweep._point, []
 
     def breaks(plan, setting, *rest):
@@ -136,7 +136,7 @@ def test_a_sweep_goes_on_where_it_stopped(place, judges, tmp_path, monkeypatch, 
         (["--suite", "frontier", "--grid", "missing.yaml"], "--grid missing.yaml cannot be read"),
         (["--stop", "x"], "--stop fixes how texts end"),
         (["--suffix", "x"], "--suffix fixes how texts end"),
-        (["--rule", "tweedie"], "walks along scores"),
+        (["--rule", "tweedie"], "follows scores"),
     ],
 )
 def test_bad_input_is_one_sentence(place, judges, capsys, more, message):

@@ -88,7 +88,7 @@ def test_every_family_has_a_default_grid(model):
         ({"baseline": {"rule": "first_hitting"}, "points": {"rule": "x"}}, "a list of them"),
         ({"baseline": {"rule": "first_hitting"}, "plots": []}, "unknown key 'plots'"),
         ({"baseline": {"rule": "first_hiting"}}, "did you mean 'first_hitting'"),
-        ({"baseline": {"rule": "tweedie"}}, "walks along scores"),
+        ({"baseline": {"rule": "tweedie"}}, "follows scores"),
         ({"baseline": {"rule": "threshold", "treshold": 1}}, "did you mean 'threshold'"),
         ({"baseline": {"rule": "threshold", "threshold": 2.0}}, "threshold"),
     ],

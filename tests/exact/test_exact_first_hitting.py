@@ -13,8 +13,9 @@ from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.errors import ConfigError
 from textdiff.sampling.controls import Controls
-from textdiff.sampling.rules import ancestral, build_rule, first_hitting
-from textdiff.sampling.rules.first_hitting import hitting_times
+from textdiff.sampling.rules import build_rule
+from textdiff.sampling.rules.ancestral import Ancestral
+from textdiff.sampling.rules.first_hitting import FirstHitting, hitting_times
 from textdiff.sampling.segment import Segment
 
 LEVELS = 8
@@ -74,7 +75,7 @@ def test_every_order_of_reveals_has_exactly_its_chain_law():
         Stream.TOKEN: tokens.repeat(len(orders), 1),
     }
     steps = walk(
-        first_hitting, table, torch.full((rows, LENGTH), MASK), lambda stream, _: draws[stream]
+        FirstHitting(), table, torch.full((rows, LENGTH), MASK), lambda stream, _: draws[stream]
     )
     assert len(steps) == LENGTH
     lookup = code(all_sequences())
@@ -97,9 +98,9 @@ def test_it_is_the_limit_of_ancestral_sampling_token_for_token():
         return uniforms(5, stream, row=row, step=step, position=torch.arange(LENGTH))
 
     start = torch.full((rows, LENGTH), MASK)
-    limit = walk(first_hitting, table, start, draws)[-1].canvas
-    fine = walk(ancestral, table, start, draws, steps=2**16)[-1].canvas
-    coarse = walk(ancestral, table, start, draws, steps=2)[-1].canvas
+    limit = walk(FirstHitting(), table, start, draws)[-1].canvas
+    fine = walk(Ancestral(), table, start, draws, steps=2**16)[-1].canvas
+    coarse = walk(Ancestral(), table, start, draws, steps=2)[-1].canvas
     assert torch.equal(limit, fine)
     assert not torch.equal(limit, coarse)
 
@@ -130,7 +131,7 @@ def test_each_row_makes_one_call_per_open_position_and_leaves():
     def draws(stream: Stream, step: int) -> Tensor:
         return torch.rand(50, LENGTH, generator=generator, dtype=torch.float64)
 
-    steps = walk(first_hitting, table, canvas, draws, frozen=frozen)
+    steps = walk(FirstHitting(), table, canvas, draws, frozen=frozen)
     revealed = torch.zeros_like(frozen)
     for step in steps:
         rows = step.changed // LENGTH
@@ -154,4 +155,4 @@ def test_it_is_refused_where_reveals_depend_on_the_token():
     learned = family(schedule={"kind": "learned"})
     with pytest.raises(ConfigError, match=r"first_hitting reveals masks .* ancestral"):
         build_rule("first_hitting", learned)
-    assert build_rule("first_hitting", family()) == first_hitting
+    assert build_rule("first_hitting", family()) == FirstHitting()

@@ -16,7 +16,7 @@ from textdiff.sampling.guidance import GuidedPrediction
 from textdiff.sampling.rules.ancestral import Ancestral
 from textdiff.sampling.rules.first_hitting import FirstHitting
 from textdiff.sampling.rules.predictor_corrector import PredictorCorrector
-from textdiff.sampling.rules.tweedie import Tweedie
+from textdiff.sampling.rules.scores import Tweedie
 
 CLEAN_IDS = list(CLEAN)
 OBJECTIVES = {"absorbing": "mdlm", "uniform": "udlm", "hybrid": "gidd"}

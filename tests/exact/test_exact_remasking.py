@@ -15,7 +15,8 @@ from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.randomness import Stream
 from textdiff.errors import ConfigError
 from textdiff.sampling.controls import Controls
-from textdiff.sampling.rules import ancestral, build_rule
+from textdiff.sampling.rules import build_rule
+from textdiff.sampling.rules.ancestral import Ancestral
 
 LENGTH = 2
 
@@ -130,7 +131,7 @@ def test_no_remasking_is_ancestral_sampling_in_law():
     rows, ask = 20_000, reader(conditionals(joint, LENGTH))
     start = torch.full((rows, LENGTH), MASK)
     law = text_law(remask_law("cap", 0.0, joint, 3))
-    for chosen in (rule, ancestral):
+    for chosen in (rule, Ancestral()):
         walk = run(chosen, ask, start, keyed(rows, LENGTH), 3)
         assert chi_square_p(texts_of(walk[-1].canvas), rows * law) > 1e-3
 
@@ -311,7 +312,7 @@ def corrected(case: str, joint: Tensor, steps: int, rows: int, knobs: dict, **re
     process, kind, _, options = CASES[case]
     chosen = world(process, kind, **options)
     start = chosen.process.prior((rows, LENGTH), keyed(rows, LENGTH, seed=99)(4, 0))
-    rule = build_rule("predictor_corrector", chosen, knobs) if knobs is not None else ancestral
+    rule = build_rule("predictor_corrector", chosen, knobs) if knobs is not None else Ancestral()
     ask = dense_reader(case, joint)
     return run(rule, ask, start, keyed(rows, LENGTH, seed=steps), steps, chosen, **rest)
 
@@ -439,7 +440,7 @@ def test_controls_hold_while_correcting():
 
 
 def test_rules_are_refused_where_they_mean_nothing():
-    with pytest.raises(ConfigError, match="corrects tokens that noise has drawn, and"):
+    with pytest.raises(ConfigError, match="corrects tokens that noise has replaced, and"):
         build_rule("predictor_corrector", family())
     with pytest.raises(ConfigError, match="masks tokens again at one rate for all of them, and"):
         build_rule("remask", world("uniform", "udlm"))

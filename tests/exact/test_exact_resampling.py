@@ -11,7 +11,7 @@ from torch import Tensor
 
 from textdiff.diffusion.objectives import Prediction
 from textdiff.sampling.controls import Controls
-from textdiff.sampling.rules import ancestral
+from textdiff.sampling.rules.ancestral import Ancestral
 from textdiff.sampling.segment import Segment
 
 LENGTH = 2
@@ -67,7 +67,7 @@ def sampled(case: str, joint: Tensor, steps: int, rows: int, frozen=None, start=
         frozen = torch.zeros(rows, LENGTH, dtype=torch.bool)
     if start is not None:
         canvas = torch.where(frozen, start, canvas)
-    *_, last = ancestral(
+    *_, last = Ancestral()(
         Segment(
             denoise,
             family.process,
@@ -127,7 +127,7 @@ def test_the_last_step_leaves_no_noise_whatever_the_schedule_starts_from():
     sure = torch.full((1, 5), -torch.inf, dtype=torch.float64)
     sure[0, CLEAN[2]] = 0.0
     generator = torch.Generator().manual_seed(0)
-    *_, last = ancestral(
+    *_, last = Ancestral()(
         Segment(
             lambda canvas, t, positions: Prediction(sure.expand(len(positions), -1)),
             family.process,

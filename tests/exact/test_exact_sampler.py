@@ -25,8 +25,7 @@ from textdiff.diffusion.randomness import Stream
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.job import Job
 from textdiff.sampling.predictor import PlainPredictor
-from textdiff.sampling.rules import ancestral
-from textdiff.sampling.rules.ancestral import reveal_steps
+from textdiff.sampling.rules.ancestral import Ancestral, reveal_steps
 from textdiff.sampling.segment import Segment
 
 
@@ -122,7 +121,7 @@ def test_rule_has_exactly_the_enumerated_law(steps):
         Stream.TOKEN: tokens.repeat(len(when), 1),
     }
     denoise = PlainPredictor(TableDenoiser(table), chosen, torch.full((rows,), LENGTH))
-    walk = ancestral(
+    walk = Ancestral()(
         Segment(
             denoise,
             chosen.process,

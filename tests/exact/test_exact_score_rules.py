@@ -23,7 +23,8 @@ from torch import Tensor
 from textdiff.diffusion.objectives import Prediction
 from textdiff.errors import ConfigError
 from textdiff.sampling.controls import Controls
-from textdiff.sampling.rules import ancestral, build_rule
+from textdiff.sampling.rules import build_rule
+from textdiff.sampling.rules.ancestral import Ancestral
 
 K = len(CLEAN)
 KINDS = ["loglinear", "cosine", "polynomial"]
@@ -115,7 +116,7 @@ def test_tweedie_reveals_when_ancestral_sampling_does():
     canvas = torch.full((rows, 4), MASK)
     denoise = score_reader(table, chosen.schedule)
     shares = []
-    for rule in (build_rule("tweedie", chosen), ancestral):
+    for rule in (build_rule("tweedie", chosen), Ancestral()):
         walk = run(rule, denoise, canvas, keyed(rows, 4), steps, chosen)
         when = torch.stack([step.t for step in walk]).unique().flip(0)
         share = [
@@ -281,7 +282,7 @@ def test_greedy_tail_takes_the_likeliest_tokens_at_the_last_step():
 def test_rules_along_scores_need_a_network_that_predicts_them():
     for name in ("euler", "tweedie"):
         for chosen in (family(), world("uniform", "udlm")):
-            with pytest.raises(ConfigError, match=f"{name} walks along scores, which this obj"):
+            with pytest.raises(ConfigError, match=f"{name} follows scores, which this obj"):
                 build_rule(name, chosen)
         with pytest.raises(ConfigError, match="noise here is hybrid"):
             build_rule(name, world("hybrid", "gidd"))

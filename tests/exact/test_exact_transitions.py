@@ -18,7 +18,7 @@ from test_exact_discrete_time import bound, onward
 from torch import Tensor
 
 import textdiff.sampling.draws as draws_module
-import textdiff.sampling.rules.redrawing as redrawing_module
+import textdiff.sampling.segment as segment_module
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.diffusion.schedule import NoiseSchedule
@@ -64,7 +64,7 @@ def transition(monkeypatch, family, name, logits, z, alpha_s, alpha_t, **knobs) 
 
         return draw
 
-    for module in (draws_module, redrawing_module):
+    for module in (draws_module, segment_module):
         monkeypatch.setattr(module, "inverse_cdf", recording(unchecked))
 
     def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:

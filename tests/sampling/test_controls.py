@@ -19,7 +19,7 @@ from textdiff.sampling.context import Context, SegmentInfo
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens
 from textdiff.sampling.job import Job
-from textdiff.sampling.rules import RULES
+from textdiff.sampling.rules.first_hitting import FirstHitting
 from textdiff.sampling.settings import SamplingConfig
 
 VOCABULARY = Vocabulary.of(4, 3)
@@ -210,7 +210,7 @@ def test_one_token_per_call_with_a_penalty_follows_the_chain_of_penalised_condit
     table, rows, penalty = conditionals(joint), 20_000, 2.0
     canvas = torch.full((rows, 4), MASK_OF_TABLE)
     steps = run(
-        RULES["first_hitting"],
+        FirstHitting(),
         reader(table),
         canvas,
         keyed(rows, 4),

@@ -1,6 +1,7 @@
 """Finite outputs of any size: never a mask, an excluded id or an undefined weight, in any rule."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import mpmath
 import pytest
@@ -12,15 +13,14 @@ from tiny_models import CLEAN, EXCLUDED, MASK, ROWS, tiny_model
 from textdiff.diffusion.family import build_family
 from textdiff.diffusion.process import Vocabulary
 from textdiff.errors import CheckpointError, TextDiffError
-from textdiff.sampling.constraints import build_pattern
+from textdiff.sampling.constraints.pattern import build_pattern
 from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens, inverse_cdf
 from textdiff.sampling.guidance import mix
 from textdiff.sampling.job import Job
-from textdiff.sampling.rules import euler
+from textdiff.sampling.rules import RULES
 from textdiff.sampling.rules.redrawing import grid
-from textdiff.sampling.rules.scores import tweedie_move
 
 A, B = CLEAN[1], CLEAN[3]
 PROMPTS = [[A, None, B, None, None, A], [], [A] * 5]
@@ -169,8 +169,9 @@ def test_the_next_token_follows_scores_of_any_size(name, top):
     raw[0, clean] = torch.linspace(-3.0, 1.0, len(clean), dtype=torch.float64)
     raw[0, clean[2]], raw[0, clean[3]], raw[0, xt] = top, top - 1.0, 0.0
     interval = grid(schedule, 8)[3]
-    law = {"euler": euler._move(process, schedule), "tweedie": tweedie_move(process)}[name]
-    found = law(raw, torch.tensor([xt]), interval).clamp(min=0.0)[0]
+    segment = SimpleNamespace(process=process, schedule=schedule)
+    weights = RULES[name]().move(segment, raw, torch.tensor([xt]), interval)
+    drawn = weights.clamp(min=0.0)[0]
 
     with mpmath.workdps(60):
         scores = [mpmath.exp(mpmath.mpf(float(raw[0, y]))) for y in clean]
@@ -189,9 +190,9 @@ def test_the_next_token_follows_scores_of_any_size(name, top):
             weights[0] = 1 - sum(weights[1:])
         weights = [max(w, mpmath.mpf(0)) for w in weights]
         expected = [float(w / sum(weights)) for w in weights]
-    assert found.isfinite().all()
-    assert (found / found.sum())[clean].tolist() == pytest.approx(expected, abs=1e-9)
-    assert found[[MASK, *EXCLUDED]].tolist() == [0.0] * (1 + len(EXCLUDED))
+    assert drawn.isfinite().all()
+    assert (drawn / drawn.sum())[clean].tolist() == pytest.approx(expected, abs=1e-9)
+    assert drawn[[MASK, *EXCLUDED]].tolist() == [0.0] * (1 + len(EXCLUDED))
 
 
 def test_nothing_without_weight_is_drawn():

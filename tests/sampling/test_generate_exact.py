@@ -11,8 +11,7 @@ from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.job import Job
 from textdiff.sampling.predictor import PlainPredictor
-from textdiff.sampling.rules import ancestral
-from textdiff.sampling.rules.ancestral import reveal_steps
+from textdiff.sampling.rules.ancestral import Ancestral, reveal_steps
 from textdiff.sampling.segment import Segment
 
 PROMPTS = [[], [0, 5, 2], [1, 1, 8, 7, 3], [6], [2, 0, 3, 3, 5, 6, 7, 8, 0]]
@@ -85,7 +84,7 @@ def test_the_order_of_rows_in_a_batch_does_not_matter(model, block_size):
         def draws(stream: Stream, step: int):
             return uniforms(0, stream, row=order[:, None], step=step, position=at)
 
-        *_, last = ancestral(
+        *_, last = Ancestral()(
             Segment(
                 PlainPredictor(model, family, lengths[order]),
                 family.process,
@@ -130,7 +129,7 @@ def test_frozen_positions_never_change_wherever_they_are(model):
         row = torch.arange(rows)[:, None]
         return uniforms(0, stream, row=row, step=step, position=torch.arange(length))
 
-    walk = ancestral(
+    walk = Ancestral()(
         Segment(
             PlainPredictor(model, family, torch.full((rows,), length)),
             family.process,

@@ -18,8 +18,8 @@ from tiny_models import ROWS, tiny_family, tiny_model
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.errors import ConfigError
-from textdiff.sampling.constraints import build_pattern
-from textdiff.sampling.constraints.bytewise import automaton
+from textdiff.sampling.constraints.automata import byte_automaton
+from textdiff.sampling.constraints.pattern import build_pattern
 from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens
@@ -57,7 +57,7 @@ def accepts(machine, text: bytes) -> bool:
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_automata_accept_what_python_matches(pattern):
-    machine = automaton(pattern, [])
+    machine = byte_automaton(pattern, [])
     letters = ["a", "b", "c", "]", "-", ".", "*", "\\", " ", "\n", "é", "ß", "ā", "€", "\U0001f600"]
     for length in range(4):
         for letters_of in product(letters, repeat=length):
@@ -67,7 +67,7 @@ def test_automata_accept_what_python_matches(pattern):
 
 
 def test_every_character_of_a_range_and_no_other():
-    machine = automaton("[\\u0700-\\uffff]|[\U00010400-\U000abcde]", [])
+    machine = byte_automaton("[\\u0700-\\uffff]|[\U00010400-\U000abcde]", [])
     for point in [*range(0x6F0, 0x710), *range(0x7F0, 0x810), *range(0xD7F0, 0xD800)]:
         assert accepts(machine, chr(point).encode()) == (point >= 0x700)
     for point in [0xE000, 0xFFFF, 0x10000, 0x103FF, 0x10400, 0x4FFFF, 0xABCDE, 0xABCDF, 0x10FFFF]:
@@ -76,28 +76,28 @@ def test_every_character_of_a_range_and_no_other():
 
 
 def test_banned_strings_are_nowhere():
-    machine = automaton("[ab]*", ["aba", "bb"])
+    machine = byte_automaton("[ab]*", ["aba", "bb"])
     for length in range(7):
         for letters in product("ab", repeat=length):
             text = "".join(letters)
             assert accepts(machine, text.encode()) == ("aba" not in text and "bb" not in text)
-    assert accepts(automaton(None, ["x"]), bytes(range(100)))
-    assert not accepts(automaton(None, ["x"]), b"a\xffx")
+    assert accepts(byte_automaton(None, ["x"]), bytes(range(100)))
+    assert not accepts(byte_automaton(None, ["x"]), b"a\xffx")
 
 
 def test_forced_strings_are_somewhere():
     """Overlapping ones, one inside another, beside a pattern and a ban."""
-    machine = automaton("[ab]*", ["bbb"], ["aba", "bb", "b"])
+    machine = byte_automaton("[ab]*", ["bbb"], ["aba", "bb", "b"])
     for length in range(8):
         for letters in product("ab", repeat=length):
             text = "".join(letters)
             wanted = "aba" in text and "bb" in text and "bbb" not in text
             assert accepts(machine, text.encode()) == wanted
-    assert len(automaton(None, [], ["aab"]).moves) == 4  # what was found is not looked for again
-    assert accepts(automaton(None, [], ["é"]), "aé\n".encode())
-    assert not accepts(automaton(None, [], ["é"]), "é".encode()[:1])
+    assert len(byte_automaton(None, [], ["aab"]).moves) == 4  # it is not looked for again
+    assert accepts(byte_automaton(None, [], ["é"]), "aé\n".encode())
+    assert not accepts(byte_automaton(None, [], ["é"]), "é".encode()[:1])
     with pytest.raises(ConfigError, match="a forced string is empty"):
-        automaton(None, [], ["a", ""])
+        byte_automaton(None, [], ["a", ""])
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_forced_strings_are_somewhere():
 )
 def test_what_is_no_pattern_is_refused_with_the_place(pattern, said):
     with pytest.raises(ConfigError) as caught:
-        automaton(pattern, [])
+        byte_automaton(pattern, [])
     assert said in str(caught.value)
 
 
@@ -258,7 +258,7 @@ def sampled(rule, steps, rows, table, seed=0, **knobs):
     tokens = [LETTERS[t].encode() if t in LETTERS else None for t in range(TABLE_ROWS)]
     pattern = build_pattern(PATTERN, [], tokens, None)
     canvas = torch.full((rows, 4), TABLE_MASK)
-    chosen = RULES[rule]
+    chosen = RULES[rule]()
     walk = run(
         chosen,
         reader(table),

@@ -1,9 +1,13 @@
 """What every decoding rule owes its users, on networks in float64; and their names and knobs."""
 
-from dataclasses import fields
+import importlib.util
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
+from engines import generate
 from tiny_models import CLEAN, EXCLUDED, MASK, ROWS, tiny_model
 from torch import Tensor
 
@@ -14,7 +18,8 @@ from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.errors import ConfigError
 from textdiff.sampling.controls import Controls
-from textdiff.sampling.rules import RULES, build_rule, refuse
+from textdiff.sampling.job import Job
+from textdiff.sampling.rules import RULES, build_rule, check_rule
 from textdiff.sampling.segment import Segment
 from textdiff.sampling.watch import Watch
 
@@ -335,7 +340,7 @@ def test_watched_numbers_are_those_of_the_network(model):
 
 
 def test_unknown_parts_of_a_step_are_refused():
-    with pytest.raises(ConfigError, match="no part 'drafts'; did you mean 'draft'"):
+    with pytest.raises(ConfigError, match="did you mean 'draft'"):
         Watch(None, None, None, {"drafts"})
 
 
@@ -352,51 +357,149 @@ def test_rules_fit_the_families_that_they_are_defined_for(case):
     family = family_of(case)
     assert {name for name, rule in RULES.items() if rule.refusal(family) is None} == FITS[case]
     for name in set(RULES) - FITS[case]:
-        with pytest.raises(ConfigError, match=f"^rule {name} .*; rules for this model: ancestral"):
-            refuse(name, family)
+        with pytest.raises(ConfigError) as error:
+            check_rule(name, family)
+        assert error.value.code == "unsuitable_rule"
+        assert str(error.value).endswith(", ".join(n for n in RULES if n in FITS[case]))
 
 
 def test_unknown_rules_and_knobs_are_refused_with_what_may_be_meant():
     family = family_of("mdlm")
-    with pytest.raises(ConfigError, match="unknown decoding rule 'treshold'; did you mean 'thres"):
-        build_rule("treshold", family)
-    with pytest.raises(ConfigError, match="rule threshold has no knob 'fator'; did you mean 'fac"):
-        build_rule("threshold", family, {"fator": 1.0})
-    with pytest.raises(ConfigError, match="rule first_hitting has no knob 'eta'; it has none"):
-        build_rule("first_hitting", family, {"eta": 1.0})
+    for name, knobs, code, hint in [
+        ("treshold", {}, "unknown_rule", "did you mean 'threshold'?"),
+        ("threshold", {"fator": 1.0}, "extra_forbidden", "did you mean 'factor'?"),
+        ("first_hitting", {"eta": 1.0}, "extra_forbidden", "it has none"),
+    ]:
+        with pytest.raises(ConfigError, match=re.escape(hint)) as error:
+            build_rule(name, family, knobs)
+        assert error.value.code == code
 
 
 WRONG = [
-    ("mdlm", "ancestral", {"greedy_tail": 1}),
-    ("mdlm", "confidence", {"order": "certainty"}),
-    ("mdlm", "confidence", {"order_temperature": -0.1}),
-    ("mdlm", "confidence", {"pace": 3}),
-    ("mdlm", "threshold", {"threshold": 1.01}),
-    ("mdlm", "threshold", {"threshold": "0.9"}),
-    ("mdlm", "threshold", {"factor": float("nan")}),
-    ("mdlm", "entropy_bound", {"entropy_bound": float("inf")}),
-    ("mdlm", "entropy_bound", {"entropy_bound": True}),
-    ("mdlm", "remask", {"remasking": "max"}),
-    ("mdlm", "remask", {"eta": 2.0}),
-    ("mdlm", "remask", {"t_on": 0.05}),
-    ("gidd", "predictor_corrector", {"redraws": -1.0}),
-    ("gidd", "predictor_corrector", {"corrections": 1.5}),
-    ("gidd", "predictor_corrector", {"patience": 0}),
-    ("gidd", "predictor_corrector", {"correction_time": 1.5}),
+    ("mdlm", "ancestral", {"greedy_tail": 1}, "bool_type"),
+    ("mdlm", "confidence", {"order": "certainty"}, "literal_error"),
+    ("mdlm", "confidence", {"order_temperature": -0.1}, "greater_than_equal"),
+    ("mdlm", "confidence", {"pace": 3}, "literal_error"),
+    ("mdlm", "confidence", {"kind": "threshold"}, "literal_error"),
+    ("mdlm", "threshold", {"threshold": 1.01}, "less_than_equal"),
+    ("mdlm", "threshold", {"threshold": "0.9"}, "float_type"),
+    ("mdlm", "threshold", {"factor": float("nan")}, "finite_number"),
+    ("mdlm", "entropy_bound", {"entropy_bound": float("inf")}, "finite_number"),
+    ("mdlm", "entropy_bound", {"entropy_bound": True}, "float_type"),
+    ("mdlm", "remask", {"remasking": "max"}, "literal_error"),
+    ("mdlm", "remask", {"eta": 2.0}, "less_than_equal"),
+    ("mdlm", "remask", {"t_on": 0.05}, "value_error"),
+    ("mdlm", "remask", {"alpha_on": 1.0}, "less_than"),
+    ("gidd", "predictor_corrector", {"redraws": -1.0}, "greater_than_equal"),
+    ("gidd", "predictor_corrector", {"corrections": 1.5}, "int_type"),
+    ("gidd", "predictor_corrector", {"patience": 0}, "greater_than_equal"),
+    ("gidd", "predictor_corrector", {"correction_time": 1.5}, "less_than_equal"),
 ]
 
 
-@pytest.mark.parametrize(("case", "name", "knobs"), WRONG, ids=str)
-def test_knobs_out_of_range_are_refused_by_name(case, name, knobs):
-    with pytest.raises(ConfigError, match=f"{next(iter(knobs))} .*: give "):
+@pytest.mark.parametrize(("case", "name", "knobs", "code"), WRONG, ids=str)
+def test_knobs_out_of_range_are_refused_by_name(case, name, knobs, code):
+    with pytest.raises(ConfigError, match=f"^rule {name}: .*{next(iter(knobs))} ") as error:
         build_rule(name, family_of(case), knobs)
+    assert error.value.code == code
 
 
-def test_knobs_are_what_the_docs_say(root):
+def shown_range(field: dict) -> str:
+    """A knob's range as the documentation writes it, from its schema."""
+    field = {**field, **field.get("anyOf", [{}])[0]}
+    if field["type"] == "boolean":
+        return "true, false"
+    if "enum" in field:
+        return ", ".join(field["enum"])
+    low = field.get("minimum", field.get("exclusiveMinimum"))
+    high = field.get("maximum", field.get("exclusiveMaximum"))
+    return f"{low:g} or more" if high is None else f"{low:g} to {high:g}"
+
+
+def test_every_knob_is_described_and_stands_in_the_docs(root):
     page = (root / "docs" / "sampling.md").read_text()
     for name, rule in RULES.items():
-        assert f"`{name}`" in page
-        for field in fields(rule):
-            shown = getattr(rule, field.name)
-            shown = "none" if shown is None else str(shown).lower()
-            assert f"| `{field.name}` | {shown} |" in page, (name, field.name)
+        section = page.split(f"### `{name}`")[1].split("\n##")[0]
+        schema = rule.model_json_schema()["properties"]
+        assert re.findall(r"^\| `(\w+)`", section, re.M) == list(rule.knobs())
+        for knob, field in rule.knobs().items():
+            assert field.description
+            shown = "none" if field.default is None else str(field.default).lower()
+            assert f"| `{knob}` | {shown} | {shown_range(schema[knob])} |" in section
+
+
+# --- rules of users -------------------------------------------------------------------------------
+
+OWN_RULE = '''
+from typing import ClassVar, Literal
+from pydantic import Field
+from textdiff.sampling.rules import RULES, Rule
+
+@RULES.register
+class LeftToRight(Rule):
+    """Reveals some masks per call, from left to right."""
+
+    kind: Literal["left_to_right"] = "left_to_right"
+    tokens: int = Field(1, ge=1, description="masks per call")
+    processes: ClassVar[tuple[str, ...]] = ("absorbing",)
+    task: ClassVar[str] = "reveals masks"
+
+    def __call__(self, segment):
+        masked = ~segment.frozen
+        while masked.any():
+            first = masked & (masked.cumsum(1) <= self.tokens)
+            t = segment.schedule.t_of_alpha(1.0 - masked.double().mean(1))
+            yield segment.reveal(first.flatten().nonzero().squeeze(1), t)
+            masked = masked & ~first
+'''
+
+
+@pytest.fixture
+def own_rule(tmp_path):
+    path = tmp_path / "my_rule.py"
+    path.write_text(OWN_RULE)
+    spec = importlib.util.spec_from_file_location("my_rule", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    yield module.LeftToRight
+    del RULES._members["left_to_right"]
+
+
+def test_a_rule_of_a_file_of_ones_own_works_by_its_name(model, own_rule):
+    assert RULES["left_to_right"] is own_rule
+    assert own_rule.knobs()["tokens"].description == "masks per call"
+    for knobs, calls in (({}, WIDTH), ({"tokens": 4}, 3)):
+        text, frozen = holes(6, WIDTH)
+        steps, _ = walk(model, "mdlm", "left_to_right", knobs, torch.arange(6), text, frozen)
+        assert len(steps) == calls
+        assert torch.isin(steps[-1].canvas, torch.tensor(CLEAN)).all()
+    job = Job([[], [CLEAN[0]]], [5, 4])
+    *_, last = generate(
+        model,
+        family_of("mdlm").with_block_size(4),
+        job,
+        rule="left_to_right",
+        steps=1,
+        knobs={"tokens": 2},
+        controls=Controls(),
+        parts={"draft"},
+    )
+    assert last.draft is not None
+    for name, case, knobs, code in [
+        ("left_to_right", "udlm", {}, "unsuitable_rule"),
+        ("left_to_right", "mdlm", {"tokens": 0}, "greater_than_equal"),
+        ("left_to_rigth", "mdlm", {}, "unknown_rule"),
+    ]:
+        with pytest.raises(ConfigError) as error:
+            build_rule(name, family_of(case), knobs)
+        assert error.value.code == code
+    assert "left_to_right" in str(error.value)
+
+
+def test_rules_are_read_without_torch():
+    code = (
+        "import sys; from textdiff.sampling.rules import RULES; "
+        "assert {name: rule().knobs() for name, rule in RULES.items()}; "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

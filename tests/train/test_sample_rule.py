@@ -14,7 +14,7 @@ def test_a_rule_that_does_not_fit_the_model_stops_the_run_before_it_begins():
     config = Config.model_validate(
         {"model": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}, "sample": {"rule": "euler"}}
     )
-    with pytest.raises(ConfigError, match="rule euler walks along scores, which this objective"):
+    with pytest.raises(ConfigError, match="rule euler follows scores, which this objective"):
         build_model(config, tokenizer, torch.device("cpu"))
     fits = config.model_copy(update={"sample": config.sample.model_copy(update={"rule": "remask"})})
     build_model(fits, tokenizer, torch.device("cpu"))

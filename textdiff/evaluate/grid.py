@@ -18,7 +18,7 @@ from typing import Any
 
 from textdiff.diffusion.family import Family
 from textdiff.errors import ConfigError, closest
-from textdiff.sampling.rules import RULES, build_rule, refuse
+from textdiff.sampling.rules import RULES, build_rule, check_rule
 from textdiff.sampling.settings import SamplingConfig
 
 SETTINGS = ("rule", "steps", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
@@ -121,7 +121,7 @@ def read_grid(content: Mapping[str, Any], family: Family) -> Grid:
             rule = setting.options["rule"]
             reason = RULES[rule].refusal(family) if rule in RULES else None
             if reason is None or index == 0:
-                refuse(rule, family)
+                check_rule(rule, family)
                 build_rule(rule, family, setting.options["knobs"])
                 settings.setdefault(setting.key, setting)
             else:
@@ -136,7 +136,7 @@ def _settings(entry: Mapping[str, Any], baseline: bool) -> Iterator[Setting]:
         chosen = dict(zip(entry, values, strict=True))
         rule = str(chosen["rule"])
         knobs = {key: value for key, value in chosen.items() if key not in SETTINGS}
-        known = {*SETTINGS, *getattr(RULES.get(rule), "__dataclass_fields__", knobs)}
+        known = {*SETTINGS, *(RULES[rule].knobs() if rule in RULES else knobs)}
         for knob in knobs:
             if knob not in known:
                 raise ConfigError(f"grid: {rule} has no setting {knob!r}; {closest(knob, known)}")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from textdiff.diffusion.objectives import Prediction
 from textdiff.errors import ConfigError
-from textdiff.sampling.constraints.constraint import Constraint
+from textdiff.sampling.constraints import Constraint
 from textdiff.sampling.context import Context, SegmentInfo
 from textdiff.sampling.guidance import GuidedPrediction
 from textdiff.sampling.settings import SamplingConfig

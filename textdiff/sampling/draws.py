@@ -1,83 +1,102 @@
-"""Which token a position becomes: one float64 uniform through the inverse distribution function.
+"""Draws of tokens: one float64 uniform each through the inverse distribution function.
 
 Positions are chosen before the network runs, so a rule never races positions against tokens in
 float32, which silently cuts off the tail of the vocabulary (Sec. 4, arXiv:2409.02908).
+Letters: N drawn positions, V vocabulary.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from textdiff.errors import TextDiffError
-from textdiff.sampling.constraints import draw_jointly
 from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
 
 FAINTEST = -1e4
-"""Log-weight of a token to which nothing has been left, beside those of others that have some."""
+"""Log-weight of a token that has no probability left, beside those of others that have some."""
 
 
 def draw_tokens(
     log_x0: Tensor, u: Tensor, controls: Controls, context: Context | None = None
 ) -> Tensor:
-    """Draws a token for each of N positions.
+    """Draw a token for each of N positions.
 
     Args:
         log_x0: [N, V] raw log-probabilities.
         u: [N] float64 uniforms in (0, 1).
-        controls: how the law departs from the model's.
+        controls: how the drawing distribution departs from the model's.
         context: where the positions are, for controls that depend on it.
 
     Returns:
         [N] int64; a token of probability zero is never drawn.
     """
-    if controls.constraint is not None and context is not None:
-        return _draw_possible(log_x0, u, controls, context)
-    if controls.greedy:
-        return controls.shaped(log_x0, context).argmax(-1)
-    return inverse_cdf(controls.probabilities(log_x0, context), u)
-
-
-def _draw_possible(log_x0: Tensor, u: Tensor, controls: Controls, context: Context) -> Tensor:
-    """[N] tokens that a constraint allows together."""
-    constraint, heat = controls.constraint, controls.heat(context, log_x0.device)
-    assert constraint is not None
+    shaped = controls.shaped(log_x0, context)  # [N, V]
+    if controls.constraint is None or context is None:
+        if controls.greedy:
+            return shaped.argmax(-1)
+        return inverse_cdf(controls.truncated(shaped, controls.heat(context, log_x0.device)), u)
+    heat = controls.heat(context, log_x0.device)
 
     def choose(log_weights: Tensor, which: Tensor) -> Tensor:
         if controls.greedy:
             return log_weights.argmax(-1)
-        here = which.to(log_weights.device)
-        mine = heat[here] if isinstance(heat, Tensor) else heat
-        return inverse_cdf(controls.truncated(log_weights, mine), u[here])
+        temperature = heat[which] if isinstance(heat, Tensor) else heat
+        return inverse_cdf(controls.truncated(log_weights, temperature), u[which])
 
-    context = controls.placed(context)
-    shaped = _possible(controls.shaped(log_x0, context), controls, context)
-    return draw_jointly(constraint, context, shaped, choose)
+    return _draw_jointly(shaped, controls, context, choose)
 
 
 def draw_weighed(weights: Tensor, u: Tensor, controls: Controls, context: Context) -> Tensor:
-    """Draws finished tokens from weights that controls have shaped already.
+    """Draw finished tokens from weights that controls have shaped already.
 
     Args:
         weights: [N, V] float64.
         u: [N] float64 uniforms.
-        controls: their constraint matters here.
+        controls: only their constraint matters here.
         context: where the positions are.
     """
     if controls.constraint is None:
         return inverse_cdf(weights, u)
 
     def choose(log_weights: Tensor, which: Tensor) -> Tensor:
-        return inverse_cdf(log_weights.softmax(-1), u[which.to(u.device)])
+        return inverse_cdf(log_weights.softmax(-1), u[which])
 
+    return _draw_jointly(weights.log(), controls, context, choose)
+
+
+def _draw_jointly(
+    log_weights: Tensor,
+    controls: Controls,
+    context: Context,
+    choose: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Draw tokens that the constraint allows together, from left to right.
+
+    Args:
+        log_weights: [N, V].
+        controls: with a constraint.
+        context: where the positions are.
+        choose: (log-weights [n, V], which [n] of the N positions, on their device) -> [n] tokens.
+    """
+    assert controls.constraint is not None
     context = controls.placed(context)
-    shaped = _possible(weights.log(), controls, context)
-    return draw_jointly(controls.constraint, context, shaped, choose)
+    draws = controls.constraint.begin(context, _possible(log_weights, controls, context))
+    tokens = torch.zeros(len(log_weights), dtype=torch.int64, device=log_weights.device)
+    columns = context.column
+    for column in torch.unique(columns):
+        which = (columns == column).nonzero().squeeze(1)
+        on_device = which.to(tokens.device)
+        tokens[on_device] = choose(draws.allow(which), on_device)
+        draws.put(which, tokens[on_device])
+    return tokens
 
 
 def _possible(log_weights: Tensor, controls: Controls, context: Context) -> Tensor:
-    """[N, V] the same with a trace of everything that is not banned.
+    """Return [N, V] the same with a trace of everything that is not banned.
 
-    What a constraint asks for may be what the network has rounded to nothing.
+    A constraint may need a token whose probability the network has rounded to nothing.
     """
     allowed = controls.allowed(context)
     if allowed is None:
@@ -124,5 +143,6 @@ def _check_totals(total: Tensor) -> None:
     if bool(bad.any()):
         raise TextDiffError(
             f"the weights of a token add up to {float(total[bad][0])}, so no token can be drawn; a "
-            "hook or a constraint must leave every position at least one token of finite weight"
+            "hook or a constraint must leave every position at least one token of finite weight",
+            code="no_token_to_draw",
         )

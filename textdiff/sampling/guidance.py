@@ -22,8 +22,12 @@ from torch import Tensor
 
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.objectives import Prediction
+from textdiff.diffusion.process import ForwardProcess
 from textdiff.errors import ConfigError
 from textdiff.sampling.predictor import Predictor
+
+Transition = Callable[[Prediction, Tensor], Tensor]
+"""transition(prediction, tokens [N]) -> [N, V] float64 weights of the next tokens."""
 
 
 def check_guidance(weight: float, family: Family) -> None:
@@ -188,6 +192,19 @@ class GuidedPrediction(Prediction):
 
         pair = changed(self.conditional), changed(self.unconditional)
         return GuidedPrediction(after, drawn.log_score, *pair, self.weight)
+
+
+def next_token_weights(
+    prediction: Prediction, tokens: Tensor, transition: Transition, process: ForwardProcess
+) -> Tensor:
+    """Return [N, V] weights of the next tokens; guided ones are mixed where a token was noised."""
+    if not isinstance(prediction, GuidedPrediction) or not process.draws_tokens:
+        return transition(prediction, tokens)
+    mixed = prediction.mixed(lambda one: transition(one, tokens))
+    if not process.has_mask:
+        return mixed
+    masked = (tokens == process.mask_token_id)[:, None]
+    return torch.where(masked, transition(prediction, tokens), mixed)
 
 
 def mix(conditional: Tensor, unconditional: Tensor, weight: float) -> Tensor:

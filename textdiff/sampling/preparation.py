@@ -12,7 +12,8 @@ from textdiff.data.tokenizer import end_id, token_bytes
 from textdiff.diffusion.family import Family
 from textdiff.errors import ConfigError
 from textdiff.models import TextDiffusionModel
-from textdiff.sampling.constraints import Constraint, Pattern, build_pattern
+from textdiff.sampling.constraints import Constraint
+from textdiff.sampling.constraints.pattern import Pattern, build_pattern
 from textdiff.sampling.controls import Hook
 from textdiff.sampling.guidance import check_guidance
 from textdiff.sampling.job import ContextLimit, Job

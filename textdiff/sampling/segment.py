@@ -1,8 +1,8 @@
 """A segment of the active rows, which the engine builds and a decoding rule fills.
 
-A rule predicts positions, has tokens drawn for some of them and yields the step that writes them;
-everything that this takes is here once. Letters: R rows, S positions of the canvas, N positions of
-one call, V vocabulary.
+A rule predicts positions, draws tokens for some of them and yields the step that writes them; this
+stands here once, for clean tokens (`reveal`, `write`) and noisy ones (`redraw`). Letters: R rows, S
+positions of the canvas, N positions of one call, V vocabulary.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,8 @@ from textdiff.diffusion.randomness import Stream
 from textdiff.diffusion.schedule import NoiseSchedule
 from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
-from textdiff.sampling.draws import draw_tokens
+from textdiff.sampling.draws import draw_tokens, draw_weighed, inverse_cdf
+from textdiff.sampling.guidance import Transition, next_token_weights
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Prediction]
 """denoise(canvas [R, S], t [R], positions [N]) -> Prediction.
@@ -113,6 +114,10 @@ class Segment:
         """Return the tokens at flat CPU positions, [N] int64."""
         return self.canvas.flatten()[positions.to(self.canvas.device)]
 
+    def position_uniforms(self, step: int) -> Tensor:
+        """Return the uniforms that choose positions in a scheduled step, [R, S] float64."""
+        return self.uniforms(Stream.POSITION, step)
+
     def token_uniforms(self, positions: Tensor, step: int) -> Tensor:
         """Return the uniforms that choose tokens at positions in a scheduled step, [N] float64."""
         u = self.uniforms(Stream.TOKEN, step).flatten()[positions]
@@ -153,11 +158,70 @@ class Segment:
         at = positions.to(self.canvas.device)
         self.canvas = self.canvas.flatten().index_copy(0, at, tokens).view_as(self.canvas)
 
-    def step(self, changed: Tensor, t: Tensor, **parts: Any) -> Step:
+    def step(self, changed: Tensor, t: Tensor, **options: Any) -> Step:
         """Return the step that ends with the canvas as it is."""
-        return Step(self.calls - 1, t, self.canvas, changed, self.calls, **parts)
+        return Step(self.calls - 1, t, self.canvas, changed, self.calls, **options)
 
-    def write(self, positions: Tensor, log_x0: Tensor, t: Tensor, step: int = 0) -> Step:
-        """Draw tokens for positions and put them on the canvas; see `draw`."""
-        self.put(positions, self.draw(positions, log_x0, t, step))
-        return self.step(positions, t)
+    def write(
+        self,
+        positions: Tensor,
+        log_x0: Tensor,
+        t: Tensor,
+        greedy: bool | Tensor = False,
+        **options: Any,
+    ) -> Step:
+        """Draw tokens for positions and put them on the canvas; see `draw`.
+
+        Args:
+            positions: [N] flat CPU positions.
+            log_x0: [N, V] raw log-probabilities.
+            t: [R] time of each row.
+            greedy: whether to take the likeliest tokens, or [N] bool on the CPU, where to.
+            options: optional fields of the step.
+        """
+        tokens = self.draw(positions, log_x0, t)
+        greedy = torch.as_tensor(greedy).expand(len(positions))
+        if bool(greedy.any()):  # on the CPU
+            best = self.draw(positions, log_x0, t, controls=self.controls.cold())
+            tokens = torch.where(greedy.to(tokens.device), best, tokens)
+        self.put(positions, tokens)
+        return self.step(positions, t, **options)
+
+    def reveal(self, positions: Tensor, t: Tensor, greedy: bool | Tensor = False) -> Step:
+        """Predict masked positions [N] at times t [R], and write their tokens; see `write`."""
+        return self.write(positions, self.predict(positions, t).log_x0, t, greedy)
+
+    def redraw(
+        self,
+        positions: Tensor,
+        t: Tensor,
+        transition: Transition,
+        step: int,
+        last: bool,
+        greedy: bool = False,
+    ) -> Step:
+        """Predict positions [N] at times t [R], and draw their next tokens, noisy ones until last.
+
+        Args:
+            positions: [N] flat CPU positions.
+            t: [R] time of each row.
+            transition: distribution of the next tokens.
+            step: scheduled step whose uniforms choose the tokens.
+            last: whether the tokens are to be clean.
+            greedy: whether to take the likeliest clean tokens.
+        """
+        controls = self.controls.cold() if greedy else self.controls
+        prediction, before = self.predict(positions, t), self.tokens(positions)
+        context, u = self.context(positions, t), self.token_uniforms(positions, step)
+        shaped = controls.applied(prediction, context)
+        weights = next_token_weights(shaped, before, transition, self.process)
+        if last:  # an impossible token has no chance from rounding either
+            possible = weights.where(shaped.log_x0 > -torch.inf, 0.0)
+            empty = possible.sum(-1, keepdim=True) == 0.0
+            weights = torch.where(empty, shaped.log_x0.double().exp(), possible)
+            # A constraint is on finished text: the noisy states before it are free.
+            tokens = draw_weighed(weights, u, controls, context)
+        else:
+            tokens = inverse_cdf(weights, u)
+        self.put(positions, tokens)
+        return self.step(positions[(tokens != before).cpu()], t)

@@ -19,7 +19,7 @@ from textdiff.models import TextDiffusionConfig, TextDiffusionModel
 from textdiff.models.attention import unavailable
 from textdiff.pipeline import TextDiffusion
 from textdiff.provenance import code_record
-from textdiff.sampling.rules import refuse
+from textdiff.sampling.rules import check_rule
 
 # Sections that define what is trained, and their keys that do not: a resumed run may differ only in
 # those, in `evaluate`, in `sample` and in `run.dir`.
@@ -114,7 +114,7 @@ def build_model(
         model.gradient_checkpointing_enable()
     model.to(device)
     family = family_of(model.config, device, model.exponents)
-    refuse(config.sample.rule, family)  # now, and not when the first samples are due
+    check_rule(config.sample.rule, family)  # now, and not when the first samples are due
     return model, family
 
 

@@ -1,47 +1,45 @@
-"""What generated text must look like: patterns, banned and forced strings, over tokens."""
+"""Constraints on generated text: after each token, they decide which may still be drawn.
 
-from collections.abc import Sequence
+Tokens that are drawn in one network call must be possible together, so under a constraint a row's
+are drawn one after the other, from left to right. A grammar of your own is a class with the methods
+of `Constraint`. Letters: N drawn positions, V vocabulary.
+"""
 
-import torch
+from typing import Protocol
 
-from textdiff.sampling.constraints.bytewise import automaton
-from textdiff.sampling.constraints.constraint import Constraint, Draws, draw_jointly
-from textdiff.sampling.constraints.pattern import Pattern
-from textdiff.sampling.constraints.tokenwise import TokenAutomaton
+from torch import Tensor
 
-
-def build_pattern(
-    pattern: str | None,
-    banned: Sequence[str],
-    tokens: Sequence[bytes | None],
-    end_token: int | None,
-    min_new_tokens: int = 0,
-    device: torch.device | None = None,
-    forced: Sequence[str] = (),
-) -> Pattern:
-    """The constraint that the text of every hole matches a pattern and holds strings or does not.
-
-    Args:
-        pattern: regular expression; None: any text.
-        banned: strings that it does not hold.
-        tokens: [V] the bytes of each token; None for those that are never drawn.
-        end_token: id of the end-of-text token, if the model draws one.
-        min_new_tokens: tokens of an open end before it may be.
-        device: where the model is.
-        forced: strings that it holds, each somewhere.
-
-    Raises:
-        ConfigError: no regular expression, or one that is too large.
-    """
-    machine = TokenAutomaton.of(automaton(pattern, banned, forced), tokens, end_token)
-    said = [] if pattern is None else [f"the pattern `{pattern}`"]
-    said += [f"the ban of {_listed(banned)}"] if banned else []
-    said += [f"the forced {_listed(forced)}"] if forced else []
-    return Pattern(machine.to(device or torch.device("cpu")), " and ".join(said), min_new_tokens)
+from textdiff.sampling.context import Context
+from textdiff.sampling.job import Job
 
 
-def _listed(texts: Sequence[str]) -> str:
-    return ", ".join(f"`{text}`" for text in texts)
+class Draws(Protocol):
+    """The draws of one network call, every row's from left to right."""
+
+    def allow(self, which: Tensor) -> Tensor:
+        """Return [n, V] log-weights to draw from at some of the N positions, one of each row.
+
+        At least one of each position is finite.
+        """
+
+    def put(self, which: Tensor, tokens: Tensor) -> None:
+        """Take note of the tokens drawn there."""
 
 
-__all__ = ["Constraint", "Draws", "Pattern", "build_pattern", "draw_jointly"]
+class Constraint(Protocol):
+    """A condition that generated text fulfils, whatever the order that it is written in."""
+
+    def check(self, job: Job) -> None:
+        """Refuse a job before the network runs if no text of a row can fulfil the condition.
+
+        Raises:
+            ConfigError: with the reason.
+        """
+
+    def begin(self, context: Context, log_weights: Tensor) -> Draws:
+        """Begin the draws of one call.
+
+        Args:
+            context: the canvas and the positions that are drawn.
+            log_weights: [N, V] unconstrained log-weights; -inf is impossible.
+        """

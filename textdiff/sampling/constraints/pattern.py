@@ -16,13 +16,14 @@ open; one token per call follows its prediction given that a match is still poss
 rows, S columns of the canvas, N drawn positions, V vocabulary, Q states, C classes of tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from textdiff.errors import ConfigError
-from textdiff.sampling.constraints.tokenwise import TokenAutomaton
+from textdiff.sampling.constraints.automata import TokenAutomaton, byte_automaton
 from textdiff.sampling.context import Context, SegmentInfo
 from textdiff.sampling.job import Job
 
@@ -86,6 +87,38 @@ class Pattern:
     def begin(self, context: Context, log_weights: Tensor) -> "PatternDraws":
         """The draws of one call; see `Constraint`."""
         return PatternDraws(self, context, log_weights)
+
+
+def build_pattern(
+    pattern: str | None,
+    banned: Sequence[str],
+    tokens: Sequence[bytes | None],
+    end_token: int | None,
+    min_new_tokens: int = 0,
+    device: torch.device | None = None,
+    forced: Sequence[str] = (),
+) -> Pattern:
+    """Return the constraint that the text of every hole matches a pattern, without or with strings.
+
+    Args:
+        pattern: regular expression; None: any text.
+        banned: strings that it must not hold.
+        tokens: [V] the bytes of each token; None for those that are never drawn.
+        end_token: id of the end-of-text token, if the model draws one.
+        min_new_tokens: tokens of an open end before it may be.
+        device: where the model is.
+        forced: strings that it must hold, each somewhere.
+
+    Raises:
+        ConfigError: not a regular expression, or one that is too large.
+    """
+    machine = byte_automaton(pattern, banned, forced)
+    by_token = TokenAutomaton.of(machine, tokens, end_token, device or torch.device("cpu"))
+    conditions = [] if pattern is None else [f"the pattern `{pattern}`"]
+    for words, texts in (("the ban of", banned), ("the forced", forced)):
+        if texts:
+            conditions.append(f"{words} " + ", ".join(f"`{text}`" for text in texts))
+    return Pattern(by_token, " and ".join(conditions), min_new_tokens)
 
 
 class PatternDraws:

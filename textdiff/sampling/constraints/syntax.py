@@ -1,18 +1,17 @@
-"""Regular expressions, read into trees: the part of the usual syntax that is regular.
+"""Regular expressions, read into an automaton: the part of the usual syntax that is regular.
 
 Characters and escapes, `.` (all but the line break), classes `[a-z]` and `[^a-z]`, `\\d`, `\\w` and
 `\\s` of ASCII and their complements, groups, `|`, and the repetitions `* + ? {m} {m,} {m,n}`. A
-pattern is matched whole, so there are no anchors; what looks around or back is refused.
+pattern is matched whole, so there are no anchors; lookarounds and back-references are refused.
 """
 
-from dataclasses import dataclass
+import re
+from collections.abc import Callable
 
 from textdiff.errors import ConfigError
+from textdiff.sampling.constraints.nondeterministic import Nondeterministic, Ranges
 
 LAST = 0x10FFFF
-Ranges = tuple[tuple[int, int], ...]
-"""Code points, as ranges with both ends."""
-
 CLASSES: dict[str, Ranges] = {
     "d": ((48, 57),),
     "w": ((48, 57), (65, 90), (95, 95), (97, 122)),
@@ -20,56 +19,28 @@ CLASSES: dict[str, Ranges] = {
 }
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "v": "\v", "0": "\0"}
 MOST_COPIES = 1000
+BOUNDS = re.compile(r"\{(\d*)(,?)(\d*)\}")
+CODES = {"x": re.compile("[0-9a-fA-F]{2}"), "u": re.compile("[0-9a-fA-F]{4}")}
+
+Add = Callable[[int], int]
+"""add(state) -> the state after a piece of the pattern, which it adds there; may add it again."""
 
 
-@dataclass(frozen=True)
-class Chars:
-    """One character of a set."""
-
-    ranges: Ranges
-
-
-@dataclass(frozen=True)
-class Sequence:
-    """Parts one after the other; without parts, the empty text."""
-
-    parts: tuple["Node", ...]
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of some parts."""
-
-    parts: tuple["Node", ...]
-
-
-@dataclass(frozen=True)
-class Repeat:
-    """A part from `least` to `most` times; `most` None: without end."""
-
-    part: "Node"
-    least: int
-    most: int | None
-
-
-Node = Chars | Sequence | Choice | Repeat
-
-
-def parse(pattern: str) -> Node:
-    """The tree of a pattern.
+def read(pattern: str, machine: Nondeterministic) -> Add:
+    """Return what adds a pattern to an automaton.
 
     Raises:
-        ConfigError: it is no regular expression, or not one of these; with the place.
+        ConfigError: it is not a regular expression of these; with the place.
     """
-    reader = _Reader(pattern)
-    node = reader.choice()
+    reader = _Reader(pattern, machine)
+    add = reader.choice()
     if reader.at < len(pattern):
         raise reader.error("there is no group to close")
-    return node
+    return add
 
 
 def complement(ranges: Ranges) -> Ranges:
-    """All other code points."""
+    """Return all other code points."""
     left, others = 0, []
     for low, high in sorted(ranges):
         if low > left:
@@ -83,11 +54,12 @@ def complement(ranges: Ranges) -> Ranges:
 class _Reader:
     """A recursive descent through a pattern."""
 
-    def __init__(self, pattern: str):
-        self.pattern, self.at = pattern, 0
+    def __init__(self, pattern: str, machine: Nondeterministic):
+        self.pattern, self.machine, self.at = pattern, machine, 0
 
-    def error(self, what: str) -> ConfigError:
-        return ConfigError(f"pattern {self.pattern!r}, character {self.at + 1}: {what}")
+    def error(self, reason: str) -> ConfigError:
+        message = f"pattern {self.pattern!r}, character {self.at + 1}: {reason}"
+        return ConfigError(message, code="not_a_pattern")
 
     def peek(self) -> str:
         return self.pattern[self.at : self.at + 1]
@@ -98,44 +70,51 @@ class _Reader:
         self.at += 1
         return self.pattern[self.at - 1]
 
-    def choice(self) -> Node:
-        parts = [self.sequence()]
+    def choice(self) -> Add:
+        branches = [self.sequence()]
         while self.peek() == "|":
             self.at += 1
-            parts.append(self.sequence())
-        return parts[0] if len(parts) == 1 else Choice(tuple(parts))
+            branches.append(self.sequence())
+        if len(branches) == 1:
+            return branches[0]
+        return lambda state: self.machine.choice(branches, state)
 
-    def sequence(self) -> Node:
-        parts: list[Node] = []
+    def sequence(self) -> Add:
+        pieces: list[Add] = []
         while self.peek() not in ("", "|", ")"):
-            parts.append(self.repeated())
-        return Sequence(tuple(parts))
+            pieces.append(self.repeated())
 
-    def repeated(self) -> Node:
-        node = self.atom()
+        def add(state: int) -> int:
+            for piece in pieces:
+                state = piece(state)
+            return state
+
+        return add
+
+    def repeated(self) -> Add:
+        add = self.atom()
         while (sign := self.peek()) and sign in "*+?{":
-            if sign == "{":
-                least, most = self.bounds()
-            else:
-                self.at += 1
-                least, most = {"*": (0, None), "+": (1, None), "?": (0, 1)}[sign]
-            node = Repeat(node, least, most)
-        return node
+            add = self.repetition(add, *self.bounds(sign))
+        return add
 
-    def bounds(self) -> tuple[int, int | None]:
-        end = self.pattern.find("}", self.at)
-        low, comma, high = self.pattern[self.at + 1 : max(end, 0)].partition(",")
-        low = low or ("0" if comma else "")
-        if end < 0 or not low.isdigit() or not (high == "" or high.isdigit()):
+    def repetition(self, add: Add, least: int, most: int | None) -> Add:
+        return lambda state: self.machine.repetition(add, least, most, state)
+
+    def bounds(self, sign: str) -> tuple[int, int | None]:
+        if sign != "{":
+            self.at += 1
+            return int(sign == "+"), 1 if sign == "?" else None
+        match = BOUNDS.match(self.pattern, self.at)
+        if match is None or not (match[1] or match[2]):
             raise self.error(r"write {m}, {m,} or {m,n}, or \{ for the character")
-        least = int(low)
-        most = (int(high) if high else None) if comma else least
+        least = int(match[1] or 0)
+        most = (int(match[3]) if match[3] else None) if match[2] else least
         if max(least, most or 0) > MOST_COPIES or (most is not None and most < least):
             raise self.error(f"repeat 0 to {MOST_COPIES} times, the smaller number first")
-        self.at = end + 1
+        self.at = match.end()
         return least, most
 
-    def atom(self) -> Node:
+    def atom(self) -> Add:
         sign = self.peek()
         if sign in "*+?{":
             raise self.error(f"there is nothing to repeat before {sign}")
@@ -145,52 +124,30 @@ class _Reader:
         if sign == "(":
             return self.group()
         if sign == "[":
-            return Chars(self.set())
-        if sign == ".":
-            return Chars(complement(((10, 10),)))
-        if sign == "\\":
-            return Chars(self.escape())
-        return Chars(((ord(sign), ord(sign)),))
+            ranges = self.set()
+        elif sign == ".":
+            ranges = complement(((10, 10),))
+        else:
+            self.at -= 1
+            ranges = self.member()
+        return lambda state: self.machine.characters(ranges, state)
 
-    def group(self) -> Node:
+    def group(self) -> Add:
         if self.peek() == "?":
             if self.pattern[self.at : self.at + 2] != "?:":
-                raise self.error("groups are (...) or (?:...); what looks around is not regular")
+                raise self.error("groups are (...) or (?:...); lookarounds are not regular")
             self.at += 2
-        node = self.choice()
+        add = self.choice()
         if self.peek() != ")":
             raise self.error("a group is not closed")
         self.at += 1
-        return node
-
-    def escape(self) -> Ranges:
-        sign = self.take()
-        if sign.lower() in CLASSES:
-            found = CLASSES[sign.lower()]
-            return found if sign.islower() else complement(found)
-        if sign in "xu":
-            digits = self.pattern[self.at : self.at + (2 if sign == "x" else 4)]
-            try:
-                code = int(digits, 16) if len(digits) == (2 if sign == "x" else 4) else -1
-            except ValueError:
-                code = -1
-            if code < 0:
-                raise self.error(r"write \xHH or \uHHHH with hexadecimal digits")
-            self.at += len(digits)
-            return ((code, code),)
-        if sign in ESCAPES:
-            return ((ord(ESCAPES[sign]),) * 2,)
-        if sign.isalnum():
-            raise self.error(f"\\{sign} is not known, or not regular")
-        return ((ord(sign), ord(sign)),)
+        return add
 
     def set(self) -> Ranges:
         inverted = self.peek() == "^"
         self.at += inverted
         ranges: list[tuple[int, int]] = []
-        first = True
-        while first or self.peek() != "]":
-            first = False
+        while not ranges or self.peek() != "]":
             low = self.member()
             if self.peek() == "-" and self.pattern[self.at + 1 : self.at + 2] not in ("]", ""):
                 self.at += 1
@@ -203,5 +160,20 @@ class _Reader:
         return complement(tuple(ranges)) if inverted else tuple(ranges)
 
     def member(self) -> Ranges:
+        """Read one character, or an escape."""
         sign = self.take()
-        return self.escape() if sign == "\\" else ((ord(sign), ord(sign)),)
+        if sign != "\\":
+            return ((ord(sign), ord(sign)),)
+        sign = self.take()
+        if sign.lower() in CLASSES:
+            ranges = CLASSES[sign.lower()]
+            return ranges if sign.islower() else complement(ranges)
+        if sign in CODES:
+            digits = CODES[sign].match(self.pattern, self.at)
+            if digits is None:
+                raise self.error(r"write \xHH or \uHHHH with hexadecimal digits")
+            self.at = digits.end()
+            return ((int(digits[0], 16),) * 2,)
+        if sign.isalnum() and sign not in ESCAPES:
+            raise self.error(f"\\{sign} is not known, or not regular")
+        return ((ord(ESCAPES.get(sign, sign)),) * 2,)

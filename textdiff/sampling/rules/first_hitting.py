@@ -2,46 +2,48 @@
 
 Between two reveals nothing happens, so the walk may go from reveal to reveal: with k masks left the
 next noise level is lambda_{k-1} = lambda_k u^(1/k), and every masked position is equally likely
-(Sec. 4.1, arXiv:2409.02908). That is the law of `ancestral` as its steps grow without limit. The
-levels are the order statistics of k independent ones, which is how they are drawn here: from the
-uniforms that `ancestral` would use, so that with enough steps the two agree token for token.
+(Sec. 4.1, arXiv:2409.02908). It is the limit of `ancestral` for many steps. The levels are the
+order statistics of k independent ones, which is how they are drawn here: from the uniforms that
+`ancestral` would use, so that with enough steps the two agree token for token.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from textdiff.diffusion.randomness import Stream
-from textdiff.diffusion.schedule import NoiseSchedule
+from textdiff.lazy import torch
 from textdiff.sampling.rules.rule import Rule
-from textdiff.sampling.segment import Segment, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from textdiff.diffusion.schedule import NoiseSchedule
+    from textdiff.sampling.segment import Segment, Step
 
 
-@dataclass(frozen=True)
 class FirstHitting(Rule):
-    """Fills the open positions in exactly one network call each; `steps` is not used."""
+    """Reveals one open position per network call; `steps` is not used."""
+
+    kind: Literal["first_hitting"] = "first_hitting"
 
     processes: ClassVar[tuple[str, ...]] = ("absorbing",)
-    otherwise: ClassVar[str] = "reveals masks at times that must not depend on the token"
+    task: ClassVar[str] = "reveals masks at times that must not depend on the token"
     reveals_ahead: ClassVar[bool] = True
 
     def __call__(self, segment: Segment) -> Iterator[Step]:
-        u = segment.uniforms(Stream.POSITION, 0)
+        u = segment.position_uniforms(0)
         order, times = hitting_times(segment.schedule, u, segment.frozen)  # [R, S] each
         remaining = (~segment.frozen).sum(1)  # [R]
         starts = torch.arange(len(order)) * order.shape[1]
         for index in range(int(remaining.max()) if len(remaining) else 0):
             positions = (starts + order[:, index])[remaining > index]
-            t = times[:, index]
-            prediction = segment.predict(positions, t)
-            yield segment.write(positions, prediction.log_x0, t)
+            yield segment.reveal(positions, times[:, index])
 
 
 def hitting_times(schedule: NoiseSchedule, u: Tensor, frozen: Tensor) -> tuple[Tensor, Tensor]:
-    """When each position is revealed, in the order of revealing.
+    """Return when each position is revealed, in the order of revealing.
 
     Args:
         schedule: noise schedule; a mask is left to see alpha with chance (1 - alpha) / lambda_1.
@@ -53,5 +55,5 @@ def hitting_times(schedule: NoiseSchedule, u: Tensor, frozen: Tensor) -> tuple[T
     """
     ordered, order = u.masked_fill(frozen, 1.0).sort(dim=1, stable=True)
     alpha = schedule.alpha(torch.ones((), dtype=torch.float64))
-    # Later than a schedule without ideal end has left anything masked, there is its end.
+    # A schedule that ends below alpha = 1 leaves masks until its end.
     return order, schedule.t_of_alpha(alpha + (1.0 - alpha) * ordered).clamp(0.0, 1.0)

@@ -1,22 +1,33 @@
-"""What the rules share that draw every open position anew at every step.
+"""The walk that draws every open position anew at every step.
 
-Under noise that draws tokens no position is ever finished before the last step. Letters: N open
+Under noise that replaces tokens no position is finished before the last step. Letters: N open
 positions, V vocabulary, T steps; s is the end of a step, t its beginning, alpha_s > alpha_t.
 """
 
-from collections.abc import Callable, Iterator
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from textdiff.diffusion.objectives import Prediction
-from textdiff.diffusion.process import ForwardProcess
-from textdiff.diffusion.schedule import NoiseSchedule
 from textdiff.errors import ConfigError
-from textdiff.sampling.draws import draw_weighed, inverse_cdf
-from textdiff.sampling.guidance import GuidedPrediction
-from textdiff.sampling.segment import Segment, Step
+from textdiff.lazy import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from textdiff.diffusion.objectives import Prediction
+    from textdiff.diffusion.process import ForwardProcess
+    from textdiff.diffusion.schedule import NoiseSchedule
+    from textdiff.sampling.segment import Segment, Step
+
+    Transition = Callable[[Prediction, Tensor, "Interval"], Tensor]
+    """transition(prediction, tokens [N], interval) -> [N, V] float64 weights of the next tokens.
+
+    The prediction is the network's after the controls.
+    """
 
 
 @dataclass(frozen=True)
@@ -42,89 +53,62 @@ class Interval:
         """Whether no noise is left at its end."""
         return self.index + 1 == self.steps
 
+    def alphas(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Return alpha_s and alpha_t for each of the tokens, [N] on their device."""
+        size, device = len(tokens), tokens.device
+        return self.alpha_s.to(device).expand(size), self.alpha_t.to(device).expand(size)
 
-Law = Callable[[Prediction, Tensor, Interval], Tensor]
-"""law(prediction, tokens [N], interval) -> [N, V] float64 weights of the next tokens.
 
-The prediction is what controls have made of the network's.
-"""
+def even_times(steps: int) -> Tensor:
+    """Return the T + 1 times of even steps from 1 down to 0, in float64."""
+    return torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
 
 
 def grid(schedule: NoiseSchedule, steps: int) -> list[Interval]:
-    """Even steps from t = 1 down to t = 0."""
-    times = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64)
+    """Return even steps from t = 1 down to t = 0."""
+    times = even_times(steps)
     alphas = schedule.alpha(times)
     alphas[-1] = 1.0
     return [Interval(i, steps, times[i], alphas[i], alphas[i + 1]) for i in range(steps)]
 
 
-def redraw(segment: Segment, law: Law, greedy_tail: bool = False) -> Iterator[Step]:
-    """Draw what is open from `law`, in `steps` calls; masks only where revealed tokens stay.
+def redraw(segment: Segment, transition: Transition, greedy_tail: bool) -> Iterator[Step]:
+    """Draw open positions from a transition, in `steps` calls.
 
     Args:
-        segment: its open positions are drawn.
-        law: distribution of the next tokens.
+        segment: under absorbing noise, revealed tokens stay.
+        transition: distribution of the next tokens.
         greedy_tail: take the likeliest clean tokens at the last step.
     """
-    process, controls = segment.process, segment.controls
-    if controls.constraint is not None and not process.draws_tokens:
+    process = segment.process
+    if segment.controls.constraint is not None and not process.draws_tokens:
         raise ConfigError(
             "patterns and bans need positions that are chosen before their tokens, and with a "
-            "learned schedule a token decides when it is revealed; leave them out"
+            "learned schedule a token decides when it is revealed; leave them out",
+            code="pattern_with_learned_schedule",
         )
     for interval in grid(segment.schedule, segment.steps):
         still = ~segment.frozen
-        if not process.draws_tokens:  # what is revealed stays
+        if not process.draws_tokens:
             still = still & (segment.canvas == process.mask_token_id).cpu()
         positions = still.flatten().nonzero().squeeze(1)
         if not len(positions):
             return
+
+        def weights(prediction: Prediction, tokens: Tensor, at: Interval = interval) -> Tensor:
+            return transition(prediction, tokens, at)
+
         t = interval.t.expand(len(segment.canvas))
-        prediction = segment.predict(positions, t)
-        before = segment.tokens(positions)
-        chosen = controls.cold() if greedy_tail and interval.last else controls
-        context = segment.context(positions, t)
-        taken = chosen.applied(prediction, context)
-        weights = _weights(law, process, taken, before, interval)
-        if interval.last:  # a token that is impossible has no chance from rounding either
-            weights = _possible(weights, taken.log_x0)
-        u = segment.token_uniforms(positions, interval.index)
-        # A constraint is on finished text: what noise passes through on the way is not.
-        finish = draw_weighed(weights, u, chosen, context) if interval.last else None
-        tokens = inverse_cdf(weights, u) if finish is None else finish
-        segment.put(positions, tokens)
-        yield segment.step(positions[(tokens != before).cpu()], t)
+        greedy = greedy_tail and interval.last
+        yield segment.redraw(positions, t, weights, interval.index, interval.last, greedy)
 
 
-def _weights(
-    law: Law, process: ForwardProcess, taken: Prediction, before: Tensor, interval: Interval
-) -> Tensor:
-    """[N, V] the law of the next tokens; guided ones are mixed where a token was noised."""
-    if not isinstance(taken, GuidedPrediction) or not process.draws_tokens:
-        return law(taken, before, interval)
-    mixed = taken.mixed(lambda part: law(part, before, interval))
-    if not process.has_mask:
-        return mixed
-    masked = (before == process.mask_token_id)[:, None]
-    return torch.where(masked, law(taken, before, interval), mixed)
+def ancestral_transition(process: ForwardProcess) -> Transition:
+    """Return q(x_s | x_t) of the predicted clean tokens."""
 
-
-def _possible(weights: Tensor, log_x0: Tensor) -> Tensor:
-    """[N, V] weights of possible clean tokens; their probabilities where no weight is left."""
-    weights = weights.where(log_x0 > -torch.inf, 0.0)
-    return torch.where(weights.sum(-1, keepdim=True) == 0.0, log_x0.double().exp(), weights)
-
-
-def ancestral_law(process: ForwardProcess) -> Law:
-    """q(x_s | x_t) of the predicted clean tokens."""
-
-    def law(prediction: Prediction, before: Tensor, interval: Interval) -> Tensor:
+    def transition(prediction: Prediction, tokens: Tensor, interval: Interval) -> Tensor:
         return process.posterior(
-            prediction.log_x0,
-            before,
-            interval.alpha_s.to(before.device).expand(len(before)),
-            interval.alpha_t.to(before.device).expand(len(before)),
-            prediction.mixture,
+            prediction.log_x0, tokens, *interval.alphas(tokens), prediction.mixture
         )
 
-    return law
+    return transition

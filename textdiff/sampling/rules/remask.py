@@ -1,4 +1,4 @@
-"""Remasking (ReMDM): revealed tokens may be masked again, and so be mended (arXiv:2503.00307).
+"""Remasking (ReMDM): revealed tokens may be masked again, and drawn anew (arXiv:2503.00307).
 
 From t to s a revealed token is masked with probability sigma, and a masked one is revealed with
 (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), so that as many are masked at s as without (Sec. 3
@@ -11,73 +11,69 @@ there). The `remasking` strategies choose sigma <= sigma_max = min(1, (1 - alpha
     loop     first plain steps down to `alpha_on`, from t = 1 to `t_on`; then sigma = eta at that
              alpha until `t_off`; then plain steps to the end
 
-Which positions change at which step does not depend on what the network says, but for `conf` on
-what it said before; so a call is made for rows only at steps that reveal something in them.
+Which positions change at which step does not depend on the predictions, except for `conf` on
+earlier ones; so a call is made for rows only at steps that reveal something in them.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from textdiff.diffusion.randomness import Stream
-from textdiff.diffusion.schedule import NoiseSchedule
-from textdiff.errors import ConfigError
-from textdiff.sampling.rules.knobs import check_choice, check_number
+from pydantic import Field, model_validator
+
+from textdiff.lazy import torch
+from textdiff.sampling.rules.redrawing import even_times
 from textdiff.sampling.rules.rule import Rule
-from textdiff.sampling.segment import Segment, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from textdiff.diffusion.schedule import NoiseSchedule
+    from textdiff.sampling.segment import Segment, Step
 
 ETA = {"cap": 0.008, "rescale": 0.015, "conf": 1.0, "loop": 0.02}
 """Each strategy's published eta; `conf` has none."""
 
 
-@dataclass(frozen=True)
 class Remask(Rule):
-    """Fills the open positions in at most `steps` calls, some of them several times.
+    """Reveals as many positions as `ancestral`, and masks some again."""
 
-    Attributes:
-        remasking: `cap`, `rescale`, `conf` or `loop`.
-        eta: how much is masked again; None: as published for the strategy.
-        t_on: time at which `loop` starts to.
-        t_off: time at which it stops.
-        alpha_on: its share of revealed tokens in between.
-    """
-
-    remasking: str = "cap"
-    eta: float | None = None
-    t_on: float = 0.55
-    t_off: float = 0.05
-    alpha_on: float = 0.9
+    kind: Literal["remask"] = "remask"
+    remasking: Literal["cap", "rescale", "conf", "loop"] = Field("cap", description="strategy")
+    eta: float | None = Field(
+        None,
+        ge=0.0,
+        le=1.0,
+        description="how much is masked again; none is the published value: "
+        + ", ".join(f"{value:g} ({name})" for name, value in ETA.items()),
+    )
+    t_on: float = Field(0.55, gt=0.0, lt=1.0, description="time at which `loop` starts to")
+    t_off: float = Field(
+        0.05, gt=0.0, lt=1.0, description="time at which `loop` stops, less than `t_on`"
+    )
+    alpha_on: float = Field(0.9, gt=0.0, lt=1.0, description="share of revealed tokens meanwhile")
 
     processes: ClassVar[tuple[str, ...]] = ("absorbing",)
-    otherwise: ClassVar[str] = "masks tokens again at one rate for all of them"
+    task: ClassVar[str] = "masks tokens again at one rate for all of them"
     reveals_ahead: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        check_choice("remasking", self.remasking, ETA)
-        if self.eta is not None:
-            check_number("eta", self.eta, 0.0, 1.0)
-        check_number("t_on", self.t_on, 0.0, 1.0)
-        check_number("t_off", self.t_off, 0.0, 1.0)
-        check_number("alpha_on", self.alpha_on, 0.0, 1.0)
-        if not 0.0 < self.t_off < self.t_on < 1.0 or not 0.0 < self.alpha_on < 1.0:
-            raise ConfigError(
-                f"t_off {self.t_off}, t_on {self.t_on}, alpha_on {self.alpha_on}: give "
-                "0 < t_off < t_on < 1 and an alpha_on between 0 and 1"
-            )
+    @model_validator(mode="after")
+    def _in_order(self) -> Remask:
+        if self.t_off >= self.t_on:
+            raise ValueError(f"t_off {self.t_off} must be less than t_on {self.t_on}")
+        return self
 
     def __call__(self, segment: Segment) -> Iterator[Step]:
         schedule, frozen = segment.schedule, segment.frozen
-        times = torch.linspace(1.0, 0.0, segment.steps + 1, dtype=torch.float64)
-        alphas = self.alphas(schedule, times)
+        alphas = self.alphas(schedule, even_times(segment.steps))
         masked, remasked = ~frozen, torch.zeros_like(frozen)
         belief = torch.zeros(frozen.shape, dtype=torch.float64)
         for index in range(segment.steps):
             alpha_t, alpha_s = alphas[index], alphas[index + 1]
             sigma = self.sigma(alpha_t, alpha_s, belief, ~masked & ~frozen)
-            u = segment.uniforms(Stream.POSITION, index)
+            u = segment.position_uniforms(index)
             reveal = masked & (u < reveal_chance(alpha_t, alpha_s, sigma))
             again = ~masked & ~frozen & (u < sigma)
             masked, remasked = (masked | again) & ~reveal, (remasked | again) & ~reveal
@@ -92,12 +88,12 @@ class Remask(Rule):
             segment.canvas = segment.canvas.masked_fill(again.to(segment.canvas.device), mask)
             if len(positions):
                 changed = (reveal | remasked).flatten().nonzero().squeeze(1)
-                lost = remasked.flatten().nonzero().squeeze(1)
+                again = remasked.flatten().nonzero().squeeze(1)
                 remasked = torch.zeros_like(remasked)
-                yield segment.step(changed, t, remasked=lost)
+                yield segment.step(changed, t, remasked=again)
 
     def alphas(self, schedule: NoiseSchedule, times: Tensor) -> Tensor:
-        """[T + 1] share of revealed tokens that the walk aims at, exactly 1 at the end."""
+        """Return [T + 1] the intended share of revealed tokens, exactly 1 at the end."""
         if self.remasking == "loop":
             rising = self.alpha_on * (1.0 - times) / (1.0 - self.t_on)
             ending = 1.0 - (1.0 - self.alpha_on) * times / self.t_off
@@ -108,7 +104,7 @@ class Remask(Rule):
         return alphas
 
     def sigma(self, alpha_t: Tensor, alpha_s: Tensor, belief: Tensor, revealed: Tensor) -> Tensor:
-        """Chance of a revealed token to be masked again, a scalar or [R, L].
+        """Return the chance of a revealed token to be masked again, a scalar or [R, L].
 
         Args:
             alpha_t: scalar, before the step.
@@ -129,5 +125,5 @@ class Remask(Rule):
 
 
 def reveal_chance(alpha_t: Tensor, alpha_s: Tensor, sigma: Tensor) -> Tensor:
-    """Chance of a masked token to be revealed, of sigma's shape."""
+    """Return the chance of a masked token to be revealed, of sigma's shape."""
     return (alpha_s - (1.0 - sigma) * alpha_t) / (1.0 - alpha_t)

@@ -1,45 +1,63 @@
 """The base of all decoding rules."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-from textdiff.diffusion.family import Family
-from textdiff.sampling.segment import Segment, Step
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from pydantic import ConfigDict
+
+from textdiff.section import Section
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pydantic.fields import FieldInfo
+
+    from textdiff.diffusion.family import Family
+    from textdiff.sampling.segment import Segment, Step
 
 
-@dataclass(frozen=True)
-class Rule(ABC):
+class Rule(Section):
     """A decoding rule and its knobs: called on a segment, it yields the steps that fill it.
 
-    Knobs are the fields of a rule; `dataclasses.replace` sets them, and values out of range are a
-    ConfigError. What becomes of a row depends on the row alone, whoever shares its batch.
+    The knobs are the fields besides `kind`; the first line of a rule's docstring is its summary.
+    What becomes of a row depends on the row alone, not on the rows of its batch.
 
     Attributes:
         processes: names of the forward processes that the rule is defined for.
-        otherwise: what to say, after "rule ... ", to those who have another process.
-        needs_score: whether it walks along scores, which only some objectives predict.
-        reveals_ahead: whether masks are revealed at times that the network has no part in.
+        task: what it does, for messages to users of other processes.
+        needs_score: whether it follows scores, which only some objectives predict.
+        reveals_ahead: whether the network has no influence on when masks are revealed.
     """
 
+    model_config = ConfigDict(strict=True)
+
     processes: ClassVar[tuple[str, ...]]
-    otherwise: ClassVar[str] = ""
+    task: ClassVar[str] = ""
     needs_score: ClassVar[bool] = False
     reveals_ahead: ClassVar[bool] = False
 
-    def refusal(self, family: Family) -> str | None:
-        """Why the rule does not fit a family, as the end of a sentence; None: it does."""
-        if family.process.name not in self.processes:
-            return f"{self.otherwise}, and noise here is {family.process.name}"
-        if self.needs_score and not family.objective.predicts_score:
-            return "walks along scores, which this objective does not predict"
-        if self.reveals_ahead and family.objective.predicts_mask:
-            return f"{self.otherwise}, and here the network predicts masks, too"
+    kind: str
+
+    @classmethod
+    def knobs(cls) -> dict[str, FieldInfo]:
+        """Return the fields that users may set, by name."""
+        return {name: field for name, field in cls.model_fields.items() if name != "kind"}
+
+    @classmethod
+    def refusal(cls, family: Family) -> str | None:
+        """Return why the rule does not fit a family, as the end of a sentence; None: it fits."""
+        if family.process.name not in cls.processes:
+            return f"{cls.task}, and noise here is {family.process.name}"
+        if cls.needs_score and not family.objective.predicts_score:
+            return "follows scores, which this objective does not predict"
+        if cls.reveals_ahead and family.objective.predicts_mask:
+            return f"{cls.task}, and here the network predicts masks, too"
         return None
 
-    def suited(self, family: Family) -> "Rule":
-        """The rule as it runs on a family, with the same knobs; here itself."""
+    def suited(self, family: Family) -> Rule:
+        """Return the rule as it runs on a family, with the same knobs."""
         return self
 
     @abstractmethod

@@ -1,52 +1,47 @@
-"""Threshold: every position that the network is sure enough of, at least one per call.
+"""Threshold: every position whose prediction is confident enough, at least one per call.
 
-Sure enough is a largest probability of at least `threshold`, or, for n positions revealed together,
+Enough is a largest probability of at least `threshold`, or, for n positions revealed together,
 (n + 1)(1 - c_n) < `factor` with c_n the smallest of theirs (both arXiv:2505.22618): at factor 1 the
 tokens most likely together are those most likely one by one, which a threshold promises for up to
 1 / (1 - threshold) - 1 of them only.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import ClassVar
+from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
-from textdiff.sampling.rules.knobs import check_number
-from textdiff.sampling.rules.rule import Rule
-from textdiff.sampling.rules.unmasking import even_share, most_likely, unmask
-from textdiff.sampling.segment import Segment, Step
+from pydantic import Field
+
+from textdiff.lazy import torch
+from textdiff.sampling.rules.unmasking import OrderedRule, even_share, most_likely, unmask_in_order
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from textdiff.sampling.segment import Segment, Step
 
 
-@dataclass(frozen=True)
-class Threshold(Rule):
-    """Reveals what is likely enough, and what is needed to be done in `steps` calls.
+class Threshold(OrderedRule):
+    """Reveals what is likely enough, and what is needed to be done in `steps` calls."""
 
-    Attributes:
-        threshold: least probability of the likeliest token.
-        factor: f of the other criterion, which then replaces the threshold; None: the threshold.
-    """
-
-    threshold: float = 0.9
-    factor: float | None = None
-
-    processes: ClassVar[tuple[str, ...]] = ("absorbing",)
-    otherwise: ClassVar[str] = "reveals masks in an order of its own"
-
-    def __post_init__(self) -> None:
-        check_number("threshold", self.threshold, 0.0, 1.0)
-        if self.factor is not None:
-            check_number("factor", self.factor, 0.0)
+    kind: Literal["threshold"] = "threshold"
+    threshold: float = Field(
+        0.9, ge=0.0, le=1.0, description="least probability of the likeliest token"
+    )
+    factor: float | None = Field(
+        None, ge=0.0, description="f of the other criterion, which then replaces the threshold"
+    )
 
     def __call__(self, segment: Segment) -> Iterator[Step]:
-        yield from unmask(segment, most_likely, self._sure)
+        yield from unmask_in_order(segment, most_likely, self._confident)
 
-    def _sure(self, ranked: Tensor, left: Tensor, calls: int) -> Tensor:
+    def _confident(self, ranked: Tensor, left: Tensor, calls: int) -> Tensor:
         if self.factor is None:
-            sure = (ranked.exp() >= self.threshold).sum(1)
+            confident = (ranked.exp() >= self.threshold).sum(1)
         else:
             doubt = -torch.expm1(ranked)  # 1 - c, which rises, so that what fits is a beginning
             n = torch.arange(1, ranked.shape[1] + 1)
-            sure = ((n + 1) * doubt < self.factor).sum(1)
-        return torch.maximum(sure, even_share(left, calls))
+            confident = ((n + 1) * doubt < self.factor).sum(1)
+        return torch.maximum(confident, even_share(left, calls))

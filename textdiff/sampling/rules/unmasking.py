@@ -1,119 +1,178 @@
-"""What the rules share that let the network say which masked positions come next.
+"""The walk that predicts all masks in every call and reveals some of them.
 
-Every call predicts all masked positions of the rows that have any; each row's are put in order by
-what the network says there, and the first few are revealed. The order is read from the raw
-distributions and the tokens are drawn afterwards, at the chosen positions alone, so with one token
-per call the law is the network's chain of conditionals, in whatever order. (Published code draws
-first and orders by the drawn token's probability, which prefers likely tokens; at temperature 0
-that is the same.) Letters: R rows, S positions of the canvas, N masked positions, V vocabulary.
+Which masks are revealed is decided before, and apart from, their tokens: no race in float32 cuts
+off the tail of the vocabulary. Letters: R rows, S positions of the canvas, N masks, V vocabulary.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
+from textdiff.lazy import torch
+from textdiff.sampling.rules.redrawing import Interval, grid
+from textdiff.sampling.rules.rule import Rule
 
-from textdiff.diffusion.randomness import Stream
-from textdiff.diffusion.schedule import NoiseSchedule
-from textdiff.sampling.segment import Segment, Step
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
-Score = Callable[[Tensor], Tensor]
-"""score(log_x0 [N, V]) -> [N]; what is highest comes first."""
+    from torch import Tensor
 
-Count = Callable[[Tensor, Tensor, int], Tensor]
-"""count(scores [R, S] in order, -inf where none, masks left [R], calls left) -> [R] to reveal."""
+    from textdiff.diffusion.objectives import Prediction
+    from textdiff.diffusion.schedule import NoiseSchedule
+    from textdiff.sampling.segment import Segment, Step
+
+    Choose = Callable[[Prediction, Tensor, int], tuple[Tensor, Tensor | None]]
+    """choose(prediction, masked [R, S], step) -> masks to reveal, all of them at the last step.
+
+    And the entropy [R, S] of every mask, if it is known.
+    """
+
+    Chance = Callable[[Prediction, Interval], Tensor]
+    """chance(prediction, interval) -> [N] probability that each mask is revealed in this step."""
+
+    Score = Callable[[Tensor], Tensor]
+    """score(log_x0 [N, V]) -> [N]; the highest comes first."""
+
+    Count = Callable[[Tensor, Tensor, int], Tensor]
+    """count(scores [R, S] in order, -inf where none, masks left [R], calls left) -> [R]."""
 
 
-def unmask(segment: Segment, score: Score, count: Count, spread: float = 0.0) -> Iterator[Step]:
-    """Reveal every open position once, in at most `segment.steps` calls.
+class OrderedRule(Rule):
+    """A rule in which the network chooses the next masks."""
+
+    processes: ClassVar[tuple[str, ...]] = ("absorbing",)
+    task: ClassVar[str] = "reveals masks in an order of its own"
+
+
+def unmask(
+    segment: Segment,
+    time: Callable[[Tensor, int], Tensor],
+    choose: Choose,
+    greedy_tail: bool = False,
+) -> Iterator[Step]:
+    """Reveal every open position once, in at most `steps` calls.
+
+    Args:
+        segment: under absorbing noise.
+        time: (masked [R, S], step) -> [R] time of each row.
+        choose: masks to reveal.
+        greedy_tail: take the likeliest tokens at the last step.
+    """
+    masked = ~segment.frozen  # [R, S]
+    for index in range(segment.steps):
+        positions = masked.flatten().nonzero().squeeze(1)
+        if not len(positions):
+            return
+        t = time(masked, index)
+        prediction = segment.predict(positions, t)
+        now, entropy = choose(prediction, masked, index)
+        chosen = now[masked]  # [N]
+        log_x0 = prediction.log_x0[chosen.to(segment.canvas.device)]
+        greedy = greedy_tail and index + 1 == segment.steps
+        masked = masked & ~now
+        entropy = None if entropy is None else entropy[now]
+        yield segment.write(positions[chosen], log_x0, t, greedy=greedy, entropy=entropy)
+
+
+def unmask_by_chance(segment: Segment, chance: Chance, greedy_tail: bool) -> Iterator[Step]:
+    """Reveal each mask at each step with a probability that depends on its prediction."""
+    intervals = grid(segment.schedule, segment.steps)
+
+    def choose(prediction: Prediction, masked: Tensor, index: int) -> tuple[Tensor, None]:
+        if intervals[index].last:
+            return masked, None
+        u = segment.position_uniforms(index)[masked]
+        now = torch.zeros_like(masked)
+        now[masked] = u < chance(prediction, intervals[index]).cpu()
+        return now, None
+
+    def time(masked: Tensor, index: int) -> Tensor:
+        return intervals[index].t.expand(len(masked))
+
+    yield from unmask(segment, time, choose, greedy_tail)
+
+
+def unmask_in_order(
+    segment: Segment, score: Score, count: Count, temperature: float = 0.0
+) -> Iterator[Step]:
+    """Reveal the first few masks of each row in an order that the network gives.
+
+    The order is read from the raw distributions and the tokens are drawn afterwards, at the chosen
+    positions alone, so with one token per call the texts follow the network's chain of
+    conditionals, in whatever order. (Published code draws first and orders by the drawn token's
+    probability, which prefers likely tokens; at temperature 0 that is the same.)
 
     Args:
         segment: under absorbing noise; its last call reveals what is left.
         score: what orders the positions.
         count: how many of them are revealed; fewer than one are one.
-        spread: temperature of the order; 0 takes it as it is, else positions are drawn in
-            proportion to exp(score / spread).
+        temperature: 0 takes the order as it is, else positions are drawn in proportion to
+            exp(score / temperature).
     """
-    masked = ~segment.frozen  # [R, S]
-    size, steps = masked.sum(1), segment.steps
-    for index in range(steps):
-        positions = masked.flatten().nonzero().squeeze(1)
-        if not len(positions):
-            return
-        left = masked.sum(1)
-        t = time_left(segment.schedule, left, size)
-        prediction = segment.predict(positions, t)
+    size = (~segment.frozen).sum(1)  # [R]
+
+    def choose(prediction: Prediction, masked: Tensor, index: int) -> tuple[Tensor, Tensor | None]:
+        left, calls = masked.sum(1), segment.steps - index
         scores = torch.full(masked.shape, -torch.inf, dtype=torch.float64)
         scores[masked] = score(prediction.log_x0).double().cpu()
         keys = steady(scores, prediction.log_x0.dtype)
-        if spread:  # the largest of these are draws without replacement by exp(score / spread)
-            u = segment.uniforms(Stream.POSITION, index)
-            keys = scores / spread - torch.log(-torch.log(u))
+        if temperature:  # the largest of these are draws without replacement
+            u = segment.position_uniforms(index)
+            keys = scores / temperature - torch.log(-torch.log(u))
             keys = keys.clamp(min=torch.finfo(torch.float64).min).where(masked, -torch.inf)
-        order = keys.argsort(dim=1, descending=True, stable=True)
-        ranked = scores.gather(1, order)
-        number = count(ranked, left, steps - index).clamp(min=1) if index + 1 < steps else left
-        first = torch.arange(masked.shape[1]) < number.minimum(left)[:, None]
+        order = keys.argsort(dim=1, descending=True, stable=True)  # [R, S]
+        number = left
+        if calls > 1:
+            number = count(scores.gather(1, order), left, calls).clamp(min=1).minimum(left)
+        first = torch.arange(masked.shape[1]) < number[:, None]
         now = torch.zeros_like(masked).scatter(1, order, first)
-        picked = now[masked]
-        log_x0 = prediction.log_x0[picked.to(segment.canvas.device)]
-        step = segment.write(positions[picked], log_x0, t)
-        masked = masked & ~now
-        yield replace(step, entropy=-scores[now]) if score is low_entropy else step
+        return now, -scores if score is low_entropy else None
+
+    def time(masked: Tensor, index: int) -> Tensor:
+        return time_left(segment.schedule, masked.sum(1), size)
+
+    yield from unmask(segment, time, choose)
 
 
 def steady(scores: Tensor, dtype: torch.dtype) -> Tensor:
-    """Scores rounded so far that what is equal but for rounding in `dtype` is equal, and in a
-    stable sort goes from left to right.
+    """Round scores so far that those equal but for rounding in `dtype` are equal.
 
-    Equal scores are no accident: where nothing is revealed yet, relative positions tell no masked
-    token from another. Kernels round them differently from batch to batch.
+    A stable sort takes them from left to right. Equal scores are no accident: where nothing is
+    revealed yet, relative positions do not tell one masked token from another, and kernels round
+    them differently from batch to batch.
     """
     quantum = math.sqrt(torch.finfo(dtype).eps)
     return (scores / quantum).round()
 
 
 def even_share(left: Tensor, calls: int) -> Tensor:
-    """[R] masks to reveal now, of `left` in `calls`, the first calls taking what is left over."""
+    """Return [R] masks to reveal now, of `left` in `calls`; the first calls take the remainder."""
     return -(-left // calls)
 
 
 def time_left(schedule: NoiseSchedule, left: Tensor, size: Tensor) -> Tensor:
-    """[R] time at which `left` of `size` tokens are masked, for networks that are told.
+    """Return [R] times at which `left` of `size` tokens are masked, for time-conditioned networks.
 
-    The mean noise level under which exactly k of n positions are hit is k / (n + 1), as in training
-    by count.
+    The mean noise level under which exactly k of n positions are masked is k / (n + 1), as in
+    training by count.
     """
     return schedule.t_of_alpha(1.0 - left.double() / (size + 1.0)).clamp(0.0, 1.0)
 
 
 def most_likely(log_x0: Tensor) -> Tensor:
-    """[N] largest log-probability."""
+    """Return [N] largest log-probabilities."""
     return log_x0.amax(-1)
 
 
 def margin(log_x0: Tensor) -> Tensor:
-    """[N] log of how much likelier the first token is than the second."""
+    """Return [N] log of the difference of the two largest probabilities."""
     first, second = log_x0.topk(2).values.double().exp().unbind(-1)
     return (first - second).clamp(min=torch.finfo(torch.float64).tiny).log()
 
 
-def entropy(log_x0: Tensor) -> Tensor:
-    """[N] entropy in nats."""
-    nats: Tensor = torch.special.entr(log_x0.exp()).sum(-1, dtype=torch.float64)
-    return nats
-
-
 def low_entropy(log_x0: Tensor) -> Tensor:
-    """[N] minus the entropy."""
-    return -entropy(log_x0)
-
-
-ORDERS: dict[str, Score] = {
-    "probability": most_likely,
-    "margin": margin,
-    "entropy": low_entropy,
-}
-"""What a row's masked positions can be ordered by; all take the raw distributions."""
+    """Return [N] negative entropies in nats."""
+    nats: Tensor = torch.special.entr(log_x0.exp()).sum(-1, dtype=torch.float64)
+    return -nats
