@@ -280,7 +280,7 @@ def test_texts_around_holes(held):
     assert ended.texts[0] == f"ab{ended.completions[0]}!"
     assert len(ended.sequences[0]) == 7
     assert ended.sequences[1] == held.generate(["ab", "cd"], max_new_tokens=4, seed=1).sequences[1]
-    with pytest.raises(ConfigError, match="behind the last hole"):
+    with pytest.raises(ConfigError, match="after the last hole"):
         held.generate("[MASK]", suffix="x")
     with pytest.raises(ConfigError, match="3 suffixes for 1 prompts"):
         held.generate("a", suffix=["x", "y", "z"])

@@ -57,6 +57,9 @@ from textdiff.sampling.settings import SamplingConfig
 COUNTS = ("replicates", "samples", "orders", "timesteps", "batch_tokens")
 """Options of `likelihood.estimate` that are whole numbers."""
 
+SELECTION = ("prompts", "spans", "stride", "end_of_text")
+"""Options of `TextDiffusion.windows` that `estimate` passes on."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -93,7 +96,7 @@ class TextDiffusion:
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
     ) -> "TextDiffusion":
-        """Loads an export directory, a run directory that has one, or a hub id.
+        """Load an export directory, a run directory that has one, or a hub id.
 
         Args:
             path: where the export is.
@@ -113,7 +116,7 @@ class TextDiffusion:
         return cls(model, tokenizer, family, defaults, folder)
 
     def to(self, device: str | torch.device) -> "TextDiffusion":
-        """The same model on another device.
+        """Return the same model on another device.
 
         Raises:
             ConfigError: there is no such device.
@@ -134,7 +137,7 @@ class TextDiffusion:
         return block_sizes(self.model.config.diffusion or {"block_size": self.family.block_size})
 
     def with_block_size(self, block_size: int | None, trained: bool = True) -> "TextDiffusion":
-        """The same network, generating and scoring in blocks of another size.
+        """Return the same network, generating and scoring in blocks of another size.
 
         Args:
             block_size: tokens per block; None: the whole sequence is one block.
@@ -161,7 +164,7 @@ class TextDiffusion:
         return replace(self, family=self.family.with_block_size(block_size))
 
     def save_pretrained(self, path: str | Path) -> None:
-        """Writes weights, tokenizer and sampling defaults in the export layout."""
+        """Write weights, tokenizer and sampling defaults in the export layout."""
         folder = Path(path)
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
@@ -311,7 +314,7 @@ class TextDiffusion:
         end_of_text: bool = False,
         protocol: str | None = None,
     ) -> Windows:
-        """What is scored of documents: whole ones unless told otherwise.
+        """Return the windows that are scored of documents, by default whole ones.
 
         Args:
             texts: the documents.
@@ -360,25 +363,18 @@ class TextDiffusion:
         self,
         texts: Sequence[str],
         *,
-        prompts: Sequence[str] | None = None,
-        spans: Sequence[Sequence[Span]] | None = None,
-        stride: int | None = None,
-        end_of_text: bool = False,
         protocol: str | None = None,
         seed: int = 0,
         **options: Any,
     ) -> Estimates:
-        """Bounds the likelihood of documents.
+        """Bound the likelihood of documents.
 
         Args:
             texts: the documents.
-            prompts: see `windows`, as for `spans`, `stride`, `end_of_text` and `protocol`.
-            spans: see `windows`.
-            stride: see `windows`.
-            end_of_text: see `windows`.
-            protocol: without an `estimator` it brings its own.
+            protocol: see `windows`; without an `estimator` it brings its own.
             seed: seed of the noise; two models of one seed see the same.
-            **options: those of `likelihood.estimate`: `estimator`, `replicates`, `precision`, ...
+            **options: those of `windows`, and those of `likelihood.estimate`: `estimator`,
+                `replicates`, `precision`, ...
 
         Raises:
             ConfigError: see `windows`, and an estimator that cannot score this model.
@@ -388,23 +384,17 @@ class TextDiffusion:
         for name in COUNTS:
             if options.get(name) is not None:
                 options[name] = whole_number(name, options[name])
-        windows = self.windows(
-            texts,
-            prompts=prompts,
-            spans=spans,
-            stride=stride,
-            end_of_text=end_of_text,
-            protocol=protocol,
-        )
+        chosen = {name: options.pop(name) for name in SELECTION if name in options}
+        windows = self.windows(texts, protocol=protocol, **chosen)
         if protocol is None:
             return estimate(self.model, self.family, windows, seed=seed, **options)
-        chosen = find_protocol(protocol)
-        options = chosen.settings(options, self.family.block_size)
-        found = estimate(self.model, self.family, windows, seed=seed, **options)
-        return replace(found, note="; ".join(filter(None, [chosen.note, found.note])))
+        published = find_protocol(protocol)
+        options = published.settings(options, self.family.block_size)
+        bound = estimate(self.model, self.family, windows, seed=seed, **options)
+        return replace(bound, note="; ".join(filter(None, [published.note, bound.note])))
 
     def score(self, texts: Sequence[str], **options: Any) -> list[Bound]:
-        """The bound of each text; takes the options of `estimate` except a protocol.
+        """Return the bound of each text; takes the options of `estimate` except a protocol.
 
         Every text draws noise often enough for an interval of its own.
 
@@ -418,7 +408,7 @@ class TextDiffusion:
         return [estimates.document(index) for index in range(len(texts))]
 
     def compare(self, other: "TextDiffusion", texts: Sequence[str], **options: Any) -> Difference:
-        """This model's bound minus another's, under the same noise; below zero this one is better.
+        """Return this model's bound minus another's, under the same noise; below 0 it is better.
 
         In nats per token where both cut the texts into the same tokens and windows, else in bits
         per byte. Takes the options of `estimate`.

@@ -145,7 +145,7 @@ def test_rows_of_a_job_have_numbers_of_their_own():
         ({"num_samples": True}, "num_samples True: give"),
         ({"cache": "maybe"}, "cache 'maybe': give one of 'auto', 'on'"),
         ({"cache": True}, "approximation"),  # a full-sequence model has no exact one
-        ({"template": 3}, "template 3: give a valid string"),
+        ({"template": 3}, "template 3: give a text"),
         ({"temperature": {}}, "temperature {}: give a number"),
         ({"knobs": []}, "knobs []"),
     ],

@@ -250,7 +250,7 @@ def test_interrupted_stream_keeps_nothing(exports, monkeypatch, capsys):
     ("line", "said"),
     [
         (b'{"prompt": "x", "id": ' + b"9" * 5000 + b"}", "an integer of 5000 digits"),
-        (b'{"prompt": ["x"]}', 'prompt ["x"]'),
+        (b'{"prompt": ["x"]}', "prompt ['x']"),
         (b'{"prompt": 5}', "prompt 5"),
         (b"{}", "no key 'prompt'"),
         (b'{"prompt": "\xff"}', "not UTF-8"),

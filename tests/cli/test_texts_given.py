@@ -35,7 +35,7 @@ def test_scoring_refuses_what_is_not_text(held, texts):
 def test_generation_refuses_what_is_not_text(held, option, texts):
     if texts is None and option != "prompts":  # not given
         return
-    with pytest.raises(ConfigError, match=rf"^{option}(\[[01]\])? is "):
+    with pytest.raises(ConfigError, match=rf"^{option}(\[[01]\])? "):
         held.generate(**{"prompts": "a", option: texts}, max_new_tokens=2, steps=1)
 
 
@@ -49,7 +49,7 @@ def test_message_says_which_one_and_what_to_do(held):
         with pytest.raises(ConfigError) as caught:
             held.score(texts)
         assert str(caught.value) == said
-    with pytest.raises(ConfigError, match="regex is of type int, not a string"):
+    with pytest.raises(ConfigError, match="regex 3: give a text"):
         held.generate("a", regex=3)
     with pytest.raises(ConfigError, match="prompts is a single string"):
         held.score(["a", "b"], prompts="ab")

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from engines import generate
 from tiny_models import CLEAN, EXCLUDED, MASK, ROWS, tiny_model
 from torch import Tensor
 

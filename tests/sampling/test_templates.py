@@ -196,7 +196,7 @@ def test_holes_are_found(text, pieces):
 
 @pytest.mark.parametrize("hole", ["[MASK:5 sat", "[MASK 5]", "[MASK5]", "[MASK"])
 def test_what_was_meant_to_be_a_hole_is_no_text(hole):
-    with pytest.raises(ConfigError, match=r"is no hole: write \[MASK:n\]"):
+    with pytest.raises(ConfigError, match=r"is not a hole: write \[MASK:n\]"):
         pieces_of("The [MASK:3] or " + hole)
     assert pieces_of("The \\" + hole) == ["The " + hole]
 

@@ -19,7 +19,7 @@ _LETTERS = 20  # of a longer word, or of a script that does not part words
 def commands_to_try(
     export: str, validation: str, document: str, usable: Callable[[str], bool]
 ) -> list[str]:
-    """Returns command lines for a new model.
+    """Return command lines for a new model.
 
     Args:
         export: path of the model.
@@ -39,7 +39,7 @@ def commands_to_try(
 
 
 def accepts(model: "TextDiffusion") -> Callable[[str], bool]:
-    """Returns a test of prompts: whether a model takes one, and has as much room again."""
+    """Return a test of prompts: whether a model takes one, and has as much room again."""
 
     context = int(model.model.config.max_position_embeddings)
 
@@ -54,12 +54,12 @@ def accepts(model: "TextDiffusion") -> Callable[[str], bool]:
 
 
 def _as_argument(path: str) -> str:
-    """A path that cannot be taken for a flag."""
+    """Return a path that cannot be taken for a flag."""
     return os.path.join(".", path) if path.startswith("-") else path
 
 
 def _prompts(document: str) -> Iterator[str]:
-    """Yields beginnings of a text that are fit for a command line, the best one first."""
+    """Yield beginnings of a text that are fit for a command line, the best one first."""
     from textdiff.sampling.template import quoted
 
     words = [word for word in map(_printable, document[:10_000].split()) if word]
@@ -76,12 +76,12 @@ def _prompts(document: str) -> Iterator[str]:
 
 
 def _printable(word: str) -> str:
-    """A word without what a terminal would act on, or not show."""
+    """Return a word without what a terminal would act on, or not show."""
     return "".join(character for character in word if character.isprintable())
 
 
 def _cut(text: str, length: int) -> str:
-    """The first characters of a text; one that has marks or joins on is left out with them."""
+    """Return the first characters of a text; one with marks is left out with them."""
     if len(text) <= length:
         return text
     while length and _joins(text[length]):

@@ -1,7 +1,7 @@
-"""Who looks on while texts are generated: streamers, live views, films, traces, files of rows.
+"""Callbacks of a generation: streamers, live views, films, traces, files of rows.
 
-A callback says which optional parts of the steps it needs, and is told of every job, every step and
-every row that is done:
+A callback names the optional parts of the steps that it needs, and hears of every job, every step
+and every row that is done:
 
     class Counter(Callback):
         def step(self, step):
@@ -9,7 +9,7 @@ every row that is done:
 
     model.generate("The iterator", callbacks=[Counter()])
 
-Watching changes no token.
+No token depends on callbacks.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -50,7 +50,7 @@ class FinishedRow:
 
 
 class Callback:
-    """Does nothing, whatever it is told.
+    """Observer of a generation; this base does nothing.
 
     Attributes:
         parts: optional parts of steps that it needs, of `sampling.watch.PARTS`.
@@ -59,13 +59,13 @@ class Callback:
     parts: Collection[str] = ()
 
     def begin(self, job: Job) -> None:
-        """Rows are about to be generated, up to 16 batches; steps are theirs until the next."""
+        """Start with new rows, up to 16 batches; steps are theirs until the next call."""
 
     def step(self, step: Step) -> None:
-        """The network was called and a rule has looked at the result."""
+        """Take the step of a network call."""
 
     def finished(self, row: int, result: FinishedRow) -> None:
-        """A row is done; rows finish in any order.
+        """Take a row that is done; rows finish in any order.
 
         Args:
             row: its place in the job, as in the canvas of steps.
@@ -115,7 +115,7 @@ class CallbackHandler:
 
 
 class StreamerCallback(Callback):
-    """Hands one row to a transformers streamer: prompt, drafts, and what has become final.
+    """Feeder of a transformers streamer with one row: prompt, drafts and final tokens.
 
     Args:
         streamer: with `put` and `end`, and `put_draft` if it shows drafts.
@@ -127,7 +127,7 @@ class StreamerCallback(Callback):
         self.parts = ("draft",) if self.shows_drafts else ()
 
     def begin(self, job: Job) -> None:
-        """Puts the prompt.
+        """Put the prompt.
 
         Raises:
             ConfigError: several rows.
@@ -141,7 +141,7 @@ class StreamerCallback(Callback):
         self.streamer.put(torch.tensor(prompt, dtype=torch.int64))
 
     def step(self, step: Step) -> None:
-        """Puts what has become final, and a draft of the segment being written."""
+        """Put new final tokens, and a draft of the segment being written."""
         assert step.final is not None
         assert step.ends is not None
         self._put_until(step.canvas[0].cpu(), int(step.final[0]))
@@ -150,7 +150,7 @@ class StreamerCallback(Callback):
             self.streamer.put_draft(step.draft[0, self.sent : int(step.ends[0])].cpu())
 
     def finished(self, row: int, result: FinishedRow) -> None:
-        """Puts what is left of the row."""
+        """Put the rest of the row."""
         self._put_until(torch.tensor(result.tokens, dtype=torch.int64), len(result.tokens))
         self.streamer.end()
 

@@ -1,8 +1,8 @@
-"""Where tokens are drawn: what controls and hooks are told besides the predictions.
+"""Context of drawn tokens: what controls and hooks read besides the predictions.
 
-A rule knows its canvas, the positions that it draws and their time. The block loop knows whose rows
-these are and what stands before them. Letters: A active rows, S canvas positions, N drawn ones, W
-tokens of the longest row.
+A rule has its canvas, the positions that it draws and their time. The engine adds their rows and
+the text before them. Letters: A active rows, S canvas positions, N drawn ones, W tokens of the
+longest row.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from textdiff.diffusion.process import Vocabulary
 
 @dataclass(frozen=True)
 class SegmentInfo:
-    """What surrounds the canvas of a segment; tensors on the host, but for the text.
+    """Surroundings of the canvas of a segment; tensors on the CPU, but for the text.
 
     Attributes:
         text: [A, W] tokens of each row from its beginning, final before its canvas.
@@ -39,8 +39,8 @@ class Context:
 
     Attributes:
         canvas: [A, S] tokens before the draw; what is not revealed yet is the mask.
-        positions: [N] flat host positions in the canvas.
-        t: [A] host, time of each row, falling from 1 to 0.
+        positions: [N] flat CPU positions in the canvas.
+        t: [A] CPU, time of each row, falling from 1 to 0.
         vocabulary: which ids are clean tokens, and which is the mask.
         info: what surrounds the canvas; None where a rule runs on its own.
     """
@@ -53,17 +53,17 @@ class Context:
 
     @property
     def row(self) -> Tensor:
-        """[N] host, row of the canvas of each position."""
+        """[N] CPU, row of the canvas of each position."""
         return self.positions // self.canvas.shape[1]
 
     @property
     def column(self) -> Tensor:
-        """[N] host, column of each position."""
+        """[N] CPU, column of each position."""
         return self.positions % self.canvas.shape[1]
 
     @property
     def place(self) -> Tensor:
-        """[N] host, place of each position in its row's text; without a info, its column."""
+        """[N] CPU, place of each position in its row's text; without a info, its column."""
         return self.column if self.info is None else self.info.starts[self.row] + self.column
 
     @property
@@ -72,18 +72,21 @@ class Context:
         return self.canvas.flatten()[self.positions.to(self.canvas.device)]
 
     def counts(self, size: int) -> Tensor:
-        """[N, size] how often each token occurs in the row of each position, elsewhere than there.
+        """Count how often each token occurs in the row of each position, elsewhere than there.
 
         Counted are the text before the canvas and the canvas, up to the end of the row, masks too.
+
+        Returns:
+            [N, size] counts.
         """
         device, width = self.canvas.device, self.canvas.shape[1]
-        found = torch.zeros(len(self.canvas), size, dtype=torch.int32, device=device)
+        counts = torch.zeros(len(self.canvas), size, dtype=torch.int32, device=device)
         counted = torch.ones_like(self.canvas, dtype=torch.int32)
         if self.info is not None:
             info, at = self.info, torch.arange(width)
             counted = (info.starts[:, None] + at < info.lengths[:, None]).int().to(device)
             before = torch.arange(info.text.shape[1]) < info.starts[:, None]
-            found.scatter_add_(1, info.text, before.int().to(device))
-        found.scatter_add_(1, self.canvas, counted)
+            counts.scatter_add_(1, info.text, before.int().to(device))
+        counts.scatter_add_(1, self.canvas, counted)
         own = counted.flatten()[self.positions.to(device)]
-        return found[self.row.to(device)].scatter_add(1, self.tokens[:, None], -own[:, None])
+        return counts[self.row.to(device)].scatter_add(1, self.tokens[:, None], -own[:, None])

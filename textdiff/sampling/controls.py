@@ -104,7 +104,7 @@ class Controls:
         return replace(context, info=self.info)
 
     def shaped(self, log_x0: Tensor, context: Context | None = None) -> Tensor:
-        """[N, V] log-weights before temperature and truncation.
+        """Return log-weights [N, V] before temperature and truncation.
 
         Raises:
             ConfigError: a hook left nothing to draw.
@@ -130,12 +130,12 @@ class Controls:
         return torch.where(stuck & allowed, 0.0, log_x0)
 
     def probabilities(self, log_x0: Tensor, context: Context | None = None) -> Tensor:
-        """[N, V] float64 weights to draw from; they need not add up to one."""
+        """Return float64 weights [N, V] to draw from; they need not add up to one."""
         heat = self.heat(context, log_x0.device)
         return self.truncated(self.shaped(log_x0, context), heat)
 
     def truncated(self, log_weights: Tensor, heat: float | Tensor) -> Tensor:
-        """[N, V] float64 weights after temperature and truncation.
+        """Return float64 weights [N, V] after temperature and truncation.
 
         Args:
             log_weights: [N, V].
@@ -160,7 +160,7 @@ class Controls:
         return weights
 
     def log_probabilities(self, log_x0: Tensor, context: Context | None = None) -> Tensor:
-        """[N, V] float64 log-probabilities of the clean token, for rules that need them whole."""
+        """Return float64 log-probabilities [N, V] of the clean token, for rules that need all."""
         if self.greedy:
             best = self.shaped(log_x0, context).argmax(-1, keepdim=True)
             return torch.full_like(log_x0, -torch.inf, dtype=torch.float64).scatter(-1, best, 0.0)
@@ -168,7 +168,7 @@ class Controls:
         return (weights / weights.sum(-1, keepdim=True)).log()
 
     def applied(self, prediction: Prediction, context: Context) -> Prediction:
-        """A prediction as rules that need it whole take it; its scores stay if nothing changes."""
+        """Return a prediction for rules that need it whole; its scores stay if nothing changes."""
         taken = Prediction(
             lambda: self.log_probabilities(prediction.log_x0, context),
             prediction.log_score if self.neutral else None,
@@ -179,7 +179,7 @@ class Controls:
         return taken
 
     def allowed(self, context: Context) -> Tensor | None:
-        """[N, V] bool, tokens that are not banned; None: all that are clean."""
+        """Return the tokens that are not banned, [N, V] bool; None: all clean ones."""
         early = None
         if self.end_token is not None and context.info is not None:
             early = context.place < (context.info.tails + self.config.min_new_tokens)[context.row]
@@ -193,7 +193,7 @@ class Controls:
         return allowed
 
     def heat(self, context: Context | None, device: torch.device) -> float | Tensor:
-        """The temperature, or [N, 1] of them."""
+        """Return the temperature, or [N, 1] of them."""
         first, last = self.config.temperatures
         if context is None or first == last:
             return first
@@ -201,7 +201,7 @@ class Controls:
         return (last + (first - last) * t).clamp(min=COLDEST)[:, None].to(device)
 
     def _penalised(self, log_x0: Tensor, context: Context) -> Tensor:
-        # What is no clean token is impossible and stays so, the mask among it.
+        # Tokens that are not clean are impossible and stay so, the mask among it.
         seen, penalty = context.counts(log_x0.shape[-1]) > 0, self.config.repetition_penalty
         penalised = torch.where(seen, log_x0 * penalty, log_x0)
         overflows = (log_x0 > -torch.inf) & ~penalised.isfinite()
@@ -210,23 +210,23 @@ class Controls:
         return torch.where(overflows, exact, penalised.double())
 
 
-def _checked(hook: Hook, found: Tensor, before: Tensor) -> Tensor:
-    """What a hook returned.
+def _checked(hook: Hook, weights: Tensor, before: Tensor) -> Tensor:
+    """Return the log-weights of a hook.
 
     Raises:
         ConfigError: it cannot be drawn from.
     """
     name = getattr(hook, "__name__", type(hook).__name__)
-    if not isinstance(found, Tensor) or found.shape != before.shape:
-        shape = tuple(getattr(found, "shape", ()))
+    if not isinstance(weights, Tensor) or weights.shape != before.shape:
+        shape = tuple(getattr(weights, "shape", ()))
         raise ConfigError(
-            f"hook {name} returned {type(found).__name__} {shape}; return log-weights of the shape "
-            f"that it was given, {tuple(before.shape)}"
+            f"hook {name} returned {type(weights).__name__} {shape}; return log-weights of the "
+            f"shape that it was given, {tuple(before.shape)}"
         )
-    most = found.amax(-1)
+    most = weights.amax(-1)
     if not bool((most > -torch.inf).all() & (most < torch.inf).all()):
         raise ConfigError(
             f"hook {name} left a position without any token, or with an infinite or undefined "
             "log-weight; leave at least one finite"
         )
-    return found
+    return weights

@@ -28,8 +28,8 @@ class Job:
         new_tokens: open places that follow these in each row: tokens to generate, at most.
         first_row: index of the first row in a larger job; seeds depend on it, batches do not.
         seed: seed of the job.
-        ended: told the tokens of a row's open end after every segment, and how many of them are of
-            this segment; whether they end the text. None: rows end at `new_tokens` alone.
+        ended: test of the tokens of a row's open end after every segment, so many of them from this
+            segment: whether they end the text. None: rows end at `new_tokens` alone.
         keys: (seed, index) of each row, for rows that come from different jobs; None: they have
             `seed` and follow `first_row`.
     """
@@ -48,7 +48,7 @@ class Job:
         return self.keys or [(self.seed, self.first_row + row) for row in range(count)]
 
     def part(self, start: int, stop: int) -> "Job":
-        """The rows from `start` to before `stop`, as they are in the whole job."""
+        """Return the rows from `start` to before `stop`, as they are in the whole job."""
         rows = slice(start, stop)
         return replace(
             self,
@@ -59,7 +59,7 @@ class Job:
 
     @classmethod
     def joined(cls, jobs: "Sequence[Job]") -> "Job":
-        """The rows of several jobs in one; each becomes what it would have become in its own."""
+        """Return the rows of several jobs as one; each row has the same result as in its own."""
         return replace(
             jobs[0],
             prompts=[prompt for job in jobs for prompt in job.prompts],
@@ -90,14 +90,14 @@ class Job:
         return (self.given * after).amax(1)
 
     def holes(self, row: int) -> list[tuple[int, int]]:
-        """Where each run of open places of a row begins and ends."""
+        """Return where each run of open places of a row begins and ends."""
         length = int(self.lengths[row])
         runs = groupby(range(length), key=lambda place: bool(self.given[row, place]))
-        found = [list(places) for given, places in runs if not given]
-        return [(places[0], places[-1] + 1) for places in found]
+        holes = [list(places) for given, places in runs if not given]
+        return [(places[0], places[-1] + 1) for places in holes]
 
     def leading(self, row: int) -> list[int]:
-        """Tokens that are given before the first open place of a row."""
+        """Return the fixed tokens before the first open place of a row."""
         return [t for t in self.prompts[row][: int(self.onwards[row, 0])] if t is not None]
 
     @cached_property
@@ -191,7 +191,7 @@ class Segments:
         return -(-int(lengths.max()) // size) * size
 
     def next(self, finished: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """The segments that follow.
+        """Return the segments that follow.
 
         Args:
             finished: [R] tokens of each row that are final.
@@ -208,7 +208,7 @@ class Segments:
         return start, torch.minimum(lengths - start, torch.tensor(self.context))
 
     def ordinals(self, starts: Tensor, passed: Tensor) -> Tensor:
-        """[R] numbers of segments within their rows, which do not depend on prompts in blocks.
+        """Return the numbers of segments within their rows, [R], independent of prompts in blocks.
 
         Args:
             starts: [R] first positions of the segments.

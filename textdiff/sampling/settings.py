@@ -7,11 +7,18 @@ Python callers read `SamplingConfig`. Imports no torch, so that help stays quick
 import json
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, StringConstraints, ValidationError
-from pydantic_core import ErrorDetails, PydanticKnownError
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+)
+from pydantic_core import ErrorDetails, PydanticCustomError, PydanticKnownError
 
 from textdiff.errors import CheckpointError, ConfigError, closest
 from textdiff.section import Number, Section, Whole
@@ -65,7 +72,7 @@ def read_knobs(words: Sequence[str]) -> dict[str, Any]:
         if not (name and equals and value):
             raise ConfigError(f"knobs {word}: give NAME=VALUE, such as order=margin")
         if name in knobs:
-            raise ConfigError(f"knobs give {name} twice; give it once")
+            raise ConfigError(f"knobs: {name} is given twice; give it once")
         knobs[name] = _value(value.strip())
     return knobs
 
@@ -92,7 +99,8 @@ def _texts(value: Any) -> Any:
     """Return one text, or several, as a tuple."""
     if value is None or isinstance(value, str):
         return () if value is None else (value,)
-    return tuple(value) if isinstance(value, list) else value
+    listed = isinstance(value, Iterable) and not isinstance(value, bytes | bytearray | Mapping)
+    return tuple(value) if listed else value
 
 
 def _utf8(text: str) -> str:
@@ -198,6 +206,18 @@ class SamplingConfig(Section):
         "which changes the text",
     )
 
+    @field_validator("rule")
+    @classmethod
+    def _known(cls, rule: str) -> str:
+        # Rules are registered later too, and their modules import this one.
+        from textdiff.sampling.rules import RULES
+
+        if rule not in RULES:
+            raise PydanticCustomError(
+                "unknown_rule", "unknown rule; {hint}", {"hint": closest(rule, RULES)}
+            )
+        return rule
+
     @property
     def temperatures(self) -> tuple[float, float]:
         """Temperatures at times 1 and 0."""
@@ -275,9 +295,13 @@ def describe(error: ErrorDetails) -> str:
         "int_from_float": "give a whole number",
         "int_parsing": "give a whole number",
         "string_too_short": "an empty string; give at least one character",
+        "tuple_type": "give a text or a list of texts",
+        "string_type": "give a text",
         "string_unicode": "it is not UTF-8 text, and no text can hold it",
         "value_error": message,
+        "unknown_rule": message,
     }
     reason = reasons.get(error["type"], f"give {message}").format(**context)
-    name = str(error["loc"][0]) if error["loc"] else "options"
+    name, *index = error["loc"] or ("options",)
+    name = f"{name}[{index[0]}]" if index and isinstance(index[0], int) else name
     return f"{name} {error['input']!r:.60}: {reason}"

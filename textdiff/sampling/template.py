@@ -25,7 +25,7 @@ ESCAPED = "\\[MASK"
 
 @dataclass(frozen=True)
 class ParsedPrompt:
-    """What is given of one row, as tokens.
+    """Fixed part of one row as tokens.
 
     Attributes:
         tokens: token ids, None where a place is open; for a plain prompt all are given.
@@ -44,15 +44,15 @@ def pieces_of(text: str) -> list[str | int]:
     """Given strings and lengths of holes, in order; empty strings are left out.
 
     Raises:
-        ConfigError: a hole whose length is no whole number of 1 or more, or that is not closed.
+        ConfigError: a hole whose length is not a whole number of 1 or more, or that is not closed.
     """
     pieces: list[str | int] = []
     end = 0
     wrong = MISSPELT.search(HOLE.sub("", text))
     if wrong:
         raise ConfigError(
-            f"{wrong[0]!r} in the prompt is no hole: write [MASK:n] for n tokens, or \\[MASK for "
-            "these characters"
+            f"{wrong[0]!r} in the prompt is not a hole: write [MASK:n] for n tokens, or \\[MASK "
+            "for these characters"
         )
     for hole in HOLE.finditer(text):
         digits = "1" if hole[1] is None else hole[1].strip()
@@ -68,7 +68,7 @@ def pieces_of(text: str) -> list[str | int]:
 
 
 def quoted(text: str) -> str:
-    """The prompt that stands for a text, whatever holes the text seems to have."""
+    """Return the prompt that stands for a text, whatever holes the text seems to have."""
     return text.replace("[MASK", ESCAPED)
 
 
@@ -78,7 +78,7 @@ def parse_prompts(
     suffixes: Sequence[str],
     clean: Tensor,
 ) -> list[ParsedPrompt]:
-    """What is given of each text, as tokens.
+    """Return the fixed part of each text as tokens.
 
     Args:
         tokenizer: the model's.
@@ -105,7 +105,7 @@ def parse_prompts(
         if holes and suffix:
             raise ConfigError(
                 "a suffix follows what is generated after a prompt; in a template with holes write "
-                "it behind the last hole"
+                "it after the last hole"
             )
         row: list[int | None] = []
         lost: list[str] = []
@@ -146,7 +146,7 @@ def _encoded(
     """
     texts, later = [piece.text for piece in given], [piece.later for piece in given]
     encoded = encode_checked(tokenizer, texts, later)
-    found = []
+    pieces = []
     for number, (piece, ids) in enumerate(zip(given, encoded.ids, strict=True)):
         if not bool(clean[torch.from_numpy(ids).long()].all()):
             raise DataError(
@@ -160,5 +160,5 @@ def _encoded(
                 "not know what stands in it; write another, or use another model"
             )
         said = f"the model does not see {piece.text!r:.60} as it is written: its tokenizer loses "
-        found.append((ids.tolist(), [] if loss is None else [f"{said}a part ({loss})"]))
-    return found
+        pieces.append((ids.tolist(), [] if loss is None else [f"{said}a part ({loss})"]))
+    return pieces

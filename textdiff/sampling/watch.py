@@ -1,13 +1,13 @@
-"""What callbacks of a generation ask for: drafts, confidences and entropies of its steps.
+"""Optional parts of steps: drafts, confidences and entropies.
 
-Rules know nothing of it. A `Watch` stands between a rule and the network, remembers what the
-network said last, and fills the optional parts of the steps that the rule yields:
+Rules do not depend on them. A `Watch` stands between a rule and the network, keeps the last
+prediction, and fills the optional parts of the steps that the rule yields:
 
     watch = Watch(denoise, process, frozen, {"draft", "confidence"})
     for step in rule(replace(segment, denoise=watch)):
         step = watch.fill(step)
 
-Watching changes no token. Drafts cost the output layer at every masked position of the rows that
+No token depends on them. Drafts cost the output layer at every masked position of the rows that
 are called; confidences and entropies cost nothing that the rule has not asked for.
 """
 
@@ -23,11 +23,11 @@ from textdiff.errors import ConfigError, closest
 from textdiff.sampling.segment import Denoise, Step
 
 PARTS = ("draft", "confidence", "entropy")
-"""What can be asked for."""
+"""Names of the optional parts."""
 
 
 class Watch:
-    """A denoiser for one walk of a rule, and what fills its steps.
+    """Predictor for one run of a rule that also fills the steps.
 
     Args:
         denoise: the network.
@@ -36,7 +36,7 @@ class Watch:
         parts: which of `PARTS` to fill.
 
     Raises:
-        ConfigError: there is no such part.
+        ConfigError: an unknown part.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Watch:
         self.likely: Tensor | None = None  # [R, L] likeliest tokens, each row's of its last call
 
     def __call__(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
-        """The same predictions that the network gives, remembered."""
+        """Return the predictions of the network, and keep them."""
         asked = self._widened(canvas, positions) if "draft" in self.parts else positions
         prediction = self.denoise(canvas, t, asked)
         self.sorted, order = asked.sort()
@@ -64,7 +64,7 @@ class Watch:
         return prediction.at(self._rows(positions))
 
     def fill(self, step: Step) -> Step:
-        """The step with the parts that were asked for; what was not predicted is NaN."""
+        """Return the step with the parts that were asked for; NaN where nothing was predicted."""
         if "draft" in self.parts and self.likely is not None:
             draft = torch.where(self._open(step.canvas), self.likely, step.canvas)
             step = replace(step, draft=draft)
@@ -84,26 +84,26 @@ class Watch:
         return step
 
     def _open(self, canvas: Tensor) -> Tensor:
-        """[R, L] what a draft fills: masks, or everything open where tokens are drawn anew."""
+        """Return the positions of a draft, [R, L]: masks, or all open ones under other noise."""
         still = ~self.frozen.to(canvas.device)
         if not self.process.replaces_tokens:
             still = still & (canvas == self.process.mask_token_id)
         return still
 
     def _widened(self, canvas: Tensor, positions: Tensor) -> Tensor:
-        """The positions, and all others that are open in the same rows."""
+        """Return the positions, and all others that are open in the same rows."""
         asked = torch.zeros(canvas.numel(), dtype=torch.bool).index_fill(0, positions, True)
         called = asked.view(canvas.shape).any(1, keepdim=True)
         asked = asked | (called & self._open(canvas).cpu()).flatten()
         return asked.nonzero().squeeze(1)
 
     def _rows(self, positions: Tensor) -> Tensor:
-        """Which predictions are those of the positions."""
+        """Return the indices of the predictions at positions."""
         return self.order[torch.searchsorted(self.sorted, positions).to(self.order.device)]
 
 
 def _spread(values: Tensor, known: Tensor) -> Tensor:
-    """[N] float64 on the host: values where known, NaN elsewhere."""
+    """Return values [N] float64 on the CPU where known, NaN elsewhere."""
     whole = torch.full(known.shape, torch.nan, dtype=torch.float64)
     whole[known] = values.double().cpu()
     return whole
