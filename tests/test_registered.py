@@ -18,6 +18,7 @@ import yaml
 from textdiff.cli import main
 from textdiff.config.reading import load
 from textdiff.errors import CheckpointError, ConfigError
+from textdiff.registry import Registry
 
 OBJECTIVE_AND_SCHEDULE = '''
 from typing import ClassVar, Literal
@@ -65,6 +66,57 @@ class ToyEntropy(Objective):
         return self.scale * nelbo
 '''
 
+SOURCE = '''
+from typing import Literal
+
+from textdiff.data.document_stream import from_texts
+from textdiff.data.sources import SOURCES, SourceKind
+
+
+@SOURCES.register
+class ToySource(SourceKind):
+    """`toy:WORD`, documents that count a word."""
+
+    kind: Literal["toy"] = "toy"
+
+    def load(self, source, omissions):
+        word = source.source.partition(":")[2]
+        return from_texts(f"{word} number {n}, of sixty." for n in range(60))
+'''
+
+RULE = '''
+from typing import Literal
+
+import torch
+
+from textdiff.sampling.rules import RULES, Rule
+
+
+@RULES.register
+class ToyRule(Rule):
+    """Reveals everything at once."""
+
+    kind: Literal["toy_rule"] = "toy_rule"
+    processes = ("absorbing",)
+
+    def __call__(self, segment):
+        positions = (~segment.frozen).flatten().nonzero().squeeze(1)
+        yield segment.reveal(positions, torch.ones(len(positions), dtype=torch.float64))
+'''
+
+ESTIMATOR = '''
+from typing import Literal
+
+from textdiff.likelihood.estimators import ESTIMATORS
+
+
+@ESTIMATORS.register
+class ToyEstimator(ESTIMATORS["masked_count"]):
+    """Masked counts by another name."""
+
+    kind: Literal["toy_estimator"] = "toy_estimator"
+'''
+
 
 @dataclass(frozen=True)
 class Toy:
@@ -92,7 +144,22 @@ TOYS = {
         {"diffusion": {"objective": {"kind": "toy_entropy", "scale": 3.0}}},
         ["--diffusion.schedule.kind", "toy_power", "--diffusion.noise.draw=time"],
     ),
-    # A source, a decoding rule and an estimator: one entry each.
+    "source": Toy(
+        SOURCE,
+        ["textdiff.data.sources:SOURCES"],
+        {"data": {"sources": [{"source": "toy:word"}], "sequence_length": 16, "validation": 0.2}},
+    ),
+    "rule": Toy(
+        RULE,
+        ["textdiff.sampling.rules:RULES"],
+        train=["--sample.rule", "toy_rule"],
+        generate=["--rule", "toy_rule"],
+    ),
+    "estimator": Toy(
+        ESTIMATOR,
+        ["textdiff.likelihood.estimators:ESTIMATORS"],
+        perplexity=["--estimator", "toy_estimator"],
+    ),
 }
 
 
@@ -102,7 +169,9 @@ def toy(request, tmp_path, monkeypatch) -> Toy:
     chosen = TOYS[request.param]
     for name in chosen.registries:
         module, _, attribute = name.partition(":")
-        registry = getattr(importlib.import_module(module), attribute)
+        registry = getattr(importlib.import_module(module), attribute, None)
+        if not isinstance(registry, Registry):
+            pytest.skip(f"{name} is no registry")
         monkeypatch.setattr(registry, "_members", dict(registry))
     imported(tmp_path / "toy.py", chosen.code)
     return chosen

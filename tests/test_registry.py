@@ -7,8 +7,8 @@ import pytest
 from children import finished
 from pydantic import Field, ValidationError
 
-from textdiff.errors import ConfigError
-from textdiff.registry import OneOf, Registry
+from textdiff.errors import ConfigError, unknown
+from textdiff.registry import NameOf, OneOf, Registry
 from textdiff.section import Section
 
 
@@ -91,3 +91,24 @@ def test_lazy_torch_is_imported_at_its_first_use():
         "assert torch.arange(3).sum() == 3; import torch as real; assert torch.where is real.where"
     )
     assert finished([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_key_that_holds_a_name_accepts_names_that_are_added_later():
+    names = {"count": 1, "time": 2}
+
+    class Noise(Section):
+        draw: Annotated[str, NameOf(names)] = "count"
+
+    for wrong in ("step", 3, None, ["count"]):
+        with pytest.raises(ValidationError) as error:
+            Noise.model_validate({"draw": wrong})
+        assert error.value.errors()[0]["type"] == "literal_error"
+    names["step"] = 3
+    assert Noise.model_validate({"draw": "step"}).model_dump() == {"draw": "step"}
+
+
+def test_an_unknown_name_is_answered_with_all_and_the_nearest():
+    error = unknown("shape", "sqare", ["square", "circle"])
+    assert error.code == "unknown_shape"
+    assert "did you mean 'square'?" in str(error)
+    assert "square, circle" in str(error)

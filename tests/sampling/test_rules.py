@@ -11,7 +11,6 @@ from engines import generate
 from tiny_models import CLEAN, EXCLUDED, MASK, ROWS, tiny_model
 from torch import Tensor
 
-from textdiff.commands.generate import generate
 from textdiff.config import SampleConfig
 from textdiff.diffusion.family import Family, build_family
 from textdiff.diffusion.objectives import Prediction

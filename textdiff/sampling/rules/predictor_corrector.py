@@ -17,7 +17,6 @@ network's own likeliest token has stopped rising.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
