@@ -54,14 +54,15 @@ def evaluation_record(
         "detokenizer": detokenizer,
         "protocol": protocol.name if protocol else "none",
         "biases": list(protocol.biases(estimates.estimator)) if protocol else [],
-        "provenance": {
-            **model_record(model.folder),
-            "code": code_record(),
-            "device": device_name(model.model.device),
-            "processes": processes,
-            "command": list(command),
-        },
+        "provenance": result_origin(model, processes=processes, command=list(command)),
     }
+
+
+def result_origin(model: TextDiffusion, **more: Any) -> dict[str, Any]:
+    """Return the origin of a result: the model's files, the code, the device, and more."""
+    device = model.model.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {**model_record(model.folder), "code": code_record(), "device": name, **more}
 
 
 def _settings(
@@ -78,11 +79,6 @@ def _settings(
 def after_the_end(model: TextDiffusion, estimates: Estimates) -> str:
     """Return what follows a document in its last block: `masked` and unscored, or `nothing`."""
     return "masked" if stays_masked(estimates.windows, model.family) else "nothing"
-
-
-def device_name(device: torch.device) -> str:
-    """Return the device, with its model's name where it has one."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def document_records(

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from textdiff.evaluate.bootstrap import CONFIDENCE, Weights, resample
-from textdiff.evaluate.bound_record import device_name
+from textdiff.evaluate.bound_record import result_origin
 from textdiff.evaluate.judges import Judgement
 from textdiff.evaluate.mauve import cluster, mauve
 from textdiff.evaluate.result_tables import table
 from textdiff.evaluate.suites import Report, SuiteOptions, SuiteResult
 from textdiff.evaluate.text_metrics import Subject, length_quantiles, measure
 from textdiff.evaluate.text_set import TextSet, real_pieces, text_set_of
-from textdiff.provenance import code_record, model_record
 
 _EXAMPLES = 3
 
@@ -90,12 +89,7 @@ def common_record(options: SuiteOptions) -> dict[str, Any]:
         "resamples": options.resamples,
         "confidence": CONFIDENCE,
         "judge": None if options.judge is None else options.judge.record(),
-        "provenance": {
-            **model_record(options.model.folder),
-            "code": code_record(),
-            "device": device_name(options.model.model.device),
-            "command": list(options.command),
-        },
+        "provenance": result_origin(options.model, command=list(options.command)),
     }
 
 

@@ -159,13 +159,7 @@ def published_windows(
     """
     cut_windows(documents, texts, length, clean)  # refuses tokens outside the vocabulary
     first, last = _specials(protocol, tokenizer, clean)
-    chunks = list(_chunks(protocol, documents, texts, length, last))
-    if not chunks:
-        raise DataError(
-            f"protocol {protocol.name} scores whole chunks of {length} tokens, and the text has "
-            f"{sum(map(len, documents))} tokens; give more text or --protocol none",
-            code="less_than_a_chunk",
-        )
+    chunks = _chunks(protocol, documents, texts, length, last)
     lost = losses or {}
     before, after = ([first], [last]) if protocol.frames_chunks else ([], [])
     scored = np.arange(length) >= protocol.skips_first
@@ -186,14 +180,21 @@ def _chunks(
     texts: Sequence[str],
     length: int,
     end: int,
-) -> Iterator[tuple[NDArray[np.int64], float, list[int]]]:
-    """Yield the tokens between a chunk's frame, their bytes, and the documents they are of."""
-    room = length - 2 * protocol.frames_chunks
+) -> list[tuple[NDArray[np.int64], float, list[int]]]:
+    """Return the tokens between each chunk's frame, their bytes, and their documents."""
+    room, chunks = length - 2 * protocol.frames_chunks, []
     for ids, weights, owners in _groups(protocol, documents, texts, end):
         for start in range(0, len(ids) - room + 1, room):
             stop = start + room
             size = float(weights[start + protocol.skips_first : stop].sum())
-            yield ids[start:stop], size, np.unique(owners[start:stop]).tolist()
+            chunks.append((ids[start:stop], size, np.unique(owners[start:stop]).tolist()))
+    if not chunks:
+        raise DataError(
+            f"protocol {protocol.name} scores whole chunks of {length} tokens, and the text has "
+            f"{sum(map(len, documents))} tokens; give more text or --protocol none",
+            code="less_than_a_chunk",
+        )
+    return chunks
 
 
 def _groups(

@@ -40,6 +40,9 @@ Tokens = NDArray[np.int64]
 Scored = NDArray[np.bool_]
 
 
+NOTHING_TO_SCORE = "the text has no token to score; give a text with at least one character"
+
+
 @dataclass(frozen=True)
 class Windows:
     """W scored windows of D documents.
@@ -116,10 +119,7 @@ class Windows:
 
     @cached_property
     def digest(self) -> str:
-        """Hash of the windows: equal ones pose the same problem to any two models.
-
-        What follows a text in its block depends on the model, and is left out.
-        """
+        """Hash of the windows, without what follows a text in its block: that is the model's."""
         state = hashlib.sha256()
         for w, tokens in enumerate(self.tokens):
             state.update(f"{int(self.document[w])} {int(self.index[w])} {len(tokens)}".encode())
@@ -145,7 +145,7 @@ def cut_windows(
     Args:
         documents: token ids of each document, without special tokens.
         texts: scored text of each document.
-        length: the model's sequence length in tokens.
+        length: the model's sequence length.
         clean: [V] bool, ids that the model can predict.
         stride: tokens from one window to the next; the overlap is context. None: no overlap.
         scored: [tokens] bool of each document, False at fixed text; None: all is scored.
@@ -153,14 +153,13 @@ def cut_windows(
 
     Raises:
         ConfigError: a stride out of range.
-        DataError: nothing to score, or tokens outside the model's vocabulary.
+        DataError: nothing to score, or foreign tokens.
     """
     _refuse_stride(stride, length)
-    wanted = [np.ones(len(ids), bool) for ids in documents] if scored is None else list(scored)
+    wanted = scored or [np.ones(len(ids), bool) for ids in documents]
     cuts = list(_cut(documents, wanted, length, stride or length, clean.numpy(), end))
     if not cuts:
-        message = "the text has no token to score; give a text with at least one character"
-        raise DataError(message, code="no_token_to_score")
+        raise DataError(NOTHING_TO_SCORE, code="no_token_to_score")
     return Windows(
         [cut.tokens for cut in cuts],
         torch.tensor([cut.document for cut in cuts]),
@@ -268,8 +267,8 @@ def end_token(tokenizer: PreTrainedTokenizerFast, clean: Tensor) -> int:
 
 def stays_masked(windows: Windows, family: Family) -> bool:
     """Return whether masks follow a document in its last block; else nothing does."""
-    blocks = family.block_size is not None or windows.ends is not None
-    return blocks and family.process.masks_evenly
+    in_blocks = family.block_size is not None or windows.ends is not None
+    return in_blocks and family.process.masks_evenly
 
 
 def with_rest(windows: Windows, family: Family, context: int) -> Windows:
@@ -278,8 +277,7 @@ def with_rest(windows: Windows, family: Family, context: int) -> Windows:
     Args:
         windows: what is scored.
         family: its process and block size.
-        context: tokens that the network reads at once; where blocks do not divide it, its last one
-            is shorter.
+        context: tokens that the network reads at once, which may cut its last block short.
 
     Raises:
         ConfigError: ends are to be scored, and the process has no mask.

@@ -113,8 +113,7 @@ def noise_by_step_and_hits(
 
     Args:
         schedule: gives alpha.
-        timesteps: T.
-        uniforms: levels place the step; a block's smallest position is masked in any case.
+        uniforms: levels place the step; each block's smallest position is masked in any case.
         blocks: how L falls into blocks.
         scorable: [B, L] bool, the positions that may be masked.
         dense: whether positions that are not masked contribute too.
@@ -137,8 +136,8 @@ def noise_by_step_and_hits(
     alpha_s, alpha = alphas[step], alphas[step + 1]
     place = _above_smallest(uniforms.position, blocks, scorable)
     threshold = blocks.spread((1.0 - alpha).masked_fill(empty, 0.0))
-    k = blocks.split(place < threshold, False).sum(-1)
-    each = torch.where(empty, rest / (1.0 - alpha), total / k.clamp(min=1))
+    k = blocks.split(place < threshold, False).sum(-1).clamp(min=1)
+    each = torch.where(empty, rest / (1.0 - alpha), total / k)
     weight = blocks.spread(((n + bare) * each).masked_fill(n == 0, 0.0))
     alpha, alpha_s = blocks.spread(alpha), blocks.spread(alpha_s)
     return Noise(alpha, threshold, place, weight, uniforms.token, alpha_s)
