@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from textdiff.data import packing, token_stream, workers
+from textdiff.data import encode, packing, token_stream
 from textdiff.data.document_stream import Block, Documents, from_texts
 from textdiff.data.encode import encode_documents
 from textdiff.data.packing import tokenize
@@ -33,7 +33,7 @@ def expected(tokenizer, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture
 def small_tasks(monkeypatch):
     """About three documents per record batch, so that reads cross many chunks."""
-    monkeypatch.setattr(workers, "_TASK_CHARACTERS", 1500)
+    monkeypatch.setattr(encode, "_TASK_CHARACTERS", 1500)
 
 
 @pytest.mark.parametrize("kind", ["bpe", "char", "byte"])
@@ -85,7 +85,7 @@ def test_same_stream_for_every_process_count(tokenizers, corpus, tmp_path, small
 def test_same_stream_for_every_task_size(tokenizers, corpus, tmp_path, monkeypatch):
     tokens, _ = expected(tokenizers["char"], corpus)
     for size in (1, 700, 10**9):
-        monkeypatch.setattr(workers, "_TASK_CHARACTERS", size)
+        monkeypatch.setattr(encode, "_TASK_CHARACTERS", size)
         stream = build(corpus, tokenizers["char"], tmp_path / str(size))
         assert np.array_equal(stream.read(0, len(stream)), tokens)
 
@@ -172,7 +172,7 @@ def test_flipped_bit_is_found_by_hash_named_and_mended(tokenizers, corpus, tmp_p
 @pytest.fixture
 def small_shards(monkeypatch, small_tasks):
     """Two tasks, about six documents, per shard."""
-    monkeypatch.setattr(workers, "_SHARD_CHARACTERS", 3000)
+    monkeypatch.setattr(encode, "_SHARD_CHARACTERS", 3000)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -187,9 +187,9 @@ def test_only_the_damaged_shard_is_encoded_again(
     assert len(before) > 5
     flip_a_bit(folder, "tokens-00002.arrow")
     encoded: list[int] = []
-    original = workers._encode_task
+    original = encode._encode_task
     monkeypatch.setattr(
-        workers, "_encode_task", lambda e, task: encoded.append(task.shard) or original(e, task)
+        encode, "_encode_task", lambda e, task: encoded.append(task.shard) or original(e, task)
     )
     build(corpus, tokenizers["bpe"], tmp_path)
     assert set(encoded) == {2}
@@ -201,15 +201,15 @@ def test_interrupted_build_goes_on_to_the_same_bytes(
     tokenizers, corpus, tmp_path, small_shards, monkeypatch, survived
 ):
     whole = contents(build(corpus, tokenizers["bpe"], tmp_path / "whole").folder)
-    original, encoded = workers._encode_task, []
+    original, encoded = encode._encode_task, []
 
-    def encode(encoder, task):
+    def interrupted(encoder, task):
         if task.shard > survived and len(encoded) < 1000:
             raise KeyboardInterrupt
         encoded.append(task.shard)
         return original(encoder, task)
 
-    monkeypatch.setattr(workers, "_encode_task", encode)
+    monkeypatch.setattr(encode, "_encode_task", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build(corpus, tokenizers["bpe"], tmp_path / "broken")
     (partial,) = (tmp_path / "broken" / "textdiff").iterdir()

@@ -132,7 +132,7 @@ def test_long_documents_gain_no_space(make, newlines, monkeypatch):
 @pytest.mark.parametrize("processes", [1])
 def test_long_training_documents_gain_no_space(processes, monkeypatch, tmp_path):
     tokenizer = bpe(prefix=True)
-    monkeypatch.setattr("textdiff.data.workers._TASK_CHARACTERS", 25)
+    monkeypatch.setattr("textdiff.data.encode._TASK_CHARACTERS", 25)
     pieces = [Block("the cat\n", False), Block("cat cat\n", False), Block("at", True)]
     pieces += [Block("the end", True)]
     documents = Documents(lambda: iter(pieces), "signature")

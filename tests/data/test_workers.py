@@ -9,7 +9,7 @@ import pytest
 from children import finished
 from refusals import refused
 
-from textdiff.data.workers import workers
+from textdiff.data.encode import workers
 from textdiff.errors import DataError
 
 PREPARE = """

@@ -33,8 +33,6 @@ def train_tokenizer(
         vocab_size: size of a bpe vocabulary, special tokens included.
         text_column: column or key that holds the text in files of rows.
     """
-    from textdiff.config import BpeTokenizer, ByteTokenizer, CharTokenizer
-
     if kind == "bpe" and vocab_size < 260:
         raise ConfigError(f"--vocab-size {vocab_size}: give at least 260 (256 bytes and specials)")
     if not text:
@@ -43,14 +41,10 @@ def train_tokenizer(
     quiet_libraries()
     texts = list(given_texts(text, text_column))
     from textdiff.data.encode import encode_documents
-    from textdiff.data.tokenizer import train_tokenizer as fit
+    from textdiff.data.settings import TOKENIZERS
 
-    section: BpeTokenizer | CharTokenizer | ByteTokenizer
-    if kind == "bpe":
-        section = BpeTokenizer(vocab_size=vocab_size)
-    else:
-        section = CharTokenizer() if kind == "char" else ByteTokenizer()
-    tokenizer = fit(section, texts)
+    options = {"vocab_size": vocab_size} if kind == "bpe" else {}
+    tokenizer = TOKENIZERS.build(kind, options).prepare(texts)
     try:
         tokenizer.save_pretrained(folder)
     except OSError as error:

@@ -22,9 +22,9 @@ from transformers import PreTrainedTokenizerFast
 
 from textdiff.data.backend import encoding_fingerprint, text_backends
 from textdiff.data.document_stream import Documents
+from textdiff.data.encode import Task, encode_tasks, tasks_of
 from textdiff.data.split import ChangedSource
 from textdiff.data.token_stream import Shard, TokenStream, describe_shards, whole_shards
-from textdiff.data.workers import Task, encode_tasks, tasks_of
 from textdiff.errors import DataError
 
 _FORMAT = 2  # part of the key: raise it when the tokens of unchanged inputs change
