@@ -128,7 +128,7 @@ class TokenAutomaton:
         Args:
             machine: accepted texts, as bytes.
             tokens: [V] the bytes of each token; None for those that are never drawn.
-            end_token: id of the end-of-text token. Behind it, anything may stand.
+            end_token: id of the end-of-text token. After it, anything may stand.
             device: where the model is.
 
         Raises:
@@ -141,7 +141,7 @@ class TokenAutomaton:
                 "repeat less",
                 code="pattern_too_large",
             )
-        # Behind the machine's own states: one after the end of the text, one without a way out.
+        # After the machine's own states: one after the end of the text, one without a way out.
         ended, stuck = states, states + 1
         by_byte = torch.tensor([*machine.moves, [stuck] * 256, [stuck] * 256])  # [Q, 256]
         by_byte[by_byte < 0] = stuck
@@ -172,7 +172,7 @@ class TokenAutomaton:
         """Return [..., Q] log-weights of states one open place earlier: 0 where a token leads on.
 
         Args:
-            ahead: [..., Q] log-weights of states behind the place.
+            ahead: [..., Q] log-weights of states after the place.
             ending: whether the end-of-text token may stand there.
         """
         usable = self.used.clone()
