@@ -6,7 +6,7 @@ classes, so that sums over the vocabulary become sums over classes. Letters: Q s
 which has no way out, V vocabulary, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -73,7 +73,17 @@ def byte_automaton(
         stuck = reached & dead or all(state >= search for state in reached)
         return None if stuck else reached
 
-    waiting, moves = [machine.closure({start, search})], []
+    moves, states = _determined(machine, machine.closure({start, search}), after)
+    return ByteAutomaton(moves, [{end, *ways} <= each for each in states])
+
+
+def _determined(
+    machine: Nondeterministic,
+    first: frozenset[int],
+    after: Callable[[set[int]], frozenset[int] | None],
+) -> tuple[list[list[int]], list[frozenset[int]]]:
+    """Return moves between sets of states (Rabin and Scott, 1959), and the sets."""
+    waiting, moves = [first], []
     numbers: dict[frozenset[int] | None, int] = {waiting[0]: 0, None: -1}
     for states in waiting:  # grows
         targets: list[set[int]] = [set() for _ in range(256)]
@@ -94,7 +104,7 @@ def byte_automaton(
                 code="pattern_too_large",
             )
         moves.append([numbers[reached[key]] for key in keys])
-    return ByteAutomaton(moves, [{end, *ways} <= states for states in waiting])
+    return moves, waiting
 
 
 @dataclass(frozen=True)
