@@ -6,7 +6,7 @@ classes, so that sums over the vocabulary become sums over classes. Letters: Q s
 which has no way out, V vocabulary, C classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -73,7 +73,17 @@ def byte_automaton(
         stuck = reached & dead or all(state >= search for state in reached)
         return None if stuck else reached
 
-    waiting, moves = [machine.closure({start, search})], []
+    moves, states = _determined(machine, machine.closure({start, search}), after)
+    return ByteAutomaton(moves, [{end, *ways} <= each for each in states])
+
+
+def _determined(
+    machine: Nondeterministic,
+    first: frozenset[int],
+    after: Callable[[set[int]], frozenset[int] | None],
+) -> tuple[list[list[int]], list[frozenset[int]]]:
+    """Return moves between sets of states (Rabin and Scott, 1959), and the sets."""
+    waiting, moves = [first], []
     numbers: dict[frozenset[int] | None, int] = {waiting[0]: 0, None: -1}
     for states in waiting:  # grows
         targets: list[set[int]] = [set() for _ in range(256)]
@@ -94,7 +104,7 @@ def byte_automaton(
                 code="pattern_too_large",
             )
         moves.append([numbers[reached[key]] for key in keys])
-    return ByteAutomaton(moves, [{end, *ways} <= states for states in waiting])
+    return moves, waiting
 
 
 @dataclass(frozen=True)
@@ -128,7 +138,7 @@ class TokenAutomaton:
         Args:
             machine: accepted texts, as bytes.
             tokens: [V] the bytes of each token; None for those that are never drawn.
-            end_token: id of the end-of-text token. Behind it, anything may stand.
+            end_token: id of the end-of-text token. After it, anything may stand.
             device: where the model is.
 
         Raises:
@@ -141,7 +151,7 @@ class TokenAutomaton:
                 "repeat less",
                 code="pattern_too_large",
             )
-        # Behind the machine's own states: one after the end of the text, one without a way out.
+        # After the machine's own states: one after the end of the text, one without a way out.
         ended, stuck = states, states + 1
         by_byte = torch.tensor([*machine.moves, [stuck] * 256, [stuck] * 256])  # [Q, 256]
         by_byte[by_byte < 0] = stuck
@@ -172,7 +182,7 @@ class TokenAutomaton:
         """Return [..., Q] log-weights of states one open place earlier: 0 where a token leads on.
 
         Args:
-            ahead: [..., Q] log-weights of states behind the place.
+            ahead: [..., Q] log-weights of states after the place.
             ending: whether the end-of-text token may stand there.
         """
         usable = self.used.clone()

@@ -36,12 +36,12 @@ class Pattern:
 
     Attributes:
         machine: accepts the texts.
-        said: the pattern as the user wrote it, for messages.
+        description: the condition as the user wrote it, for messages.
         min_new_tokens: tokens of an open end before the end-of-text token may be.
     """
 
     machine: TokenAutomaton
-    said: str
+    description: str
     min_new_tokens: int = 0
     _reach: dict[bool, list[Tensor]] = field(default_factory=dict, repr=False)
     _entered: tuple[SegmentInfo, Tensor] | None = field(default=None, repr=False)
@@ -80,7 +80,7 @@ class Pattern:
             if self.left(places, early, open_end)[0] == NEVER:
                 how = "up to" if open_end and self.machine.end_class is not None else "exactly"
                 raise ConfigError(
-                    f"no text of {how} {places} tokens satisfies {self.said}; give another "
+                    f"no text of {how} {places} tokens satisfies {self.description}; give another "
                     "pattern or another number of tokens",
                     code="no_text_fits",
                 )
