@@ -15,16 +15,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from pydantic import Field
 
-from textdiff.diffusion.family import Family
-from textdiff.diffusion.objectives import Prediction
-from textdiff.diffusion.processes import Absorbing
 from textdiff.lazy import torch
-from textdiff.sampling.rules.redrawing import (
-    Interval,
-    ancestral_transition,
-    even_times,
-    redraw,
-)
+from textdiff.sampling.rules.redrawing import ancestral_transition, even_times, redraw
 from textdiff.sampling.rules.rule import Rule
 from textdiff.sampling.rules.unmasking import unmask_by_chance
 
