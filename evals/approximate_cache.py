@@ -23,8 +23,8 @@ from speed import cpu_model
 from torch import Tensor
 
 from textdiff.data import encode_documents, read_texts
+from textdiff.export.provenance import model_record, training_record
 from textdiff.pipeline import TextDiffusion
-from textdiff.provenance import model_record, training_record
 from textdiff.sampling import Cache, Controls, Job, Step, generate
 from textdiff.sampling.approximate import ApproximateDenoiser
 from textdiff.sampling.denoiser import Denoiser, Predictor

@@ -38,10 +38,10 @@ from torch import Tensor
 
 from textdiff import TextDiffusion
 from textdiff.cli import main as textdiff
+from textdiff.export.provenance import code_record
 from textdiff.models import Layout, TextDiffusionConfig, TextDiffusionModel
 from textdiff.models.attention import BACKENDS, unavailable
-from textdiff.provenance import code_record
-from textdiff.train.precision import native_bf16
+from textdiff.train.optim import native_bf16
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "evals" / "results" / "check_gpu.json"

@@ -10,12 +10,11 @@ from transformers import AutoTokenizer, TextDiffusionStreamer
 from textdiff.config import ByteTokenizer, Config
 from textdiff.data import train_tokenizer
 from textdiff.errors import CheckpointError, ConfigError, DataError
+from textdiff.export.loading import family_of
 from textdiff.generation import Order, SampleDefaults
-from textdiff.loading import family_of
 from textdiff.pipeline import TextDiffusion
 from textdiff.sampling import build_pattern
-from textdiff.train.export import sample_defaults
-from textdiff.train.setup import model_config
+from textdiff.train.setup import model_config, sample_defaults
 from textdiff.watching import Watcher
 
 

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from children import finished
 
-from textdiff.provenance import (
+from textdiff.export.provenance import (
     PACKAGE,
     commit_of,
     file_hash,

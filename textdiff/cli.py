@@ -24,11 +24,11 @@ from textdiff.commands.generate import generate
 from textdiff.commands.interruption import Interruption, interruptible
 from textdiff.commands.perplexity import perplexity
 from textdiff.commands.play import play
-from textdiff.commands.streams import check_written, safe_streams
 from textdiff.commands.threads import spin_briefly
 from textdiff.commands.tokenizer import train_tokenizer
 from textdiff.commands.train import train
 from textdiff.errors import ConfigError, LostProcessError, TextDiffError
+from textdiff.view.streams import check_written, safe_streams
 
 USAGE = """\
 usage: textdiff VERB ...

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from textdiff.data.texts import checked_texts, one_or_more
 from textdiff.errors import ConfigError
-from textdiff.loading import read_json
+from textdiff.export.loading import read_json
 from textdiff.sampling import Constraint, Controls, Hook, Job, Step
 from textdiff.template import MOST_TOKENS, Form, forms_of
 from textdiff.watching import FinishedRow, Watcher

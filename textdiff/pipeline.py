@@ -25,6 +25,15 @@ from textdiff.data.texts import checked_string, checked_texts, one_or_more
 from textdiff.data.tokenizer import end_id, token_bytes
 from textdiff.diffusion.family import Family, block_sizes
 from textdiff.errors import ConfigError, DataError
+from textdiff.export.loading import (
+    family_of,
+    find_device,
+    find_dtype,
+    load_model,
+    load_tokenizer,
+    locate_export,
+)
+from textdiff.export.provenance import TRAINING_FILE, training_record
 from textdiff.generation import (
     Feed,
     Generation,
@@ -40,16 +49,7 @@ from textdiff.likelihood.endings import end_token
 from textdiff.likelihood.published import find_protocol, published_windows
 from textdiff.likelihood.stopping import MIN_REPLICATES
 from textdiff.likelihood.texts import Span, pieces_of, windows_of
-from textdiff.loading import (
-    family_of,
-    find_device,
-    find_dtype,
-    load_model,
-    load_tokenizer,
-    locate_export,
-)
 from textdiff.models import TextDiffusionModel
-from textdiff.provenance import TRAINING_FILE, training_record
 from textdiff.sampling import Cache, Constraint, Hook, Job, Step, build_pattern, generate
 from textdiff.sampling.constraints import Pattern
 from textdiff.sampling.guidance import check_guidance

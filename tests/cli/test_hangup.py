@@ -18,10 +18,10 @@ from children import child, finished
 
 from textdiff.cli import main
 from textdiff.commands.interruption import Interruption, interruptible
-from textdiff.commands.screen import Texts
 from textdiff.commands.session import Session
 from textdiff.pipeline import TextDiffusion
 from textdiff.train.signals import StopRequest
+from textdiff.view.display import Texts
 
 CONFIG = """
 data: {{sources: [{{source: {folder}/corpus.txt}}], sequence_length: 32, cache_dir: {folder}/cache}}

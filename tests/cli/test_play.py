@@ -13,10 +13,10 @@ from children import child
 
 from textdiff.cli import main
 from textdiff.commands.sampling import Sampling
-from textdiff.commands.screen import Texts
 from textdiff.commands.session import Session
-from textdiff.commands.terminal import make_console
 from textdiff.pipeline import TextDiffusion
+from textdiff.view.display import Texts
+from textdiff.view.progress import make_console
 
 FLAGS = ["--max-new-tokens", "8", "--steps", "4"]
 

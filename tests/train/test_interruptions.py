@@ -25,12 +25,12 @@ from textdiff.cli import main
 from textdiff.config import Config
 from textdiff.errors import CheckpointError
 from textdiff.loss import DenoisingLoss
+from textdiff.storage import sweep, whole_folder, writing
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.checkpoint import checkpoints, damage
+from textdiff.train.directory import RunLock
 from textdiff.train.divergence import DivergenceGuard
-from textdiff.train.files import sweep, whole_folder, writing
-from textdiff.train.lock import RunLock
-from textdiff.train.metrics import MetricsFile
+from textdiff.train.reporter import MetricsFile
 from textdiff.train.setup import check_resume
 from textdiff.train.signals import StopRequest
 from textdiff.train.trainer import Trainer
@@ -225,7 +225,7 @@ def test_a_run_that_is_done_says_so(folder, half, capsys):
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from textdiff.train.lock import RunLock
+from textdiff.train.directory import RunLock
 
 with RunLock(Path(sys.argv[1])):
     if sys.argv[2:] and os.fork() == 0:

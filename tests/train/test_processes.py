@@ -193,7 +193,7 @@ def member(rank: int, port: int, end: str, results) -> None:
     os.environ.update(address, RANK=str(rank), LOCAL_RANK=str(rank))
     from accelerate import PartialState
 
-    import textdiff.train.processes as processes
+    import textdiff.train.distributed as processes
 
     processes.TIMEOUT = timedelta(seconds=6)
     state = PartialState(cpu=True, timeout=processes.TIMEOUT)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from training_runs import assert_same_curve
 
 from textdiff.errors import ConfigError
-from textdiff.train.sharding import check_engine, gather, load_tensors
+from textdiff.train.distributed import check_engine, gather, load_tensors
 
 pytestmark = pytest.mark.dist
 

@@ -11,9 +11,13 @@ from textdiff.config import TrainConfig
 from textdiff.errors import CheckpointError
 from textdiff.train.checkpoint import Checkpoint, checkpoints, damage
 from textdiff.train.ema import EMA
-from textdiff.train.metrics import MetricsFile
-from textdiff.train.optim import build_optimizers, lr_multiplier, set_learning_rate
-from textdiff.train.precision import resolve_precision
+from textdiff.train.optim import (
+    build_optimizers,
+    lr_multiplier,
+    resolve_precision,
+    set_learning_rate,
+)
+from textdiff.train.reporter import MetricsFile
 
 
 def rates(**options) -> list[float]:

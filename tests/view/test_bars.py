@@ -6,7 +6,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from textdiff.commands.terminal import BatchBar, PreparationView, ProgressBar
+from textdiff.view.progress import BatchBar, PreparationView, ProgressBar
 from textdiff.view.training import LiveView
 
 

@@ -6,6 +6,7 @@ Nothing here imports torch until it is needed, so that `--help` stays quick.
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -168,3 +169,30 @@ def checked_device(name: str | None) -> str | None:
     except Exception as error:
         raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}") from None
     return name
+
+
+@dataclass(frozen=True)
+class Showing:
+    """What is shown and recorded of a generation."""
+
+    watch: bool = False
+    """Show the text in the terminal while it is denoised."""
+
+    film: Path | None = None
+    """Write the generation as a film to this HTML file, which plays in any browser, offline."""
+
+    trace: Path | None = None
+    """Write what each step did to this .jsonl file: row, step, position, token, probability."""
+
+    def check(self) -> None:
+        """Makes sure, before a model runs, that files can be written.
+
+        Raises:
+            ConfigError: they cannot.
+        """
+        for flag, path in (("--film", self.film), ("--trace", self.trace)):
+            if path is not None:
+                writable(flag, path)
+
+
+ShowingFlags = Annotated[Showing, tyro.conf.arg(name="")]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from textdiff.commands.arguments import writable
+from textdiff.commands.arguments import Showing, writable
 from textdiff.commands.inputs import (
     STANDARD_INPUT,
     check_standard_input,
@@ -21,9 +21,8 @@ from textdiff.commands.inputs import (
 )
 from textdiff.commands.processes import Processes, find_processes
 from textdiff.commands.sampling import read_template, say_approximate
-from textdiff.commands.showing import Showing
-from textdiff.commands.terminal import BatchBar
 from textdiff.errors import ConfigError, DataError
+from textdiff.view.progress import BatchBar
 
 if TYPE_CHECKING:
     from textdiff.batch.output import Output
@@ -136,8 +135,8 @@ def generate_batch(
         held: loads the model on a device.
     """
     from textdiff.batch.requests import LineDefaults, read_requests, template_files
-    from textdiff.provenance import file_hash
-    from textdiff.train.lock import RunLock
+    from textdiff.export.provenance import file_hash
+    from textdiff.train.directory import RunLock
 
     content = batch.content()
     processes = find_processes()
@@ -176,7 +175,7 @@ def _job(
     model: "TextDiffusion", content: bytes, options: Mapping[str, Any], num_samples: int
 ) -> dict[str, Any]:
     """All that the output depends on: neither batches, devices and processes nor an exact cache."""
-    from textdiff.provenance import model_record
+    from textdiff.export.provenance import model_record
 
     cache = "approximate" if options["cache"] == "approximate" else None
     return {

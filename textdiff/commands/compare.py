@@ -10,7 +10,7 @@ import tyro
 from textdiff.commands.arguments import JsonFlag, TextArgument, held_model
 from textdiff.commands.processes import find_processes
 from textdiff.commands.scoring import Reading, ReadingFlags, Scoring, ScoringFlags
-from textdiff.commands.terminal import ProgressBar, print_json, quiet_libraries
+from textdiff.view.progress import ProgressBar, print_json, quiet_libraries
 
 if TYPE_CHECKING:
     from textdiff.likelihood import Difference, Estimates
@@ -45,9 +45,9 @@ def compare(
     scoring.options()  # says what is wrong before anything is loaded
     quiet_libraries()
     texts = reading.texts(text)
-    from textdiff.commands.report import difference_lines
     from textdiff.likelihood import compare as difference
     from textdiff.likelihood import paired
+    from textdiff.view.bounds import difference_lines
 
     processes = find_processes()
     records: dict[int, dict[str, Any]] = {}

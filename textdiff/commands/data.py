@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from textdiff.commands.arguments import load_config
-from textdiff.commands.terminal import (
+from textdiff.view.progress import (
     PreparationView,
     make_console,
     print_json,

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from textdiff.commands.arguments import JsonFlag
-from textdiff.commands.terminal import make_console, print_json, quiet_libraries
 from textdiff.commands.threads import described
+from textdiff.view.progress import make_console, print_json, quiet_libraries
 
 if TYPE_CHECKING:
     import torch
@@ -105,7 +105,7 @@ def examine() -> Iterator[Finding]:
 def probe_versions() -> Iterator[Finding]:
     """textdiff, Python, the libraries and git."""
     from textdiff import __version__
-    from textdiff.provenance import PACKAGE, commit_of
+    from textdiff.export.provenance import PACKAGE, commit_of
 
     commit = commit_of(PACKAGE.parent)
     yield Finding("versions", "textdiff", __version__ + (f" ({commit[:12]})" if commit else ""))
@@ -165,7 +165,7 @@ def probe_devices() -> Iterator[Finding]:
     """Accelerators, and which precision each device computes natively."""
     import torch
 
-    from textdiff.train.precision import native_bf16
+    from textdiff.train.optim import native_bf16
 
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)

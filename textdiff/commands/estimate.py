@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from textdiff.commands.arguments import load_config, take_option
-from textdiff.commands.terminal import make_console, print_json, quiet_libraries
 from textdiff.errors import ConfigError, DataError
+from textdiff.view.progress import make_console, print_json, quiet_libraries
 
 if TYPE_CHECKING:
     from textdiff.config import Config
@@ -188,7 +188,7 @@ def _record(
 def _native_bf16() -> bool:
     import torch
 
-    from textdiff.train.precision import native_bf16
+    from textdiff.train.optim import native_bf16
 
     return native_bf16(torch.device("cpu"))
 

@@ -18,8 +18,8 @@ from textdiff.commands.arguments import (
 )
 from textdiff.commands.inputs import check_standard_input, given_texts
 from textdiff.commands.sampling import SamplingFlags
-from textdiff.commands.terminal import ProgressBar, print_json, quiet_libraries
 from textdiff.errors import ConfigError
+from textdiff.view.progress import ProgressBar, print_json, quiet_libraries
 
 if TYPE_CHECKING:
     from textdiff.evaluate.judge import Judge

@@ -12,14 +12,14 @@ from textdiff.commands.arguments import (
     Dtype,
     JsonFlag,
     ModelArgument,
+    ShowingFlags,
     given_text,
     held_model,
 )
 from textdiff.commands.batch import BatchFlags, generate_batch
 from textdiff.commands.sampling import SamplingFlags, read_template, say_approximate
-from textdiff.commands.showing import ShowingFlags
-from textdiff.commands.terminal import make_console, print_json, quiet_libraries
 from textdiff.errors import ConfigError
+from textdiff.view.progress import make_console, print_json, quiet_libraries
 
 if TYPE_CHECKING:
     from textdiff.generation import Generation
@@ -91,7 +91,7 @@ def _generate(
     json_output: bool,
 ) -> int:
     """Generates, and prints what is finished, also if the rest is interrupted or not recorded."""
-    from textdiff.commands.screen import Texts, can_animate, live, recorders
+    from textdiff.view.display import Texts, can_animate, live, recording
 
     console = make_console()
     animated = showing.watch and can_animate(console)
@@ -100,7 +100,9 @@ def _generate(
     done, failure = None, None
     try:
         with ExitStack() as stack:
-            watchers = stack.enter_context(recorders(showing, held, model, task))
+            watchers = stack.enter_context(
+                recording(held, model, task, showing.film, showing.trace)
+            )
             if animated:
                 watchers.append(stack.enter_context(live(console, held, task)))
             done = held.generate(**task, watchers=[*watchers, texts])

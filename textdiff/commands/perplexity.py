@@ -15,8 +15,8 @@ from textdiff.commands.arguments import JsonFlag, ModelArgument, TextArgument, h
 from textdiff.commands.inputs import given_rows
 from textdiff.commands.processes import Processes, find_processes
 from textdiff.commands.scoring import Reading, ReadingFlags, ScoringFlags, state_path
-from textdiff.commands.terminal import ProgressBar, print_json, quiet_libraries
 from textdiff.errors import ConfigError, DataError
+from textdiff.view.progress import ProgressBar, print_json, quiet_libraries
 
 if TYPE_CHECKING:
     from textdiff.likelihood import Estimates
@@ -184,7 +184,7 @@ def _how_to_go_on(state: Path | None) -> str:
 
 
 def _show(held: "TextDiffusion", estimates: "Estimates", record: dict[str, Any]) -> None:
-    from textdiff.commands.report import bound_lines, exact_hint
+    from textdiff.view.bounds import bound_lines, exact_hint
 
     for line in bound_lines(estimates, record):
         print(line)

@@ -17,8 +17,8 @@ from textdiff.commands.arguments import (
 )
 from textdiff.commands.interruption import Interruption
 from textdiff.commands.sampling import SamplingFlags
-from textdiff.commands.terminal import make_console, quiet_libraries
 from textdiff.errors import TextDiffError
+from textdiff.view.progress import make_console, quiet_libraries
 
 if TYPE_CHECKING:
     from textdiff.commands.session import Session

@@ -1,9 +1,8 @@
 """What verbs that generate text have in common: their flags, and what these ask for."""
 
 import json
-import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -167,13 +166,6 @@ def read_knobs(words: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(f"--knobs gives {name} twice; give it once")
         knobs[name] = _value(value.strip())
     return knobs
-
-
-def written(value: Any) -> str:
-    """A setting as the command line would have it."""
-    if isinstance(value, Mapping):
-        value = [f"{name}={each}" for name, each in value.items()]
-    return shlex.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _value(word: str) -> Any:

@@ -11,13 +11,12 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
-from textdiff.commands.arguments import writable
-from textdiff.commands.sampling import Sampling, written
-from textdiff.commands.screen import Texts, can_animate, live, recorders
-from textdiff.commands.showing import Showing
+from textdiff.commands.arguments import Showing, writable
+from textdiff.commands.sampling import Sampling
 from textdiff.errors import ConfigError, DataError, closest
 from textdiff.pipeline import TextDiffusion
 from textdiff.sampling import RULES
+from textdiff.view.display import Texts, can_animate, live, recording, written
 
 
 @dataclass(frozen=True)
@@ -217,7 +216,7 @@ class Session:
     def _record(self, showing: Showing) -> None:
         """Generates once more as the last time, which gives the same text."""
         task = self._last()
-        with recorders(showing, self.model, self.name, task) as watchers:
+        with recording(self.model, self.name, task, showing.film, showing.trace) as watchers:
             self.model.generate(**task, watchers=watchers)
         self._say(f"written to {showing.film or showing.trace}")
 

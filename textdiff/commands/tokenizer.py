@@ -9,8 +9,8 @@ import tyro
 
 from textdiff.commands.arguments import TextArgument, given_text
 from textdiff.commands.inputs import given_texts
-from textdiff.commands.terminal import quiet_libraries
 from textdiff.errors import ConfigError, DataError
+from textdiff.view.progress import quiet_libraries
 
 _FILES = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
 

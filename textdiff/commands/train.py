@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textdiff.commands.arguments import load_config, take_option
-from textdiff.commands.terminal import PreparationView, make_console, quiet_libraries
+from textdiff.view.progress import PreparationView, make_console, quiet_libraries
 
 if TYPE_CHECKING:
     from textdiff.config import Config
@@ -20,10 +20,10 @@ def train(arguments: Sequence[str]) -> int:
     quiet_libraries()
     from textdiff.data import Corpus, prepare_corpus
     from textdiff.train.directory import claim
-    from textdiff.train.processes import losing_none, on_main
+    from textdiff.train.distributed import losing_none, on_main
     from textdiff.train.trainer import Trainer, make_accelerator
+    from textdiff.view.progress import unfailing
     from textdiff.view.training import training_view
-    from textdiff.view.unfailing import unfailing
 
     accelerator = make_accelerator(config)
     console = make_console()
@@ -71,9 +71,9 @@ def train(arguments: Sequence[str]) -> int:
 
 
 def _show_result(console: Any, config: "Config", trainer: Any) -> None:
-    from textdiff.commands.screen import can_animate, watch_rows
     from textdiff.commands.suggestions import accepts, commands_to_try
     from textdiff.pipeline import TextDiffusion
+    from textdiff.view.display import can_animate, watch_rows
     from textdiff.view.training import describe_bound
 
     directory = Path(config.run.dir)

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Literal
 import pyarrow as pa
 
 from textdiff.errors import DataError
-from textdiff.pointers import refuse_pointer
+from textdiff.storage import refuse_pointer
 
 Kind = Literal["text", "lines", "json", "csv", "tsv", "parquet", "arrow"]
 

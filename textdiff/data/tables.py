@@ -12,7 +12,7 @@ from textdiff.data.decode import decoded
 from textdiff.data.formats import DAMAGED, open_bytes
 from textdiff.data.rows import Tally, checked_text, missing_column
 from textdiff.errors import DataError
-from textdiff.pointers import refuse_pointer
+from textdiff.storage import refuse_pointer
 
 _ROWS = 256  # of Parquet that are in memory at a time
 _LONGEST_FIELD = 1 << 28

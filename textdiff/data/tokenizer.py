@@ -31,7 +31,7 @@ from textdiff.data.backend import (
 )
 from textdiff.data.encode import first_line, split_long
 from textdiff.errors import DataError
-from textdiff.pointers import refuse_pointers
+from textdiff.storage import refuse_pointers
 
 EOS, PAD, MASK, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|mask|>", "<|unk|>"
 

@@ -21,8 +21,8 @@ from textdiff.data.losses import encode_checked
 from textdiff.data.tokenizer import auto_tokenizer
 from textdiff.errors import CheckpointError, DataError
 from textdiff.evaluate.judge import Judgement, Progress
-from textdiff.loading import DTYPES, default_device
-from textdiff.provenance import file_hash
+from textdiff.export.loading import DTYPES, default_device
+from textdiff.export.provenance import file_hash
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from textdiff.errors import ConfigError, DataError
 from textdiff.evaluate.judge import Judgement, Progress
+from textdiff.export.provenance import model_record
 from textdiff.pipeline import TextDiffusion
-from textdiff.provenance import model_record
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from textdiff.evaluate.plan import Outcome, Plan, Tell
 from textdiff.evaluate.report import table
 from textdiff.evaluate.sampled import sample, settings
 from textdiff.evaluate.texts import Texts, given_texts, real_pieces
-from textdiff.provenance import code_record, model_record
+from textdiff.export.provenance import code_record, model_record
 
 _EXAMPLES = 3
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textdiff.errors import CheckpointError
-from textdiff.loading import locate, read_json
+from textdiff.export.loading import locate, read_json
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 """What is fetched of a judge on the hub: no pickle, no weights of other frameworks."""

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
+from textdiff.export.provenance import code_record, model_record
 from textdiff.likelihood import Estimates
 from textdiff.likelihood.endings import stays_masked
 from textdiff.likelihood.estimators import build_estimator
 from textdiff.likelihood.published import PROTOCOLS
 from textdiff.pipeline import TextDiffusion
-from textdiff.provenance import code_record, model_record
 
 
 def evaluation_record(

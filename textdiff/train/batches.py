@@ -26,7 +26,7 @@ from textdiff.diffusion.noise import NoiseUniforms
 from textdiff.diffusion.randomness import Stream, stratified, uniforms
 from textdiff.errors import LostProcessError
 from textdiff.loss import Batch, CleanBatch, corrupt
-from textdiff.train.processes import guard_hint
+from textdiff.train.distributed import guard_hint
 from textdiff.train.prompts import Prompts, scored_share
 
 

@@ -20,8 +20,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 import textdiff
+from textdiff.config import Config
 from textdiff.errors import CheckpointError
-from textdiff.train.files import discard, whole_folder
+from textdiff.export.card import model_card, training_facts
+from textdiff.export.provenance import TRAINING_FILE
+from textdiff.likelihood import Bound
+from textdiff.pipeline import TextDiffusion
+from textdiff.storage import discard, whole_folder
 
 FORMAT = 2
 
@@ -89,6 +94,21 @@ class Checkpoint:
             ) from None
         model, ema = (load_file(path / f"{name}.safetensors") for name in ("model", "ema"))
         return cls(model, ema, optimizers, state)
+
+
+def write_export(
+    target: Path, model: TextDiffusion, config: Config, state: dict[str, Any], bound: Bound | None
+) -> None:
+    """Writes the export beside its place and swaps it in: a reader never sees half of one.
+
+    Raises:
+        CheckpointError: it cannot be written; the earlier export is as it was.
+    """
+    with whole_folder(target, rescue(target.with_name("checkpoints"))) as folder:
+        model.save_pretrained(folder)
+        (folder / "README.md").write_text(model_card(config, state, bound), encoding="utf-8")
+        record = json.dumps(training_facts(config, state), indent=2, ensure_ascii=False)
+        (folder / TRAINING_FILE).write_text(record + "\n", encoding="utf-8")
 
 
 def checkpoints(root: Path) -> list[Path]:

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from textdiff.loss import Batch, CleanBatch
 from textdiff.train.batches import TrainingBatches
-from textdiff.train.sharding import whole
+from textdiff.train.distributed import whole
 
 
 class DivergenceGuard:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from textdiff.train.sharding import load_tensors
+from textdiff.train.distributed import load_tensors
 
 
 class EMA:

@@ -14,11 +14,12 @@ from textdiff.config import Config
 from textdiff.data import excluded_ids, vocabulary_size
 from textdiff.diffusion.family import Family
 from textdiff.errors import CheckpointError, ConfigError
-from textdiff.loading import family_of
+from textdiff.export.loading import family_of
+from textdiff.export.provenance import code_record
+from textdiff.generation import SampleDefaults
 from textdiff.models import TextDiffusionConfig, TextDiffusionModel
 from textdiff.models.attention import unavailable
 from textdiff.pipeline import TextDiffusion
-from textdiff.provenance import code_record
 from textdiff.sampling.rules import refuse
 
 # Sections that define what is trained, and their keys that do not: a resumed run may differ only in
@@ -154,6 +155,19 @@ def _misfit(
             f"{source.folder}}}"
         )
     return None
+
+
+def sample_defaults(config: Config) -> SampleDefaults:
+    """The config's `sample` section as generation defaults."""
+    chosen = config.sample
+    return SampleDefaults(
+        rule=chosen.rule,
+        max_denoising_steps=chosen.steps,
+        max_new_tokens=chosen.max_new_tokens,
+        temperature=chosen.temperature,
+        top_k=chosen.top_k,
+        top_p=chosen.top_p,
+    )
 
 
 def check_resume(

@@ -24,11 +24,12 @@ from textdiff.config.reading import to_yaml
 from textdiff.data import Corpus
 from textdiff.diffusion.randomness import Stream, bits
 from textdiff.errors import CheckpointError, ConfigError, TextDiffError
+from textdiff.export.loading import DTYPES, cpu_only, family_of
 from textdiff.likelihood import Bound, Windows, estimate
 from textdiff.likelihood.texts import pieces_of, windows_of
-from textdiff.loading import DTYPES, cpu_only, family_of
 from textdiff.loss import training_loss
 from textdiff.pipeline import TextDiffusion
+from textdiff.storage import sweep, writing
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.checkpoint import (
     Checkpoint,
@@ -37,19 +38,11 @@ from textdiff.train.checkpoint import (
     newest_usable,
     optimizer_states,
     rescue,
+    write_export,
 )
-from textdiff.train.divergence import DivergenceGuard, as_record, carrying, describe, examine
-from textdiff.train.ema import EMA
-from textdiff.train.export import sample_defaults, write_export
-from textdiff.train.files import sweep, writing
-from textdiff.train.metrics import MetricsFile, evaluation_values
-from textdiff.train.optim import build_optimizers, lr_multiplier, set_learning_rate
-from textdiff.train.precision import resolve_precision
-from textdiff.train.processes import TIMEOUT, Vote, on_main, refuse_reimport
-from textdiff.train.ranges import RangeChoice, search_range
-from textdiff.train.reporter import Reporter, StepReport
-from textdiff.train.setup import build_model, check_resume, environment
-from textdiff.train.sharding import (
+from textdiff.train.distributed import (
+    TIMEOUT,
+    Vote,
     check_engine,
     filled,
     gather,
@@ -57,8 +50,21 @@ from textdiff.train.sharding import (
     is_sharded,
     load_optimizer,
     load_tensors,
+    on_main,
+    refuse_reimport,
     whole,
 )
+from textdiff.train.divergence import DivergenceGuard, as_record, carrying, describe, examine
+from textdiff.train.ema import EMA
+from textdiff.train.optim import (
+    build_optimizers,
+    lr_multiplier,
+    resolve_precision,
+    set_learning_rate,
+)
+from textdiff.train.ranges import RangeChoice, search_range
+from textdiff.train.reporter import MetricsFile, Reporter, StepReport, evaluation_values
+from textdiff.train.setup import build_model, check_resume, environment, sample_defaults
 from textdiff.train.signals import StopRequest
 
 

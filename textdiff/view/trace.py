@@ -13,7 +13,7 @@ import math
 from typing import TextIO
 
 from textdiff.sampling import Job, Step
-from textdiff.view.pieces import Pieces
+from textdiff.view.cells import Pieces
 from textdiff.view.rows import RowStep, RowSteps
 from textdiff.watching import FinishedRow, Watcher
 

@@ -15,8 +15,7 @@ from rich.progress import (
 from textdiff.likelihood import Bound
 from textdiff.train.ranges import RangeChoice
 from textdiff.train.reporter import Reporter, StepReport
-from textdiff.view.bars import Bars
-from textdiff.view.unfailing import unfailing
+from textdiff.view.progress import Bars, unfailing
 
 
 def describe_bound(bound: Bound) -> str:

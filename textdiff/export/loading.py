@@ -13,7 +13,7 @@ from textdiff.diffusion.family import Family, build_family
 from textdiff.diffusion.process import Vocabulary
 from textdiff.errors import CheckpointError, ConfigError
 from textdiff.models import TextDiffusionConfig, TextDiffusionModel
-from textdiff.pointers import refuse_pointers
+from textdiff.storage import refuse_pointers
 
 DTYPES = {
     "float32": torch.float32,

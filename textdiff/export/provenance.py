@@ -16,7 +16,7 @@ import transformers
 
 import textdiff
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parent.parent
 TRAINING_FILE = "training.json"
 
 

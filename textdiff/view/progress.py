@@ -1,11 +1,16 @@
 """The screen: one console, one progress bar, and libraries that keep quiet."""
 
+import functools
 import json
 import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.progress import Progress
 
 _SECONDS_BETWEEN_LINES = 30.0
 
@@ -32,9 +37,6 @@ class ProgressBar:
 
     def __init__(self, title: str, shown: bool = True):
         from rich.console import Console
-
-        from textdiff.view.bars import Bars
-        from textdiff.view.unfailing import unfailing
 
         console = Console(stderr=True)
         silent = not (shown and console.is_terminal)
@@ -72,9 +74,6 @@ class BatchBar:
             TextColumn,
             TimeRemainingColumn,
         )
-
-        from textdiff.view.bars import Bars
-        from textdiff.view.unfailing import unfailing
 
         console = Console(stderr=True)
         self.title, self.rows = title, rows
@@ -132,9 +131,6 @@ class PreparationView:
             TimeElapsedColumn,
             TimeRemainingColumn,
         )
-
-        from textdiff.view.bars import Bars
-        from textdiff.view.unfailing import unfailing
 
         console = Console(stderr=True)
         self.plain = shown and not console.is_terminal
@@ -201,3 +197,75 @@ def quiet_libraries() -> None:
     if datasets := sys.modules.get("datasets"):
         datasets.utils.logging.set_verbosity_error()
         datasets.disable_progress_bars()
+
+
+ECHO = 2
+"""Columns of the ^C that a terminal writes where the cursor stands."""
+
+
+class Bars(Progress):
+    """Ends short of the edge of the terminal.
+
+    Behind a line that reaches it the ^C would begin a new one, and what is cleared then would not
+    be the line that was drawn.
+    """
+
+    def get_renderable(self) -> RenderableType:
+        """The bars, with room behind them."""
+        return _Shortened(super().get_renderable())
+
+
+@dataclass(frozen=True)
+class _Shortened:
+    """Something in all columns but the last ones."""
+
+    inside: RenderableType
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = max(1, options.max_width - ECHO)
+        yield from console.render(self.inside, options.update_width(width))
+
+
+T = TypeVar("T")
+
+
+def unfailing(view: T) -> T:
+    """The same view, whose methods raise no errors: after the first one they do nothing.
+
+    Args:
+        view: a progress bar, a reporter, a watcher: something whose results nobody needs.
+    """
+    return cast(T, _Unfailing(view))
+
+
+class _Unfailing:
+    def __init__(self, view: Any):
+        self._view = view
+        self._failed = False
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._view, name)
+        return self._guarded(found) if callable(found) else found
+
+    def __enter__(self) -> "_Unfailing":
+        self._guarded(self._view.__enter__)()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._failed = False  # also a broken display gives the terminal back, if it can
+        self._guarded(self._view.__exit__)(*error)
+
+    def _guarded(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(method)
+        def call(*values: Any, **named: Any) -> Any:
+            if self._failed:
+                return None
+            try:
+                return method(*values, **named)
+            except Exception as error:
+                self._failed = True
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                print(f"note: the display failed and is off ({reason})", file=sys.stderr)
+                return None
+
+        return call

@@ -7,44 +7,12 @@ from typing import Any
 import yaml
 
 from textdiff.config import Config
-from textdiff.generation import SampleDefaults
+from textdiff.export.provenance import code_record
 from textdiff.likelihood import Bound
 from textdiff.models.configuration import NEEDED
-from textdiff.pipeline import TextDiffusion
-from textdiff.provenance import TRAINING_FILE, code_record
-from textdiff.train.checkpoint import rescue
-from textdiff.train.files import whole_folder
 
 
-def sample_defaults(config: Config) -> SampleDefaults:
-    """The config's `sample` section as generation defaults."""
-    chosen = config.sample
-    return SampleDefaults(
-        rule=chosen.rule,
-        max_denoising_steps=chosen.steps,
-        max_new_tokens=chosen.max_new_tokens,
-        temperature=chosen.temperature,
-        top_k=chosen.top_k,
-        top_p=chosen.top_p,
-    )
-
-
-def write_export(
-    target: Path, model: TextDiffusion, config: Config, state: dict[str, Any], bound: Bound | None
-) -> None:
-    """Writes the export beside its place and swaps it in: a reader never sees half of one.
-
-    Raises:
-        CheckpointError: it cannot be written; the earlier export is as it was.
-    """
-    with whole_folder(target, rescue(target.with_name("checkpoints"))) as folder:
-        model.save_pretrained(folder)
-        (folder / "README.md").write_text(model_card(config, state, bound), encoding="utf-8")
-        record = json.dumps(_training_record(config, state), indent=2, ensure_ascii=False)
-        (folder / TRAINING_FILE).write_text(record + "\n", encoding="utf-8")
-
-
-def _training_record(config: Config, state: dict[str, Any]) -> dict[str, Any]:
+def training_facts(config: Config, state: dict[str, Any]) -> dict[str, Any]:
     """Which weights the export holds and what they come from, for whoever evaluates it."""
     decay = config.train.ema_decay
     return {

@@ -1,23 +1,22 @@
 """Texts on the screen and in files while they are generated."""
 
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from textdiff.commands.sampling import written
-from textdiff.commands.showing import Showing
-from textdiff.commands.streams import check_written, has_reader
 from textdiff.pipeline import TextDiffusion
 from textdiff.sampling import Job, Step
-from textdiff.view.cells import Reader
+from textdiff.view.cells import Pieces, Reader
 from textdiff.view.film import Film
 from textdiff.view.live import LiveRows
-from textdiff.view.pieces import Pieces
+from textdiff.view.progress import unfailing
+from textdiff.view.streams import check_written, has_reader
 from textdiff.view.trace import Trace
-from textdiff.view.unfailing import unfailing
 from textdiff.watching import FinishedRow, Watcher
 
 SEPARATOR = "\n\n---\n\n"
@@ -82,30 +81,34 @@ class Texts(Watcher):
 
 
 @contextmanager
-def recorders(
-    showing: Showing, model: TextDiffusion, name: str, task: Mapping[str, Any]
+def recording(
+    model: TextDiffusion,
+    name: str,
+    task: Mapping[str, Any],
+    film: Path | None = None,
+    trace: Path | None = None,
 ) -> Iterator[list[Watcher]]:
     """Watchers that write the film and the trace; an interruption leaves what there was till then.
 
     Args:
-        showing: which of them.
         model: the model that generates.
         name: what the user calls it.
         task: arguments of `TextDiffusion.generate`.
+        film: the HTML file to write, if any.
+        trace: the .jsonl file to write, if any.
     """
-    found: list[Watcher] = []
+    recorders: list[Film | Trace] = []
     with ExitStack() as stack:
-        if showing.film is not None:
-            film = Film(showing.film, reader_of(model), _title(task), _facts(model, name, task))
-            stack.callback(film.close)
-            found.append(film)
-        if showing.trace is not None:
-            file = stack.enter_context(showing.trace.open("w", encoding="utf-8"))
+        if film is not None:
+            facts = _facts(model, name, task)
+            recorders.append(Film(film, reader_of(model), _title(task), facts))
+            stack.callback(recorders[-1].close)
+        if trace is not None:
+            file = stack.enter_context(trace.open("w", encoding="utf-8"))
             reader = reader_of(model)
-            trace = Trace(file, reader.pieces, reader.mask)
-            stack.callback(trace.close)
-            found.append(trace)
-        yield found
+            recorders.append(Trace(file, reader.pieces, reader.mask))
+            stack.callback(recorders[-1].close)
+        yield [*recorders]
 
 
 def _title(task: Mapping[str, Any]) -> str:
@@ -122,6 +125,13 @@ def _facts(model: TextDiffusion, name: str, task: Mapping[str, Any]) -> dict[str
         hidden.append("cache")
     facts = {key.replace("_", " "): written(value) for key, value in settings.items()}
     return {"model": name} | {k: v for k, v in facts.items() if k.replace(" ", "_") not in hidden}
+
+
+def written(value: Any) -> str:
+    """A setting as the command line would have it."""
+    if isinstance(value, Mapping):
+        value = [f"{name}={each}" for name, each in value.items()]
+    return shlex.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 @contextmanager
