@@ -1,4 +1,4 @@
-"""The door: `textdiff VERB …`. The table of verbs, and what every one of them has in common.
+"""The command line `textdiff VERB …`: the table of verbs, and their exit codes.
 
 Exit codes: 0 done, 1 an error, 2 wrong usage or config, 130 interrupted by Ctrl-C, 143 by SIGTERM
 and 129 by SIGHUP with everything saved. Heavy imports wait until a verb needs them.
@@ -10,8 +10,6 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-import tyro
-
 from textdiff import __version__
 from textdiff.commands.compare import compare
 from textdiff.commands.config import show_config
@@ -19,7 +17,7 @@ from textdiff.commands.data import inspect_data, prepare_data
 from textdiff.commands.doctor import doctor
 from textdiff.commands.estimate import estimate
 from textdiff.commands.evaluate import evaluate
-from textdiff.commands.flags import deferred, parse
+from textdiff.commands.flags import parse
 from textdiff.commands.generate import generate
 from textdiff.commands.interruption import Interruption, interruptible
 from textdiff.commands.perplexity import perplexity
@@ -54,13 +52,8 @@ Every verb explains itself with --help.
 
 
 def _typed(function: Callable[..., int], prog: str) -> Callable[[Sequence[str]], int]:
-    """A verb whose flags tyro reads from the function's signature."""
-
-    def run(arguments: Sequence[str]) -> int:
-        # Called only after its flags were read: what it says is its own, and seen at once.
-        return parse(deferred(function), prog, arguments, (tyro.conf.FlagCreatePairsOff,))()
-
-    return run
+    """Return a verb whose options are the parameters of a function."""
+    return lambda words: parse(function, prog, words)()
 
 
 VERBS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
@@ -83,7 +76,7 @@ _WRITES_FILES = {("train",), ("data", "prepare"), ("tokenizer", "train")}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a verb and turns the user's errors into one sentence on standard error.
+    """Run a verb and turns the user's errors into one sentence on standard error.
 
     Returns:
         The exit code. One of several processes does not return, it ends here.
@@ -126,14 +119,14 @@ def _guarded(words: list[str], debug: bool) -> int:
 
 
 def _refusal(error: OSError) -> str:
-    """What the system refused, in words: the file first."""
+    """Return what the system refused, in words: the file first."""
     if not error.strerror:
         return str(error)
     return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
 def _leave_others(code: int) -> None:
-    """Ends a process that shares its job with others, without taking the interpreter down.
+    """End a process that shares its job with others, without taking the interpreter down.
 
     Gloo's threads release the tensors of the last exchange whenever they get round to it, and need
     the interpreter's lock for that. If the groups are destroyed before, by whoever holds that lock,
@@ -148,7 +141,7 @@ def _leave_others(code: int) -> None:
 
 
 def _say(message: str, everywhere: bool = False) -> None:
-    """One line on standard error, from the first of several processes alone unless told."""
+    """Print one line on standard error, from the first process alone unless `everywhere`."""
     if everywhere or os.environ.get("RANK", "0") == "0":
         print(message, file=sys.stderr)
 

@@ -1,10 +1,11 @@
-"""Folders that appear whole or not at all, whenever the process is killed.
+"""Files and folders on a disk: written whole or not at all, hashed, told from git-lfs pointers.
 
-A folder is written as `.partial-NAME` and renamed; one that it replaces waits as `.old-NAME` until
-then. `sweep` puts in order what a kill left in between.
+What is written stands as `.partial-NAME` until it is whole and renamed; a folder that it replaces
+waits as `.old-NAME` until then. `sweep` removes what a kill left in between.
 """
 
 import errno
+import hashlib
 import os
 import shutil
 import threading
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from textdiff.errors import CheckpointError, TextDiffError
+from textdiff.errors import CheckpointError, TextDiffError, first_line
 
 PARTIAL, OLD = ".partial-", ".old-"
 
@@ -27,8 +28,16 @@ _REFUSALS = {
 
 
 @contextmanager
+def whole_file(target: Path) -> Iterator[Path]:
+    """Yield the place to write a file at; on leaving, it takes the place of `target`."""
+    scratch = target.with_name(PARTIAL + target.name)
+    yield scratch
+    scratch.replace(target)
+
+
+@contextmanager
 def whole_folder(target: Path, rescue: str) -> Iterator[Path]:
-    """Yields an empty folder to write in; on leaving, it takes the place of `target`.
+    """Yield an empty folder to write in; on leaving, it takes the place of `target`.
 
     Args:
         target: the folder's final place.
@@ -52,13 +61,13 @@ def whole_folder(target: Path, rescue: str) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(scratch, ignore_errors=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        reason = getattr(error, "strerror", None) or first_line(error)
         raise CheckpointError(f"cannot write {target}: {reason}; {rescue}") from error
 
 
 @contextmanager
 def writing(directory: Path, rescue: Callable[[], str]) -> Iterator[None]:
-    """Says where writing failed: an error of the system may not, and knows nothing of the rest.
+    """Say where writing failed: an error of the system may not, and knows nothing of the rest.
 
     Args:
         directory: where everything is written.
@@ -90,7 +99,7 @@ def _refused(error: BaseException | None) -> bool:
 
 
 def discard(folder: Path) -> None:
-    """Deletes a folder; a kill leaves it whole or out of sight."""
+    """Delete a folder; a kill leaves it whole or out of sight."""
     doomed = folder.with_name(PARTIAL + folder.name)
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)
@@ -98,7 +107,7 @@ def discard(folder: Path) -> None:
 
 
 def sweep(root: Path) -> list[str]:
-    """Removes what a killed process left half done in a folder; returns the names.
+    """Remove what a killed process left half done in a folder; returns the names.
 
     A folder that was moved aside for a successor that never came is put back.
     """
@@ -111,13 +120,16 @@ def sweep(root: Path) -> list[str]:
             path.rename(place)
         swept.append(path.name)
     for path in sorted(root.glob(f"{PARTIAL}*")):
-        shutil.rmtree(path, ignore_errors=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
         swept.append(path.name)
     return swept
 
 
 def _flush(path: Path) -> None:
-    """Waits until a file's content, or a folder's entries, are on the disk."""
+    """Wait until a file's content, or a folder's entries, are on the disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
@@ -127,6 +139,25 @@ def _flush(path: Path) -> None:
 
 _START = b"version https://git-lfs.github.com/spec/"
 _LARGEST = 1024  # bytes of a pointer, by its specification
+
+
+def file_hash(*paths: Path, progress: Callable[[int], None] = lambda size: None) -> str | None:
+    """Return the SHA-256 of the files' contents one after the other; None where one is missing.
+
+    Args:
+        *paths: the files.
+        progress: called with the bytes that were read since its last call.
+    """
+    digest = hashlib.sha256()
+    try:
+        for path in paths:
+            with path.open("rb") as file:
+                while block := file.read(1 << 22):
+                    digest.update(block)
+                    progress(len(block))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError):
+        return None
+    return digest.hexdigest() if paths else None
 
 
 def refuse_pointers(folder: Path, error: type[TextDiffError]) -> None:

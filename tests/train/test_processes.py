@@ -213,7 +213,7 @@ def member(rank: int, port: int, end: str, results) -> None:
         results.join_thread()  # what was put is on its way before the process ends
         os.kill(os.getpid(), getattr(signal, end))
     try:
-        with processes.losing_none(state):
+        with processes.report_lost_process(state):
             vote.largest(1)
     except LostProcessError as error:
         results.put((rank, str(error)))

@@ -18,7 +18,7 @@ def training() -> LiveView:
 
 def batch() -> BatchBar:
     bar = BatchBar("generating", 51, shown=True)
-    bar.task = bar.bar.add_task(bar.title, total=bar.rows, speed="421 tokens/s")
+    bar.bar.update(bar.task, speed="421 tokens/s")
     return bar
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from textdiff.commands.arguments import Showing, writable
+from textdiff.commands.arguments import ShowingOptions, writable
 from textdiff.commands.inputs import (
     STANDARD_INPUT,
     check_standard_input,
@@ -51,7 +51,7 @@ class Batch:
         return self.input is not None or self.output is not None
 
     def check(
-        self, prompt: str, showing: Showing, json_output: bool, counts: Sequence[int]
+        self, prompt: str, showing: ShowingOptions, json_output: bool, counts: Sequence[int]
     ) -> None:
         """Refuses what does not go together, before a model runs.
 
@@ -62,7 +62,7 @@ class Batch:
             raise ConfigError("--input and --output belong together: give both")
         if prompt:
             raise ConfigError("a PROMPT or --template and --input exclude each other")
-        if showing != Showing() or json_output:
+        if showing != ShowingOptions() or json_output:
             raise ConfigError("--input excludes --watch, --film, --trace and --json")
         if min(counts) < 1:
             raise ConfigError("--num-samples and --batch-size: give at least 1")
@@ -135,8 +135,8 @@ def generate_batch(
         held: loads the model on a device.
     """
     from textdiff.batch.requests import LineDefaults, read_requests, template_files
-    from textdiff.export.provenance import file_hash
-    from textdiff.train.directory import RunLock
+    from textdiff.storage import file_hash
+    from textdiff.train.directory import run_lock
 
     content = batch.content()
     processes = find_processes()
@@ -149,10 +149,10 @@ def generate_batch(
     with ExitStack() as stack:
         if processes.first:
             if batch.output != "-":
-                stack.enter_context(RunLock(output.folder, "--output", "writes"))
+                stack.enter_context(run_lock(output.folder, "--output", "writes"))
             facts = _job(model, content, options, num_samples)
             if templates := template_files(requests):
-                facts["templates_sha256"] = file_hash(templates)
+                facts["templates_sha256"] = file_hash(*templates)
             output.prepare(facts)
         processes.wait()
         output.load()

@@ -23,7 +23,7 @@ _VISIBLE = str.maketrans({" ": "·", "\n": "⏎", "\t": "⇥", "\r": "␍"})
 
 
 def prepare_data(arguments: Sequence[str]) -> int:
-    """`textdiff data prepare CONFIG [--section.key VALUE ...]`."""
+    """Run `textdiff data prepare CONFIG [--section.key VALUE ...]`."""
     config, corpus = _prepared(arguments, "textdiff data prepare")
     train = corpus.record["train"]
     done = "already prepared, and its files are what was written" if corpus.found else "prepared"
@@ -40,7 +40,7 @@ def prepare_data(arguments: Sequence[str]) -> int:
 
 
 def inspect_data(arguments: Sequence[str]) -> int:
-    """`textdiff data inspect CONFIG [--json] [--section.key VALUE ...]`."""
+    """Run `textdiff data inspect CONFIG [--json] [--section.key VALUE ...]`."""
     words = [word for word in arguments if word != "--json"]
     config, corpus = _prepared(words, "textdiff data inspect", "[--json] ")
     found = _findings(config, corpus)

@@ -18,7 +18,7 @@ from textdiff.commands.arguments import (
 )
 from textdiff.commands.inputs import check_standard_input, given_texts
 from textdiff.commands.sampling import SamplingFlags
-from textdiff.errors import ConfigError
+from textdiff.errors import ConfigError, first_line
 from textdiff.view.progress import ProgressBar, print_json, quiet_libraries
 
 if TYPE_CHECKING:
@@ -144,8 +144,7 @@ class Sweep:
         try:
             text = self.grid.read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"--grid {self.grid} cannot be read ({reason})") from None
+            raise ConfigError(f"--grid {self.grid} cannot be read ({first_line(error)})") from None
         found = parse_yaml(text, f"--grid {self.grid}")
         if not isinstance(found, dict):
             raise ConfigError(f"--grid {self.grid}: write `baseline:` and `points:` there")

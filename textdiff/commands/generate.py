@@ -12,7 +12,7 @@ from textdiff.commands.arguments import (
     Dtype,
     JsonFlag,
     ModelArgument,
-    ShowingFlags,
+    ShowingOptions,
     given_text,
     held_model,
 )
@@ -34,7 +34,7 @@ def generate(
     *,
     sampling: SamplingFlags,
     template: str | None = None,
-    showing: ShowingFlags,
+    showing: ShowingOptions,
     batch: BatchFlags,
     num_samples: int = 1,
     batch_size: int = 16,
@@ -87,7 +87,7 @@ def _generate(
     model: str,
     held: "TextDiffusion",
     task: dict[str, Any],
-    showing: ShowingFlags,
+    showing: ShowingOptions,
     json_output: bool,
 ) -> int:
     """Generates, and prints what is finished, also if the rest is interrupted or not recorded."""

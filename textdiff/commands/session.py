@@ -4,32 +4,19 @@ import json
 import shlex
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
-from textdiff.commands.arguments import Showing, writable
+from textdiff.commands.arguments import ShowingOptions, writable
 from textdiff.commands.sampling import Sampling
 from textdiff.errors import ConfigError, DataError, closest
 from textdiff.pipeline import TextDiffusion
 from textdiff.sampling import RULES
 from textdiff.view.display import Texts, can_animate, live, recording, written
-
-
-@dataclass(frozen=True)
-class Command:
-    """What a word after a slash does.
-
-    Attributes:
-        does: takes the words that follow.
-        usage: what may follow, and what it does, in one line.
-    """
-
-    does: Callable[[list[str]], None]
-    usage: str
 
 
 class Session:
@@ -48,23 +35,24 @@ class Session:
         self.last: dict[str, Any] | None = None  # the last generation's task
         self.texts: list[str] = []
         self.over = False
-        self.commands = {
-            "set": Command(self._set, "NAME VALUE: change a setting; without VALUE the default"),
-            "show": Command(self._show, "list the settings"),
-            "rule": Command(self._rule, "NAME [KNOB=VALUE ...]: choose a decoding rule"),
-            "seed": Command(self._seed, "[NUMBER]: set the seed; without NUMBER the next one"),
-            "samples": Command(self._samples, "NUMBER: texts per prompt"),
-            "again": Command(self._again, "the last prompt, with the settings as they are now"),
-            "blank": Command(self._blank, "a text from nothing"),
-            "film": Command(self._film, "FILE.html: the last generation as a film"),
-            "trace": Command(self._trace, "FILE.jsonl: the last generation, token by token"),
-            "save": Command(self._save, "FILE.jsonl: append the last texts, with their settings"),
-            "help": Command(self._help, "this list"),
-            "quit": Command(self._quit, "end the session (or Ctrl-D)"),
+        # What a word after a slash does with the words after it, and how it is used.
+        self.commands: dict[str, tuple[Callable[[list[str]], None], str]] = {
+            "set": (self._set, "NAME VALUE: change a setting; without VALUE the default"),
+            "show": (self._show, "list the settings"),
+            "rule": (self._rule, "NAME [KNOB=VALUE ...]: choose a decoding rule"),
+            "seed": (self._seed, "[NUMBER]: set the seed; without NUMBER the next one"),
+            "samples": (self._samples, "NUMBER: texts per prompt"),
+            "again": (self._again, "the last prompt, with the settings as they are now"),
+            "blank": (self._blank, "a text from nothing"),
+            "film": (self._film, "FILE.html: the last generation as a film"),
+            "trace": (self._trace, "FILE.jsonl: the last generation, token by token"),
+            "save": (self._save, "FILE.jsonl: append the last texts, with their settings"),
+            "help": (self._help, "this list"),
+            "quit": (self._quit, "end the session (or Ctrl-D)"),
         }
 
     def greeting(self) -> str:
-        """What the session begins with."""
+        """Return the first lines of the session."""
         network = self.model.model
         count = sum(parameter.numel() for parameter in network.parameters())
         size = self.model.family.block_size
@@ -76,7 +64,7 @@ class Session:
         )
 
     def take(self, line: str) -> None:
-        """Does what a line says.
+        """Do what a line says.
 
         Raises:
             TextDiffError: it cannot be done.
@@ -91,7 +79,7 @@ class Session:
             self.generate(line)
 
     def check(self) -> None:
-        """Makes sure that a text could be generated.
+        """Make sure that a text could be generated.
 
         Raises:
             ConfigError: a setting is out of range or does not fit the model.
@@ -99,7 +87,7 @@ class Session:
         self.model.order("", **self._options())
 
     def generate(self, prompt: str) -> None:
-        """Shows a text being denoised, or prints it; a text that is stopped is kept as it is."""
+        """Show a text being denoised, or prints it; a text that is stopped is kept as it is."""
         self.check()
         self.last = task = self._task(prompt)
         animated = can_animate(self.console)
@@ -116,7 +104,7 @@ class Session:
         texts.release()
 
     def completion(self, line: str, number: int) -> str | None:
-        """The number-th way to complete the last word of a line."""
+        """Return the number-th way to complete the last word of a line."""
         words = line.split(" ")
         if len(words) == 1:
             known = [f"/{name}" for name in self.commands] if line.startswith("/") else []
@@ -136,13 +124,13 @@ class Session:
             raise ConfigError(f"/{words}: {str(error).lower()}") from None
         if name not in self.commands:
             raise ConfigError(f"unknown command /{name}; {closest(name, self.commands)}")
-        self.commands[name].does(rest)
+        self.commands[name][0](rest)
 
     def _options(self) -> dict[str, Any]:
         return {key: value for key, value in self.sampling.options().items() if key != "cache"}
 
     def _task(self, prompt: str) -> dict[str, Any]:
-        """Arguments of `TextDiffusion.generate`."""
+        """Return the arguments of `TextDiffusion.generate`."""
         return {"prompts": prompt, "num_samples": self.num_samples, **self.sampling.options()}
 
     def _names(self) -> list[str]:
@@ -152,7 +140,7 @@ class Session:
         return [name for name, rule in RULES.items() if rule.refusal(self.model.family) is None]
 
     def _change(self, **values: Any) -> None:
-        """Takes settings over, if they can be used."""
+        """Take settings over, if they can be used."""
         before = self.sampling
         self.sampling = replace(before, **values)
         try:
@@ -208,13 +196,13 @@ class Session:
         self.generate("")
 
     def _film(self, words: list[str]) -> None:
-        self._record(Showing(film=_file("/film", words)))
+        self._record(ShowingOptions(film=_file("/film", words)))
 
     def _trace(self, words: list[str]) -> None:
-        self._record(Showing(trace=_file("/trace", words)))
+        self._record(ShowingOptions(trace=_file("/trace", words)))
 
-    def _record(self, showing: Showing) -> None:
-        """Generates once more as the last time, which gives the same text."""
+    def _record(self, showing: ShowingOptions) -> None:
+        """Generate once more as the last time, which gives the same text."""
         task = self._last()
         with recording(self.model, self.name, task, showing.film, showing.trace) as watchers:
             self.model.generate(**task, watchers=watchers)
@@ -242,8 +230,8 @@ class Session:
         return self.last
 
     def _help(self, words: list[str]) -> None:
-        for name, command in self.commands.items():
-            self._say(f"/{name} {command.usage}")
+        for name, (_, usage) in self.commands.items():
+            self._say(f"/{name} {usage}")
         self._say("anything else is a prompt; // begins one with a slash")
 
     def _say(self, line: str) -> None:
@@ -254,7 +242,7 @@ class Session:
 
 
 def _read(name: str, kind: Any, words: list[str]) -> Any:
-    """Words as a value of some type.
+    """Return words as a value of some type.
 
     Raises:
         ConfigError: they are none.

@@ -3,9 +3,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from textdiff.commands.arguments import TextArgument, given_text
 from textdiff.commands.inputs import given_texts
@@ -16,7 +14,7 @@ _FILES = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
 
 
 def train_tokenizer(
-    output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")],
+    output: str,
     text: TextArgument,
     /,
     kind: Literal["bpe", "char", "byte"] = "bpe",

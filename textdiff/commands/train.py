@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def train(arguments: Sequence[str]) -> int:
-    """`textdiff train CONFIG [--resume auto|never|PATH] [--section.key VALUE ...]`."""
+    """Run `textdiff train CONFIG [--resume auto|never|PATH] [--section.key VALUE ...]`."""
     arguments, resume = take_option(list(arguments), "--resume", "auto")
     config = load_config(arguments, "textdiff train", "[--resume auto|never|PATH] ")
     quiet_libraries()
     from textdiff.data import Corpus, prepare_corpus
     from textdiff.train.directory import claim
-    from textdiff.train.distributed import losing_none, on_main
-    from textdiff.train.trainer import Trainer, make_accelerator
+    from textdiff.train.distributed import make_accelerator, on_main, report_lost_process
+    from textdiff.train.trainer import Trainer
     from textdiff.view.progress import unfailing
     from textdiff.view.training import training_view
 
@@ -29,7 +29,7 @@ def train(arguments: Sequence[str]) -> int:
     console = make_console()
     view = unfailing(training_view(console))
     with ExitStack() as stack:
-        stack.enter_context(losing_none(accelerator))
+        stack.enter_context(report_lost_process(accelerator))
         on_main(accelerator, lambda: claim(Path(config.run.dir), resume, view.message, stack))
         prepared: list[Corpus] = []
 
@@ -77,7 +77,9 @@ def _show_result(console: Any, config: "Config", trainer: Any) -> None:
     from textdiff.view.training import describe_bound
 
     directory = Path(config.run.dir)
-    console.print(f"\nvalidation: {describe_bound(trainer.bound)}", highlight=False, soft_wrap=True)
+    console.print(
+        f"\nvalidation: {describe_bound(trainer.state.bound)}", highlight=False, soft_wrap=True
+    )
     export = str(directory / "export")
     if config.sample.num_samples:
         # What was written, not what was trained: the weights of that may be spread over processes.
@@ -89,7 +91,7 @@ def _show_result(console: Any, config: "Config", trainer: Any) -> None:
                 "", num_samples=config.sample.num_samples, seed=config.run.seed
             )
             print("\n" + "\n\n---\n\n".join(drawn.texts))
-    first, usable = trainer.corpus.validation[0], accepts(trainer.exported)
+    first, usable = trainer.corpus.validation[0], accepts(trainer.state.exported)
     print(f"\nThe model is in {export}. Try next:")
     for command in commands_to_try(export, str(directory / "validation.jsonl"), first, usable):
         print(f"  {command}")

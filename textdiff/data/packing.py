@@ -31,9 +31,10 @@ from textdiff.data.backend import TextBackends, encoding_fingerprint, text_backe
 from textdiff.data.documents import Block, Documents
 from textdiff.data.encode import Encoder
 from textdiff.data.split import ChangedSource
-from textdiff.data.stream import DESCRIPTION_NAME, TokenStream, hash_file
+from textdiff.data.stream import DESCRIPTION_NAME, TokenStream
 from textdiff.data.workers import workers
 from textdiff.errors import DataError
+from textdiff.storage import file_hash, whole_file
 
 _FORMAT = 2  # part of the key: raise it when the tokens of unchanged inputs change
 _TASK_CHARACTERS = 2_000_000
@@ -260,7 +261,7 @@ class _Shard:
             "documents": self.documents,
             "tokens": self.tokens,
             "bytes": self.path.stat().st_size,
-            "sha256": hash_file(self.path),
+            "sha256": file_hash(self.path),
         }
 
     def discard(self) -> None:
@@ -278,7 +279,7 @@ def _finished(partial: Path) -> dict[int, dict[str, Any]]:
     try:
         described = json.loads((partial / DESCRIPTION_NAME).read_text(encoding="utf-8"))["shards"]
         listed = {int(s["name"][len("tokens-") : -len(".arrow")]): dict(s) for s in described}
-        kept = {n: s for n, s in listed.items() if hash_file(partial / s["name"]) == s["sha256"]}
+        kept = {n: s for n, s in listed.items() if file_hash(partial / s["name"]) == s["sha256"]}
     except (OSError, ValueError, KeyError, TypeError):
         listed = kept = {}
     for number in listed.keys() - kept.keys():
@@ -298,9 +299,8 @@ def _describe(partial: Path, finished: dict[int, dict[str, Any]], eos: int | Non
         "eos_token_id": eos,
         "shards": shards,
     }
-    scratch = partial / f"{DESCRIPTION_NAME}.unfinished"
-    scratch.write_text(json.dumps(description, indent=1), encoding="utf-8")
-    os.replace(scratch, partial / DESCRIPTION_NAME)
+    with whole_file(partial / DESCRIPTION_NAME) as file:
+        file.write_text(json.dumps(description, indent=1), encoding="utf-8")
 
 
 def _record_batch(encoded: Encoded, eos: int | None) -> pa.RecordBatch:

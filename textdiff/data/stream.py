@@ -1,6 +1,5 @@
 """A tokenised corpus on disk, seen as one long array."""
 
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+
+from textdiff.storage import file_hash
 
 DESCRIPTION_NAME = "description.json"
 
@@ -76,7 +77,7 @@ class TokenStream:
         return [
             shard["name"]
             for shard in self.shards
-            if hash_file(self.folder / shard["name"], progress) != shard["sha256"]
+            if file_hash(self.folder / shard["name"], progress=progress) != shard["sha256"]
         ]
 
     def __reduce__(self) -> tuple[type["TokenStream"], tuple[Path]]:
@@ -127,19 +128,6 @@ class TokenStream:
     def _check(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"tokens {start}:{stop} of a stream of {len(self)}")
-
-
-def hash_file(path: Path, progress: Callable[[int], None] = lambda size: None) -> str | None:
-    """The hexadecimal SHA-256 of a file; None where it cannot be read."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while data := file.read(1 << 22):
-                digest.update(data)
-                progress(len(data))
-    except OSError:
-        return None
-    return digest.hexdigest()
 
 
 def _values(column: pa.LargeListArray) -> NDArray[np.int32]:

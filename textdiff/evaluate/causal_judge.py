@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from textdiff.data.backend import text_backends
 from textdiff.data.losses import encode_checked
 from textdiff.data.tokenizer import auto_tokenizer
-from textdiff.errors import CheckpointError, DataError
+from textdiff.errors import CheckpointError, DataError, first_line
 from textdiff.evaluate.judge import Judgement, Progress
 from textdiff.export.loading import DTYPES, default_device
-from textdiff.export.provenance import file_hash
+from textdiff.storage import file_hash
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
@@ -86,8 +86,8 @@ class CausalJudge:
             backend = Tokenizer.from_str(text_backends(tokenizer).first)
         except Exception as error:
             raise CheckpointError(
-                f"judge {name}: its tokenizer cannot be loaded ({_first_line(error)}); a judge "
-                "needs the files of a fast tokenizer (tokenizer.json) beside its weights"
+                f"judge {name}: its tokenizer cannot be loaded ({first_line(error)[:200]}); a "
+                "judge needs the files of a fast tokenizer (tokenizer.json) beside its weights"
             ) from None
         try:
             model = AutoModelForCausalLM.from_pretrained(
@@ -99,7 +99,7 @@ class CausalJudge:
             )
         except Exception as error:
             raise CheckpointError(
-                f"judge {name} cannot be loaded as a causal LM ({_first_line(error)})"
+                f"judge {name} cannot be loaded as a causal LM ({first_line(error)[:200]})"
             ) from None
         backend.encode_special_tokens = True
         rows = model.get_input_embeddings().num_embeddings
@@ -168,9 +168,9 @@ class CausalJudge:
         return {
             "name": self.name,
             "kind": "causal LM",
-            "model_sha256": file_hash(sorted(self.folder.glob("*.safetensors"))),
+            "model_sha256": file_hash(*sorted(self.folder.glob("*.safetensors"))),
             "tokenizer_sha256": file_hash(
-                [path for name in _VOCABULARIES if (path := self.folder / name).is_file()]
+                *(path for name in _VOCABULARIES if (path := self.folder / name).is_file())
             ),
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "dtype": str(self.model.dtype).removeprefix("torch."),
@@ -245,8 +245,3 @@ class CausalJudge:
             nats = nn.functional.cross_entropy(wide, ids[row, new], reduction="none")
             found.append(float(nats.double().sum()))
         return found
-
-
-def _first_line(error: Exception) -> str:
-    """What an exception of a library says first."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -3,11 +3,10 @@
 import json
 import os
 import socket
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 
 from textdiff.config.plain_data import parse_yaml
 from textdiff.errors import CheckpointError, ConfigError
@@ -46,9 +45,9 @@ def claim(directory: Path, resume: str, report: Callable[[str], None], stack: Ex
         CheckpointError: another process trains there, or it cannot be written.
     """
     refuse_others(directory)
-    stack.enter_context(RunLock(directory))
+    stack.enter_context(run_lock(directory))
     if resume == "never" and _set_aside(directory, report):
-        stack.enter_context(RunLock(directory))
+        stack.enter_context(run_lock(directory))
 
 
 def refuse_others(directory: Path) -> None:
@@ -79,7 +78,7 @@ def refuse_others(directory: Path) -> None:
 
 
 def _is_run(directory: Path, names: set[str]) -> bool:
-    """Whether a run has begun there: its resolved config is beside what it has written."""
+    """Return whether a run has begun there: its resolved config is beside what it has written."""
     if "config.yaml" not in names or not names & {"env.json", METRICS, CHECKPOINTS}:
         return False
     try:
@@ -128,78 +127,63 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
-class RunLock:
-    """While entered, this process alone works in a directory, which it creates.
+@contextmanager
+def run_lock(directory: Path, name: str = "run.dir", works: str = "trains") -> Iterator[None]:
+    """Work alone in a directory, which is created, while entered.
 
     Args:
         directory: the run's.
         name: what users call it.
-        works: what a process does there.
+        works: the verb for another process in the refusal.
 
     Raises:
         CheckpointError: another process works there, or it cannot be written.
     """
-
-    def __init__(self, directory: Path, name: str = "run.dir", works: str = "trains"):
-        self.directory, self.name, self.works = directory, name, works
-        self._file: int | None = None
-
-    def __enter__(self) -> "RunLock":
-        path = self.directory / LOCK_NAME
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise CheckpointError(
-                f"cannot write in {self.name} {self.directory} ({error.strerror}); choose a "
-                f"{self.name} that can be written"
-            ) from None
-        try:
-            _lock(file)
-        except (BlockingIOError, PermissionError):
-            held = _holder(os.pread(file, 4096, 0))
-            os.close(file)
-            raise CheckpointError(
-                f"another process {self.works} in {self.directory}: {held}; let it finish, stop it "
-                f"(it saves first), or choose another {self.name}"
-            ) from None
-        except OSError as error:
-            os.close(file)
-            raise CheckpointError(
-                f"{path} cannot be locked ({error.strerror}), so a second run could not be kept "
-                "out; choose a place on a file system with locks"
-            ) from None
-        self._file = file
+    path = directory / LOCK_NAME
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write in {name} {directory} ({error.strerror}); choose a {name} that can be "
+            "written"
+        ) from None
+    try:
+        _lock(file, directory, name, works)
         with suppress(OSError):  # on a full disk the lock holds, it only cannot say whose it is
             os.ftruncate(file, 0)
-            os.pwrite(file, _me().encode(), 0)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+            os.pwrite(file, _own_name().encode(), 0)
+        yield
+    finally:
+        os.close(file)
 
 
-def _lock(file: int) -> None:
-    if fcntl is not None:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _lock(file: int, directory: Path, name: str, works: str) -> None:
+    try:
+        if fcntl is not None:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise CheckpointError(
+            f"another process {works} in {directory}: {_holder(os.pread(file, 4096, 0))}; let it "
+            f"finish, stop it (it saves first), or choose another {name}",
+            code="locked",
+        ) from None
+    except OSError as error:
+        raise CheckpointError(
+            f"{directory / LOCK_NAME} cannot be locked ({error.strerror}), so a second run could "
+            "not be kept out; choose a place on a file system with locks"
+        ) from None
 
 
-def _me() -> str:
+def _own_name() -> str:
     since = datetime.now().astimezone().isoformat(timespec="seconds")
     return json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}) + "\n"
 
 
 def _holder(content: bytes) -> str:
-    """Who holds the lock, in words."""
+    """Return the process that holds a lock, in words."""
     try:
-        found = json.loads(content)
-        return f"process {found['pid']} on {found['host']} since {found['since']}"
+        holder = json.loads(content)
+        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
     except (ValueError, KeyError, TypeError):
         return "its name is not in the lock file"

@@ -1,8 +1,8 @@
-"""Weights that are spread over processes (FSDP2): gathering them, and spreading them again.
+"""The processes of a run: what they do together, and weights that are spread over them (FSDP2).
 
 A sharded tensor is a `DTensor`. Everything that leaves the training step (validation, samples,
-checkpoints, exports) sees whole tensors, so that none of it depends on how a run was spread, and a
-run may be continued on another number of processes. Gathering is a collective: every process calls
+checkpoints, exports) sees whole tensors, so nothing of it depends on the sharding, and a run may be
+continued on another number of processes. Gathering is a collective: every process calls
 it, in the same order.
 """
 
@@ -15,17 +15,21 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedType, ProjectConfiguration, broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from textdiff.config import Config
 from textdiff.errors import ConfigError, LostProcessError, TextDiffError
+from textdiff.export.loading import cpu_only
 from textdiff.models import TextDiffusionModel
+from textdiff.train.optim import resolve_precision
 
 
 def check_engine(accelerator: Accelerator) -> None:
-    """Refuses the ways to shard that training cannot continue exactly, and sets up the one it can.
+    """Refuse the ways to shard that training cannot continue exactly, and sets up the one it can.
 
     FSDP2 gets float32 shards under autocast, as in a run of one process: its own low precision
     would round the loss, and the gradients of the head between chunks of positions.
@@ -52,17 +56,17 @@ def check_engine(accelerator: Accelerator) -> None:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """Whether a module's parameters are spread over processes."""
+    """Return whether a module's parameters are spread over processes."""
     return any(isinstance(p, DTensor) for p in module.parameters())
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor, on this process's device."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """Return all of a tensor, on this process's device."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def gather(state: Any, keep: bool) -> Any:
-    """A nest of dicts and lists with whole tensors; sharded ones move to the CPU one by one.
+    """Return a nest of dicts and lists with whole tensors; sharded ones move to the CPU one by one.
 
     Args:
         state: tensors and other values.
@@ -78,8 +82,8 @@ def gather(state: Any, keep: bool) -> Any:
     return full.cpu() if keep else full.new_empty(0)
 
 
-def _spread(value: Any, like: Tensor) -> Any:
-    """A whole tensor, cut as another one is; every process holds all of it, so nothing is sent."""
+def _shard_like(value: Any, like: Tensor) -> Any:
+    """Shard a whole tensor as another one; each process holds all of it, so nothing is sent."""
     if not isinstance(like, DTensor) or not isinstance(value, Tensor) or value.shape != like.shape:
         return value
     value = value.to(like.device, like.dtype)
@@ -88,23 +92,23 @@ def _spread(value: Any, like: Tensor) -> Any:
 
 @torch.no_grad()
 def load_tensors(targets: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Copies whole tensors into tensors that may be sharded, by name."""
+    """Copy whole tensors into tensors that may be sharded, by name."""
     for name, target in targets.items():
-        target.copy_(_spread(state[name], target))
+        target.copy_(_shard_like(state[name], target))
 
 
 def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
-    """Loads an optimizer's state dict of whole tensors; its parameters may be sharded."""
+    """Load an optimizer's state dict of whole tensors; its parameters may be sharded."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    spread = {
-        index: {key: _spread(value, parameters[index]) for key, value in entry.items()}
+    sharded = {
+        index: {key: _shard_like(value, parameters[index]) for key, value in entry.items()}
         for index, entry in state["state"].items()
     }
-    optimizer.load_state_dict({**state, "state": spread})
+    optimizer.load_state_dict({**state, "state": sharded})
 
 
-def hollow(model: TextDiffusionModel) -> TextDiffusionModel:
-    """The same network without weights, to be `filled` with gathered ones."""
+def meta_copy(model: TextDiffusionModel) -> TextDiffusionModel:
+    """Return the same network on the meta device, for `materialized`."""
     with torch.device("meta"):
         copy = TextDiffusionModel(model.config)
     copy.eval()
@@ -112,9 +116,9 @@ def hollow(model: TextDiffusionModel) -> TextDiffusionModel:
 
 
 @contextmanager
-def filled(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
-    """Gives a `hollow` network whole weights and takes them out again."""
-    model.load_state_dict({name: whole(value) for name, value in state.items()}, assign=True)
+def materialized(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """Give a `meta_copy` whole weights while entered."""
+    model.load_state_dict({name: full_tensor(value) for name, value in state.items()}, assign=True)
     try:
         yield
     finally:
@@ -135,7 +139,7 @@ _GUARD = 'put what the script does under `if __name__ == "__main__":`'
 
 
 def refuse_reimport() -> None:
-    """Ends a worker that has come here because it imports the script that started it.
+    """End a worker that has come here because it imports the script that started it.
 
     Raises:
         ConfigError: with the guard that the script lacks.
@@ -147,12 +151,12 @@ def refuse_reimport() -> None:
 
 
 def guard_hint() -> str:
-    """The end of a sentence about a worker that ended, where workers import the script."""
+    """Return the end of a sentence about a worker that ended, where workers import the script."""
     return "" if multiprocessing.get_start_method() == "fork" else f"; in a script, {_GUARD}"
 
 
 def on_main(state: Accelerator | PartialState, action: Callable[[], T]) -> T:
-    """Runs an action on the main process alone; every process gets its result, or its error.
+    """Run an action on the main process alone; every process gets its result, or its error.
 
     Args:
         state: the processes.
@@ -187,7 +191,7 @@ class Vote:
         self._group = dist.new_group(backend="gloo", timeout=TIMEOUT) if several else None
 
     def largest(self, value: int) -> int:
-        """The largest value of all processes, the same on each of them."""
+        """Return the largest value of all processes, the same on each of them."""
         if self._group is None:
             return value
         ballot = torch.tensor(value)
@@ -196,8 +200,8 @@ class Vote:
 
 
 @contextmanager
-def losing_none(state: Accelerator | PartialState) -> Iterator[None]:
-    """Turns an exchange that fails because another process is gone into a sentence.
+def report_lost_process(state: Accelerator | PartialState) -> Iterator[None]:
+    """Report an exchange that fails because another process is gone.
 
     Raises:
         LostProcessError: in place of that failure.
@@ -215,3 +219,34 @@ def losing_none(state: Accelerator | PartialState) -> Iterator[None]:
             "(its own output says why, or the system killed it for memory); start the same command "
             "again to continue from the last checkpoint"
         ) from error
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """Return an Accelerator for the config's precision, accumulation and tracker.
+
+    Raises:
+        ConfigError: the processes do not divide the global batch, or a worker imports the script.
+    """
+    refuse_reimport()
+    probe = PartialState(cpu=cpu_only(), timeout=TIMEOUT)
+    probe.wait_for_everyone()  # one that fails at once must not go before all have found it
+    # Accelerate keeps one state per Python process; a second run may want another precision.
+    AcceleratorState._reset_state()
+    GradientState._reset_state()
+    rows, size = config.train.global_batch_size, config.train.micro_batch_size
+    accumulation, left = divmod(rows, size * probe.num_processes)
+    if left or not accumulation:
+        raise ConfigError(
+            f"train.global_batch_size {rows} cannot be split over {probe.num_processes} processes "
+            f"with train.micro_batch_size {size}: it has to be a multiple of {probe.num_processes} "
+            f"x {size} = {size * probe.num_processes}"
+        )
+    precision = resolve_precision(config.train.mixed_precision, probe.device)
+    directory = str(config.run.dir)
+    return Accelerator(
+        cpu=cpu_only(),
+        mixed_precision="bf16" if precision == "bf16" else "no",
+        gradient_accumulation_steps=accumulation,
+        log_with="tensorboard",
+        project_config=ProjectConfiguration(directory, logging_dir=directory),
+    )

@@ -12,7 +12,7 @@ from textdiff.config import TrainConfig
 
 
 def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
-    """AdamW on everything, or Muon on the blocks' matrices and AdamW on the rest.
+    """Build AdamW for all parameters, or Muon for the blocks' matrices and AdamW for the rest.
 
     Weight decay acts on matrices only; each group remembers its peak learning rate as `peak`.
     """
@@ -49,7 +49,7 @@ def _is_block_matrix(name: str, parameter: Tensor) -> bool:
 
 
 def lr_multiplier(step: int, config: TrainConfig) -> float:
-    """Fraction of the peak learning rate at a step (counted from 0)."""
+    """Return the fraction of the peak learning rate at a step (counted from 0)."""
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.lr_schedule == "constant":
@@ -62,7 +62,7 @@ def lr_multiplier(step: int, config: TrainConfig) -> float:
 
 
 def set_learning_rate(optimizers: Sequence[Optimizer], multiplier: float) -> None:
-    """Sets every group's learning rate to a fraction of its peak."""
+    """Set every group's learning rate to a fraction of its peak."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * multiplier
@@ -89,7 +89,7 @@ class Muon(torch.optim.Muon):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Takes one step along the gradients."""
+        """Take one step along the gradients."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -114,7 +114,7 @@ class Muon(torch.optim.Muon):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """U S' V^T of a matrix U S V^T, all of S' about 1, by Newton-Schulz iteration.
+    """Return U S' V^T of a matrix U S V^T, all of S' about 1, by Newton-Schulz iteration.
 
     Args:
         matrix: [m, n].
@@ -135,7 +135,7 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 
 def native_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 matrix products run in hardware here, not by emulation."""
+    """Return whether bfloat16 matrix products run in hardware here, not by emulation."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type == "cpu":
@@ -145,7 +145,7 @@ def native_bf16(device: torch.device) -> bool:
 
 
 def resolve_precision(wanted: str, device: torch.device) -> str:
-    """`bf16` or `fp32`, `auto` being resolved."""
+    """Return `bf16` or `fp32`, with `auto` resolved."""
     if wanted != "auto":
         return wanted
     return "bf16" if native_bf16(device) else "fp32"

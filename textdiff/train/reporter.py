@@ -1,4 +1,4 @@
-"""What a training run tells the outside; the trainer itself prints nothing."""
+"""Reports of a training run: events for views, and the lines of `metrics.jsonl`."""
 
 import json
 from collections.abc import Mapping
@@ -8,6 +8,7 @@ from typing import Any
 
 from textdiff.likelihood import Bound
 from textdiff.likelihood.bound import finite
+from textdiff.storage import whole_file
 from textdiff.train.ranges import RangeChoice
 
 
@@ -36,43 +37,43 @@ class StepReport:
 
 
 class Reporter:
-    """Receives what happens; every method may be overridden, none needs to be."""
+    """Receiver of a run's events, whose methods do nothing unless overridden."""
 
     def message(self, text: str) -> None:
-        """A sentence about the run."""
+        """Receive a sentence about the run."""
 
     def started(self, facts: dict[str, Any]) -> None:
-        """The run is set up: directory, parameters, precision, where it resumes."""
+        """Receive the directory, parameters, precision and start of a run that is set up."""
 
     def stepped(self, step: int) -> None:
-        """An optimizer step was issued."""
+        """Receive the number of an optimizer step that was issued."""
 
     def logged(self, report: StepReport) -> None:
-        """A step was logged."""
+        """Receive the figures of a logged step."""
 
     def evaluating(self, done: int, total: int) -> None:
-        """The validation bound has scored this many windows."""
+        """Receive how many windows the validation bound has scored."""
 
     def evaluated(self, step: int, bound: Bound) -> None:
-        """A validation bound is there."""
+        """Receive a validation bound."""
 
     def also_evaluated(self, step: int, block_size: int | None, bound: Bound) -> None:
-        """The bound in another of the block sizes that are trained is there, before `evaluated`."""
+        """Receive the bound in another of the trained block sizes, before `evaluated`."""
 
     def range_found(self, step: int, block_size: int | None, choice: RangeChoice) -> None:
-        """Mask rates for training in a block size were chosen, before `evaluated`."""
+        """Receive the mask rates chosen for a block size, before `evaluated`."""
 
     def sampled(self, step: int, texts: list[str]) -> None:
-        """Samples were drawn."""
+        """Receive samples."""
 
     def finished(self) -> None:
-        """Training is over."""
+        """Learn that training is over."""
 
 
 def evaluation_values(
     bounds: Mapping[int | None, Bound], choices: Mapping[int | None, RangeChoice]
 ) -> dict[str, Any]:
-    """An evaluation's line: plain names for the first block size, `bound_nats_4` for another.
+    """Return the values of an evaluation; block sizes after the first add a suffix to names.
 
     Args:
         bounds: of every block size that is trained, the default one first.
@@ -81,7 +82,7 @@ def evaluation_values(
     default = next(iter(bounds))
     values: dict[str, Any] = {}
     for size, bound in bounds.items():
-        found = {
+        measured = {
             "bound_nats": bound.mean,
             "bound_stderr": bound.stderr if bound.is_reliable else None,
             "bound_text_stderr": bound.text_stderr,
@@ -93,14 +94,14 @@ def evaluation_values(
         }
         if size in choices:
             choice = choices[size]
-            found |= {
+            measured |= {
                 "noise_low": choice.range[0],
                 "noise_high": choice.range[1],
                 "loss_variance": choice.variance,
                 "loss_variance_unclipped": choice.unclipped,
             }
         ending = "" if size == default else f"_{size or 'full'}"
-        values |= {name + ending: value for name, value in found.items()}
+        values |= {name + ending: value for name, value in measured.items()}
     return values
 
 
@@ -122,12 +123,11 @@ class MetricsFile:
             if values["step"] <= (bound_step if "bound_nats" in values else step):
                 kept.append(line)
         # Renamed into place: a kill between emptying and filling would lose what is kept.
-        scratch = path.with_name(f".{path.name}")
-        scratch.write_text("".join(kept), encoding="utf-8")
-        scratch.replace(path)
+        with whole_file(path) as scratch:
+            scratch.write_text("".join(kept), encoding="utf-8")
 
     def write(self, values: dict[str, Any]) -> None:
-        """Adds a line."""
+        """Add a line."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
 

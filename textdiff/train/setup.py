@@ -1,17 +1,21 @@
 """From a config to a network and its family; what may change between a run and its resumption."""
 
+import json
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import accelerate
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from textdiff.config import Config
-from textdiff.data import excluded_ids, vocabulary_size
+from textdiff.config.reading import to_yaml
+from textdiff.data import Corpus, excluded_ids, vocabulary_size
 from textdiff.diffusion.family import Family
 from textdiff.errors import CheckpointError, ConfigError
 from textdiff.export.loading import family_of
@@ -46,7 +50,7 @@ SHOWN = 3  # differences between corpora that a sentence names
 
 
 def model_config(config: Config, tokenizer: PreTrainedTokenizerFast) -> TextDiffusionConfig:
-    """The denoiser's configuration for a config and a tokenizer."""
+    """Return the denoiser's configuration for a config and a tokenizer."""
     excluded = set(excluded_ids(tokenizer)) - {tokenizer.mask_token_id}
     return architecture(
         config,
@@ -59,7 +63,7 @@ def model_config(config: Config, tokenizer: PreTrainedTokenizerFast) -> TextDiff
 
 
 def architecture(config: Config, vocabulary: int, **special_ids: Any) -> TextDiffusionConfig:
-    """The denoiser's configuration for a vocabulary of a known size.
+    """Return the denoiser's configuration for a vocabulary of a known size.
 
     Args:
         config: the run's config.
@@ -95,7 +99,7 @@ def architecture(config: Config, vocabulary: int, **special_ids: Any) -> TextDif
 def build_model(
     config: Config, tokenizer: PreTrainedTokenizerFast, device: torch.device
 ) -> tuple[TextDiffusionModel, Family]:
-    """The network on its device and its family; weights from `train.init_from` where set.
+    """Return the network on its device and its family; weights from `train.init_from` where set.
 
     Raises:
         ConfigError: the attention backend cannot train here, the weights do not fit, or the rule
@@ -137,7 +141,7 @@ ARCHITECTURE = (
 def _misfit(
     source: TextDiffusion, model: TextDiffusionModel, tokenizer: PreTrainedTokenizerFast
 ) -> str | None:
-    """Why a model's weights cannot be another's, as the end of a sentence; None: they can."""
+    """Return why weights do not fit another model, as the end of a sentence; None: they fit."""
     for name in ARCHITECTURE:
         old, new = getattr(source.model.config, name), getattr(model.config, name)
         if old != new:
@@ -158,7 +162,7 @@ def _misfit(
 
 
 def sample_defaults(config: Config) -> SampleDefaults:
-    """The config's `sample` section as generation defaults."""
+    """Return the config's `sample` section as generation defaults."""
     chosen = config.sample
     return SampleDefaults(
         rule=chosen.rule,
@@ -173,7 +177,7 @@ def sample_defaults(config: Config) -> SampleDefaults:
 def check_resume(
     config: Config, corpus: dict[str, Any], state: dict[str, Any], directory: Path
 ) -> None:
-    """Compares a checkpoint's config and corpus with the current ones.
+    """Compare a checkpoint's config and corpus with the current ones.
 
     Args:
         config: the current config.
@@ -203,7 +207,7 @@ def check_resume(
 
 
 def _validated(before: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """An earlier config with the keys that have been added since, at their defaults."""
+    """Return an earlier config with the keys that have been added since, at their defaults."""
     try:
         return Config.model_validate(before).model_dump(mode="json")
     except ValidationError as error:
@@ -216,7 +220,7 @@ def _validated(before: dict[str, Any], directory: Path) -> dict[str, Any]:
 
 
 def _config_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The keys that must not change and did, with the old value and the new one."""
+    """List the keys that must not change and did, with the old value and the new one."""
     pairs = {"run.seed": (before["run"]["seed"], now["run"]["seed"])}
     for section in FIXED:
         for key in sorted(set(now[section]) - MAY_CHANGE.get(section, set())):
@@ -229,7 +233,7 @@ def _config_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _record_changes(before: Any, now: Any, path: str = "") -> list[str]:
-    """Where two records differ, among the entries that both have."""
+    """List where two records differ, among the entries that both have."""
     if isinstance(before, dict) and isinstance(now, dict):
         both = [key for key in before if key in now]
         return [c for key in both for c in _record_changes(before[key], now[key], f"{path}.{key}")]
@@ -239,9 +243,14 @@ def _record_changes(before: Any, now: Any, path: str = "") -> list[str]:
     return [] if before == now else [f"{path.removeprefix('.')} was {before!r}, is {now!r}"]
 
 
-def environment(accelerator: Accelerator, corpus: dict[str, Any]) -> dict[str, Any]:
-    """What a run depends on besides its config."""
-    return {
+def write_facts(
+    config: Config, accelerator: Accelerator, corpus: Corpus, texts: Sequence[str]
+) -> None:
+    """Write the config of a run, what it depends on besides, and the texts of its validation."""
+    directory = Path(config.run.dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    facts = {
         **code_record(),
         "accelerate": accelerate.__version__,
         "platform": platform.platform(),
@@ -249,5 +258,9 @@ def environment(accelerator: Accelerator, corpus: dict[str, Any]) -> dict[str, A
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "mixed_precision": accelerator.mixed_precision,
-        "corpus": corpus,
+        "corpus": corpus.record,
+        "sharded": accelerator.distributed_type == DistributedType.FSDP,
     }
+    (directory / "env.json").write_text(json.dumps(facts, indent=2) + "\n")
+    with (directory / "validation.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in texts)

@@ -11,7 +11,7 @@ _PATIENCE = 1.0
 
 
 class StopRequest:
-    """While entered, remembers the first SIGINT, SIGTERM or SIGHUP; `signal` is its number, or 0.
+    """Memory of the first SIGINT, SIGTERM or SIGHUP while entered: `signal`, or 0.
 
     A terminal that closes sends SIGHUP more than once, and launchers send SIGTERM after the system
     has: only Ctrl-C aborts what is being saved. A SIGHUP that `nohup` has ignored stays ignored.

@@ -1,4 +1,4 @@
-"""A row as the eye sees it: what stands at each position, and what kind of token that is.
+"""Cells of a row: the text at each position, and the kind of token that it is.
 
 | kind | what it is |
 |---|---|
@@ -46,7 +46,7 @@ class Pieces:
         self._after = lru_cache(maxsize=1 << 16)(self._decode_after)
 
     def __call__(self, ids: Sequence[int]) -> list[str]:
-        """The string of each token; empty for hidden ones, and where a later token completes it."""
+        """Return each token's string; empty where it is hidden or a later token completes it."""
         shown = [""] * len(ids)
         run = _Run(self._after, shown)
         for at, token in enumerate(ids):
@@ -82,7 +82,7 @@ class _Run:
         self.told = 0  # characters of these that are shown already
 
     def add(self, at: int, token: int) -> None:
-        """Shows what the token completes."""
+        """Show what the token completes."""
         self.pending.append(token)
         text = self.after(self.before, tuple(self.pending))
         if text[self.told :].strip(_BROKEN):
@@ -97,13 +97,13 @@ class _Run:
             self.before, self.pending, self.told = None, self.pending[1:], 0
 
     def _show(self, at: int, new: str) -> None:
-        """A token's string; bytes of no character, before one, are those of the token before."""
+        """Set a token's string; stray bytes before a character go to the token before it."""
         broken = len(new) - len(new.lstrip(_BROKEN)) if len(self.pending) > 1 else 0
         self.shown[at - 1] += new[:broken]
         self.shown[at] = new[broken:]
 
     def close(self, end: int) -> None:
-        """What comes next is no neighbour: half a character is shown where its last token is."""
+        """End a run of neighbours: half a character is shown where its last token is."""
         if self.pending:
             text = self.after(self.before, tuple(self.pending))
             self.shown[end - 1] += text[self.told :]
@@ -111,7 +111,7 @@ class _Run:
 
 
 class Kind(StrEnum):
-    """What kind of token stands at a position."""
+    """Kind of token at a position."""
 
     GIVEN = "given"
     KEPT = "kept"
@@ -131,7 +131,7 @@ BREAK_TEXT = "↵"
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands at one position.
+    """Text of one position.
 
     Attributes:
         text: its string, control characters made visible; empty inside a character.
@@ -144,7 +144,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Reader:
-    """Turns token ids into cells.
+    """Maker of cells from token ids.
 
     Attributes:
         pieces: decodes tokens.
@@ -164,7 +164,7 @@ class Reader:
         fresh: Container[int],
         lost: Container[int],
     ) -> list[Cell]:
-        """The cells of a row.
+        """Return the cells of a row.
 
         Args:
             ids: its tokens.
@@ -214,5 +214,5 @@ _NAMES |= {code: "" for code in (0x200E, 0x200F, *range(0x202A, 0x202F), *range(
 
 
 def visible(text: str) -> str:
-    """The text without what would steer a terminal; line breaks stay."""
+    """Return the text without control characters; line breaks stay."""
     return text.translate(_NAMES)

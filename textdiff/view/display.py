@@ -38,30 +38,30 @@ class Texts(Watcher):
         self.last: Step | None = None
 
     def begin(self, job: Job) -> None:
-        """Knows what to expect."""
+        """Know what to expect."""
         self.job, self.last = job, None
         self.rows += len(job.prompts)
 
     def step(self, step: Step) -> None:
-        """Remembers how far texts are."""
+        """Remember how far texts are."""
         self.last = step
 
     def finished(self, row: int, result: FinishedRow) -> None:
-        """Prints a text whose turn it is."""
+        """Print a text whose turn it is."""
         self.done[result.index] = result
         while not self.held and self.next in self.done:
             self._say(self.done[self.next].text)
             self.next += 1
 
     def release(self) -> None:
-        """Prints what waits."""
+        """Print what waits."""
         for index in sorted(self.done):
             if index >= self.next:
                 self._say(self.done[index].text)
         print()
 
     def interrupted(self) -> None:
-        """Prints what waits, and what will not change of texts that are not finished."""
+        """Print what waits, and what will not change of texts that are not finished."""
         if self.last is not None:
             assert self.last.final is not None
             for row, (_, index) in enumerate(self.job.row_keys):
@@ -88,7 +88,7 @@ def recording(
     film: Path | None = None,
     trace: Path | None = None,
 ) -> Iterator[list[Watcher]]:
-    """Watchers that write the film and the trace; an interruption leaves what there was till then.
+    """Yield watchers that write a film and a trace, also of a generation that is interrupted.
 
     Args:
         model: the model that generates.
@@ -117,7 +117,7 @@ def _title(task: Mapping[str, Any]) -> str:
 
 
 def _facts(model: TextDiffusion, name: str, task: Mapping[str, Any]) -> dict[str, str]:
-    """What the film says about its making: the model, and what was asked of it."""
+    """Return what the film says about its making: the model and the options."""
     asked = {key: value for key, value in task.items() if value not in (None, (), [], "")}
     settings = {"rule": model.defaults.rule, "steps": model.defaults.max_denoising_steps, **asked}
     hidden = ["prompts", "batch_size"]
@@ -128,7 +128,7 @@ def _facts(model: TextDiffusion, name: str, task: Mapping[str, Any]) -> dict[str
 
 
 def written(value: Any) -> str:
-    """A setting as the command line would have it."""
+    """Return a setting as it is written on the command line."""
     if isinstance(value, Mapping):
         value = [f"{name}={each}" for name, each in value.items()]
     return shlex.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
@@ -136,7 +136,7 @@ def written(value: Any) -> str:
 
 @contextmanager
 def live(console: Console, model: TextDiffusion, task: Mapping[str, Any]) -> Iterator[Watcher]:
-    """Shows rows in a terminal while they are denoised; nothing is left of it in the end.
+    """Show rows in a terminal while they are denoised; nothing is left of it in the end.
 
     Args:
         console: the terminal.
@@ -153,19 +153,19 @@ def live(console: Console, model: TextDiffusion, task: Mapping[str, Any]) -> Ite
 
 
 def can_animate(console: Console) -> bool:
-    """Whether a terminal can move its cursor, and has the characters that texts are made of."""
+    """Return whether a terminal can move its cursor and show all characters."""
     able = console.is_terminal and not console.is_dumb_terminal
     return able and not console.options.ascii_only
 
 
 def reader_of(model: TextDiffusion) -> Reader:
-    """What makes cells of a model's tokens."""
+    """Return the maker of cells for a model's tokens."""
     mask = model.family.process.vocabulary.mask_token_id
     return Reader(Pieces(model.tokenizer, [mask]), mask, model.tokenizer.eos_token_id)
 
 
 def watch_rows(console: Console, model: TextDiffusion, num_samples: int, seed: int) -> None:
-    """Shows samples from nothing while they are denoised, then prints them."""
+    """Show samples from nothing while they are denoised, then prints them."""
     texts = Texts(model, held=True)
     task = {"num_samples": num_samples, "seed": seed}
     with live(console, model, task) as view:

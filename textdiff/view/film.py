@@ -43,7 +43,7 @@ class Film(Watcher):
         self.given: list[set[int]] = []
 
     def begin(self, job: Job) -> None:
-        """Records what was given."""
+        """Record what was given."""
         self.steps.begin(job)
         starts = [given_of(prompt, self.reader.mask) for prompt in job.prompts]
         self.given = [given for _, given in starts]
@@ -57,16 +57,16 @@ class Film(Watcher):
         self.rows += self.begun
 
     def step(self, step: Step) -> None:
-        """Records what changed."""
+        """Record what changed."""
         for change in self.steps.split(step):
             self.begun[change.row]["frames"].append(self._frame(change))
 
     def finished(self, row: int, result: FinishedRow) -> None:
-        """Marks a row that was filmed to its end."""
+        """Mark a row that was filmed to its end."""
         self.begun[row]["finished"] = True
 
     def close(self) -> None:
-        """Writes the file."""
+        """Write the file."""
         data = {
             "kinds": list(KINDS),
             "facts": self.facts,
@@ -78,7 +78,7 @@ class Film(Watcher):
         self.path.write_text(page.replace("__FILM__", _script_safe(data)), encoding="utf-8")
 
     def _frame(self, change: RowStep) -> dict[str, Any]:
-        """What a step changed: cells, news with their figures, and what was lost.
+        """Return the changes of a step: cells, new tokens with their figures, and masked ones.
 
         Confidences are in thousandths, entropies in hundredths of a nat; -1 is unknown.
         """
@@ -99,7 +99,7 @@ class Film(Watcher):
         return frame
 
     def _changes(self, row: int, cells: Sequence[Cell]) -> list[int]:
-        """Position, string and kind of each cell that is not what was shown before."""
+        """Return position, string and kind of each cell that has changed."""
         before, self.shown[row] = self.shown[row], list(cells)
         numbers: list[int] = []
         for at, cell in enumerate(cells):
@@ -114,7 +114,7 @@ def _whole(value: float, parts: int) -> int:
 
 
 def _script_safe(data: dict[str, Any]) -> str:
-    """JSON that cannot end the script element that it stands in."""
+    """Return JSON that cannot end the script element around it."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

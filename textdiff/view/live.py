@@ -82,7 +82,7 @@ class LiveRows(Watcher):
         self.live.stop()
 
     def begin(self, job: Job) -> None:
-        """Shows the rows as they were given."""
+        """Show the rows as they were given."""
         self.steps.begin(job)
         self.calls_before, self.row_calls_before = self.calls, self.row_calls
         self.tokens_before = self._tokens()
@@ -93,7 +93,7 @@ class LiveRows(Watcher):
         ]
 
     def step(self, step: Step) -> None:
-        """Shows what changed; waits where the model is faster than the eye."""
+        """Show what changed; waits where the model is faster than the eye."""
         self.calls = self.calls_before + step.calls
         self.row_calls = self.row_calls_before + step.rows
         for change in self.steps.split(step):
@@ -110,12 +110,12 @@ class LiveRows(Watcher):
         time.sleep(max(0.0, self.pause - (time.monotonic() - now)))
 
     def finished(self, row: int, result: FinishedRow) -> None:
-        """A row that is done gives its place to others."""
+        """Note a row that is done, which gives its place to others."""
         self.rows[row].done = True
         self.finished_rows += 1
 
     def picture(self) -> Group:
-        """All that is on the screen: rows, and a line of figures below."""
+        """Return the whole picture: rows, and a line of figures below."""
         width, height = self.console.width, self.console.height - 2
         several = len(self.rows) > 1
         room = max(1, height // (_LEAST + 1)) if several else 1
@@ -131,7 +131,7 @@ class LiveRows(Watcher):
         return Group(*lines, self.figures(width - ECHO))
 
     def figures(self, width: int) -> Text:
-        """The status line."""
+        """Return the status line."""
         parts = [f"call {self.calls}", f"{self._tokens() / max(1, self.row_calls):.1f} tokens/call"]
         if self.total > 1:
             parts.insert(1, f"{self.finished_rows}/{self.total} done")
@@ -153,7 +153,7 @@ class LiveRows(Watcher):
         return self.reader.cells(change.ids, change.draft, row.given, fresh, lost)
 
     def _busy(self, row: Shown) -> int:
-        """The first position that is still to be filled; where all are written anew, the first."""
+        """Return the first position that may still change."""
         ids = row.prompt if row.change is None else row.change.ids
         open_positions = (at for at, token in enumerate(ids) if token == self.reader.mask)
         otherwise = row.change.final if row.change and not row.masks else len(ids) - 1
@@ -190,12 +190,12 @@ class Line:
     width: int = 0
 
     def add(self, part: tuple[str, Kind, int]) -> None:
-        """Appends a character."""
+        """Append a character."""
         self.parts.append(part)
         self.width += cell_len(part[0])
 
     def text(self) -> Text:
-        """With its styles."""
+        """Return the line with its styles."""
         shown = Text(no_wrap=True)
         for character, kind, _ in self.parts:
             shown.append(character, STYLES[kind])
@@ -203,7 +203,7 @@ class Line:
 
 
 def lay_out(cells: Sequence[Cell], width: int) -> list[Line]:
-    """The lines of a row; a word that does not fit begins the next one."""
+    """Return the lines of a row; a word that does not fit begins the next one."""
     lines = [Line()]
     for position, cell in enumerate(cells):
         for character in cell.text:
@@ -217,7 +217,7 @@ def lay_out(cells: Sequence[Cell], width: int) -> list[Line]:
 
 
 def _break(line: Line, coming: str) -> Line:
-    """Takes the unfinished word from a full line, unless it is the whole of it."""
+    """Take the unfinished word from a full line, unless it is the whole of it."""
     rest = Line()
     if coming == " ":
         return rest
@@ -233,7 +233,7 @@ def _break(line: Line, coming: str) -> Line:
 
 
 def visible_lines(lines: list[Line], height: int, busy: int) -> list[Line]:
-    """As many lines as there is room for, so that what is being written can be seen.
+    """Return as many lines as fit, around those that are being written.
 
     Args:
         lines: all lines.

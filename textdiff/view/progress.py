@@ -1,4 +1,4 @@
-"""The screen: one console, one progress bar, and libraries that keep quiet."""
+"""Progress on a terminal: bars that an interruption clears, and quiet libraries."""
 
 import functools
 import json
@@ -10,25 +10,65 @@ from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
-from rich.progress import Progress
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 _SECONDS_BETWEEN_LINES = 30.0
 
 
 def make_console() -> Any:
-    """A rich console on standard output."""
-    from rich.console import Console
-
+    """Return a rich console on standard output."""
     return Console()
 
 
 def print_json(record: Any, indent: int = 2) -> None:
-    """Prints an object as JSON in ASCII, which no terminal, pipe or shell changes."""
+    """Print an object as JSON in ASCII, which no terminal, pipe or shell changes."""
     print(json.dumps(record, indent=indent))
 
 
-class ProgressBar:
-    """A progress bar on standard error while entered; silent where that is no terminal.
+class _StderrBar:
+    """Bar on standard error while entered; where that is not a terminal, lines if anything.
+
+    Args:
+        *columns: of the bar; rich's own where there are none.
+        shown: False for processes that have nothing to say.
+    """
+
+    def __init__(self, *columns: ProgressColumn, shown: bool = True):
+        console = Console(stderr=True)
+        self.plain = shown and not console.is_terminal
+        silent = not shown or self.plain
+        self.bar = unfailing(Bars(*columns, console=console, disable=silent, transient=True))
+        self.printed = time.monotonic()
+
+    def __enter__(self) -> Callable[..., None]:
+        self.bar.start()
+        return self._show
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def _show(self, *figures: Any) -> None:
+        raise NotImplementedError
+
+    def _waited(self) -> bool:
+        return time.monotonic() - self.printed > _SECONDS_BETWEEN_LINES
+
+    def _print(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+        self.printed = time.monotonic()
+
+
+class ProgressBar(_StderrBar):
+    """Bar that is told (done, total); silent where standard error is not a terminal.
 
     Args:
         title: what progresses.
@@ -36,27 +76,19 @@ class ProgressBar:
     """
 
     def __init__(self, title: str, shown: bool = True):
-        from rich.console import Console
-
-        console = Console(stderr=True)
-        silent = not (shown and console.is_terminal)
-        self.bar = unfailing(Bars(console=console, disable=silent, transient=True))
+        super().__init__(shown=shown)
         self.task = self.bar.add_task(title, total=None)
 
-    def __enter__(self) -> Callable[[int, int], None]:
-        self.bar.start()
-        return lambda done, total: self.bar.update(self.task, completed=done, total=total)
-
     def rename(self, title: str) -> None:
-        """Something else progresses now."""
+        """Change the title."""
         self.bar.update(self.task, description=title)
 
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
+    def _show(self, done: int, total: int) -> None:
+        self.bar.update(self.task, completed=done, total=total)
 
 
-class BatchBar:
-    """Rows and tokens per second of a job, on standard error while entered.
+class BatchBar(_StderrBar):
+    """Rows and tokens per second of a job, told (rows done, new tokens).
 
     A terminal gets a bar; anything else a line every half minute.
 
@@ -67,53 +99,29 @@ class BatchBar:
     """
 
     def __init__(self, title: str, rows: int, shown: bool):
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        console = Console(stderr=True)
-        self.title, self.rows = title, rows
-        self.plain = shown and not console.is_terminal
-        bar = Bars(
+        super().__init__(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("rows  {task.fields[speed]}"),
             TimeRemainingColumn(),
-            console=console,
-            disable=not shown or self.plain,
-            transient=True,
+            shown=shown,
         )
-        self.bar = unfailing(bar)
-        self.tokens = 0
+        self.title, self.rows, self.tokens = title, rows, 0
+        self.task = self.bar.add_task(title, total=rows, speed="")
+        self.began = time.monotonic()
 
-    def __enter__(self) -> Callable[[int, int], None]:
-        self.began = self.said = time.monotonic()
-        self.task = self.bar.add_task(self.title, total=self.rows, speed="")
-        self.bar.start()
-        return self._tell
-
-    def __exit__(self, *error: object) -> None:
-        self.bar.stop()
-
-    def _tell(self, done: int, tokens: int) -> None:
-        """So many rows are done; the last one brought so many tokens."""
+    def _show(self, done: int, tokens: int) -> None:
         self.tokens += tokens
-        now = time.monotonic()
-        speed = f"{self.tokens / max(1e-3, now - self.began):,.0f} tokens/s" if self.tokens else ""
+        seconds = max(1e-3, time.monotonic() - self.began)
+        speed = f"{self.tokens / seconds:,.0f} tokens/s" if self.tokens else ""
         self.bar.update(self.task, completed=done, speed=speed)
-        if self.plain and now - self.said > _SECONDS_BETWEEN_LINES:
-            line = f"{self.title}: {done} of {self.rows} rows, {speed}"
-            print(line.removesuffix(", "), file=sys.stderr, flush=True)
-            self.said = now
+        if self.plain and self._waited():
+            self._print(f"{self.title}: {done} of {self.rows} rows, {speed}".removesuffix(", "))
 
 
-class PreparationView:
-    """What the preparation of a corpus is doing, on standard error while entered.
+class PreparationView(_StderrBar):
+    """Stages of a corpus's preparation, told (stage, done, total).
 
     A terminal gets a bar for each stage; anything else a line when a stage begins, one every half
     minute, and one when it is done.
@@ -123,43 +131,23 @@ class PreparationView:
     """
 
     def __init__(self, shown: bool = True):
-        from rich.console import Console
-        from rich.progress import (
-            BarColumn,
-            TaskProgressColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        console = Console(stderr=True)
-        self.plain = shown and not console.is_terminal
-        bar = Bars(
+        super().__init__(
             TextColumn("{task.description}"),
             BarColumn(),
             TaskProgressColumn(),
             TextColumn("{task.fields[amount]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
-            console=console,
-            disable=not shown or self.plain,
-            transient=True,
+            shown=shown,
         )
-        self.bar = unfailing(bar)
-        self.stage = ""
-        self.amount = ""
-        self.said = 0.0
-
-    def __enter__(self) -> Callable[[str, int, int | None], None]:
-        self.bar.start()
-        return self._tell
+        self.stage = self.amount = ""
 
     def __exit__(self, *error: object) -> None:
         self.bar.stop()
         if error[0] is None:
             self._finish()
 
-    def _tell(self, stage: str, done: int, total: int | None) -> None:
+    def _show(self, stage: str, done: int, total: int | None) -> None:
         fresh = stage != self.stage
         if fresh:
             self._finish()
@@ -167,24 +155,20 @@ class PreparationView:
         self.stage = stage
         self.amount = f"{done / 1e6:,.1f}" + (f" of {total / 1e6:,.1f} M" if total else " M")
         self.bar.update(self.task, completed=done, total=total, amount=self.amount)
-        if self.plain and (fresh or time.monotonic() - self.said > _SECONDS_BETWEEN_LINES):
-            self._say(f"{stage}: {self.amount}")
+        if self.plain and (fresh or self._waited()):
+            self._print(f"{stage}: {self.amount}")
 
     def _finish(self) -> None:
         if not self.stage:
             return
         if self.plain:
-            self._say(f"{self.stage}: {self.amount}, done")
+            self._print(f"{self.stage}: {self.amount}, done")
         self.bar.update(self.task, total=1, completed=1)
         self.bar.stop_task(self.task)
 
-    def _say(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-        self.said = time.monotonic()
-
 
 def quiet_libraries() -> None:
-    """One voice on the screen: the libraries' own bars and warnings are off."""
+    """Turn the libraries' own bars and warnings off."""
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     # `datasets` reads these where a corpus needs it; for a text and a model it is not imported.
@@ -211,7 +195,7 @@ class Bars(Progress):
     """
 
     def get_renderable(self) -> RenderableType:
-        """The bars, with room behind them."""
+        """Return the bars, with room behind them."""
         return _Shortened(super().get_renderable())
 
 
@@ -230,7 +214,7 @@ T = TypeVar("T")
 
 
 def unfailing(view: T) -> T:
-    """The same view, whose methods raise no errors: after the first one they do nothing.
+    """Return the same view, whose methods raise no errors: after the first one they do nothing.
 
     Args:
         view: a progress bar, a reporter, a watcher: something whose results nobody needs.
@@ -244,8 +228,8 @@ class _Unfailing:
         self._failed = False
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._view, name)
-        return self._guarded(found) if callable(found) else found
+        attribute = getattr(self._view, name)
+        return self._guarded(attribute) if callable(attribute) else attribute
 
     def __enter__(self) -> "_Unfailing":
         self._guarded(self._view.__enter__)()

@@ -44,7 +44,7 @@ class RowStep:
 
 @dataclass
 class RowSteps:
-    """Takes the steps of jobs apart.
+    """Splitter of a job's steps into those of its rows.
 
     Attributes:
         mask: id of the mask token.
@@ -57,12 +57,12 @@ class RowSteps:
     lost: list[set[int]] = field(default_factory=list)
 
     def begin(self, job: Job) -> None:
-        """Turns to another job."""
+        """Turn to another job."""
         self.numbers = [0] * len(job.prompts)
         self.lost = [set() for _ in job.prompts]
 
     def split(self, step: Step) -> Iterator[RowStep]:
-        """The rows that got a token, in the job's order.
+        """Yield the rows that got a token, in the job's order.
 
         A call for other rows can mask tokens of a row again; it sees them with its own next call,
         as it does alone.
@@ -74,17 +74,17 @@ class RowSteps:
         confidence, entropy = (_known(x, rows) for x in (step.confidence, step.entropy))
         dependence = step.dependence
         for row in sorted(set(rows.tolist())):
-            mine = rows == row
+            own = rows == row
             end = int(step.ends[row])
             ids = step.canvas[row, :end].tolist()
-            here = positions[mine].tolist()
+            here = positions[own].tolist()
             new = [at for at in here if ids[at] != self.mask]
             self.lost[row] = (self.lost[row] | set(here)) - set(new)
             if not new:
                 continue
             lost, self.lost[row] = self.lost[row], set()
-            sure = dict(zip(here, confidence[mine].tolist(), strict=True))
-            nats = dict(zip(here, entropy[mine].tolist(), strict=True))
+            sure = dict(zip(here, confidence[own].tolist(), strict=True))
+            nats = dict(zip(here, entropy[own].tolist(), strict=True))
             self.numbers[row] += 1
             yield RowStep(
                 row=row,
@@ -101,13 +101,13 @@ class RowSteps:
 
 
 def given_of(prompt: Sequence[int | None], mask: int) -> tuple[list[int], set[int]]:
-    """What is given of a row: its tokens with masks at open places, and which places are given."""
+    """Return a prompt's tokens, with masks where text is generated, and its fixed positions."""
     given = {at for at, token in enumerate(prompt) if token is not None}
     return [mask if token is None else token for token in prompt], given
 
 
 def _known(values: Tensor | None, rows: Tensor) -> Tensor:
-    """Values of the changed positions, NaN where nobody asked for them."""
+    """Return values of the changed positions, NaN where they were not asked for."""
     if values is not None:
         return values
     return torch.full(rows.shape, math.nan, dtype=torch.float64)

@@ -36,25 +36,25 @@ class Trace(Watcher):
         self.written = 0
 
     def begin(self, job: Job) -> None:
-        """Makes room for the rows."""
+        """Make room for the rows."""
         self.steps.begin(job)
         self.keys = job.row_keys
         self.lines, self.done, self.written = [[] for _ in self.keys], set(), 0
 
     def step(self, step: Step) -> None:
-        """Notes what changed."""
+        """Note what changed."""
         for change in self.steps.split(step):
             self.lines[change.row] += self._lines(change)
 
     def finished(self, row: int, result: FinishedRow) -> None:
-        """Writes the rows whose turn it is."""
+        """Write the rows whose turn it is."""
         self.done.add(row)
         while self.written in self.done:
             self._write()
         self.file.flush()
 
     def close(self) -> None:
-        """Writes rows that were not finished, as far as they came."""
+        """Write rows that were not finished, as far as they came."""
         while self.written < len(self.lines):
             self._write()
         self.file.flush()
@@ -77,5 +77,5 @@ class Trace(Watcher):
 
 
 def _figure(value: float) -> float | None:
-    """Six significant digits, more than float32 keeps from batch to batch; null for unknown."""
+    """Return six significant digits, all that float32 keeps between batches; null: unknown."""
     return None if math.isnan(value) else float(f"{value:.6g}")

@@ -19,7 +19,7 @@ from textdiff.view.progress import Bars, unfailing
 
 
 def describe_bound(bound: Bound) -> str:
-    """A bound in one line: perplexity, bits/byte and nats/token, each with its standard error."""
+    """Return a bound in one line: perplexity, bits/byte and nats/token, with standard errors."""
     sign = "≤" if bound.is_bound else "≈"
     per_byte = ""
     if bound.bits_per_byte is not None:
@@ -39,12 +39,12 @@ def describe_bound(bound: Bound) -> str:
 
 
 def figure(value: float) -> str:
-    """A perplexity for people: three decimals, or three digits where it is huge."""
+    """Return a perplexity for people: three decimals, or three digits where it is huge."""
     return f"{value:.3f}" if value < 1e7 else f"{value:.3g}"
 
 
 def in_blocks(block_size: int | None) -> str:
-    """A block size in words."""
+    """Return a block size in words."""
     return "over the whole sequence" if block_size is None else f"in blocks of {block_size}"
 
 
@@ -141,7 +141,7 @@ class LiveView(PlainView):
         self.close()
 
     def close(self) -> None:
-        """Leaves the terminal as it was."""
+        """Leave the terminal as it was."""
         self.progress.stop()
 
     def _figures(self) -> None:
@@ -156,5 +156,5 @@ class LiveView(PlainView):
 
 
 def training_view(console: Console) -> PlainView:
-    """The view that suits where the output goes."""
+    """Return the view that suits where the output goes."""
     return LiveView(console) if console.is_terminal else PlainView(console)
