@@ -51,25 +51,23 @@ Every verb explains itself with --help.
 """
 
 
-def _typed(function: Callable[..., int], prog: str) -> Callable[[Sequence[str]], int]:
-    """Return a verb whose options are the parameters of a function."""
-    return lambda words: parse(function, prog, words)()
-
-
-VERBS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
+VERBS: dict[tuple[str, ...], Callable[..., int]] = {
     ("train",): train,
-    ("perplexity",): _typed(perplexity, "textdiff perplexity"),
-    ("compare",): _typed(compare, "textdiff compare"),
-    ("evaluate",): _typed(evaluate, "textdiff evaluate"),
-    ("generate",): _typed(generate, "textdiff generate"),
-    ("play",): _typed(play, "textdiff play"),
+    ("perplexity",): perplexity,
+    ("compare",): compare,
+    ("evaluate",): evaluate,
+    ("generate",): generate,
+    ("play",): play,
     ("data", "prepare"): prepare_data,
     ("data", "inspect"): inspect_data,
-    ("tokenizer", "train"): _typed(train_tokenizer, "textdiff tokenizer train"),
+    ("tokenizer", "train"): train_tokenizer,
     ("config", "show"): show_config,
     ("estimate",): estimate,
-    ("doctor",): _typed(doctor, "textdiff doctor"),
+    ("doctor",): doctor,
 }
+
+_READ_CONFIGS = {train, prepare_data, inspect_data, show_config, estimate}
+"""Verbs that take their command line as it is: its flags are those of a config."""
 
 _WRITES_FILES = {("train",), ("data", "prepare"), ("tokenizer", "train")}
 """Verbs whose result is not what they print."""
@@ -156,7 +154,10 @@ def _dispatch(words: list[str]) -> int:
     for length in (2, 1):
         verb = tuple(words[:length])
         if verb in VERBS:
-            return VERBS[verb](words[length:])
+            function, rest = VERBS[verb], words[length:]
+            if function in _READ_CONFIGS:
+                return function(rest)
+            return parse(function, f"textdiff {' '.join(verb)}", rest)()
     names = [" ".join(verb) for verb in VERBS]
     near = difflib.get_close_matches(" ".join(words[:2]), names, n=1, cutoff=0.4)
     near = near or difflib.get_close_matches(words[0], names, n=1, cutoff=0.4)

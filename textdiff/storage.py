@@ -62,7 +62,8 @@ def whole_folder(target: Path, rescue: str) -> Iterator[Path]:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(scratch, ignore_errors=True)
         reason = getattr(error, "strerror", None) or first_line(error)
-        raise CheckpointError(f"cannot write {target}: {reason}; {rescue}") from error
+        message = f"cannot write {target}: {reason}; {rescue}"
+        raise CheckpointError(message, code="cannot_write") from error
 
 
 @contextmanager
@@ -89,7 +90,8 @@ def writing(directory: Path, rescue: Callable[[], str]) -> Iterator[None]:
         if not _refused(error):
             raise
         place = error.filename or f"in {directory}"
-        raise CheckpointError(f"cannot write {place}: {error.strerror}; {rescue()}") from error
+        message = f"cannot write {place}: {error.strerror}; {rescue()}"
+        raise CheckpointError(message, code="cannot_write") from error
     finally:
         threading.excepthook = before
 

@@ -15,11 +15,8 @@ from textdiff.errors import CheckpointError, ConfigError, first_line
 from textdiff.models import TextDiffusionConfig, TextDiffusionModel
 from textdiff.storage import refuse_pointers
 
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
+DTYPES: dict[str, torch.dtype] = {
+    n: getattr(torch, n) for n in ("float32", "float64", "bfloat16", "float16")
 }
 
 
@@ -31,7 +28,8 @@ def find_dtype(name: str | torch.dtype) -> torch.dtype:
     """
     dtype = DTYPES.get(str(name).removeprefix("torch."))
     if dtype is None:
-        raise ConfigError(f"dtype {str(name)!r}: give one of {', '.join(DTYPES)}")
+        message = f"dtype {str(name)!r}: give one of {', '.join(DTYPES)}"
+        raise ConfigError(message, code="unknown_dtype")
     return dtype
 
 
@@ -45,9 +43,10 @@ def find_device(name: str | torch.device | None) -> torch.device:
         device = torch.device(name or default_device())
         torch.empty(0, device=device)
     except Exception as error:
-        raise ConfigError(f"device {name}: {first_line(error)}") from None
+        raise ConfigError(f"device {name}: {first_line(error)}", code="unknown_device") from None
     if device.type == "meta":
-        raise ConfigError("device meta holds shapes without numbers; choose cpu or cuda")
+        message = "device meta holds shapes without numbers; choose cpu or cuda"
+        raise ConfigError(message, code="unknown_device")
     return device
 
 

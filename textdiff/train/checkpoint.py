@@ -65,9 +65,7 @@ class Checkpoint:
         Raises:
             CheckpointError: it is missing, damaged, or from another version.
         """
-        problem = damage(path)
-        if problem:
-            raise CheckpointError(f"checkpoint {path} cannot be used: {problem}")
+        refuse_damaged(path)
         return cls.read(path)
 
     @classmethod
@@ -83,7 +81,8 @@ class Checkpoint:
         except UnpicklingError:
             raise CheckpointError(
                 f"{path / 'optimizer.pt'} holds more than tensors and was not loaded; textdiff "
-                "did not write it"
+                "did not write it",
+                code="more_than_tensors",
             ) from None
         model, ema = (load_file(path / f"{name}.safetensors") for name in ("model", "ema"))
         return cls(model, ema, optimizers, state)
@@ -122,6 +121,17 @@ def newest_usable(root: Path, report: Callable[[str], None]) -> Path | None:
     return None
 
 
+def refuse_damaged(path: Path) -> None:
+    """Refuse a checkpoint that is damaged.
+
+    Raises:
+        CheckpointError: it is, or another version of textdiff wrote it.
+    """
+    problem = damage(path)
+    if problem is not None:
+        raise CheckpointError(f"checkpoint {path} cannot be used: {problem}", code="damaged")
+
+
 def damage(path: Path) -> str | None:
     """Return a checkpoint's damage in words, or None.
 
@@ -151,7 +161,8 @@ def _check_format(path: Path, written: int, version: str) -> None:
     if written > FORMAT:
         raise CheckpointError(
             f"checkpoint {path} was written by textdiff {version} in format {written}, this "
-            f"textdiff {textdiff.__version__} reads format {FORMAT}; update textdiff"
+            f"textdiff {textdiff.__version__} reads format {FORMAT}; update textdiff",
+            code="newer_format",
         )
     if written < FORMAT:
         raise CheckpointError(

@@ -73,7 +73,8 @@ def refuse_others(directory: Path) -> None:
         listed = ", ".join(others[:SHOWN]) + (", …" if len(others) > SHOWN else "")
         raise ConfigError(
             f"run.dir {directory} holds files that are not a run's ({listed}); name a new or empty "
-            f"folder, such as runs/NAME"
+            f"folder, such as runs/NAME",
+            code="foreign_files",
         )
 
 
@@ -104,7 +105,8 @@ def _set_aside(directory: Path, report: Callable[[str], None]) -> bool:
     if Path.cwd().is_relative_to(place.resolve()):
         raise ConfigError(
             f"--resume never would move the earlier run in {directory} aside, and that is the "
-            "current folder; change to another folder, or choose another run.dir"
+            "current folder; change to another folder, or choose another run.dir",
+            code="current_folder",
         )
     number = 1
     while (aside := place.with_name(f"{place.name}.old-{number}")).exists():

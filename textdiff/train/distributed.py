@@ -51,7 +51,8 @@ def check_engine(accelerator: Accelerator) -> None:
     if kind in reasons:
         raise ConfigError(
             f"{reasons[kind]}; launch with configs/accelerate/fsdp2.yaml, or with zero2.yaml or "
-            "zero3.yaml beside it, which shard the same state through FSDP2"
+            "zero3.yaml beside it, which shard the same state through FSDP2",
+            code="unsupported_engine",
         )
 
 

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,29 +10,8 @@ from textdiff.likelihood.bound import finite
 from textdiff.storage import whole_file
 from textdiff.train.ranges import RangeChoice
 
-
-@dataclass(frozen=True)
-class StepReport:
-    """One logged step.
-
-    Attributes:
-        step: optimizer steps done.
-        steps: optimizer steps in all.
-        loss: training loss since the last report, nats per token: with the weights, over the mask
-            rates and in the block sizes of training, so in general no bound.
-        learning_rate: of AdamW.
-        grad_norm: gradient norm of the last step before clipping.
-        tokens: training tokens seen.
-        tokens_per_second: since the last report.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    learning_rate: float
-    grad_norm: float
-    tokens: int
-    tokens_per_second: float
+Bounds = Mapping[int | None, Bound]
+Choices = Mapping[int | None, RangeChoice]
 
 
 class Reporter:
@@ -48,20 +26,21 @@ class Reporter:
     def stepped(self, step: int) -> None:
         """Receive the number of an optimizer step that was issued."""
 
-    def logged(self, report: StepReport) -> None:
-        """Receive the figures of a logged step."""
+    def logged(self, step: int, values: Mapping[str, float]) -> None:
+        """Receive what is logged of a step.
+
+        Args:
+            step: optimizer steps done.
+            values: `loss`, `learning_rate`, `grad_norm`, `tokens` and `tokens_per_second`. The loss
+                is that of training since the last time, nats per token: with the weights, over the
+                mask rates and in the block sizes of training, so in general not a bound.
+        """
 
     def evaluating(self, done: int, total: int) -> None:
         """Receive how many windows the validation bound has scored."""
 
-    def evaluated(self, step: int, bound: Bound) -> None:
-        """Receive a validation bound."""
-
-    def also_evaluated(self, step: int, block_size: int | None, bound: Bound) -> None:
-        """Receive the bound in another of the trained block sizes, before `evaluated`."""
-
-    def range_found(self, step: int, block_size: int | None, choice: RangeChoice) -> None:
-        """Receive the mask rates chosen for a block size, before `evaluated`."""
+    def evaluated(self, step: int, bounds: Bounds, choices: Choices) -> None:
+        """Receive validation bounds by block size, the default first, and searched mask rates."""
 
     def sampled(self, step: int, texts: list[str]) -> None:
         """Receive samples."""
@@ -70,9 +49,7 @@ class Reporter:
         """Learn that training is over."""
 
 
-def evaluation_values(
-    bounds: Mapping[int | None, Bound], choices: Mapping[int | None, RangeChoice]
-) -> dict[str, Any]:
+def evaluation_values(bounds: Bounds, choices: Choices) -> dict[str, Any]:
     """Return the values of an evaluation; block sizes after the first add a suffix to names.
 
     Args:

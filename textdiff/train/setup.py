@@ -71,18 +71,13 @@ def architecture(config: Config, vocabulary: int, **special_ids: Any) -> TextDif
         **special_ids: the tokenizer's special ids, by their names in the configuration.
     """
     network = config.model
+    names = ("hidden_size", "mlp", "norm", "qk_norm", "dropout", "adaln", "time_conditioning")
     built = TextDiffusionConfig(
         vocab_size=vocabulary,
-        hidden_size=network.hidden_size,
         num_hidden_layers=network.num_layers,
         num_attention_heads=network.num_heads,
         max_position_embeddings=config.data.sequence_length,
-        mlp=network.mlp,
-        norm=network.norm,
-        qk_norm=network.qk_norm,
-        dropout=network.dropout,
-        adaln=network.adaln,
-        time_conditioning=network.time_conditioning,
+        **{name: getattr(network, name) for name in names},
         diffusion={
             **config.diffusion.model_dump(
                 mode="json", include={"process", "schedule", "objective", "block_size", "timesteps"}
@@ -215,7 +210,8 @@ def _validated(before: dict[str, Any], directory: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"the run in {directory} has a config that this textdiff does not know "
             f"({'.'.join(map(str, first['loc']))}: {first['msg']}); continue it with the version "
-            "that wrote it, or start over with --resume never"
+            "that wrote it, or start over with --resume never",
+            code="unknown_config",
         ) from None
 
 

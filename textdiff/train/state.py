@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from textdiff.config import Config
 from textdiff.data import Corpus
 from textdiff.diffusion.family import Family
-from textdiff.errors import CheckpointError
 from textdiff.export.card import write_export
 from textdiff.export.loading import family_of
 from textdiff.likelihood import Bound
@@ -20,7 +19,7 @@ from textdiff.models import TextDiffusionModel
 from textdiff.pipeline import TextDiffusion
 from textdiff.storage import sweep
 from textdiff.train.batches import TrainingBatches
-from textdiff.train.checkpoint import Checkpoint, damage, newest_usable, rescue
+from textdiff.train.checkpoint import Checkpoint, newest_usable, refuse_damaged, rescue
 from textdiff.train.distributed import (
     gather,
     is_sharded,
@@ -163,9 +162,7 @@ class RunState:
         if resume == "auto":
             return newest_usable(root, report)
         path = Path(resume)
-        problem = damage(path)
-        if problem is not None:
-            raise CheckpointError(f"checkpoint {path} cannot be used: {problem}", code="damaged")
+        refuse_damaged(path)
         return path
 
     def _restore(self, checkpoint: Checkpoint) -> None:

@@ -35,7 +35,7 @@ from textdiff.train.optim import (
     lr_multiplier,
     set_learning_rate,
 )
-from textdiff.train.reporter import MetricsFile, Reporter, StepReport, evaluation_values
+from textdiff.train.reporter import MetricsFile, Reporter, evaluation_values
 from textdiff.train.setup import build_model, write_facts
 from textdiff.train.signals import StopRequest
 from textdiff.train.state import Progress, RunState
@@ -213,19 +213,16 @@ class Trainer:
     def _log(self, losses: list[Tensor], norm: Tensor, rate: float, speed: float) -> None:
         progress = self.progress
         self._absorb(losses)
-        report = StepReport(
-            step=progress.step,
-            steps=self.config.train.steps,
-            loss=math.fsum(progress.losses) / len(progress.losses),
-            learning_rate=rate,
-            grad_norm=float(norm),
-            tokens=progress.tokens,
-            tokens_per_second=speed,
-        )
+        values = {
+            "loss": math.fsum(progress.losses) / len(progress.losses),
+            "learning_rate": rate,
+            "grad_norm": float(norm),
+            "tokens": progress.tokens,
+            "tokens_per_second": speed,
+        }
         progress.losses = []
-        values = {k: v for k, v in vars(report).items() if k not in ("step", "steps")}
         self._record(values)
-        self.reporter.logged(report)
+        self.reporter.logged(progress.step, values)
 
     def _record(self, values: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
@@ -237,18 +234,14 @@ class Trainer:
 
         Where mask rates are searched, training continues with the best ones.
         """
-        step, sizes = self.progress.step, self.config.diffusion.block_sizes
+        step = self.progress.step
         with self.state.averaged():
             bounds, choices = self.validation.measure(self.batches, step)
-        bound = bounds[sizes[0]]
+        bound = next(iter(bounds.values()))  # of the default block size
         self.state.bound, self.progress.bound_step = bound, step
         self.batches.ranges |= {size: choice.range for size, choice in choices.items()}
         self._record(evaluation_values(bounds, choices))
-        for size, choice in choices.items():
-            self.reporter.range_found(step, size, choice)
-        for size in sizes[1:]:
-            self.reporter.also_evaluated(step, size, bounds[size])
-        self.reporter.evaluated(step, bound)
+        self.reporter.evaluated(step, bounds, choices)
         if bound.lossy and not self.noted_lossy:
             self.noted_lossy = True
             self.reporter.message(f"this is NOT a bound: {bound.note}")
