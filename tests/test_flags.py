@@ -9,7 +9,7 @@ import pytest
 from pydantic import Field
 
 from textdiff.cli import main
-from textdiff.commands.flags import parse
+from textdiff.commands.flags import parse_verb
 from textdiff.errors import ConfigError
 from textdiff.section import Section
 
@@ -34,7 +34,7 @@ def verb(
 
 def refusal(*words: str) -> ConfigError:
     with pytest.raises(ConfigError) as error:
-        parse(verb, "textdiff verb", words)
+        parse_verb(verb, "textdiff verb", words)
     assert "\n" not in str(error.value)
     return error.value
 
@@ -88,7 +88,7 @@ def test_a_narrow_terminal_changes_no_word(monkeypatch):
 
 def test_arguments_and_options_come_in_any_order():
     for words in (["--steps", "2", "m"], ["m", "--steps=2"], ["m", "--steps", "2", "--kind=muon"]):
-        assert parse(verb, "textdiff verb", words)() == 3
+        assert parse_verb(verb, "textdiff verb", words)() == 3
 
 
 def test_values_may_begin_with_a_minus():
@@ -96,7 +96,7 @@ def test_values_may_begin_with_a_minus():
         """A verb."""
         return pair, suffix
 
-    read = parse(verb, "textdiff verb", ["--pair", "-1", "-.5", "--suffix=-x"])
+    read = parse_verb(verb, "textdiff verb", ["--pair", "-1", "-.5", "--suffix=-x"])
     assert read() == ((-1.0, -0.5), "-x")
 
 
@@ -109,11 +109,11 @@ def test_a_section_is_a_group_of_options():
         """A verb."""
         return group
 
-    read = parse(verb, "textdiff verb", ["m", "--top-p", "0.5"])
+    read = parse_verb(verb, "textdiff verb", ["m", "--top-p", "0.5"])
     assert read().model_dump(exclude_unset=True) == {"top_p": 0.5}
     for words, code in ((["--top_p", "2"], "less_than_equal"), (["--top-p", "x"], "float_parsing")):
         with pytest.raises(ConfigError, match=r"^--top-p") as error:
-            parse(verb, "textdiff verb", ["m", *words])
+            parse_verb(verb, "textdiff verb", ["m", *words])
         assert error.value.code == code
 
 
@@ -122,7 +122,7 @@ def test_what_a_verb_says_while_it_runs_is_not_taken_for_a_refusal(capsys):
         print("at once", file=sys.stderr)
         raise SystemExit(7)
 
-    call = parse(loud, "textdiff loud", [])
+    call = parse_verb(loud, "textdiff loud", [])
     assert capsys.readouterr().err == ""
     with pytest.raises(SystemExit) as stop:
         call()
@@ -132,7 +132,7 @@ def test_what_a_verb_says_while_it_runs_is_not_taken_for_a_refusal(capsys):
 
 def test_help_has_a_line_for_every_option(capsys):
     with pytest.raises(SystemExit) as stop:
-        parse(verb, "textdiff verb", ["--help"])
+        parse_verb(verb, "textdiff verb", ["--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     assert "--temperature FLOAT" in shown
@@ -184,12 +184,12 @@ def test_numbers_are_finite_and_paths_have_no_tilde(tmp_path, monkeypatch):
         """A verb."""
         return state, group.film
 
-    ran = parse(verb, "textdiff verb", ["--state=~/a", "--film", "~/b"])
+    ran = parse_verb(verb, "textdiff verb", ["--state=~/a", "--film", "~/b"])
     assert ran() == (tmp_path / "a", tmp_path / "b")
     for words in (["--eps", "inf"], ["--top-p", "nan"], ["--pair", "1", "inf"]):
         with pytest.raises(ConfigError, match=f"^{words[0]} (inf|nan)") as error:
-            parse(verb, "textdiff verb", words)
+            parse_verb(verb, "textdiff verb", words)
         assert error.value.code == "finite_number"
     with pytest.raises(ConfigError) as error:
-        parse(verb, "textdiff verb", ["--film", "~nobody9/x"])
+        parse_verb(verb, "textdiff verb", ["--film", "~nobody9/x"])
     assert error.value.code == "unknown_user"

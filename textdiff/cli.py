@@ -17,7 +17,7 @@ from textdiff.commands.data import inspect_data, prepare_data
 from textdiff.commands.doctor import doctor
 from textdiff.commands.estimate import estimate
 from textdiff.commands.evaluate import evaluate
-from textdiff.commands.flags import parse
+from textdiff.commands.flags import parse_verb
 from textdiff.commands.generate import generate
 from textdiff.commands.interruption import Interruption, interruptible
 from textdiff.commands.perplexity import perplexity
@@ -126,9 +126,9 @@ def _refusal(error: OSError) -> str:
 def _leave_others(code: int) -> None:
     """End a process that shares its job with others, without taking the interpreter down.
 
-    Gloo's threads release the tensors of the last exchange whenever they get round to it, and need
-    the interpreter's lock for that. If the groups are destroyed before, by whoever holds that lock,
-    or the interpreter goes, the process hangs or aborts, and its launcher waits for it.
+    Gloo's threads release the tensors of the last exchange at a time of their own, and need the
+    interpreter's lock for that. If the groups are destroyed before, under that lock, or the
+    interpreter ends, the process hangs or aborts, and its launcher waits for it.
     """
     torch = sys.modules.get("torch.distributed")
     if torch is None or not (torch.is_available() and torch.is_initialized()):
@@ -157,7 +157,7 @@ def _dispatch(words: list[str]) -> int:
             function, rest = VERBS[verb], words[length:]
             if function in _READ_CONFIGS:
                 return function(rest)
-            return parse(function, f"textdiff {' '.join(verb)}", rest)()
+            return parse_verb(function, f"textdiff {' '.join(verb)}", rest)()
     names = [" ".join(verb) for verb in VERBS]
     near = difflib.get_close_matches(" ".join(words[:2]), names, n=1, cutoff=0.4)
     near = near or difflib.get_close_matches(words[0], names, n=1, cutoff=0.4)

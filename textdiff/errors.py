@@ -43,7 +43,8 @@ class LostProcessError(TextDiffError):
 
 def first_line(error: BaseException) -> str:
     """Return the first line of what another library's error says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".:")[:200] if lines else type(error).__name__
 
 
 def overflow_advice(dtype: object) -> str:

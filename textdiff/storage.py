@@ -1,6 +1,6 @@
-"""Files and folders on a disk: written whole or not at all, hashed, told from git-lfs pointers.
+"""Files and folders on a disk: written whole or not at all, hashed, no git-lfs pointers.
 
-What is written stands as `.partial-NAME` until it is whole and renamed; a folder that it replaces
+A file or folder is called `.partial-NAME` until it is whole and renamed; a folder that it replaces
 waits as `.old-NAME` until then. `sweep` removes what a kill left in between.
 """
 
@@ -68,7 +68,7 @@ def whole_folder(target: Path, rescue: str) -> Iterator[Path]:
 
 @contextmanager
 def writing(directory: Path, rescue: Callable[[], str]) -> Iterator[None]:
-    """Say where writing failed: an error of the system may not, and knows nothing of the rest.
+    """Report where writing failed, which an error of the system may leave out.
 
     Args:
         directory: where everything is written.

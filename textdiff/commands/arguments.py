@@ -46,7 +46,7 @@ def load_config(arguments: Sequence[str], prog: str, extra: str = "") -> "Config
         raise ConfigError(
             f"no config file given: {prog} CONFIG, for example configs/quickstart.yaml"
         )
-    # Files are named by whatever bytes they have; what a run writes about its config is UTF-8.
+    # File names may hold any bytes; what a run writes about its config is UTF-8.
     words = [given_text("the flag", word) for word in arguments[1:]]
     flags = [word for word in words if word not in ("-h", "--help")]
     command = f"{prog} {arguments[0]}"

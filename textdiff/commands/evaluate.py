@@ -16,7 +16,7 @@ from textdiff.commands.arguments import (
     ModelArgument,
     held_model,
 )
-from textdiff.commands.inputs import check_standard_input, given_texts
+from textdiff.commands.inputs import check_standard_input, read_documents
 from textdiff.commands.sampling import SamplingFlags
 from textdiff.errors import ConfigError, first_line
 from textdiff.view.progress import ProgressBar, print_json, quiet_libraries
@@ -90,7 +90,7 @@ class Material:
 
     def read(self, names: tuple[str, ...]) -> list[str] | None:
         """The documents of files; None where none are named."""
-        return list(given_texts(names, self.text_column)) if names else None
+        return list(read_documents(names, self.text_column)) if names else None
 
 
 STANDARD_OUTPUT = Path("-")

@@ -140,7 +140,7 @@ def _parser(
     return parser
 
 
-def parse(function: Callable[..., T], prog: str, words: Sequence[str]) -> Callable[[], T]:
+def parse_verb(function: Callable[..., T], prog: str, words: Sequence[str]) -> Callable[[], T]:
     """Return the call of a verb that a command line asks for.
 
     Args:

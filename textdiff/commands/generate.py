@@ -91,12 +91,12 @@ def _generate(
     json_output: bool,
 ) -> int:
     """Generates, and prints what is finished, also if the rest is interrupted or not recorded."""
-    from textdiff.view.display import Texts, can_animate, live, recording
+    from textdiff.view.display import TextPrinter, can_animate, live, recording
 
     console = make_console()
     animated = showing.watch and can_animate(console)
     recorded = showing.film is not None or showing.trace is not None
-    texts = Texts(held, held=animated or json_output, alone=not recorded)
+    texts = TextPrinter(held, held=animated or json_output, alone=not recorded)
     done, failure = None, None
     try:
         with ExitStack() as stack:

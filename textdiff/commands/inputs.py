@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 STANDARD_INPUT = "standard input"
 
 
-def given_texts(names: Sequence[str], text_column: str) -> Iterator[str]:
+def read_documents(names: Sequence[str], text_column: str) -> Iterator[str]:
     """Yield the documents of files, folders and patterns; `-` is standard input as one document.
 
     All names are looked up first; a file is opened when its first document is wanted.
@@ -38,8 +38,8 @@ def given_rows(names: Sequence[str]) -> "Iterator[Row]":
     """Yield the rows of JSON lines files; `-` is standard input, also in lines.
 
     Raises:
-        ConfigError: see `given_texts`.
-        DataError: see `given_texts`.
+        ConfigError: see `read_documents`.
+        DataError: see `read_documents`.
     """
     from textdiff.data.conditional import rows_of
     from textdiff.data.jsons import stream_rows

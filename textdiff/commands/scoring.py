@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from textdiff.commands.arguments import BlockSize, Dtype, fraction
-from textdiff.commands.inputs import given_texts
+from textdiff.commands.inputs import read_documents
 from textdiff.errors import ConfigError
 
 
@@ -129,7 +129,7 @@ class Reading:
         from textdiff.data.detokenize import detokenizer
 
         change = detokenizer(self.detokenizer)
-        texts = islice(given_texts(names, self.text_column), self.max_documents)
+        texts = islice(read_documents(names, self.text_column), self.max_documents)
         return [change(text) for text in texts]
 
 

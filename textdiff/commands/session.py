@@ -16,7 +16,7 @@ from textdiff.commands.sampling import Sampling
 from textdiff.errors import ConfigError, DataError, closest
 from textdiff.pipeline import TextDiffusion
 from textdiff.sampling import RULES
-from textdiff.view.display import Texts, can_animate, live, recording, written
+from textdiff.view.display import TextPrinter, can_animate, live, recording, written
 
 
 class Session:
@@ -91,7 +91,7 @@ class Session:
         self.check()
         self.last = task = self._task(prompt)
         animated = can_animate(self.console)
-        texts = Texts(self.model, held=animated)
+        texts = TextPrinter(self.model, held=animated)
         screen = live(self.console, self.model, task) if animated else nullcontext()
         try:
             with screen as view:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from textdiff.commands.arguments import TextArgument, given_text
-from textdiff.commands.inputs import given_texts
+from textdiff.commands.inputs import read_documents
 from textdiff.errors import ConfigError, DataError
 from textdiff.view.progress import quiet_libraries
 
@@ -39,7 +39,7 @@ def train_tokenizer(
         raise ConfigError("no text given: name one or more files, or - for standard input")
     folder = _own_folder(given_text("OUTPUT", output))
     quiet_libraries()
-    texts = list(given_texts(text, text_column))
+    texts = list(read_documents(text, text_column))
     from textdiff.data import encode_documents
     from textdiff.data import train_tokenizer as fit
 

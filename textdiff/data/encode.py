@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
 from textdiff.data.backend import TextBackends, byte_characters, serialize, text_backends
-from textdiff.errors import DataError
+from textdiff.errors import DataError, first_line
 
 __all__ = ["Encoder", "Ids", "byte_characters", "encode_documents", "serialize", "split_long"]
 
@@ -136,12 +136,6 @@ def readable(texts: Iterable[str]) -> list[str]:
                 f"{error.start + 1}, which no tokenizer can read; remove it"
             ) from None
     return documents
-
-
-def first_line(error: Exception) -> str:
-    """Return what an exception of a library says first."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".:")[:160] if lines else type(error).__name__
 
 
 def _byte_ids(serialized: str) -> NDArray[np.int32] | None:

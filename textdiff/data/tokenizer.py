@@ -29,8 +29,8 @@ from textdiff.data.backend import (
     special_ids,
     stages,
 )
-from textdiff.data.encode import first_line, split_long
-from textdiff.errors import DataError
+from textdiff.data.encode import split_long
+from textdiff.errors import DataError, first_line
 from textdiff.storage import refuse_pointers
 
 EOS, PAD, MASK, UNKNOWN = "<|endoftext|>", "<|pad|>", "<|mask|>", "<|unk|>"

@@ -86,7 +86,7 @@ class CausalJudge:
             backend = Tokenizer.from_str(text_backends(tokenizer).first)
         except Exception as error:
             raise CheckpointError(
-                f"judge {name}: its tokenizer cannot be loaded ({first_line(error)[:200]}); a "
+                f"judge {name}: its tokenizer cannot be loaded ({first_line(error)}); a "
                 "judge needs the files of a fast tokenizer (tokenizer.json) beside its weights"
             ) from None
         try:
@@ -99,7 +99,7 @@ class CausalJudge:
             )
         except Exception as error:
             raise CheckpointError(
-                f"judge {name} cannot be loaded as a causal LM ({first_line(error)[:200]})"
+                f"judge {name} cannot be loaded as a causal LM ({first_line(error)})"
             ) from None
         backend.encode_special_tokens = True
         rows = model.get_input_embeddings().num_embeddings

@@ -90,7 +90,7 @@ def cpu_only() -> bool:
     """Return whether jobs of several processes, and training, run on the CPU here.
 
     They do without an accelerator, and with Apple's MPS: it has no float64, which bounds need.
-    Accelerate has to be told, or processes on a CPU do not find each other.
+    Accelerate needs this as an argument, or processes on a CPU do not find each other.
     """
     return not torch.accelerator.is_available() or torch.backends.mps.is_available()
 

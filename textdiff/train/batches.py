@@ -228,7 +228,7 @@ def report_lost_worker(workers: int) -> Iterator[None]:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Keep torch from raising wherever the run is when a worker ends: fetching finds it, too."""
+    """Keep torch from raising anywhere when a worker ends: fetching notices it, too."""
     if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -244,7 +244,7 @@ def _start_worker(worker: int) -> None:
 
     Ctrl-C, SIGTERM and SIGHUP, also where a whole group receives them: it still needs batches to
     reach the step at which all processes stop; workers end with it. And its own end: where it is
-    killed while it fetches a batch, the worker's server of batches has nobody left to tell.
+    killed while it fetches a batch, the worker's server of batches has no reader left.
     """
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):

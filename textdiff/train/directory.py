@@ -133,6 +133,10 @@ except ImportError:  # Windows
 def run_lock(directory: Path, name: str = "run.dir", works: str = "trains") -> Iterator[None]:
     """Work alone in a directory, which is created, while entered.
 
+    A record lock (`fcntl.lockf`) ends with the process that holds it, however that dies. Unlike
+    `flock` it is not inherited by data-loader workers, which outlive that process for seconds. The
+    file's content is for people only. Windows has no such lock in Python: nothing is locked there.
+
     Args:
         directory: the run's.
         name: what users call it.

@@ -27,6 +27,17 @@ from textdiff.export.loading import cpu_only
 from textdiff.models import TextDiffusionModel
 from textdiff.train.optim import resolve_precision
 
+T = TypeVar("T")
+
+# How long a process waits for the others. Longer than whatever the first process does alone: it
+# prepares the corpus, draws samples and writes checkpoints. A process that dies is noticed at once.
+TIMEOUT = timedelta(minutes=30)
+
+# How gloo and NCCL say that an exchange failed; most of it arrives as a bare RuntimeError.
+_SIGNS = ("gloo", "Connection closed by peer", "Connection reset", "pair closure", "NCCL")
+
+_GUARD = 'put what the script does under `if __name__ == "__main__":`'
+
 
 def check_engine(accelerator: Accelerator) -> None:
     """Refuse the ways to shard that training cannot continue exactly, and sets up the one it can.
@@ -126,19 +137,6 @@ def materialized(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None
         model.to("meta")
 
 
-T = TypeVar("T")
-
-# How long a process waits for the others. Longer than whatever the first process does alone: it
-# prepares the corpus, draws samples and writes checkpoints. A process that dies is noticed at once.
-TIMEOUT = timedelta(minutes=30)
-
-# How gloo and NCCL say that an exchange failed; most of it arrives as a bare RuntimeError.
-_SIGNS = ("gloo", "Connection closed by peer", "Connection reset", "pair closure", "NCCL")
-
-
-_GUARD = 'put what the script does under `if __name__ == "__main__":`'
-
-
 def refuse_reimport() -> None:
     """End a worker that has come here because it imports the script that started it.
 
@@ -181,7 +179,7 @@ def on_main(state: Accelerator | PartialState, action: Callable[[], T]) -> T:
 
 
 class Vote:
-    """The largest of the processes' numbers, exchanged between hosts.
+    """Vote of the processes by the largest number, exchanged between CPUs.
 
     The vote has a gloo group of its own: it waits for no device, and a process that died breaks
     it at once, which NCCL would not notice before its timeout.
@@ -230,7 +228,7 @@ def make_accelerator(config: Config) -> Accelerator:
     """
     refuse_reimport()
     probe = PartialState(cpu=cpu_only(), timeout=TIMEOUT)
-    probe.wait_for_everyone()  # one that fails at once must not go before all have found it
+    probe.wait_for_everyone()  # one that fails at once must not end before all have connected
     # Accelerate keeps one state per Python process; a second run may want another precision.
     AcceleratorState._reset_state()
     GradientState._reset_state()

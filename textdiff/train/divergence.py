@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite: kept out of the weights, found again, and explained.
+"""Steps whose loss or gradient is not finite: kept out of the weights, and explained.
 
 Nothing waits for the device at every step. A flag on the device stays up from the first such step
 on, and fused optimizers read it there and leave weights and moments alone, as they do under torch's
@@ -28,7 +28,7 @@ from textdiff.train.distributed import full_tensor
 
 
 class DivergenceGuard:
-    """Notes the first step whose gradient is not finite and keeps optimizers from taking it.
+    """Guard that keeps optimizers from steps whose gradient is not finite, and notes the first.
 
     Optimizers that cannot read a flag on the device (Muon, sharded parameters) are held back by
     the host, which waits for the norm at every step then.
@@ -83,7 +83,7 @@ _MAY_BE_INFINITE = ("loss", "grad_norm", "largest_output")
 
 @dataclass(frozen=True)
 class SampleFinding:
-    """One sample of a step, tried alone.
+    """Sample of a step, tried alone.
 
     Attributes:
         sample: index of the sample in the endless stream of training sequences.
@@ -111,7 +111,7 @@ class SampleFinding:
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
-def examine(
+def try_samples(
     module: nn.Module,
     batches: TrainingBatches,
     step: int,
@@ -155,7 +155,7 @@ def examine(
 
 
 class _LargestOutput:
-    """The largest magnitude of a network's outputs while it is open; NaN where one is NaN."""
+    """Largest magnitude of a network's outputs while entered; NaN where one is NaN."""
 
     def __init__(self, module: Any):
         self.head, self.value = module.denoiser.output_layer, 0.0
@@ -190,7 +190,7 @@ def _gradient(module: nn.Module) -> tuple[float, str | None]:
     return math.sqrt(sum(norm * norm for norm in norms.values())), next(iter(broken), None)
 
 
-def describe(findings: Sequence[SampleFinding]) -> str:
+def describe_samples(findings: Sequence[SampleFinding]) -> str:
     """Summarise the samples of a step, as part of a sentence."""
     broken = [finding for finding in findings if not finding.finite]
     if not broken:
@@ -238,7 +238,7 @@ def diagnose(
         accelerator: the processes, each of which tries its own samples.
         decode: ids to text.
     """
-    findings = examine(module, batches, step, accelerator.device, decode)
+    findings = try_samples(module, batches, step, accelerator.device, decode)
     findings = sorted(gather_object(findings), key=lambda finding: finding.slot)
     directory = Path(batches.config.run.dir)
     path = directory / "divergence.json"
@@ -253,7 +253,7 @@ def diagnose(
     saved = checkpoints(directory / "checkpoints")
     export = f" (train.init_from: {directory / 'export'} continues from it)" if saved else ""
     return TextDiffError(
-        f"step {step + 1} is not finite (gradient norm {norm:.4g}): {describe(findings)}; "
+        f"step {step + 1} is not finite (gradient norm {norm:.4g}): {describe_samples(findings)}; "
         f"nothing of it was kept, all its samples are in {path}; last checkpoint: "
         f"{saved[-1] if saved else 'none'}; start a new run.dir with a lower train.learning_rate "
         f"or train.grad_clip{export}, or look at those samples",

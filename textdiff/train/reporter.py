@@ -83,7 +83,7 @@ def evaluation_values(bounds: Bounds, choices: Choices) -> dict[str, Any]:
 
 
 class MetricsFile:
-    """Appends to a run's metrics; lines after the step that a run resumes from are cut first.
+    """Metrics of a run, cut back to the step that it resumes from.
 
     Args:
         path: the file.

@@ -47,13 +47,13 @@ class StopRequest:
 
 
 def _leave_blocked_streams() -> None:
-    """Let standard streams that nobody reads lead nowhere, so that what waits for them goes on.
+    """Point standard streams without a reader to nowhere, so that their writers continue.
 
     A write that a signal interrupts is tried again after its handler: a run that waits for a
     stopped terminal or a full pipe would never get to what it has to save.
     """
     for number in (1, 2):
-        with suppress(OSError, ValueError):  # closed, or not to be asked (Windows)
+        with suppress(OSError, ValueError):  # closed, or no `select` for it (Windows)
             if not select.select([], [number], [], _PATIENCE)[1]:
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, number)

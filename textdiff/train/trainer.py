@@ -36,9 +36,9 @@ from textdiff.train.optim import (
     set_learning_rate,
 )
 from textdiff.train.reporter import MetricsFile, Reporter, evaluation_values
+from textdiff.train.run_state import Progress, RunState
 from textdiff.train.setup import build_model, write_facts
 from textdiff.train.signals import StopRequest
-from textdiff.train.state import Progress, RunState
 from textdiff.train.validation import Validation
 
 

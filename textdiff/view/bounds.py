@@ -9,7 +9,7 @@ from textdiff.likelihood.estimators import ESTIMATORS, build_estimator, default_
 from textdiff.likelihood.published import find_protocol
 from textdiff.likelihood.stopping import MAX_REPLICATES
 from textdiff.pipeline import TextDiffusion
-from textdiff.view.training import describe_bound, figure
+from textdiff.view.training import describe_bound, format_perplexity
 
 STRIDE_HINT = "give --stride to let windows overlap"
 
@@ -25,23 +25,7 @@ def bound_lines(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str
     yield describe_bound(bound)
     parts = ", ".join(f"{name} {value:.4f}" for name, value in bound.terms.items())
     yield f"its terms in nats/token: {parts}"
-    if estimates.exact:
-        yield "no Monte-Carlo error: this estimator draws nothing"
-    elif bound.doubt:
-        yield f"no 95 % interval and no error: {bound.doubt}"
-    else:
-        low, high = bound.perplexity_interval()
-        yield (
-            f"95 % interval of the perplexity (Monte-Carlo error): {figure(low)} to {figure(high)}"
-        )
-        if caveat := ESTIMATORS[bound.estimator].caveat:
-            yield f"about this interval: {caveat}"
-        wanted = record["precision"]
-        if wanted is not None and high > bound.perplexity * (1.0 + wanted) * (1.0 + 1e-9):
-            yield (
-                f"this is wider than the precision of {wanted:.3g} asked for: no more than "
-                f"{MAX_REPLICATES} replicates are planned"
-            )
+    yield from _interval(estimates, record)
     if bound.text_stderr is not None:
         what = "chunks" if record["protocol"] != "none" else "documents"
         yield f"standard error over {bound.documents} {what}: {bound.text_stderr:.4f} nats/token"
@@ -57,6 +41,29 @@ def bound_lines(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str
             "what follows it in its block stays masked"
         )
     yield from _verdict(estimates, record)
+
+
+def _interval(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the Monte-Carlo error, or why there is none."""
+    bound = estimates.bound()
+    if estimates.exact:
+        yield "no Monte-Carlo error: this estimator draws nothing"
+    elif bound.doubt:
+        yield f"no 95 % interval and no error: {bound.doubt}"
+    else:
+        low, high = bound.perplexity_interval()
+        yield (
+            f"95 % interval of the perplexity (Monte-Carlo error): {format_perplexity(low)} to "
+            f"{format_perplexity(high)}"
+        )
+        if caveat := ESTIMATORS[bound.estimator].caveat:
+            yield f"about this interval: {caveat}"
+        wanted = record["precision"]
+        if wanted is not None and high > bound.perplexity * (1.0 + wanted) * (1.0 + 1e-9):
+            yield (
+                f"this is wider than the precision of {wanted:.3g} asked for: no more than "
+                f"{MAX_REPLICATES} replicates are planned"
+            )
 
 
 def _planned(pilot: int) -> str:

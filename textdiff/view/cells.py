@@ -29,7 +29,11 @@ _LONGEST = 4  # bytes of a character, and so tokens
 
 
 class Pieces:
-    """Decodes token by token.
+    """Decoder of single tokens.
+
+    A character may take several tokens, and the text of a token may depend on the one before it. So
+    the strings are cut out of the joint text of neighbours: a character belongs to the token that
+    completes it.
 
     Args:
         tokenizer: the model's.
@@ -68,7 +72,7 @@ class Pieces:
 
 
 class _Run:
-    """Neighbouring tokens with text, told apart as they come.
+    """Run of neighbouring tokens whose text is split as they come.
 
     Args:
         after: decodes tokens after the one before them.
@@ -79,22 +83,22 @@ class _Run:
         self.after, self.shown = after, shown
         self.before: int | None = _BEGINNING
         self.pending: list[int] = []  # tokens since a character was complete
-        self.told = 0  # characters of these that are shown already
+        self.printed = 0  # characters of these that are shown already
 
     def add(self, at: int, token: int) -> None:
         """Show what the token completes."""
         self.pending.append(token)
         text = self.after(self.before, tuple(self.pending))
-        if text[self.told :].strip(_BROKEN):
-            self._show(at, text[self.told : len(text) - text.endswith(_BROKEN)])
+        if text[self.printed :].strip(_BROKEN):
+            self._show(at, text[self.printed : len(text) - text.endswith(_BROKEN)])
             if text.endswith(_BROKEN):  # it also begins the next character
                 self.before, self.pending = None, [token]
-                self.told = len(self.after(None, (token,))) - 1
+                self.printed = len(self.after(None, (token,))) - 1
             else:
-                self.before, self.pending, self.told = token, [], 0
+                self.before, self.pending, self.printed = token, [], 0
         elif len(self.pending) > _LONGEST:  # the first of them belongs to no character
             self.shown[at - _LONGEST] += text[:1]
-            self.before, self.pending, self.told = None, self.pending[1:], 0
+            self.before, self.pending, self.printed = None, self.pending[1:], 0
 
     def _show(self, at: int, new: str) -> None:
         """Set a token's string; stray bytes before a character go to the token before it."""
@@ -106,8 +110,8 @@ class _Run:
         """End a run of neighbours: half a character is shown where its last token is."""
         if self.pending:
             text = self.after(self.before, tuple(self.pending))
-            self.shown[end - 1] += text[self.told :]
-        self.before, self.pending, self.told = None, [], 0
+            self.shown[end - 1] += text[self.printed :]
+        self.before, self.pending, self.printed = None, [], 0
 
 
 class Kind(StrEnum):

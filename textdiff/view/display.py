@@ -22,8 +22,8 @@ from textdiff.watching import FinishedRow, Watcher
 SEPARATOR = "\n\n---\n\n"
 
 
-class Texts(Watcher):
-    """Prints finished texts in their order, as soon as those before them are.
+class TextPrinter(Watcher):
+    """Printer of finished texts, in their order.
 
     Args:
         model: decodes what is not finished.
@@ -166,7 +166,7 @@ def reader_of(model: TextDiffusion) -> Reader:
 
 def watch_rows(console: Console, model: TextDiffusion, num_samples: int, seed: int) -> None:
     """Show samples from nothing while they are denoised, then prints them."""
-    texts = Texts(model, held=True)
+    texts = TextPrinter(model, held=True)
     task = {"num_samples": num_samples, "seed": seed}
     with live(console, model, task) as view:
         model.generate("", watchers=[view, texts], num_samples=num_samples, seed=seed)

@@ -14,15 +14,15 @@ from typing import Any
 
 from textdiff.sampling import Job, Step
 from textdiff.view.cells import Cell, Kind, Reader
-from textdiff.view.rows import RowStep, RowSteps, given_of
+from textdiff.view.row_steps import RowStep, RowSteps, given_of
 from textdiff.watching import FinishedRow, Watcher
 
 KINDS = tuple(Kind)
-"""Kinds by the number that they have in the file; what is fresh there is `kept`, and told apart."""
+"""Kinds by the number that they have in the file; fresh ones are stored as `kept`."""
 
 
 class Film(Watcher):
-    """Records rows, and writes the file when it is closed.
+    """Recorder of rows, which writes the file when it is closed.
 
     Args:
         path: the file.
@@ -43,7 +43,7 @@ class Film(Watcher):
         self.given: list[set[int]] = []
 
     def begin(self, job: Job) -> None:
-        """Record what was given."""
+        """Record the prompts."""
         self.steps.begin(job)
         starts = [given_of(prompt, self.reader.mask) for prompt in job.prompts]
         self.given = [given for _, given in starts]

@@ -12,19 +12,19 @@ from rich.text import Text
 from textdiff.sampling import Job, Step
 from textdiff.view.cells import Cell, Kind, Reader
 from textdiff.view.progress import ECHO
-from textdiff.view.rows import RowStep, RowSteps, given_of
+from textdiff.view.row_steps import RowStep, RowSteps, given_of
 from textdiff.watching import FinishedRow, Watcher
 
 SECONDS = 4.0
 """Fast models are slowed down, so that a whole animation takes about so long."""
 
-_FRAME = 0.04  # seconds between pictures at least: no eye sees more, and drawing costs time
+_FRAME = 0.04  # seconds between pictures at least, since drawing costs time
 _LEAST = 3  # lines of a row
 
 
 @dataclass
 class Shown:
-    """A row on the screen.
+    """Row on the screen.
 
     Attributes:
         title: what it is called.
@@ -48,7 +48,7 @@ class Shown:
 
 
 class LiveRows(Watcher):
-    """Shows the rows of a job, each as far as it is, and what the calls bring.
+    """Live view of a job's rows and of the tokens per call.
 
     Committed tokens are plain, those of this step highlighted, drafts dimmed, tokens that were
     masked again underlined, given ones bold.
@@ -82,7 +82,7 @@ class LiveRows(Watcher):
         self.live.stop()
 
     def begin(self, job: Job) -> None:
-        """Show the rows as they were given."""
+        """Show the prompts."""
         self.steps.begin(job)
         self.calls_before, self.row_calls_before = self.calls, self.row_calls
         self.tokens_before = self._tokens()
@@ -179,7 +179,7 @@ STYLES: dict[Kind, str] = {
 
 @dataclass
 class Line:
-    """One line of the screen.
+    """Line of the screen.
 
     Attributes:
         parts: (text, kind, position) of its characters.

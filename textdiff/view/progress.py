@@ -68,7 +68,7 @@ class _StderrBar:
 
 
 class ProgressBar(_StderrBar):
-    """Bar that is told (done, total); silent where standard error is not a terminal.
+    """Bar of (done, total); silent where standard error is not a terminal.
 
     Args:
         title: what progresses.
@@ -88,7 +88,7 @@ class ProgressBar(_StderrBar):
 
 
 class BatchBar(_StderrBar):
-    """Rows and tokens per second of a job, told (rows done, new tokens).
+    """Rows and tokens per second of a job, from (rows done, new tokens).
 
     A terminal gets a bar; anything else a line every half minute.
 
@@ -121,7 +121,7 @@ class BatchBar(_StderrBar):
 
 
 class PreparationView(_StderrBar):
-    """Stages of a corpus's preparation, told (stage, done, total).
+    """Stages of a corpus's preparation, from (stage, done, total).
 
     A terminal gets a bar for each stage; anything else a line when a stage begins, one every half
     minute, and one when it is done.
@@ -188,7 +188,7 @@ ECHO = 2
 
 
 class Bars(Progress):
-    """Ends short of the edge of the terminal.
+    """Bars that end short of the edge of the terminal.
 
     Behind a line that reaches it the ^C would begin a new one, and what is cleared then would not
     be the line that was drawn.
@@ -201,7 +201,7 @@ class Bars(Progress):
 
 @dataclass(frozen=True)
 class _Shortened:
-    """Something in all columns but the last ones."""
+    """Renderable in all columns but the last ones."""
 
     inside: RenderableType
 

@@ -78,7 +78,7 @@ def fitted(text: str, encoding: str | None) -> str:
 
 
 class SafeStream:
-    """A text stream for writing that never raises an error; otherwise it is the stream it wraps.
+    """Text stream for writing that raises no errors; otherwise it is the stream it wraps.
 
     Attributes:
         failure: the error after which nothing is written any more.

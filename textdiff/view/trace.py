@@ -1,10 +1,10 @@
-"""What a generation did, token by token, as JSON lines.
+"""Traces: the steps of a generation, token by token, as JSON lines.
 
     {"row": 0, "step": 3, "position": 17, "token": 234, "text": " the", "probability": 0.713204,
      "entropy": 1.20341}
     {"row": 0, "step": 4, "position": 17, "remasked": true}
 
-Rows come one after the other and each tells its own steps, so the file does not depend on which
+Rows come one after the other and each counts its own steps, so the file does not depend on which
 rows shared a batch. Probabilities and entropies are the model's own, before any temperature.
 """
 
@@ -14,12 +14,12 @@ from typing import TextIO
 
 from textdiff.sampling import Job, Step
 from textdiff.view.cells import Pieces
-from textdiff.view.rows import RowStep, RowSteps
+from textdiff.view.row_steps import RowStep, RowSteps
 from textdiff.watching import FinishedRow, Watcher
 
 
 class Trace(Watcher):
-    """Writes each row when it and those before it are done.
+    """Writer of rows, each when it and those before it are done.
 
     Args:
         file: where to write.

@@ -28,17 +28,17 @@ def describe_bound(bound: Bound) -> str:
         per_byte = f"{bound.bits_per_byte:.4f}{spread} bits/byte, "
     if bound.doubt:
         return (
-            f"perplexity {sign} {figure(bound.perplexity)}, {per_byte}"
+            f"perplexity {sign} {format_perplexity(bound.perplexity)}, {per_byte}"
             f"{bound.mean:.4f} nats/token, of unknown error"
         )
     error = bound.perplexity * bound.stderr if bound.stderr else 0.0  # infinity times 0 is none
     return (
-        f"perplexity {sign} {figure(bound.perplexity)} ± {figure(error)}, {per_byte}"
-        f"{bound.mean:.4f} ± {bound.stderr:.4f} nats/token"
+        f"perplexity {sign} {format_perplexity(bound.perplexity)} ± {format_perplexity(error)}, "
+        f"{per_byte}{bound.mean:.4f} ± {bound.stderr:.4f} nats/token"
     )
 
 
-def figure(value: float) -> str:
+def format_perplexity(value: float) -> str:
     """Return a perplexity for people: three decimals, or three digits where it is huge."""
     return f"{value:.3f}" if value < 1e7 else f"{value:.3g}"
 
@@ -49,7 +49,7 @@ def in_blocks(block_size: int | None) -> str:
 
 
 class PlainView(Reporter):
-    """One line per event, for pipes, files and logs."""
+    """View of a run with one line per event, for pipes, files and logs."""
 
     def __init__(self, console: Console):
         self.console = console
@@ -96,7 +96,7 @@ class PlainView(Reporter):
 
 
 class LiveView(PlainView):
-    """A progress bar with loss, bound, speed and time left."""
+    """View of a run with a bar of loss, bound, speed and time left."""
 
     def __init__(self, console: Console):
         super().__init__(console)

@@ -1,6 +1,6 @@
 """The steps of a job as the rows see them: one after another, each with what changed in it alone.
 
-What a row goes through does not depend on its batch, so it is told in the row's own numbers.
+The steps of a row do not depend on its batch, so they are counted by row.
 """
 
 import math
@@ -15,7 +15,7 @@ from textdiff.sampling import Job, Step
 
 @dataclass(frozen=True)
 class RowStep:
-    """One row after a network call that changed it.
+    """State of one row after a network call that changed it.
 
     Attributes:
         row: its place in the job.
