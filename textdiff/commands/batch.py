@@ -8,9 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from textdiff.commands.arguments import ShowingOptions, writable
 from textdiff.commands.inputs import (
@@ -110,9 +108,6 @@ class Batch:
         if sys.stdout is None:
             raise DataError("standard output is closed: name a file as --output")
         return StreamOutput(sys.stdout.buffer, "standard output", rows)
-
-
-BatchFlags = Annotated[Batch, tyro.conf.arg(name="")]
 
 
 def generate_batch(

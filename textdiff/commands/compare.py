@@ -3,29 +3,24 @@
 import sys
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from textdiff.commands.arguments import JsonFlag, TextArgument, held_model
 from textdiff.commands.processes import find_processes
-from textdiff.commands.scoring import Reading, ReadingFlags, Scoring, ScoringFlags
+from textdiff.commands.scoring import Reading, Scoring
 from textdiff.view.progress import ProgressBar, print_json, quiet_libraries
 
 if TYPE_CHECKING:
     from textdiff.likelihood import Difference, Estimates
 
-FirstModel = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL_A")]
-SecondModel = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL_B")]
-
 
 def compare(
-    model_a: FirstModel,
-    model_b: SecondModel,
+    model_a: str,
+    model_b: str,
     text: TextArgument,
     /,
-    scoring: ScoringFlags,
-    reading: ReadingFlags,
+    scoring: Scoring,
+    reading: Reading,
     json_output: JsonFlag = False,
 ) -> int:
     """Compare two models on the same texts, with the error of the difference.

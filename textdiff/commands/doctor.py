@@ -37,7 +37,6 @@ LIBRARIES = (
     "safetensors",
     "numpy",
     "pydantic",
-    "tyro",
     "rich",
     "tensorboard",
 )

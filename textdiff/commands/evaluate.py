@@ -5,9 +5,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from textdiff.commands.arguments import (
     BlockSize,
@@ -17,7 +15,7 @@ from textdiff.commands.arguments import (
     held_model,
 )
 from textdiff.commands.inputs import check_standard_input, read_documents
-from textdiff.commands.sampling import SamplingFlags
+from textdiff.commands.sampling import Sampling
 from textdiff.errors import ConfigError, first_line
 from textdiff.view.progress import ProgressBar, print_json, quiet_libraries
 
@@ -162,17 +160,13 @@ class Sweep:
             draw(record, self.picture)
 
 
-MaterialFlags = Annotated[Material, tyro.conf.arg(name="")]
-SweepFlags = Annotated[Sweep, tyro.conf.arg(name="")]
-
-
 def evaluate(
     model: ModelArgument,
     /,
     *,
-    material: MaterialFlags,
-    sampling: SamplingFlags,
-    sweep: SweepFlags,
+    material: Material,
+    sampling: Sampling,
+    sweep: Sweep,
     suite: str = "generation",
     num_samples: int = 64,
     batch_size: int = 16,

@@ -3,9 +3,7 @@
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from textdiff.commands.arguments import (
     BlockSize,
@@ -16,8 +14,8 @@ from textdiff.commands.arguments import (
     given_text,
     held_model,
 )
-from textdiff.commands.batch import BatchFlags, generate_batch
-from textdiff.commands.sampling import SamplingFlags, read_template, say_approximate
+from textdiff.commands.batch import Batch, generate_batch
+from textdiff.commands.sampling import Sampling, read_template, say_approximate
 from textdiff.errors import ConfigError
 from textdiff.view.progress import make_console, print_json, quiet_libraries
 
@@ -29,13 +27,13 @@ if TYPE_CHECKING:
 
 def generate(
     model: ModelArgument,
-    prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")] = "",
+    prompt: str = "",
     /,
     *,
-    sampling: SamplingFlags,
+    sampling: Sampling,
     template: str | None = None,
     showing: ShowingOptions,
-    batch: BatchFlags,
+    batch: Batch,
     num_samples: int = 1,
     batch_size: int = 16,
     block_size: BlockSize = None,

@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from textdiff.commands.arguments import JsonFlag, ModelArgument, TextArgument, held_model
 from textdiff.commands.inputs import given_rows
 from textdiff.commands.processes import Processes, find_processes
-from textdiff.commands.scoring import Reading, ReadingFlags, ScoringFlags, state_path
+from textdiff.commands.scoring import Reading, Scoring, state_path
 from textdiff.errors import ConfigError, DataError
 from textdiff.view.progress import ProgressBar, print_json, quiet_libraries
 
@@ -95,16 +93,13 @@ class Task:
         return {"texts": texts, "spans" if spans else "prompts": others}
 
 
-TaskFlags = Annotated[Task, tyro.conf.arg(name="")]
-
-
 def perplexity(
     model: ModelArgument,
     text: TextArgument,
     /,
-    scoring: ScoringFlags,
-    reading: ReadingFlags,
-    task: TaskFlags,
+    scoring: Scoring,
+    reading: Reading,
+    task: Task,
     json_output: JsonFlag = False,
 ) -> int:
     """Bound the perplexity of texts: unbiased, with its Monte-Carlo error.

@@ -16,7 +16,7 @@ from textdiff.commands.arguments import (
     held_model,
 )
 from textdiff.commands.interruption import Interruption
-from textdiff.commands.sampling import SamplingFlags
+from textdiff.commands.sampling import Sampling
 from textdiff.errors import TextDiffError
 from textdiff.view.progress import make_console, quiet_libraries
 
@@ -30,7 +30,7 @@ def play(
     model: ModelArgument,
     /,
     *,
-    sampling: SamplingFlags,
+    sampling: Sampling,
     block_size: BlockSize = None,
     device: str | None = None,
     dtype: Dtype = "float32",

@@ -4,9 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
-
-import tyro
+from typing import Any, Literal
 
 from textdiff.commands.arguments import given_text
 from textdiff.commands.inputs import STANDARD_INPUT, read_text
@@ -145,9 +143,6 @@ def say_approximate(cache: bool | str | None) -> None:
             " is kept as it was when its segment began (--cache off is exact)",
             file=sys.stderr,
         )
-
-
-SamplingFlags = Annotated[Sampling, tyro.conf.arg(name="")]
 
 
 def read_knobs(words: Sequence[str]) -> dict[str, Any]:

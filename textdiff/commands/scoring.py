@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
-
-import tyro
+from typing import Any
 
 from textdiff.commands.arguments import BlockSize, Dtype, fraction
 from textdiff.commands.inputs import read_documents
@@ -131,10 +129,6 @@ class Reading:
         change = detokenizer(self.detokenizer)
         texts = islice(read_documents(names, self.text_column), self.max_documents)
         return [change(text) for text in texts]
-
-
-ScoringFlags = Annotated[Scoring, tyro.conf.arg(name="")]
-ReadingFlags = Annotated[Reading, tyro.conf.arg(name="")]
 
 
 def state_path(name: str | None) -> Path | None:
