@@ -18,8 +18,8 @@ import transformers
 
 from textdiff import TextDiffusion
 from textdiff.data.text_files import read_texts
+from textdiff.export.provenance import code_record, model_record
 from textdiff.likelihood import compare
-from textdiff.provenance import code_record, model_record
 
 ROOT = Path(__file__).resolve().parent
 

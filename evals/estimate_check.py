@@ -109,7 +109,7 @@ def train(vocabulary: int, raw: dict) -> None:
     import torch
 
     from textdiff.config import Config
-    from textdiff.loading import family_of
+    from textdiff.export.loading import family_of
     from textdiff.loss import training_loss
     from textdiff.models import TextDiffusionModel
     from textdiff.train.batches import TrainingBatches

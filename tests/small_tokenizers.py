@@ -6,11 +6,10 @@ from transformers import PreTrainedTokenizerFast
 
 from textdiff.config import Config
 from textdiff.data.tokenizer import ensure_special_tokens
-from textdiff.loading import family_of
+from textdiff.export.loading import family_of
 from textdiff.models import TextDiffusionModel
 from textdiff.pipeline import TextDiffusion
-from textdiff.train.export import sample_defaults
-from textdiff.train.setup import model_config
+from textdiff.train.setup import model_config, sample_defaults
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzT"
 SPECIALS = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}

@@ -10,14 +10,13 @@ from transformers import AutoTokenizer, TextDiffusionStreamer
 from textdiff.config import ByteTokenizer, Config
 from textdiff.data.tokenizer import train_tokenizer
 from textdiff.errors import CheckpointError, ConfigError, DataError
-from textdiff.loading import family_of
+from textdiff.export.loading import family_of
 from textdiff.pipeline import TextDiffusion
 from textdiff.sampling.callbacks import Callback
 from textdiff.sampling.constraints.pattern import build_pattern
 from textdiff.sampling.request import Request
 from textdiff.sampling.settings import SamplingConfig
-from textdiff.train.export import sample_defaults
-from textdiff.train.setup import model_config
+from textdiff.train.setup import model_config, sample_defaults
 
 
 def build(block_size: int | None = None, **model_options) -> TextDiffusion:

@@ -7,14 +7,14 @@ import shutil
 import pytest
 from children import finished
 
-from textdiff.provenance import (
+from textdiff.export.provenance import (
     PACKAGE,
     commit_of,
-    file_hash,
     model_record,
     source_hash,
     training_record,
 )
+from textdiff.storage import file_hash
 
 
 def git(folder, *words) -> str:
@@ -52,16 +52,16 @@ def test_no_checkout(tmp_path):
 
 def test_source_hash_covers_the_package():
     assert len(source_hash()) == 64
-    assert (PACKAGE / "provenance.py").is_file()
+    assert (PACKAGE / "export" / "provenance.py").is_file()
 
 
 def test_hashes(tmp_path):
     (tmp_path / "a").write_bytes(b"one")
     (tmp_path / "b").write_bytes(b"two")
     paths = [tmp_path / "a", tmp_path / "b"]
-    assert file_hash(paths) == hashlib.sha256(b"onetwo").hexdigest()
-    assert file_hash([tmp_path / "a", tmp_path / "missing"]) is None
-    assert file_hash([]) is None
+    assert file_hash(*paths) == hashlib.sha256(b"onetwo").hexdigest()
+    assert file_hash(tmp_path / "a", tmp_path / "missing") is None
+    assert file_hash() is None
 
 
 def test_exports_say_which_weights_they_hold(tmp_path):

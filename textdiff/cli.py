@@ -1,4 +1,4 @@
-"""The door: `textdiff VERB …`. The table of verbs, and what every one of them has in common.
+"""The command line `textdiff VERB …`: the table of verbs, and their exit codes.
 
 Exit codes: 0 done, 1 an error, 2 wrong usage or config, 130 interrupted by Ctrl-C, 143 by SIGTERM
 and 129 by SIGHUP with everything saved. Heavy imports wait until a verb needs them.
@@ -10,25 +10,23 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-import tyro
-
 from textdiff import __version__
 from textdiff.commands.compare import compare
 from textdiff.commands.config import show_config
 from textdiff.commands.data import inspect_data, prepare_data
 from textdiff.commands.doctor import doctor
 from textdiff.commands.evaluate import evaluate
-from textdiff.commands.flags import deferred, parse
+from textdiff.commands.flags import parse_verb
 from textdiff.commands.generate import generate
 from textdiff.commands.interruption import Interruption, interruptible
 from textdiff.commands.parallel import spin_briefly
 from textdiff.commands.perplexity import perplexity
 from textdiff.commands.plan import plan
 from textdiff.commands.play import play
-from textdiff.commands.streams import check_written, safe_streams
 from textdiff.commands.tokenizer import train_tokenizer
 from textdiff.commands.train import train
 from textdiff.errors import ConfigError, LostProcessError, TextDiffError
+from textdiff.view.streams import check_written, safe_streams
 
 USAGE = """\
 usage: textdiff VERB ...
@@ -53,37 +51,30 @@ Every verb explains itself with --help.
 """
 
 
-def _typed(function: Callable[..., int], prog: str) -> Callable[[Sequence[str]], int]:
-    """A verb whose flags tyro reads from the function's signature."""
-
-    def run(arguments: Sequence[str]) -> int:
-        # Called only after its flags were read: what it says is its own, and seen at once.
-        return parse(deferred(function), prog, arguments, (tyro.conf.FlagCreatePairsOff,))()
-
-    return run
-
-
-VERBS: dict[tuple[str, ...], Callable[[Sequence[str]], int]] = {
+VERBS: dict[tuple[str, ...], Callable[..., int]] = {
     ("train",): train,
-    ("perplexity",): _typed(perplexity, "textdiff perplexity"),
-    ("compare",): _typed(compare, "textdiff compare"),
-    ("evaluate",): _typed(evaluate, "textdiff evaluate"),
-    ("generate",): _typed(generate, "textdiff generate"),
-    ("play",): _typed(play, "textdiff play"),
+    ("perplexity",): perplexity,
+    ("compare",): compare,
+    ("evaluate",): evaluate,
+    ("generate",): generate,
+    ("play",): play,
     ("data", "prepare"): prepare_data,
     ("data", "inspect"): inspect_data,
-    ("tokenizer", "train"): _typed(train_tokenizer, "textdiff tokenizer train"),
+    ("tokenizer", "train"): train_tokenizer,
     ("config", "show"): show_config,
     ("plan",): plan,
-    ("doctor",): _typed(doctor, "textdiff doctor"),
+    ("doctor",): doctor,
 }
+
+_READ_CONFIGS = {train, prepare_data, inspect_data, show_config, plan}
+"""Verbs that take their command line as it is: its flags are those of a config."""
 
 _WRITES_FILES = {("train",), ("data", "prepare"), ("tokenizer", "train")}
 """Verbs whose result is not what they print."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a verb and turns the user's errors into one sentence on standard error.
+    """Run a verb and turns the user's errors into one sentence on standard error.
 
     Returns:
         The exit code. One of several processes does not return, it ends here.
@@ -126,18 +117,18 @@ def _guarded(words: list[str], debug: bool) -> int:
 
 
 def _refusal(error: OSError) -> str:
-    """What the system refused, in words: the file first."""
+    """Return what the system refused, in words: the file first."""
     if not error.strerror:
         return str(error)
     return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
 def _leave_others(code: int) -> None:
-    """Ends a process that shares its job with others, without taking the interpreter down.
+    """End a process that shares its job with others, without taking the interpreter down.
 
-    Gloo's threads release the tensors of the last exchange whenever they get round to it, and need
-    the interpreter's lock for that. If the groups are destroyed before, by whoever holds that lock,
-    or the interpreter goes, the process hangs or aborts, and its launcher waits for it.
+    Gloo's threads release the tensors of the last exchange at a time of their own, and need the
+    interpreter's lock for that. If the groups are destroyed before, under that lock, or the
+    interpreter ends, the process hangs or aborts, and its launcher waits for it.
     """
     torch = sys.modules.get("torch.distributed")
     if torch is None or not (torch.is_available() and torch.is_initialized()):
@@ -148,7 +139,7 @@ def _leave_others(code: int) -> None:
 
 
 def _say(message: str, everywhere: bool = False) -> None:
-    """One line on standard error, from the first of several processes alone unless told."""
+    """Print one line on standard error, from the first process alone unless `everywhere`."""
     if everywhere or os.environ.get("RANK", "0") == "0":
         print(message, file=sys.stderr)
 
@@ -163,7 +154,10 @@ def _dispatch(words: list[str]) -> int:
     for length in (2, 1):
         verb = tuple(words[:length])
         if verb in VERBS:
-            return VERBS[verb](words[length:])
+            function, rest = VERBS[verb], words[length:]
+            if function in _READ_CONFIGS:
+                return function(rest)
+            return parse_verb(function, f"textdiff {' '.join(verb)}", rest)()
     names = [" ".join(verb) for verb in VERBS]
     near = ["plan"] if words[0] == "estimate" else []  # its name in earlier checkouts
     near = near or difflib.get_close_matches(" ".join(words[:2]), names, n=1, cutoff=0.4)

@@ -43,11 +43,12 @@ class LostProcessError(TextDiffError):
 
 def first_line(error: BaseException) -> str:
     """Return the first line of what another library's error says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".:")[:200] if lines else type(error).__name__
 
 
 def overflow_advice(dtype: object) -> str:
-    """What to do about network outputs that are not finite, as the end of a sentence.
+    """Return what to do about outputs that are not finite, as the end of a sentence.
 
     bfloat16 reaches as far as float32 does: only float16 overflows earlier.
     """
@@ -57,7 +58,7 @@ def overflow_advice(dtype: object) -> str:
 
 
 def closest(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: what it may have been meant to be, or a list."""
+    """Return the nearest known name, or all of them, as the end of a sentence."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"

@@ -22,12 +22,7 @@ from textdiff.checks import checked_texts, whole_number
 from textdiff.data.losses import encode_checked
 from textdiff.diffusion.family import Family, block_sizes
 from textdiff.errors import ConfigError, DataError
-from textdiff.likelihood import Bound, Difference, Estimates, Windows, compare_models, estimate
-from textdiff.likelihood.protocols import find_protocol, published_windows
-from textdiff.likelihood.scored_texts import Span, scored_pieces, windows_of
-from textdiff.likelihood.stopping import MIN_REPLICATES
-from textdiff.likelihood.windows import end_token
-from textdiff.loading import (
+from textdiff.export.loading import (
     family_of,
     find_device,
     find_dtype,
@@ -36,8 +31,20 @@ from textdiff.loading import (
     locate_export,
     read_json,
 )
+from textdiff.export.provenance import TRAINING_FILE, training_record
+from textdiff.likelihood import (
+    Bound,
+    Difference,
+    Estimates,
+    Windows,
+    compare_models,
+    estimate,
+)
+from textdiff.likelihood.protocols import find_protocol, published_windows
+from textdiff.likelihood.scored_texts import Span, scored_pieces, windows_of
+from textdiff.likelihood.stopping import MIN_REPLICATES
+from textdiff.likelihood.windows import end_token
 from textdiff.models import TextDiffusionModel
-from textdiff.provenance import TRAINING_FILE, training_record
 from textdiff.sampling.callbacks import (
     Callback,
     CallbackHandler,

@@ -7,11 +7,10 @@ import torch
 
 from textdiff.config import ByteTokenizer, CharTokenizer, Config
 from textdiff.data.tokenizer import train_tokenizer
-from textdiff.loading import family_of
+from textdiff.export.loading import family_of
 from textdiff.models import TextDiffusionModel
 from textdiff.pipeline import TextDiffusion
-from textdiff.train.export import sample_defaults
-from textdiff.train.setup import model_config
+from textdiff.train.setup import model_config, sample_defaults
 
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz .\n"
 

@@ -33,7 +33,7 @@ def command(export: Path, capsys, *words: str) -> list[str]:
 
 def test_no_option_is_forgotten():
     """Everything that `generate` takes is a key of a line, or one of the whole job."""
-    asked = {field.name for field in fields(Sampling)}
+    asked = set(Sampling.model_fields)
     asked |= {field.name for options in (TextOptions, Loading) for field in fields(options)}
     asked |= {name for name, p in inspect.signature(generate).parameters.items()
               if p.default is not inspect.Parameter.empty}  # fmt: skip

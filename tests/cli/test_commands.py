@@ -325,7 +325,7 @@ def test_wrong_usage(words, code, said, capsys):
         (["--stop", ""], "stop[0] '': an empty string"),
         (["--suffix", "x" * 40], "leave none to generate"),
         (["--suffix", " end", "--stop", "e"], "leave the stop strings out"),
-        (["--device", "gpu7"], "--device gpu7"),
+        (["--device", "gpu7"], "device gpu7"),
         (["--watch", "--json"], "exclude"),
     ],
 )

@@ -18,10 +18,10 @@ from children import child, finished
 
 from textdiff.cli import main
 from textdiff.commands.interruption import Interruption, interruptible
-from textdiff.commands.screen import Texts
 from textdiff.commands.session import Session
 from textdiff.pipeline import TextDiffusion
 from textdiff.train.signals import StopRequest
+from textdiff.view.display import TextPrinter
 
 CONFIG = """
 data: {{sources: [{{source: {folder}/corpus.txt}}], sequence_length: 32, cache_dir: {folder}/cache}}
@@ -120,7 +120,7 @@ def test_handlers_of_the_caller_stay():
 
 def test_a_hangup_keeps_what_was_generated(exports, tmp_path, monkeypatch, capsys):
     """The film and the trace hold what there was, as after Ctrl-C."""
-    step, seen = Texts.step, []
+    step, seen = TextPrinter.step, []
 
     def hang_up(texts, change):
         step(texts, change)
@@ -128,7 +128,7 @@ def test_a_hangup_keeps_what_was_generated(exports, tmp_path, monkeypatch, capsy
         if len(seen) == 6:
             os.kill(os.getpid(), signal.SIGHUP)
 
-    monkeypatch.setattr(Texts, "step", hang_up)
+    monkeypatch.setattr(TextPrinter, "step", hang_up)
     film, trace = tmp_path / "f.html", tmp_path / "t.jsonl"
     words = ["generate", str(exports / "d"), "the", "--max-new-tokens", "20"]
     assert main([*words, "--film", str(film), "--trace", str(trace)]) == 129
@@ -203,7 +203,7 @@ def test_closed_streams_are_no_error(config, exports, prose, tmp_path, closed):
 def test_generation_ends_with_its_reader(exports, tmp_path, monkeypatch):
     """`generate --num-samples 1000 | head -1` has nothing to do for the other texts."""
     made = []
-    finish = Texts.finished
+    finish = TextPrinter.finished
 
     def count(texts, row, result):
         made.append(row)
@@ -213,7 +213,7 @@ def test_generation_ends_with_its_reader(exports, tmp_path, monkeypatch):
         def write(self, text):
             raise BrokenPipeError
 
-    monkeypatch.setattr(Texts, "finished", count)
+    monkeypatch.setattr(TextPrinter, "finished", count)
     monkeypatch.setattr(sys, "stdout", Gone())
     words = ["generate", str(exports / "a"), "--max-new-tokens", "4", "--num-samples", "5"]
     assert main([*words, "--batch-size", "1"]) == 1

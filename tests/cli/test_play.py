@@ -13,10 +13,10 @@ from children import child
 
 from textdiff.cli import main
 from textdiff.commands.sampling import Sampling
-from textdiff.commands.screen import Texts
 from textdiff.commands.session import Session
-from textdiff.commands.terminal import make_console
 from textdiff.pipeline import TextDiffusion
+from textdiff.view.display import TextPrinter
+from textdiff.view.progress import make_console
 
 FLAGS = ["--max-new-tokens", "8", "--steps", "4"]
 
@@ -160,7 +160,7 @@ def stopped(monkeypatch):
     """Ctrl-C at some network call."""
 
     def at(call: int) -> None:
-        plain, seen = Texts.step, []
+        plain, seen = TextPrinter.step, []
 
         def step(self, step):
             plain(self, step)
@@ -168,7 +168,7 @@ def stopped(monkeypatch):
             if len(seen) == call:
                 raise KeyboardInterrupt
 
-        monkeypatch.setattr(Texts, "step", step)
+        monkeypatch.setattr(TextPrinter, "step", step)
 
     return at
 

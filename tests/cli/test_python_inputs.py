@@ -72,18 +72,21 @@ def test_dtypes(exports, dtype):
 
 def test_dtypes_and_devices_that_there_are_not(exports):
     for dtype in ("half", "int8", torch.int64, None, 16):
-        with pytest.raises(ConfigError, match=r"^dtype .*: give one of float32, float64"):
+        with pytest.raises(ConfigError) as error:
             TextDiffusion.from_pretrained(exports / "a", dtype=dtype)
+        assert error.value.code == "unknown_dtype"
     for device in ("gpu7", "meta", torch.device("meta")):
-        with pytest.raises(ConfigError, match=f"^device {device}"):
+        with pytest.raises(ConfigError) as error:
             TextDiffusion.from_pretrained(exports / "a", device=device)
+        assert error.value.code == "unknown_device"
 
 
 def test_a_network_without_numbers(exports):
     model = TextDiffusion.from_pretrained(exports / "a", torch.device("cpu"))
     assert model.to("cpu").generate("a", max_new_tokens=3) == model.generate("a", max_new_tokens=3)
-    with pytest.raises(ConfigError, match=r"^device meta holds shapes"):
+    with pytest.raises(ConfigError) as error:
         model.to("meta")
+    assert error.value.code == "unknown_device"
     model.model.to("meta")
     for use in (
         lambda: model.generate("a"),

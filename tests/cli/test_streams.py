@@ -12,8 +12,8 @@ import pytest
 from children import finished
 
 from textdiff.cli import main
-from textdiff.commands.streams import SafeStream, fitted, safe_streams
-from textdiff.view.unfailing import unfailing
+from textdiff.view.progress import unfailing
+from textdiff.view.streams import SafeStream, fitted, safe_streams
 
 SMALL = ["--max-new-tokens", "8", "--steps", "4"]
 

@@ -10,12 +10,11 @@ from textdiff.data.backend import continuation
 from textdiff.data.encode import encode_documents
 from textdiff.data.settings import BpeTokenizer
 from textdiff.data.tokenizer import ensure_special_tokens, train_tokenizer
-from textdiff.loading import family_of
+from textdiff.export.loading import family_of
 from textdiff.models import TextDiffusionModel
 from textdiff.pipeline import TextDiffusion
-from textdiff.train.export import sample_defaults
-from textdiff.train.setup import model_config
-from textdiff.view.pieces import Pieces
+from textdiff.train.setup import model_config, sample_defaults
+from textdiff.view.cells import Pieces
 
 VOCABULARY = {c: i for i, c in enumerate(["<unk>", "▁", *"Thecasxt,", "▁c", "at", "▁s", "▁cat"])}
 VOCABULARY_NAMES = {i: name for name, i in VOCABULARY.items()}

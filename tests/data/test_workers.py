@@ -29,7 +29,8 @@ multiprocessing.set_start_method(sys.argv[1], force=True)
 from textdiff.config.reading import load
 from textdiff.data.corpus import prepare_corpus
 from textdiff.train.reporter import Reporter
-from textdiff.train.trainer import Trainer, make_accelerator
+from textdiff.train.distributed import make_accelerator
+from textdiff.train.trainer import Trainer
 
 config = load("c.yaml", ["--data.num-workers=1"])
 accelerator = make_accelerator(config)

@@ -14,7 +14,7 @@ from transformers import (
 
 from textdiff.config import Config
 from textdiff.data.tokenizer import train_tokenizer
-from textdiff.loading import family_of
+from textdiff.export.loading import family_of
 from textdiff.models import TextDiffusionModel
 from textdiff.pipeline import TextDiffusion
 from textdiff.train.setup import model_config

@@ -24,12 +24,11 @@ from exact_tables import (
 
 from textdiff.config import ByteTokenizer, Config
 from textdiff.data.tokenizer import train_tokenizer
+from textdiff.export.loading import family_of
 from textdiff.likelihood import cut_windows, estimate
-from textdiff.loading import family_of
 from textdiff.models import TextDiffusionModel
 from textdiff.pipeline import TextDiffusion
-from textdiff.train.export import sample_defaults
-from textdiff.train.setup import model_config
+from textdiff.train.setup import model_config, sample_defaults
 
 TEXTS = all_sequences()
 

@@ -31,17 +31,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-import tyro
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from textdiff import TextDiffusion
 from textdiff.cli import main as textdiff
+from textdiff.commands.flags import parse_verb
+from textdiff.export.provenance import code_record
 from textdiff.models import Layout, TextDiffusionConfig, TextDiffusionModel
 from textdiff.models.attention import BACKENDS, unavailable
-from textdiff.provenance import code_record
-from textdiff.train.precision import native_bf16
+from textdiff.train.optim import native_bf16
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT = ROOT / "evals" / "results" / "check_gpu.json"
@@ -302,4 +302,4 @@ def check_gpu(device: str = "cuda", output: Path | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(check_gpu))
+    sys.exit(parse_verb(check_gpu, "check_gpu.py", sys.argv[1:])())

@@ -29,7 +29,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import tyro
+from textdiff.commands.flags import parse_verb
 
 MOMENTS = ("starting", "training", "saving")
 UNRELATED = {"tokens_per_second"}
@@ -301,4 +301,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(tyro.cli(main))
+    sys.exit(parse_verb(main, "kill_loop.py", sys.argv[1:])())

@@ -10,7 +10,7 @@ from textdiff.batch.lines import LineDefaults, read_rows
 from textdiff.commands.sampling import read_template
 from textdiff.errors import DataError
 from textdiff.pipeline import TextDiffusion
-from textdiff.view.pieces import Pieces
+from textdiff.view.cells import Pieces
 
 
 @pytest.fixture(scope="module")

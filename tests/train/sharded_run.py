@@ -15,9 +15,9 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
 from textdiff.cli import main
-from textdiff.train import trainer
+from textdiff.train import distributed
 
-make_unsharded = trainer.make_accelerator
+make_unsharded = distributed.make_accelerator
 
 
 def make_sharded(config):
@@ -30,6 +30,6 @@ def make_sharded(config):
     return accelerator
 
 
-trainer.make_accelerator = make_sharded
+distributed.make_accelerator = make_sharded
 if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:], "--debug"]))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from textdiff.train import muon
+from textdiff.train import optim
 
 
 def walk(optimizer: type, matrix: torch.Tensor, **options: float) -> tuple[torch.Tensor, dict]:
@@ -20,10 +20,10 @@ def walk(optimizer: type, matrix: torch.Tensor, **options: float) -> tuple[torch
 @pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16)])
 @pytest.mark.parametrize("native", [True, False])
 def test_steps_are_those_of_torch(monkeypatch, shape, native):
-    monkeypatch.setattr(muon, "native_bf16", lambda device: native)
+    monkeypatch.setattr(optim, "native_bf16", lambda device: native)
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     expected, state = walk(torch.optim.Muon, matrix, weight_decay=0.1)
-    found, own = walk(muon.Muon, matrix, weight_decay=0.1)
+    found, own = walk(optim.Muon, matrix, weight_decay=0.1)
     moved = (expected - matrix).norm()
     # In bfloat16 they round alike; in float32 ours is the better product.
     assert (found - expected).norm() <= (1e-6 if native else 0.02) * moved
@@ -34,9 +34,9 @@ def test_steps_are_those_of_torch(monkeypatch, shape, native):
 
 @pytest.mark.parametrize("shape", [(48, 16), (16, 48)])
 def test_singular_values_come_near_one(monkeypatch, shape):
-    monkeypatch.setattr(muon, "native_bf16", lambda device: False)
+    monkeypatch.setattr(optim, "native_bf16", lambda device: False)
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    found = muon.orthogonal(matrix)
+    found = optim.orthogonal(matrix)
     assert found.dtype == torch.float32
     values = torch.linalg.svdvals(found)
     assert values.min() > 0.6

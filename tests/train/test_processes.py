@@ -193,7 +193,7 @@ def member(rank: int, port: int, end: str, results) -> None:
     os.environ.update(address, RANK=str(rank), LOCAL_RANK=str(rank))
     from accelerate import PartialState
 
-    import textdiff.train.processes as processes
+    import textdiff.train.distributed as processes
 
     processes.TIMEOUT = timedelta(seconds=6)
     state = PartialState(cpu=True, timeout=processes.TIMEOUT)
@@ -213,7 +213,7 @@ def member(rank: int, port: int, end: str, results) -> None:
         results.join_thread()  # what was put is on its way before the process ends
         os.kill(os.getpid(), getattr(signal, end))
     try:
-        with processes.losing_none(state):
+        with processes.report_lost_process(state):
             vote.largest(1)
     except LostProcessError as error:
         results.put((rank, str(error)))

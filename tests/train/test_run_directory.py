@@ -63,8 +63,9 @@ def test_files_of_others_are_left_alone(tmp_path, content, resume):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     before = files(tmp_path)
-    with pytest.raises(ConfigError, match="holds files that are not a run's"):
+    with pytest.raises(ConfigError) as error:
         begin(tmp_path / "folder", resume)
+    assert error.value.code == "foreign_files"
     assert files(tmp_path) == before
 
 
@@ -100,6 +101,7 @@ def test_never_does_not_move_the_current_folder(tmp_path, monkeypatch):
     assert begin(Path(".")) == []
     before = files(tmp_path)
     for name in (".", own, "../own", "checkpoints/.."):
-        with pytest.raises(ConfigError, match="that is the current folder"):
+        with pytest.raises(ConfigError) as error:
             begin(Path(name), "never")
+        assert error.value.code == "current_folder"
     assert files(tmp_path) == before

@@ -6,7 +6,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from textdiff.commands.terminal import BatchBar, PreparationView, ProgressBar
+from textdiff.view.progress import BatchBar, PreparationView, ProgressBar
 from textdiff.view.training import LiveView
 
 
@@ -18,7 +18,7 @@ def training() -> LiveView:
 
 def batch() -> BatchBar:
     bar = BatchBar("generating", 51, shown=True)
-    bar.task = bar.bar.add_task(bar.title, total=bar.rows, speed="421 tokens/s")
+    bar.bar.update(bar.task, speed="421 tokens/s")
     return bar
 
 

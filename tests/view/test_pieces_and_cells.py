@@ -5,9 +5,8 @@ from rich.cells import cell_len
 
 from textdiff.config import BpeTokenizer, ByteTokenizer
 from textdiff.data.tokenizer import train_tokenizer
-from textdiff.view.cells import BREAK_TEXT, OPEN_TEXT, Kind, Reader, visible
-from textdiff.view.pieces import END, Pieces
-from textdiff.view.screen import lay_out, visible_lines
+from textdiff.view.cells import BREAK_TEXT, END, OPEN_TEXT, Kind, Pieces, Reader, visible
+from textdiff.view.live import lay_out, visible_lines
 
 WORDS = "Ein schöner Tag, 今日は良い日です, naïve 👩‍🚀 crew.\n\tIndented; done.\n" * 4
 

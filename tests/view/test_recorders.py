@@ -11,15 +11,13 @@ from rich.console import Console
 
 from textdiff.config import ByteTokenizer, Config
 from textdiff.data.tokenizer import train_tokenizer
-from textdiff.loading import family_of
+from textdiff.export.loading import family_of
 from textdiff.models import TextDiffusionModel
 from textdiff.pipeline import TextDiffusion
-from textdiff.train.export import sample_defaults
-from textdiff.train.setup import model_config
-from textdiff.view.cells import Kind, Reader
+from textdiff.train.setup import model_config, sample_defaults
+from textdiff.view.cells import Kind, Pieces, Reader
 from textdiff.view.film import KINDS, Film
 from textdiff.view.live import LiveRows
-from textdiff.view.pieces import Pieces
 from textdiff.view.trace import Trace
 
 REMASK = {"rule": "remask", "knobs": {"eta": 0.4}}

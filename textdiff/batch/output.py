@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
 from textdiff.errors import ConfigError, DataError
+from textdiff.storage import whole_file
 
 JOB = "job.json"
 
@@ -59,11 +60,10 @@ class Output:
                 )
             self.folder.mkdir(parents=True, exist_ok=True)
             if not record.exists():
-                scratch = record.with_name(JOB + ".new")
-                scratch.write_text(json.dumps(job, indent=2) + "\n", encoding="utf-8")
-                scratch.rename(record)
-            for file in [self.path, *self._files()]:
-                _cut_torn_line(file)
+                with whole_file(record) as file:
+                    file.write_text(json.dumps(job, indent=2) + "\n", encoding="utf-8")
+            for written in [self.path, *self._files()]:
+                _cut_torn_line(written)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise DataError(f"--output {self.path} cannot be used: {reason}") from None

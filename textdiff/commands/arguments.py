@@ -1,4 +1,4 @@
-"""What verbs have in common: kinds of arguments, and reading what they name.
+"""Arguments that verbs share, and the things that they name.
 
 Nothing here imports torch until it is needed, so that `--help` stays quick.
 """
@@ -6,12 +6,12 @@ Nothing here imports torch until it is needed, so that `--help` stays quick.
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
-
+from textdiff.commands.flags import Named
 from textdiff.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from textdiff.pipeline import TextDiffusion
 
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
-ModelArgument = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-TextArgument = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="TEXT...")]
-JsonFlag = Annotated[bool, tyro.conf.arg(name="json")]
+ModelArgument = str
+TextArgument = tuple[str, ...]
+JsonFlag = Annotated[bool, Named("json")]
 BlockSize = int | Literal["full"] | None
 
 
 def load_config(arguments: Sequence[str], prog: str, extra: str = "") -> "Config":
-    """The config that a command line names, with its flags merged in.
+    """Return the config that a command line names, with its flags merged in.
 
     Args:
         arguments: the config's path, then flags.
@@ -46,7 +46,7 @@ def load_config(arguments: Sequence[str], prog: str, extra: str = "") -> "Config
         raise ConfigError(
             f"no config file given: {prog} CONFIG, for example configs/quickstart.yaml"
         )
-    # Files are named by whatever bytes they have; what a run writes about its config is UTF-8.
+    # File names may hold any bytes; what a run writes about its config is UTF-8.
     words = [given_text("the flag", word) for word in arguments[1:]]
     flags = [word for word in words if word not in ("-h", "--help")]
     command = f"{prog} {arguments[0]}"
@@ -69,7 +69,7 @@ def _config_usage(command: str, extra: str) -> str:
 
 
 def given_text(what: str, words: str) -> str:
-    """A text of the command line, or of standard input, as UTF-8 whatever the locale says.
+    """Return a text of the command line, or of standard input, as UTF-8 whatever the locale says.
 
     Args:
         what: names it in an error.
@@ -95,7 +95,7 @@ def take_option(
     default: str,
     values: str = "auto, never or the path of a checkpoint",
 ) -> tuple[list[str], str]:
-    """Takes `name VALUE` or `name=VALUE` out of a command line; returns the rest and the value."""
+    """Take `name VALUE` or `name=VALUE` out of a command line; returns the rest and the value."""
     for index, word in enumerate(words):
         if word.startswith(f"{name}="):
             return words[:index] + words[index + 1 :], word.split("=", 1)[1]
@@ -107,7 +107,7 @@ def take_option(
 
 
 def fraction(words: str) -> float:
-    """`0.5%` or `0.005` as a number.
+    """Return `0.5%` or `0.005` as a number.
 
     Raises:
         ConfigError: anything else.
@@ -124,7 +124,7 @@ def fraction(words: str) -> float:
 def held_model(
     name: str, device: str | None, dtype: Dtype, block_size: BlockSize
 ) -> "TextDiffusion":
-    """The model that a command line names, in the block size that it names.
+    """Return the model that a command line names, in the block size that it names.
 
     Raises:
         CheckpointError: it cannot be loaded.
@@ -134,14 +134,14 @@ def held_model(
 
     if name != given_text("the model's name", name):
         raise ConfigError(f"the locale cannot name the model {name!a}; use a UTF-8 locale")
-    held = TextDiffusion.from_pretrained(name, checked_device(device), dtype)
+    held = TextDiffusion.from_pretrained(name, device, dtype)
     if block_size is None:
         return held
     return held.with_block_size(None if block_size == "full" else block_size)
 
 
 def writable(flag: str, path: Path) -> None:
-    """Makes sure that a file can be written, before anything that takes long.
+    """Make sure that a file can be written, before anything that takes long.
 
     Raises:
         ConfigError: its folder is missing, or it cannot be written.
@@ -153,18 +153,25 @@ def writable(flag: str, path: Path) -> None:
         raise ConfigError(f"{flag} {path} cannot be written: choose another place, or its rights")
 
 
-def checked_device(name: str | None) -> str | None:
-    """The name of a torch device that exists here; None stays None.
+@dataclass(frozen=True)
+class ShowingOptions:
+    """Display and recording of a generation."""
 
-    Raises:
-        ConfigError: there is no such device.
-    """
-    if name is None:
-        return None
-    import torch
+    watch: bool = False
+    """Show the text in the terminal while it is denoised."""
 
-    try:
-        torch.empty(0, device=name)
-    except Exception as error:
-        raise ConfigError(f"--device {name}: {str(error).splitlines()[0]}") from None
-    return name
+    film: Path | None = None
+    """Write the generation as a film to this HTML file, which plays in any browser, offline."""
+
+    trace: Path | None = None
+    """Write what each step did to this .jsonl file: row, step, position, token, probability."""
+
+    def check(self) -> None:
+        """Make sure, before a model runs, that files can be written.
+
+        Raises:
+            ConfigError: they cannot.
+        """
+        for flag, path in (("--film", self.film), ("--trace", self.trace)):
+            if path is not None:
+                writable(flag, path)

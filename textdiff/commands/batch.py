@@ -8,9 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from textdiff.commands.arguments import writable
 from textdiff.commands.inputs import (
@@ -21,8 +19,8 @@ from textdiff.commands.inputs import (
 )
 from textdiff.commands.parallel import Processes, find_processes
 from textdiff.commands.sampling import read_template, say_approximate
-from textdiff.commands.terminal import BatchBar
 from textdiff.errors import ConfigError, DataError
+from textdiff.view.progress import BatchBar
 
 if TYPE_CHECKING:
     from textdiff.batch.lines import OutputRow
@@ -114,9 +112,6 @@ class Batch:
         return StreamOutput(sys.stdout.buffer, "standard output", rows)
 
 
-BatchFlags = Annotated[Batch, tyro.conf.arg(name="")]
-
-
 @dataclass(frozen=True)
 class BatchJob:
     """A file of prompts and how to generate its lines.
@@ -135,7 +130,7 @@ class BatchJob:
 
     def record(self, model: "TextDiffusion", content: bytes) -> dict[str, Any]:
         """Return all that the output depends on: no batches, devices, processes or exact caches."""
-        from textdiff.provenance import model_record
+        from textdiff.export.provenance import model_record
 
         cache = "approximate" if self.options["cache"] == "approximate" else None
         return {
@@ -158,8 +153,8 @@ def generate_batch(job: BatchJob, load: "Callable[[str | None], TextDiffusion]")
         load: loads the model on a device.
     """
     from textdiff.batch.lines import LineDefaults, read_rows, template_files
-    from textdiff.provenance import file_hash
-    from textdiff.train.lock import RunLock
+    from textdiff.storage import file_hash
+    from textdiff.train.directory import run_lock
 
     content, name = job.files.content(), job.files.name
     processes = find_processes()
@@ -171,10 +166,10 @@ def generate_batch(job: BatchJob, load: "Callable[[str | None], TextDiffusion]")
     with ExitStack() as stack:
         if processes.first:
             if job.files.output != "-":
-                stack.enter_context(RunLock(output.folder, "--output", "writes"))
+                stack.enter_context(run_lock(output.folder, "--output", "writes"))
             facts = job.record(model, content)
             if templates := template_files(rows):
-                facts["templates_sha256"] = file_hash(templates)
+                facts["templates_sha256"] = file_hash(*templates)
             output.prepare(facts)
         processes.wait()
         output.load()

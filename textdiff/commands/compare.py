@@ -2,34 +2,29 @@
 
 from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from textdiff.commands.arguments import JsonFlag, TextArgument
 from textdiff.commands.parallel import find_processes
 from textdiff.commands.scoring import (
-    ReadingFlags,
-    ScoringFlags,
+    ReadingOptions,
+    ScoringOptions,
     bound_record,
     shared_estimate,
 )
-from textdiff.commands.terminal import print_json, quiet_libraries
+from textdiff.view.progress import print_json, quiet_libraries
 
 if TYPE_CHECKING:
     from textdiff.likelihood import Difference, Estimates
 
-FirstModel = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL_A")]
-SecondModel = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL_B")]
-
 
 def compare(
-    model_a: FirstModel,
-    model_b: SecondModel,
+    model_a: str,
+    model_b: str,
     text: TextArgument,
     /,
-    scoring: ScoringFlags,
-    reading: ReadingFlags,
+    scoring: ScoringOptions,
+    reading: ReadingOptions,
     json_output: JsonFlag = False,
 ) -> int:
     """Compare two models on the same texts, with the error of the difference.
@@ -84,7 +79,7 @@ def _record(result: "Difference", records: list[dict[str, Any]]) -> dict[str, An
 def _show(
     names: tuple[str, str], both: "tuple[Estimates, Estimates]", result: "Difference"
 ) -> None:
-    from textdiff.commands.report import difference_lines
+    from textdiff.view.bounds import difference_lines
     from textdiff.view.training import describe_bound
 
     for name, estimates in zip(names, both, strict=True):

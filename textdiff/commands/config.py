@@ -6,7 +6,7 @@ from textdiff.commands.arguments import load_config
 
 
 def show_config(arguments: Sequence[str]) -> int:
-    """`textdiff config show FILE [--section.key VALUE ...]`."""
+    """Run `textdiff config show FILE [--section.key VALUE ...]`."""
     from textdiff.config.reading import to_yaml
 
     print(to_yaml(load_config(arguments, "textdiff config show")), end="")

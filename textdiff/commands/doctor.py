@@ -20,10 +20,10 @@ from pathlib import Path
 
 from textdiff.commands.arguments import JsonFlag
 from textdiff.commands.parallel import idle_threads
-from textdiff.commands.terminal import make_console, print_json, quiet_libraries
 from textdiff.lazy import torch
+from textdiff.view.progress import make_console, print_json, quiet_libraries
 
-LIBRARIES = "torch transformers accelerate datasets tokenizers safetensors numpy pydantic tyro "
+LIBRARIES = "torch transformers accelerate datasets tokenizers safetensors numpy pydantic "
 LIBRARIES += "rich tensorboard"
 EXTRAS = {"flash": "flash_attn", "eval": "lm_eval mauve matplotlib", "dev": "pytest ruff mypy"}
 CPU_FLAGS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")
@@ -90,7 +90,7 @@ Entries = Iterator[tuple[str, ...]]
 def probe_versions() -> Entries:
     """Probe textdiff, Python, the libraries and git."""
     from textdiff import __version__
-    from textdiff.provenance import PACKAGE, commit_of
+    from textdiff.export.provenance import PACKAGE, commit_of
 
     commit = commit_of(PACKAGE.parent)
     yield "textdiff", __version__ + (f" ({commit[:12]})" if commit else "")
@@ -121,8 +121,8 @@ def probe_machine() -> Entries:
 
 def probe_devices() -> Entries:
     """Probe accelerators, and which precision the default device computes natively."""
-    from textdiff.loading import default_device
-    from textdiff.train.precision import native_bf16
+    from textdiff.export.loading import default_device
+    from textdiff.train.optim import native_bf16
 
     for index in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(index)
@@ -140,7 +140,7 @@ def probe_devices() -> Entries:
 def probe_attention() -> Entries:
     """Try each backend on a tiny network: forward, and backward where it has one."""
     quiet_libraries()
-    from textdiff.loading import default_device
+    from textdiff.export.loading import default_device
     from textdiff.models.attention import BACKENDS, unavailable
 
     device = torch.device(default_device())

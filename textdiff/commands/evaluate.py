@@ -5,9 +5,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from textdiff.commands.arguments import (
     BlockSize,
@@ -16,10 +14,10 @@ from textdiff.commands.arguments import (
     ModelArgument,
     held_model,
 )
-from textdiff.commands.inputs import check_standard_input, given_texts
-from textdiff.commands.sampling import SamplingFlags
-from textdiff.commands.terminal import ProgressBar, print_json, quiet_libraries
+from textdiff.commands.inputs import check_standard_input, read_documents
+from textdiff.commands.sampling import Sampling
 from textdiff.errors import ConfigError
+from textdiff.view.progress import ProgressBar, print_json, quiet_libraries
 
 if TYPE_CHECKING:
     from textdiff.evaluate.judges import Judge
@@ -102,7 +100,7 @@ class MeasureOptions:
 
     def read(self, names: tuple[str, ...]) -> list[str] | None:
         """Return the documents of files; None where none are named."""
-        return list(given_texts(names, self.text_column)) if names else None
+        return list(read_documents(names, self.text_column)) if names else None
 
 
 STANDARD_OUTPUT = Path("-")
@@ -170,17 +168,13 @@ class SweepOptions:
             draw(record, self.picture)
 
 
-MeasureFlags = Annotated[MeasureOptions, tyro.conf.arg(name="")]
-SweepFlags = Annotated[SweepOptions, tyro.conf.arg(name="")]
-
-
 def evaluate(
     model: ModelArgument,
     /,
     *,
-    measure: MeasureFlags,
-    sampling: SamplingFlags,
-    sweep: SweepFlags,
+    measure: MeasureOptions,
+    sampling: Sampling,
+    sweep: SweepOptions,
     suite: str = "generation",
     json_output: JsonFlag = False,
 ) -> int:

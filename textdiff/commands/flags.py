@@ -1,169 +1,299 @@
-"""Flags read by tyro; what it refuses is said in one sentence.
+"""The command line of a verb, read by the signature of its function.
 
-Tyro draws a box of many lines around a refusal. Its words are taken out of the box: that is what it
-shows everybody, while its hooks for errors are private and change.
+Parameters before `/` are arguments, others are options, and a dataclass or section among them is a
+group whose fields are options. argparse sorts the words and writes the help; pydantic reads them
+by their types, and its errors say which value is wrong.
 """
 
+import argparse
+import ast
 import difflib
 import functools
-import io
+import inspect
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import redirect_stderr
-from dataclasses import fields, is_dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from textwrap import dedent, fill
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from textdiff.config.keys import leaves
 from textdiff.errors import ConfigError
 
 T = TypeVar("T")
+_KINDS = {int: ("INT", "a whole number"), float: ("FLOAT", "a number"), Path: ("PATH", "a path")}
+_UNREADABLE = {"int_parsing", "int_from_float", "float_parsing", "literal_error"}
 
-_WORDS = {"INT": "a whole number", "FLOAT": "a number", "STR": "a text", "PATH": "a path"}
+
+class Named(NamedTuple):
+    """Annotation of an option whose name differs from its parameter's."""
+
+    name: str
 
 
-def parse(
-    target: Callable[..., T],
-    prog: str,
-    arguments: Sequence[str],
-    markers: Sequence[Any],
-    default: T | None = None,
-) -> T:
-    """What tyro makes of a class and a command line.
+@dataclass(frozen=True)
+class Option:
+    """One option or argument of a verb.
+
+    Attributes:
+        flag: as it is typed, `--top-p`; an argument's name in messages, `MODEL`.
+        path: the parameter, and the field where that is a group.
+        annotation: type of the value.
+        default: the value without it, for the help.
+        meaning: one or two sentences of help.
+    """
+
+    flag: str
+    path: tuple[str, ...]
+    annotation: Any
+    default: Any
+    meaning: str
+
+    @property
+    def several(self) -> bool:
+        """True where it takes more than one word."""
+        return get_origin(self.annotation) is tuple
+
+    @property
+    def types(self) -> list[Any]:
+        """The types that a word may have, None last."""
+        types = leaves(get_args(self.annotation)[0] if self.several else self.annotation)
+        return sorted(types, key=lambda kind: kind is type(None))
+
+    def add_to(self, group: Any) -> None:
+        """Declare the option to argparse."""
+        several = isinstance(self.default, tuple)
+        value = " ".join(map(str, self.default)) if several else self.default
+        shown = (isinstance(value, str | float) and value != "") or type(value) is int
+        text = self.meaning.replace("%", "%%") + f" (default: {value})" * shown
+        count: str | int | None = "*" if self.several else "?"
+        if self.annotation is bool:
+            group.add_argument(self.flag, dest=self.flag, action="store_true", help=text)
+        elif not self.flag.startswith("-"):
+            group.add_argument(self.flag, nargs=count, metavar=self.flag, help=text)
+        else:
+            items = get_args(self.annotation) if self.several else ()
+            count = "*" if ... in items else len(items) or None
+            names = "|".join(_kind(kind)[0] for kind in self.types if kind is not type(None))
+            group.add_argument(self.flag, nargs=count, metavar=names, dest=self.flag, help=text)
+
+    def read(self, words: str | list[str] | bool) -> Any:
+        """Return the words as pydantic takes them."""
+        if isinstance(words, list):
+            return tuple(map(self._word, words))
+        return words if isinstance(words, bool) else self._word(words)
+
+    def _word(self, word: str) -> Any:
+        if word == "None" and type(None) in self.types:
+            return None
+        if float in self.types:
+            with suppress(ValueError):
+                if not math.isfinite(float(word)):
+                    message = f"{self.flag} {word}: give a finite number"
+                    raise ConfigError(message, code="finite_number")
+        if Path not in self.types:
+            return word
+        try:
+            return Path(word).expanduser()
+        except RuntimeError:
+            message = f"there is no such user; write ./{word} if that is a name"
+            raise ConfigError(f"{self.flag} {word}: {message}", code="unknown_user") from None
+
+
+def _parser(
+    function: Callable[..., Any], prog: str, options: Sequence[Option]
+) -> argparse.ArgumentParser:
+    """Return a parser that sorts words only: types and missing arguments are checked later."""
+    about = (inspect.getdoc(function) or "").partition("\n\nArgs:")[0]
+    words = [o.flag + "..." * o.several for o in options if not o.flag.startswith("-")]
+    parser = argparse.ArgumentParser(
+        prog,
+        usage=" ".join([prog, *words, "[OPTIONS]"]),
+        description="\n\n".join(fill(paragraph, 79) for paragraph in about.split("\n\n")),
+        formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, 2, 26, 79),
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    hints = get_type_hints(function)
+    groups: dict[str, Any] = {"": parser}
+    for option in options:
+        heading = ""
+        if len(option.path) > 1:
+            heading = (inspect.getdoc(hints[option.path[0]]) or "").partition("\n")[0].rstrip(".")
+        if heading not in groups:
+            groups[heading] = parser.add_argument_group(heading)
+        option.add_to(groups[heading])
+    return parser
+
+
+def parse_verb(function: Callable[..., T], prog: str, words: Sequence[str]) -> Callable[[], T]:
+    """Return the call of a verb that a command line asks for.
 
     Args:
-        target: a class, or a function.
-        prog: the command as the user typed it; what follows ` [` is only for its usage line.
-        arguments: its flags and values.
-        markers: of `tyro.conf`.
-        default: the values that flags change.
+        function: the verb.
+        prog: the command as the user typed it.
+        words: the command line after it.
 
     Raises:
-        ConfigError: an unknown flag, a value that cannot be read, or one that is missing.
+        ConfigError: an unknown option, a value that cannot be read, or one that is missing.
         SystemExit: by `--help` (0).
     """
-    import tyro
-
-    read: Callable[..., T] = tyro.cli
-    given = {} if default is None else {"default": default}
-    said = io.StringIO()
     try:
-        with redirect_stderr(said):
-            return read(target, prog=prog, args=list(arguments), config=tuple(markers), **given)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        command, _, usage = prog.partition(" [")
-        own = [*_options(target), *re.findall(r"--[\w-]+", usage)]
-        sentence = explain(said.getvalue(), own)
-        more = "" if sentence.endswith("?") else f"; see {command} --help"
-        raise ConfigError(sentence + more) from None
+        values = _values(function, prog, words)
+    except ConfigError as error:
+        more = "" if str(error).endswith("?") else f"; see {prog} --help"
+        raise ConfigError(f"{error}{more}", code=error.code) from None
+    parameters = inspect.signature(function).parameters.values()
+    first = [values.pop(p.name) for p in parameters if p.kind is p.POSITIONAL_ONLY]
+    return functools.partial(function, *first, **values)
 
 
-def _options(target: Any) -> Iterator[str]:
-    """Yield the options that a function takes, those of its groups included."""
-    for name, hint in get_type_hints(target, include_extras=True).items():
-        inner, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
-        if is_dataclass(inner):
-            yield from _options(inner)
-        elif name != "return" and not any("Positional" in repr(mark) for mark in marks):
-            own = [mark.name for mark in marks if getattr(mark, "name", None)]
-            yield "--" + (own or [name])[0].replace("_", "-")
+def _values(function: Callable[..., Any], prog: str, words: Sequence[str]) -> dict[str, Any]:
+    """Return the parameters of a verb, groups included."""
+    options = list(options_of(function))
+    given = _sorted(_parser(function, prog, options), options, words)
+    values: dict[str, Any] = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        own = {
+            option.path[-1]: option.read(given[option.flag])
+            for option in options
+            if option.path[0] == name and option.flag in given
+        }
+        annotation = _bare(get_type_hints(function, include_extras=True)[name])
+        if not own and not _is_group(annotation):
+            option = next(option for option in options if option.path == (name,))
+            if parameter.default is parameter.empty and not option.several:
+                message = f"{option.flag} is missing: {option.meaning}".rstrip(": .")
+                raise ConfigError(message, code="missing_argument")
+            values[name] = () if parameter.default is parameter.empty else parameter.default
+            continue
+        try:
+            raw = own if _is_group(annotation) else own[name]
+            values[name] = TypeAdapter(annotation).validate_python(raw)
+        except ValidationError as error:
+            raise _refused(error, [o for o in options if o.path[0] == name]) from None
+    return values
 
 
-def deferred(function: Callable[..., T]) -> Callable[..., Callable[[], T]]:
-    """The same signature for tyro; calling it only notes the values, for a call afterwards."""
-
-    @functools.wraps(function)
-    def note(*values: Any, **named: Any) -> Callable[[], T]:
-        checked = {name: _checked(name, value) for name, value in named.items()}
-        return functools.partial(function, *map(functools.partial(_checked, ""), values), **checked)
-
-    return note
-
-
-def _checked(name: str, value: Any) -> Any:
-    """Return a flag's value: paths with the home folder for `~`, groups of flags likewise.
+def _sorted(
+    parser: argparse.ArgumentParser, options: Sequence[Option], words: Sequence[str]
+) -> dict[str, Any]:
+    """Return the words of each option that a command line gives, by its flag.
 
     Raises:
-        ConfigError: a number that is not finite.
+        ConfigError: an unknown option or one without a value.
     """
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"--{name.replace('_', '-')} {value}: give a finite number")
-    if isinstance(value, Path):
-        return _expanded(name, value)
-    if is_dataclass(value) and not isinstance(value, type):
-        found = {f.name: _checked(f.name, getattr(value, f.name)) for f in fields(value)}
-        return replace(value, **found)
-    if isinstance(value, tuple):
-        return tuple(_checked(name, item) for item in value)
-    return value
-
-
-def _expanded(name: str, path: Path) -> Path:
+    spelled = [re.sub(r"^--[^=]+", lambda name: name[0].replace("_", "-"), word) for word in words]
     try:
-        return path.expanduser()
-    except RuntimeError:
-        raise ConfigError(
-            f"--{name.replace('_', '-')} {path}: there is no such user; write ./{path} if that is "
-            "a name"
-        ) from None
+        given, left = parser.parse_known_intermixed_args(spelled)
+    except argparse.ArgumentError as error:
+        has_value = "ignored explicit" in error.message
+        code = "no_value" if has_value else "missing_value"
+        what = "takes no value" if has_value else "needs a value"
+        raise ConfigError(f"{error.argument_name} {what}", code=code) from None
+    for word in left:
+        if len(word) > 1 and word.startswith("-"):
+            typed = words[spelled.index(word)].partition("=")[0]
+            names = [option.flag[2:] for option in options if option.flag.startswith("-")]
+            near = difflib.get_close_matches(word.partition("=")[0].lstrip("-"), names, n=1)
+            hint = f"; did you mean --{near[0]}?" if near else ""
+            raise ConfigError(f"unknown option {typed}{hint}", code="unknown_option")
+    if left:
+        raise ConfigError(f"unexpected argument {left[0]!r}", code="unexpected_argument")
+    return vars(given)
 
 
-def explain(box: str, own: Sequence[str] = ()) -> str:
-    """One sentence for a box of tyro's, without its end.
-
-    Args:
-        box: what tyro printed.
-        own: options of the command.
-    """
-    parts = _paragraphs(box)
-    first = parts[0] or "the command line cannot be read"
-    if found := re.match(r"Unrecognized options: (.+)", first):
-        return _unknown(found[1].split(", ")[0], own)
-    if found := re.match(r"Error parsing (\S+): (.*)", first):
-        return _unreadable(found[1], found[2], " ".join(parts[1:]))
-    if found := re.match(r"Missing value for argument '([^']+)'", first):
-        return f"{found[1].split('/')[0]} needs a value"
-    if found := re.match(r"invalid choice (.*) for argument '([^']+)'\. .*?\((.*)\)", first):
-        takes = " or ".join(re.findall(r"'([^']*)'", found[3]))
-        return f"{found[2].split('/')[0]}: {found[1]} is not {takes}"
-    if found := re.match(r"Missing from .*?: (\S+) (.*)", first):
-        meaning = found[2].split(" (required)")[0].rstrip(".")
-        return f"{found[1]} is missing: {meaning}" if meaning else f"{found[1]} is missing"
-    return first.rstrip(".")
+def _refused(error: ValidationError, options: Sequence[Option]) -> ConfigError:
+    """Return the error about the first value of a parameter that pydantic refuses."""
+    first = error.errors(include_url=False)[0]
+    named = [
+        option for option in options if option.path[1:] == first["loc"][: len(option.path) - 1]
+    ]
+    message = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if len(named) != 1:  # the group as a whole
+        return ConfigError(message, code=first["type"])
+    (option,), value = named, first["input"]
+    if first["type"] not in _UNREADABLE:
+        return ConfigError(f"{option.flag} {value}: {message}", code=first["type"])
+    takes = " or ".join(_kind(kind)[1] for kind in option.types)
+    return ConfigError(f"{option.flag}: {value!r} is not {takes}", code=first["type"])
 
 
-def _paragraphs(box: str) -> list[str]:
-    """The texts between a box's rules, each on one line, without the title.
+def options_of(function: Callable[..., Any]) -> Iterator[Option]:
+    """Yield the arguments and options of a verb, its own before those of its groups."""
+    hints, meanings = get_type_hints(function, include_extras=True), _argument_docs(function)
+    groups = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if _is_group(_bare(hints[name])):
+            groups[name] = _bare(hints[name])
+            continue
+        positional = parameter.kind is parameter.POSITIONAL_ONLY
+        flag = name.upper() if positional else _flag(name, hints[name])
+        meaning = meanings.get(name, "")
+        yield Option(flag, (name,), _bare(hints[name]), parameter.default, meaning)
+    for parameter_name, group in groups.items():
+        own, meanings = get_type_hints(group, include_extras=True), _field_docs(group)
+        if issubclass(group, BaseModel):
+            meanings |= {n: f.description for n, f in group.model_fields.items() if f.description}
+            defaults = {n: f.default for n, f in group.model_fields.items()}
+        else:
+            defaults = {field.name: field.default for field in fields(group)}
+        for name, default in defaults.items():
+            path, meaning = (parameter_name, name), meanings.get(name, "")
+            yield Option(_flag(name, own[name]), path, _bare(own[name]), default, meaning)
 
-    Where the terminal has no UTF-8, the title stands above a rule of hyphens.
-    """
-    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).strip() for line in box.splitlines()]
-    inner = " ".join(line.strip("│ ") for line in lines if line[:1] not in ("╭", "╰"))
-    parts = [" ".join(part.split()) for part in re.split(r"─{5,}|-{5,}", inner)]
-    return parts[1:] if len(parts) > 1 and "╭" not in box else parts
+
+def _flag(name: str, annotation: Any) -> str:
+    marks = get_args(annotation)[1:] if get_origin(annotation) is Annotated else ()
+    typed = next((mark.name for mark in marks if getattr(mark, "name", None)), name)
+    return "--" + str(typed).replace("_", "-")
 
 
-def _unknown(word: str, known: Sequence[str]) -> str:
-    """An unknown word, and what it may have been meant to be."""
-    if not word.startswith("-"):
-        return f"unexpected argument {word!r}"
-    name = word.split("=")[0]
-    names = [option.removeprefix("--") for option in known]
-    typed = name.lstrip("-").replace("_", "-")
-    best = difflib.get_close_matches(typed, names, n=1, cutoff=0.6)
-    return f"unknown option {name}" + (f"; did you mean --{best[0]}?" if best else "")
+def _bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
-def _unreadable(name: str, reason: str, help_text: str) -> str:
-    """A value that is none of what an option takes."""
-    option = name.split("/")[0]
-    quoted = re.findall(r"\['(.*?)'\]|'([^']*)'$", reason.rstrip("."))
-    value = "".join(quoted[0]) if quoted else ""
-    kinds = re.search(rf"{re.escape(option)} (\S+)", help_text)
-    if not kinds:
-        return f"{option}: {reason.rstrip('.')}"
-    takes = [_WORDS.get(kind, kind) for kind in re.split(r"[|,]", re.sub(r"[{}]", "", kinds[1]))]
-    given = f"{value!r} is not" if value else "it has to be"
-    return f"{option}: {given} {' or '.join(takes)}"
+def _is_group(annotation: Any) -> bool:
+    a_class = isinstance(annotation, type) and get_origin(annotation) is None
+    return a_class and (is_dataclass(annotation) or issubclass(annotation, BaseModel))
+
+
+def _kind(kind: Any) -> tuple[str, str]:
+    """Return a type's name in help and in messages."""
+    if get_origin(kind) is Literal:
+        choices = [str(choice) for choice in get_args(kind)]
+        return "|".join(choices), " or ".join(choices)
+    return ("None", "None") if kind is type(None) else _KINDS.get(kind, ("TEXT", "a text"))
+
+
+def _argument_docs(function: Callable[..., Any]) -> dict[str, str]:
+    """Return the meaning of each parameter, by the `Args:` of the docstring."""
+    section = (inspect.getdoc(function) or "").partition("\nArgs:\n")[2].partition("\n\n")[0]
+    entries = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+def _field_docs(group: type) -> dict[str, str]:
+    """Return the text below each field of a class."""
+    (tree,) = ast.parse(dedent(inspect.getsource(group))).body
+    pairs = zip(tree.body, tree.body[1:], strict=False) if isinstance(tree, ast.ClassDef) else ()
+    return {
+        field.target.id: " ".join(str(text.value.value).split())
+        for field, text in pairs
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+        if isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }

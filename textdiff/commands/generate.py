@@ -4,21 +4,23 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import tyro
-
-from textdiff.commands.arguments import JsonFlag, ModelArgument, given_text
-from textdiff.commands.batch import BatchFlags, BatchJob, generate_batch
+from textdiff.commands.arguments import (
+    JsonFlag,
+    ModelArgument,
+    ShowingOptions,
+    given_text,
+)
+from textdiff.commands.batch import Batch, BatchJob, generate_batch
 from textdiff.commands.sampling import (
-    LoadingFlags,
-    SamplingFlags,
+    Loading,
+    Sampling,
     read_template,
     say_approximate,
 )
-from textdiff.commands.showing import Showing, ShowingFlags
-from textdiff.commands.terminal import make_console, print_json, quiet_libraries
 from textdiff.errors import ConfigError
+from textdiff.view.progress import make_console, print_json, quiet_libraries
 
 if TYPE_CHECKING:
     from textdiff.pipeline import TextDiffusion
@@ -45,14 +47,14 @@ class TextOptions:
 
 def generate(
     model: ModelArgument,
-    prompt: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PROMPT")] = "",
+    prompt: str = "",
     /,
     *,
-    sampling: SamplingFlags,
-    texts: Annotated[TextOptions, tyro.conf.arg(name="")],
-    showing: ShowingFlags,
-    batch: BatchFlags,
-    loading: LoadingFlags,
+    sampling: Sampling,
+    texts: TextOptions,
+    showing: ShowingOptions,
+    batch: Batch,
+    loading: Loading,
 ) -> int:
     """Generate text. Unset options take the model's own defaults.
 
@@ -69,7 +71,7 @@ def generate(
     if texts.template is not None:
         prompt = read_template(texts.template, prompt, sampling.suffix)
     if batch.asked:
-        plain = showing == Showing() and not texts.json_output
+        plain = showing == ShowingOptions() and not texts.json_output
         batch.check(prompt, plain, (texts.num_samples, texts.batch_size))
         quiet_libraries()
         job = BatchJob(batch, options, texts.num_samples, texts.batch_size)
@@ -87,20 +89,22 @@ def _generate(
     model: str,
     held: "TextDiffusion",
     task: dict[str, Any],
-    showing: ShowingFlags,
+    showing: ShowingOptions,
     json_output: bool,
 ) -> int:
     """Generate, and print what is finished, also if the rest is interrupted or not recorded."""
-    from textdiff.commands.screen import Texts, can_animate, live, recorders
+    from textdiff.view.display import TextPrinter, can_animate, live, recording
 
     console = make_console()
     animated = showing.watch and can_animate(console)
     recorded = showing.film is not None or showing.trace is not None
-    texts = Texts(held, held=animated or json_output, alone=not recorded)
+    texts = TextPrinter(held, held=animated or json_output, alone=not recorded)
     done, failure = None, None
     try:
         with ExitStack() as stack:
-            callbacks = stack.enter_context(recorders(showing, held, model, task))
+            callbacks = stack.enter_context(
+                recording(held, model, task, showing.film, showing.trace)
+            )
             if animated:
                 callbacks.append(stack.enter_context(live(console, held, task)))
             done = held.generate(**task, callbacks=[*callbacks, texts])

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 STANDARD_INPUT = "standard input"
 
 
-def given_texts(names: Sequence[str], text_column: str) -> Iterator[str]:
-    """Yields the documents of files, folders and patterns; `-` is standard input as one document.
+def read_documents(names: Sequence[str], text_column: str) -> Iterator[str]:
+    """Yield the documents of files, folders and patterns; `-` is standard input as one document.
 
     All names are looked up first; a file is opened when its first document is wanted.
 
@@ -35,11 +35,11 @@ def given_texts(names: Sequence[str], text_column: str) -> Iterator[str]:
 
 
 def given_rows(names: Sequence[str]) -> "Iterator[Row]":
-    """Yields the rows of JSON lines files; `-` is standard input, also in lines.
+    """Yield the rows of JSON lines files; `-` is standard input, also in lines.
 
     Raises:
-        ConfigError: see `given_texts`.
-        DataError: see `given_texts`.
+        ConfigError: see `read_documents`.
+        DataError: see `read_documents`.
     """
     from textdiff.data.json_rows import rows_of, stream_rows
     from textdiff.data.paths import find_files
@@ -54,7 +54,7 @@ def given_rows(names: Sequence[str]) -> "Iterator[Row]":
 
 
 def check_standard_input(names: Sequence[str]) -> None:
-    """Makes sure that standard input is read once, and by a process that has it for itself.
+    """Make sure that standard input is read once, and by a process that has it for itself.
 
     Raises:
         ConfigError: it is not.
@@ -67,12 +67,12 @@ def check_standard_input(names: Sequence[str]) -> None:
 
 
 def several_processes() -> bool:
-    """Returns whether this process was started as one of several."""
+    """Return whether this process was started as one of several."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def read_standard_input() -> str:
-    """The whole of standard input as one text, under the rules for text files.
+    """Return the whole of standard input as one text, under the rules for text files.
 
     Raises:
         DataError: it holds no usable text.
@@ -87,7 +87,7 @@ def read_standard_input() -> str:
 
 
 def read_text(name: str) -> str:
-    """The text of one file, or of standard input, under the rules for text files.
+    """Return the text of one file, or of standard input, under the rules for text files.
 
     Raises:
         ConfigError: see `check_standard_input`.
@@ -108,7 +108,7 @@ def read_text(name: str) -> str:
 
 
 def standard_input() -> BinaryIO:
-    """The bytes of standard input.
+    """Return the bytes of standard input.
 
     Raises:
         DataError: it is closed.

@@ -23,7 +23,7 @@ class Interruption(KeyboardInterrupt):
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """While entered, the first SIGTERM or SIGHUP raises `Interruption` in the main thread.
+    """Raise `Interruption` in the main thread at the first SIGTERM or SIGHUP while entered.
 
     Only where the system's default is in force: `nohup` has SIGHUP ignored, and a program that
     calls a verb may have handlers of its own.

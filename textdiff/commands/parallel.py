@@ -67,7 +67,7 @@ def find_processes() -> Processes:
     from accelerate import PartialState
     from accelerate.utils import reduce
 
-    from textdiff.loading import cpu_only
+    from textdiff.export.loading import cpu_only
 
     state = PartialState(cpu=cpu_only())
     state.wait_for_everyone()  # one that fails at once must not go before all have started

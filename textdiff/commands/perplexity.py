@@ -8,23 +8,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import tyro
+from typing import TYPE_CHECKING, Any
 
 from textdiff.commands.arguments import JsonFlag, ModelArgument, TextArgument
 from textdiff.commands.inputs import given_rows
 from textdiff.commands.parallel import Processes, find_processes
 from textdiff.commands.scoring import (
-    ReadingFlags,
     ReadingOptions,
-    ScoringFlags,
+    ScoringOptions,
     bound_record,
     shared_estimate,
     state_path,
 )
-from textdiff.commands.terminal import print_json, quiet_libraries
 from textdiff.errors import ConfigError, DataError
+from textdiff.view.progress import print_json, quiet_libraries
 
 if TYPE_CHECKING:
     from textdiff.likelihood import Estimates
@@ -104,16 +101,13 @@ class TaskOptions:
         return {"texts": texts, "spans" if spans else "prompts": others}
 
 
-TaskFlags = Annotated[TaskOptions, tyro.conf.arg(name="")]
-
-
 def perplexity(
     model: ModelArgument,
     text: TextArgument,
     /,
-    scoring: ScoringFlags,
-    reading: ReadingFlags,
-    task: TaskFlags,
+    scoring: ScoringOptions,
+    reading: ReadingOptions,
+    task: TaskOptions,
     json_output: JsonFlag = False,
 ) -> int:
     """Bound the perplexity of texts: unbiased, with its Monte-Carlo error.
@@ -173,7 +167,7 @@ def _how_to_go_on(state: Path | None) -> str:
 
 
 def _show(held: "TextDiffusion", estimates: "Estimates", record: dict[str, Any]) -> None:
-    from textdiff.commands.report import bound_lines, exact_hint
+    from textdiff.view.bounds import bound_lines, exact_hint
 
     for line in bound_lines(estimates, record):
         print(line)

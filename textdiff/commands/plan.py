@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from textdiff.commands.arguments import load_config, take_option
-from textdiff.commands.terminal import make_console, print_json, quiet_libraries
 from textdiff.errors import ConfigError, DataError
+from textdiff.view.progress import make_console, print_json, quiet_libraries
 
 if TYPE_CHECKING:
     from textdiff.config import Config
@@ -93,7 +93,7 @@ def _share(words: str) -> float:
 def _device(name: str) -> str:
     if name not in ("", "cpu", "cuda"):
         raise ConfigError(f"--device {name}: the kind of device to plan for is cpu or cuda")
-    from textdiff.loading import default_device
+    from textdiff.export.loading import default_device
 
     return name or ("cuda" if default_device() == "cuda" else "cpu")
 
@@ -129,7 +129,7 @@ def _sizes(config: "Config", vocabulary: int, device: str, devices: int) -> "Run
     import torch
 
     from textdiff.planning.sizes import run_sizes
-    from textdiff.train.precision import resolve_precision
+    from textdiff.train.optim import resolve_precision
 
     precision: str = config.train.mixed_precision
     if device == "cpu" or precision != "auto":  # every GPU is planned with bfloat16

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from textdiff.commands.arguments import ModelArgument, given_text
 from textdiff.commands.interruption import Interruption
-from textdiff.commands.sampling import LoadingFlags, SamplingFlags
-from textdiff.commands.terminal import make_console, quiet_libraries
+from textdiff.commands.sampling import Loading, Sampling
 from textdiff.errors import TextDiffError
+from textdiff.view.progress import make_console, quiet_libraries
 
 if TYPE_CHECKING:
     from textdiff.commands.session import Session
@@ -24,8 +24,8 @@ def play(
     model: ModelArgument,
     /,
     *,
-    sampling: SamplingFlags,
-    loading: LoadingFlags,
+    sampling: Sampling,
+    loading: Loading,
 ) -> int:
     """Try a model: type prompts, change settings, watch texts being denoised.
 

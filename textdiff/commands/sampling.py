@@ -1,18 +1,17 @@
 """Flags of the verbs that generate text, made from the options of a generation."""
 
-import shlex
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
-import tyro
+from pydantic import Field, create_model
 
 from textdiff.commands.arguments import BlockSize, Dtype, given_text, held_model
 from textdiff.commands.inputs import STANDARD_INPUT, read_text
 from textdiff.errors import ConfigError
 from textdiff.sampling.settings import SamplingConfig, read_knobs
+from textdiff.section import Section
 
 if TYPE_CHECKING:
     from textdiff.pipeline import TextDiffusion
@@ -28,53 +27,46 @@ def _flag_type(annotation: Any) -> Any:
     return tuple[str, ...] if origin in (tuple, dict) else annotation
 
 
-def _flags() -> list[tuple[str, Any, Any]]:
-    """Return name, type and default of every flag; unset ones take the model's own default."""
-    flags = []
+def _flags() -> dict[str, Any]:
+    """Return type and default of every flag; unset ones take the model's own default."""
+    flags: dict[str, Any] = {}
     for name, option in SamplingConfig.model_fields.items():
         kind, meaning = _flag_type(option.annotation), str(option.description)
         default = () if get_origin(kind) is tuple else option.default if name == "cache" else None
         kind = kind | None if default is None else kind
         meaning = f"{meaning[0].upper()}{meaning[1:]}."
-        flags.append((name, Annotated[kind, tyro.conf.arg(help=meaning)], field(default=default)))
-    suffix = tyro.conf.arg(help="Text that follows what is generated.")
-    seed = tyro.conf.arg(help="Seed; the same seed gives the same text.")
-    flags.append(("suffix", Annotated[str, suffix], field(default="")))
-    flags.append(("seed", Annotated[int, seed], field(default=0)))
+        flags[name] = (kind, Field(default, description=meaning))
+    flags["suffix"] = (str, Field("", description="Text that follows what is generated."))
+    flags["seed"] = (int, Field(0, description="Seed; the same seed gives the same text."))
     return flags
 
 
-def _options(self: Any) -> dict[str, Any]:
-    """Return options of `TextDiffusion.generate` and `TextDiffusion.stream`; None is unset.
+class Sampling(create_model("SamplingFlags", __base__=Section, **_flags())):  # type: ignore[misc]
+    """Options of sampling."""
 
-    Raises:
-        ConfigError: a knob without a value, or a text that is not UTF-8.
-    """
+    def options(self) -> dict[str, Any]:
+        """Return options of `TextDiffusion.generate` and `TextDiffusion.stream`; None is unset.
 
-    def checked(name: str, value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(checked(name, word) for word in value)
-        return given_text(f"--{name}", value) if isinstance(value, str) else value
-
-    options = {name: checked(name, getattr(self, name)) for name, *_ in _flags()}
-    options["knobs"] = read_knobs(options["knobs"])
-    return {
-        name: None if value in ((), {}, "auto") and name != "stop" else value
-        for name, value in options.items()
-    }
+        Raises:
+            ConfigError: a knob without a value, or a text that is not UTF-8.
+        """
+        options = {name: _checked(name, value) for name, value in self}
+        options["knobs"] = read_knobs(options["knobs"])
+        return {
+            name: None if value in ((), {}, "auto") and name != "stop" else value
+            for name, value in options.items()
+        }
 
 
-_DOCUMENTATION = "How text is drawn. Unset options take the model's own defaults."
-Sampling: Any = make_dataclass(
-    "Sampling", _flags(), frozen=True, namespace={"options": _options, "__doc__": _DOCUMENTATION}
-)
-
-SamplingFlags = Annotated[Sampling, tyro.conf.arg(name="")]
+def _checked(name: str, value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_checked(name, word) for word in value)
+    return given_text(f"--{name}", value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
 class Loading:
-    """How the model is loaded."""
+    """Options of loading the model."""
 
     block_size: BlockSize = None
     """Tokens per block, of those that the model was trained in, or full; the default is the first
@@ -89,9 +81,6 @@ class Loading:
     def load(self, name: str, default_device: str | None = None) -> "TextDiffusion":
         """Return the model of that name; see `held_model`."""
         return held_model(name, self.device or default_device, self.dtype, self.block_size)
-
-
-LoadingFlags = Annotated[Loading, tyro.conf.arg(name="")]
 
 
 def read_template(path: str, prompt: str, suffix: str) -> str:
@@ -125,10 +114,3 @@ def say_approximate(cache: object) -> None:
             " is kept as it was when its segment began (--cache off is exact)",
             file=sys.stderr,
         )
-
-
-def written(value: Any) -> str:
-    """Return an option as the command line has it."""
-    if isinstance(value, Mapping):
-        value = [f"{name}={each}" for name, each in value.items()]
-    return shlex.join(map(str, value)) if isinstance(value, list | tuple) else str(value)

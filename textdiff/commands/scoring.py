@@ -2,17 +2,16 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import tyro
+from pydantic import Field, create_model
 
 from textdiff.commands.arguments import BlockSize, Dtype, fraction, held_model
-from textdiff.commands.inputs import given_texts
+from textdiff.commands.inputs import read_documents
 from textdiff.commands.parallel import Processes
-from textdiff.commands.terminal import ProgressBar
 from textdiff.errors import ConfigError
 from textdiff.likelihood.estimators import (
     DEFAULT,
@@ -22,6 +21,8 @@ from textdiff.likelihood.estimators import (
 )
 from textdiff.likelihood.estimators.estimator import Estimator
 from textdiff.registry import Registry
+from textdiff.section import Section
+from textdiff.view.progress import ProgressBar
 
 if TYPE_CHECKING:
     from textdiff.likelihood import Estimates
@@ -41,7 +42,7 @@ def estimator_help(estimators: Registry[Estimator]) -> str:
 
 
 def option_flags(estimators: Registry[Estimator]) -> type:
-    """Return a dataclass with a flag for every option that estimators describe."""
+    """Return a section with a flag for every option that estimators describe."""
     types: dict[str, Any] = {}
     helps: dict[str, list[str]] = {}
     for kind, estimator in estimators.items():
@@ -50,24 +51,20 @@ def option_flags(estimators: Registry[Estimator]) -> type:
                 types.setdefault(name, option.annotation)
                 default = "" if option.default is None else f" (default {option.default})"
                 helps.setdefault(name, []).append(f"{kind}{default}: {option.description}")
-    return make_dataclass(
-        "EstimatorOptions",
-        [
-            (name, Annotated[kind | None, tyro.conf.arg(help="; ".join(helps[name]))], None)
-            for name, kind in types.items()
-        ],
-        frozen=True,
-    )
+    keys: dict[str, Any] = {
+        name: (kind | None, Field(None, description="; ".join(helps[name])))
+        for name, kind in types.items()
+    }
+    return create_model("EstimatorOptions", __base__=Section, **keys)
 
 
 EstimatorOptions: Any = option_flags(ESTIMATORS)
 
 
-@dataclass(frozen=True)
-class ScoringOptions:
-    """How texts are scored."""
+class ScoringOptions(EstimatorOptions):  # type: ignore[misc]
+    """Options of scoring."""
 
-    estimator: Annotated[str | None, tyro.conf.arg(help=estimator_help(ESTIMATORS))] = None
+    estimator: str | None = Field(None, description=estimator_help(ESTIMATORS))
 
     replicates: int = 8
     """Independent estimates that the error comes from: at least 8, and at least as many as draw
@@ -76,10 +73,6 @@ class ScoringOptions:
     precision: str | None = None
     """Draw as many replicates as it takes for the 95 % interval of the perplexity to be this narrow
     on either side, such as 0.5%; a pilot of others decides how many."""
-
-    own: Annotated[EstimatorOptions, tyro.conf.arg(name="")] = field(
-        default_factory=EstimatorOptions
-    )
 
     stride: int | None = None
     """Tokens from one window to the next where a document is longer than the model's context; the
@@ -122,7 +115,7 @@ class ScoringOptions:
             if value < least:
                 why = ", the error comes from them" if flag == "replicates" else ""
                 raise ConfigError(f"--{flag} {value}: give at least {least}{why}")
-        own = {f.name: getattr(self.own, f.name) for f in fields(self.own)}
+        own = {name: getattr(self, name) for name in EstimatorOptions.model_fields}
         own = {name: value for name, value in own.items() if value is not None}
         self._check_estimator(own, protocol)
         return {
@@ -187,12 +180,8 @@ class ReadingOptions:
         from textdiff.data.detokenize import detokenizer
 
         change = detokenizer(self.detokenizer)
-        texts = islice(given_texts(names, self.text_column), self.max_documents)
+        texts = islice(read_documents(names, self.text_column), self.max_documents)
         return [change(text) for text in texts]
-
-
-ScoringFlags = Annotated[ScoringOptions, tyro.conf.arg(name="")]
-ReadingFlags = Annotated[ReadingOptions, tyro.conf.arg(name="")]
 
 
 def shared_estimate(

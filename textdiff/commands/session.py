@@ -4,33 +4,18 @@ import json
 import shlex
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
-from textdiff.commands.arguments import writable
-from textdiff.commands.sampling import Sampling, written
-from textdiff.commands.screen import Texts, can_animate, live, recorders
-from textdiff.commands.showing import Showing
+from textdiff.commands.arguments import ShowingOptions, writable
+from textdiff.commands.sampling import Sampling
 from textdiff.errors import ConfigError, DataError, closest
 from textdiff.pipeline import TextDiffusion
 from textdiff.sampling.rules import RULES
-
-
-@dataclass(frozen=True)
-class Command:
-    """What a word after a slash does.
-
-    Attributes:
-        does: takes the words that follow.
-        usage: what may follow, and what it does, in one line.
-    """
-
-    does: Callable[[list[str]], None]
-    usage: str
+from textdiff.view.display import TextPrinter, can_animate, live, recording, written
 
 
 class Session:
@@ -49,23 +34,24 @@ class Session:
         self.last: dict[str, Any] | None = None  # the last generation's task
         self.texts: list[str] = []
         self.over = False
-        self.commands = {
-            "set": Command(self._set, "NAME VALUE: change a setting; without VALUE the default"),
-            "show": Command(self._show, "list the settings"),
-            "rule": Command(self._rule, "NAME [KNOB=VALUE ...]: choose a decoding rule"),
-            "seed": Command(self._seed, "[NUMBER]: set the seed; without NUMBER the next one"),
-            "samples": Command(self._samples, "NUMBER: texts per prompt"),
-            "again": Command(self._again, "the last prompt, with the settings as they are now"),
-            "blank": Command(self._blank, "a text from nothing"),
-            "film": Command(self._film, "FILE.html: the last generation as a film"),
-            "trace": Command(self._trace, "FILE.jsonl: the last generation, token by token"),
-            "save": Command(self._save, "FILE.jsonl: append the last texts, with their settings"),
-            "help": Command(self._help, "this list"),
-            "quit": Command(self._quit, "end the session (or Ctrl-D)"),
+        # What a word after a slash does with the words after it, and how it is used.
+        self.commands: dict[str, tuple[Callable[[list[str]], None], str]] = {
+            "set": (self._set, "NAME VALUE: change a setting; without VALUE the default"),
+            "show": (self._show, "list the settings"),
+            "rule": (self._rule, "NAME [KNOB=VALUE ...]: choose a decoding rule"),
+            "seed": (self._seed, "[NUMBER]: set the seed; without NUMBER the next one"),
+            "samples": (self._samples, "NUMBER: texts per prompt"),
+            "again": (self._again, "the last prompt, with the settings as they are now"),
+            "blank": (self._blank, "a text from nothing"),
+            "film": (self._film, "FILE.html: the last generation as a film"),
+            "trace": (self._trace, "FILE.jsonl: the last generation, token by token"),
+            "save": (self._save, "FILE.jsonl: append the last texts, with their settings"),
+            "help": (self._help, "this list"),
+            "quit": (self._quit, "end the session (or Ctrl-D)"),
         }
 
     def greeting(self) -> str:
-        """What the session begins with."""
+        """Return the first lines of the session."""
         network = self.model.model
         count = sum(parameter.numel() for parameter in network.parameters())
         size = self.model.family.block_size
@@ -77,7 +63,7 @@ class Session:
         )
 
     def take(self, line: str) -> None:
-        """Does what a line says.
+        """Do what a line says.
 
         Raises:
             TextDiffError: it cannot be done.
@@ -92,7 +78,7 @@ class Session:
             self.generate(line)
 
     def check(self) -> None:
-        """Makes sure that a text could be generated.
+        """Make sure that a text could be generated.
 
         Raises:
             ConfigError: a setting is out of range or does not fit the model.
@@ -100,11 +86,11 @@ class Session:
         self.model.prepare("", **self.sampling.options())
 
     def generate(self, prompt: str) -> None:
-        """Shows a text being denoised, or prints it; a text that is stopped is kept as it is."""
+        """Show a text being denoised, or prints it; a text that is stopped is kept as it is."""
         self.check()
         self.last = task = self._task(prompt)
         animated = can_animate(self.console)
-        texts = Texts(self.model, held=animated)
+        texts = TextPrinter(self.model, held=animated)
         screen = live(self.console, self.model, task) if animated else nullcontext()
         try:
             with screen as view:
@@ -117,7 +103,7 @@ class Session:
         texts.release()
 
     def completion(self, line: str, number: int) -> str | None:
-        """The number-th way to complete the last word of a line."""
+        """Return the number-th way to complete the last word of a line."""
         words = line.split(" ")
         if len(words) == 1:
             known = [f"/{name}" for name in self.commands] if line.startswith("/") else []
@@ -137,22 +123,22 @@ class Session:
             raise ConfigError(f"/{words}: {str(error).lower()}") from None
         if name not in self.commands:
             raise ConfigError(f"unknown command /{name}; {closest(name, self.commands)}")
-        self.commands[name].does(rest)
+        self.commands[name][0](rest)
 
     def _task(self, prompt: str) -> dict[str, Any]:
-        """Arguments of `TextDiffusion.generate`."""
+        """Return the arguments of `TextDiffusion.generate`."""
         return {"prompts": prompt, "num_samples": self.num_samples, **self.sampling.options()}
 
     def _names(self) -> list[str]:
-        return [field.name.replace("_", "-") for field in fields(Sampling)]
+        return [name.replace("_", "-") for name in Sampling.model_fields]
 
     def _rules(self) -> list[str]:
         return [name for name, rule in RULES.items() if rule.refusal(self.model.family) is None]
 
     def _change(self, **values: Any) -> None:
-        """Takes settings over, if they can be used."""
+        """Take settings over, if they can be used."""
         before = self.sampling
-        self.sampling = replace(before, **values)
+        self.sampling = before.model_copy(update=values)
         try:
             self.check()
         except ConfigError:
@@ -166,17 +152,16 @@ class Session:
         name = name.replace("-", "_")
         if name.replace("_", "-") not in self._names():
             raise ConfigError(f"unknown setting {words[0]!r}; {closest(words[0], self._names())}")
-        kind = get_type_hints(Sampling)[name]
-        default = next(field.default for field in fields(Sampling) if field.name == name)
-        self._change(**{name: _read(words[0], kind, values) if values else default})
+        option = Sampling.model_fields[name]
+        value = _read(words[0], option.annotation, values) if values else option.default
+        self._change(**{name: value})
 
     def _show(self, words: list[str]) -> None:
-        for field in fields(Sampling):
-            value = getattr(self.sampling, field.name)
+        for name, value in self.sampling:
             if value in (None, (), ""):
-                value = getattr(self.model.defaults, field.name, None)
+                value = getattr(self.model.defaults, name, None)
                 value = "-" if value in (None, {}, ()) else f"{written(value)} (the model's)"
-            self._say(f"{field.name.replace('_', '-'):>20}  {written(value)}")
+            self._say(f"{name.replace('_', '-'):>20}  {written(value)}")
         self._say(f"{'samples':>20}  {self.num_samples}")
 
     def _rule(self, words: list[str]) -> None:
@@ -205,15 +190,15 @@ class Session:
         self.generate("")
 
     def _film(self, words: list[str]) -> None:
-        self._record(Showing(film=_file("/film", words)))
+        self._record(ShowingOptions(film=_file("/film", words)))
 
     def _trace(self, words: list[str]) -> None:
-        self._record(Showing(trace=_file("/trace", words)))
+        self._record(ShowingOptions(trace=_file("/trace", words)))
 
-    def _record(self, showing: Showing) -> None:
-        """Generates once more as the last time, which gives the same text."""
+    def _record(self, showing: ShowingOptions) -> None:
+        """Generate once more as the last time, which gives the same text."""
         task = self._last()
-        with recorders(showing, self.model, self.name, task) as callbacks:
+        with recording(self.model, self.name, task, showing.film, showing.trace) as callbacks:
             self.model.generate(**task, callbacks=callbacks)
         self._say(f"written to {showing.film or showing.trace}")
 
@@ -239,8 +224,8 @@ class Session:
         return self.last
 
     def _help(self, words: list[str]) -> None:
-        for name, command in self.commands.items():
-            self._say(f"/{name} {command.usage}")
+        for name, (_, usage) in self.commands.items():
+            self._say(f"/{name} {usage}")
         self._say("anything else is a prompt; // begins one with a slash")
 
     def _say(self, line: str) -> None:
@@ -251,7 +236,7 @@ class Session:
 
 
 def _read(name: str, kind: Any, words: list[str]) -> Any:
-    """Words as a value of some type.
+    """Return words as a value of some type.
 
     Raises:
         ConfigError: they are none.

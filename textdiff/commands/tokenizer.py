@@ -3,20 +3,18 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
+from typing import Literal
 
 from textdiff.commands.arguments import TextArgument, given_text
-from textdiff.commands.inputs import given_texts
-from textdiff.commands.terminal import quiet_libraries
+from textdiff.commands.inputs import read_documents
 from textdiff.errors import ConfigError, DataError
+from textdiff.view.progress import quiet_libraries
 
 _FILES = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
 
 
 def train_tokenizer(
-    output: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUTPUT")],
+    output: str,
     text: TextArgument,
     /,
     kind: Literal["bpe", "char", "byte"] = "bpe",
@@ -39,7 +37,7 @@ def train_tokenizer(
         raise ConfigError("no text given: name one or more files, or - for standard input")
     folder = _own_folder(given_text("OUTPUT", output))
     quiet_libraries()
-    texts = list(given_texts(text, text_column))
+    texts = list(read_documents(text, text_column))
     from textdiff.data.encode import encode_documents
     from textdiff.data.settings import TOKENIZERS
 

@@ -25,7 +25,12 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.data.backend import TextBackends, byte_characters, is_plain_bpe, text_backends
+from textdiff.data.backend import (
+    TextBackends,
+    byte_characters,
+    is_plain_bpe,
+    text_backends,
+)
 from textdiff.data.document_stream import Block, brief, split_long
 from textdiff.errors import DataError
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from textdiff.errors import DataError
-from textdiff.pointers import refuse_pointer
+from textdiff.storage import refuse_pointer
 
 Kind = Literal["text", "lines", "json", "csv", "tsv", "parquet", "arrow"]
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from textdiff.data.document_stream import Omissions, checked_text, missing_column
 from textdiff.data.formats import decoded, opened
 from textdiff.errors import DataError
-from textdiff.pointers import refuse_pointer
+from textdiff.storage import refuse_pointer
 
 _ROWS = 256  # of Parquet that are in memory at a time
 _LONGEST_FIELD = 1 << 28

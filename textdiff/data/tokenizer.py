@@ -25,7 +25,7 @@ from textdiff.data.backend import (
 from textdiff.data.document_stream import brief
 from textdiff.data.settings import EOS, MASK, PAD, UNKNOWN, TrainedTokenizer
 from textdiff.errors import DataError
-from textdiff.pointers import refuse_pointers
+from textdiff.storage import refuse_pointers
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from textdiff.export.provenance import code_record, model_record
 from textdiff.likelihood import Estimates
 from textdiff.likelihood.bound import finite
 from textdiff.likelihood.estimates import standard_error
@@ -14,7 +15,6 @@ from textdiff.likelihood.protocols import PROTOCOLS, Protocol
 from textdiff.likelihood.replicates import END
 from textdiff.likelihood.windows import stays_masked
 from textdiff.pipeline import TextDiffusion
-from textdiff.provenance import code_record, model_record
 
 
 def evaluation_record(

@@ -20,10 +20,10 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from textdiff.data.backend import text_backends
 from textdiff.data.losses import encode_checked
 from textdiff.data.tokenizer import auto_tokenizer
-from textdiff.errors import CheckpointError, DataError
+from textdiff.errors import CheckpointError, DataError, first_line
 from textdiff.evaluate.judges import Judgement, Progress
-from textdiff.loading import DTYPES, default_device
-from textdiff.provenance import file_hash
+from textdiff.export.loading import DTYPES, default_device
+from textdiff.storage import file_hash
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 
@@ -90,7 +90,7 @@ class CausalJudge:
             )
         except Exception as error:
             raise CheckpointError(
-                f"judge {name} cannot be loaded as a causal LM ({_first_line(error)})",
+                f"judge {name} cannot be loaded as a causal LM ({first_line(error)})",
                 code="judge_weights",
             ) from None
         rows = model.get_input_embeddings().num_embeddings
@@ -152,9 +152,9 @@ class CausalJudge:
         return {
             "name": self.name,
             "kind": "causal LM",
-            "model_sha256": file_hash(sorted(self.folder.glob("*.safetensors"))),
+            "model_sha256": file_hash(*sorted(self.folder.glob("*.safetensors"))),
             "tokenizer_sha256": file_hash(
-                [path for name in _VOCABULARIES if (path := self.folder / name).is_file()]
+                *(path for name in _VOCABULARIES if (path := self.folder / name).is_file())
             ),
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "dtype": str(self.model.dtype).removeprefix("torch."),
@@ -239,14 +239,9 @@ def _load_tokenizer(name: str, folder: Path) -> tuple[PreTrainedTokenizerFast, T
         backend = Tokenizer.from_str(text_backends(tokenizer).first)
     except Exception as error:
         raise CheckpointError(
-            f"judge {name}: its tokenizer cannot be loaded ({_first_line(error)}); a judge needs "
+            f"judge {name}: its tokenizer cannot be loaded ({first_line(error)}); a judge needs "
             "the files of a fast tokenizer (tokenizer.json) beside its weights",
             code="judge_tokenizer",
         ) from None
     backend.encode_special_tokens = True
     return tokenizer, backend
-
-
-def _first_line(error: Exception) -> str:
-    """Return the first line of a library's exception."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -9,7 +9,6 @@ Every finished point is saved; a sweep that is started again goes on from there.
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -31,6 +30,7 @@ from textdiff.evaluate.single_setting import (
 )
 from textdiff.evaluate.suites import Report, SuiteOptions, SuiteResult
 from textdiff.evaluate.text_metrics import LOG_PPL, TEXT_ENTROPY, Subject, measure
+from textdiff.storage import whole_file
 
 Point = dict[str, Any]
 
@@ -151,10 +151,10 @@ def _save(
 ) -> dict[str, Any]:
     """Write the sweep so far, whole or not at all."""
     whole = {**record, **more, "points": list(points.values())}
-    partial = path.with_name(f".{path.name}.partial")
+    text = json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
     try:
-        partial.write_text(json.dumps(whole, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        with whole_file(path) as file:
+            file.write_text(text, encoding="utf-8")
     except OSError as error:
         raise DataError(f"--output {path} cannot be written ({error.strerror})") from None
     return whole

@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from textdiff.errors import CheckpointError, ConfigError, DataError
-from textdiff.loading import locate, read_json
+from textdiff.export.loading import locate, read_json
+from textdiff.export.provenance import model_record
 from textdiff.pipeline import TextDiffusion
-from textdiff.provenance import model_record
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
 """Files fetched of a judge on the hub: no pickle, no weights of other frameworks."""

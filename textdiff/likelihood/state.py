@@ -1,7 +1,6 @@
 """Replicates on disk: an interrupted estimate continues where it was."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
@@ -15,6 +14,7 @@ from torch import Tensor
 from textdiff.diffusion.family import Family
 from textdiff.errors import CheckpointError
 from textdiff.models import TextDiffusionModel
+from textdiff.storage import whole_file
 
 
 @dataclass
@@ -94,14 +94,13 @@ class SavedReplicates:
         if self.path is None or not self.writes:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_name(self.path.name + ".part")
         tensors = {
             "shares": _stacked(self.shares),
             "tokens": self.tokens,
             "pilot": _stacked(self.pilot),
         }
-        save_file(tensors, partial, metadata=self.fingerprint)
-        os.replace(partial, self.path)
+        with whole_file(self.path) as file:
+            save_file(tensors, file, metadata=self.fingerprint)
 
 
 def _stacked(rows: list[Tensor]) -> Tensor:

@@ -25,7 +25,7 @@ from textdiff.diffusion.noise import ALL_RATES, NoiseMaker, NoiseUniforms, Rates
 from textdiff.diffusion.randomness import Stream, stratified, uniforms
 from textdiff.errors import LostProcessError
 from textdiff.loss import Batch, CleanBatch, corrupt
-from textdiff.train.processes import guard_hint
+from textdiff.train.distributed import guard_hint
 from textdiff.train.prompts import Prompts, scored_share
 
 
@@ -67,7 +67,7 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
         return train.global_batch_size // (train.micro_batch_size * self.processes)
 
     def slots(self, micro_step: int) -> Tensor:
-        """The slots of the global batch that this process computes in a micro-step."""
+        """Return the slots of the global batch that this process computes in a micro-step."""
         size = self.config.train.micro_batch_size
         start = (micro_step * self.processes + self.rank) * size
         return torch.arange(start, start + size)
@@ -77,7 +77,7 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
         return self.batch(step, self.slots(micro_step))
 
     def batch(self, step: int, slots: Tensor) -> Batch | CleanBatch:
-        """The rows of some slots of a step's global batch."""
+        """Return the rows of some slots of a step's global batch."""
         family = self.family.with_block_size(self.block_size(step))
         global_batch = self.config.train.global_batch_size
         samples = step * global_batch + slots
@@ -97,7 +97,7 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
         return prompts.hide(corrupt(family, x0, noise, ids), family.process.mask_token_id)
 
     def prompts(self, samples: Tensor, blocks: Blocks) -> Prompts | None:
-        """What is given of some samples; None: nothing of any."""
+        """Draw the prompts of some samples; None where no sample has one."""
         settings = self.config.diffusion.noise
         if not settings.prompts:
             return None
@@ -107,24 +107,24 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
         return Prompts.draw(u, blocks, settings.prompts, settings.prompt_dropout)
 
     def scored_tokens(self, batch: Batch | CleanBatch) -> float:
-        """Tokens of a micro-batch that cost nats, as expected: all but prompts."""
+        """Return the expected number of a micro-batch's tokens that are scored: all but prompts."""
         blocks = Blocks.of(self.config.data.sequence_length, batch.block_size)
         return scored_share(blocks, self.config.diffusion.noise.prompts) * batch.x0.numel()
 
     def block_size(self, step: int) -> int | None:
-        """The block size of a step, each of those listed equally often."""
+        """Return the block size of a step, each of those listed equally often."""
         sizes = self.config.diffusion.block_sizes
         u = float(uniforms(self.config.run.seed, Stream.BLOCK_SIZE, step=step))
         return sizes[int(u * len(sizes))]
 
     def rows(self, samples: Tensor) -> tuple[Tensor, Tensor | None]:
-        """[B, L] clean tokens of some samples and, where attention minds them, their documents."""
+        """Return [B, L] clean tokens of some samples, and document ids for `document_mask`."""
         rows = self.sequences.rows(samples.tolist())
         ids = torch.from_numpy(rows.documents) if self.config.data.document_mask else None
         return torch.from_numpy(rows.tokens), ids
 
     def levels(self, step: int, rows: int, blocks: Blocks, seed: int | None = None) -> Tensor:
-        """[rows, blocks] uniforms of the noise levels, stratified over all of them."""
+        """Draw [rows, blocks] uniforms of the noise levels, stratified over all of them."""
         seed = self.config.run.seed if seed is None else seed
         entries = torch.arange(rows * blocks.count)
         strata = stratified(
@@ -154,13 +154,13 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
         return NoiseUniforms(levels, position, token)
 
     def _uniforms(self, stream: Stream, samples: Tensor, seed: int | None = None) -> Tensor:
-        """[B, L] uniforms of the samples' positions."""
+        """Draw [B, L] uniforms of the samples' positions."""
         seed = self.config.run.seed if seed is None else seed
         positions = torch.arange(self.config.data.sequence_length)
         return uniforms(seed, stream, row=samples[:, None], position=positions)
 
     def loader(self, first_step: int, steps: int) -> Generator[Batch | CleanBatch]:
-        """Micro-batches from `first_step` up to `steps`, prepared by the configured workers.
+        """Yield micro-batches from `first_step` up to `steps`, prepared by the configured workers.
 
         Those prepared ahead are made again when `ranges` changes. The workers end when the
         generator is closed.
@@ -178,7 +178,7 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
 
     def _fetched(self, batches: Iterator[Batch | CleanBatch]) -> Batch | CleanBatch:
         try:
-            with losing_no_worker(self.config.data.num_workers):
+            with report_lost_worker(self.config.data.num_workers):
                 return next(batches)
         except BaseException as error:
             # Frames that an error keeps hold the workers, and a process that ends waits for these.
@@ -202,14 +202,14 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
 
 
 @contextmanager
-def losing_no_worker(workers: int) -> Iterator[None]:
-    """While a batch is fetched, turns the end of a data-loader worker into a sentence.
+def report_lost_worker(workers: int) -> Iterator[None]:
+    """Report the end of a data-loader worker while a batch is fetched.
 
     Args:
         workers: how many there are.
 
     Raises:
-        LostProcessError: in place of what torch, or the connection to the worker, says.
+        LostProcessError: in place of the error of torch or of the connection to the worker.
     """
     try:
         yield
@@ -219,15 +219,15 @@ def losing_no_worker(workers: int) -> Iterator[None]:
         if not workers or not ended or str(error).startswith("Caught "):
             raise
         raise LostProcessError(
-            "a data-loader worker ended unexpectedly, perhaps for want of memory or of shared "
-            "memory; start the same command again to continue from the last checkpoint, with a "
+            "a data-loader worker ended unexpectedly, perhaps because memory or shared memory "
+            "ran out; start the same command again to continue from the last checkpoint, with a "
             f"smaller data.num_workers if it happens again{guard_hint()}"
         ) from None
 
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Keeps torch from raising wherever the run is when a worker ends: fetching finds it, too."""
+    """Keep torch from raising anywhere when a worker ends: fetching notices it, too."""
     if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -239,11 +239,11 @@ def _own_signals() -> Iterator[None]:
 
 
 def _start_worker(worker: int) -> None:
-    """Leaves to the training process what concerns both.
+    """Leave to the training process what concerns both.
 
     Ctrl-C, SIGTERM and SIGHUP, also where a whole group receives them: it still needs batches to
     reach the step at which all processes stop; workers end with it. And its own end: where it is
-    killed while it fetches a batch, the worker's server of batches has nobody left to tell.
+    killed while it fetches a batch, the worker's server of batches has no reader left.
     """
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         if hasattr(signal, name):

@@ -6,7 +6,6 @@ anything else: what a newer version wrote is refused, not taken for damage. Noth
 tensors load with `weights_only`.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,18 +16,17 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.optim import Optimizer
 
 import textdiff
 from textdiff.errors import CheckpointError
-from textdiff.train.files import discard, whole_folder
+from textdiff.storage import discard, file_hash, whole_folder
 
 FORMAT = 2
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What training continues from.
+    """Training checkpoint: all that a run continues from.
 
     Attributes:
         model: parameters by name.
@@ -43,7 +41,7 @@ class Checkpoint:
     state: dict[str, Any]
 
     def save(self, root: Path, keep: int) -> Path:
-        """Writes `root/step-NNNNNN` and deletes all but the newest `keep` checkpoints.
+        """Write `root/step-NNNNNN` and delete all but the newest `keep` checkpoints.
 
         Raises:
             CheckpointError: it cannot be written; the earlier ones are as they were.
@@ -62,19 +60,17 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: Path) -> "Checkpoint":
-        """Reads a checkpoint whose manifest fits.
+        """Read a checkpoint whose manifest fits.
 
         Raises:
             CheckpointError: it is missing, damaged, or from another version.
         """
-        problem = damage(path)
-        if problem:
-            raise CheckpointError(f"checkpoint {path} cannot be used: {problem}")
+        refuse_damaged(path)
         return cls.read(path)
 
     @classmethod
     def read(cls, path: Path) -> "Checkpoint":
-        """Reads a checkpoint that was found undamaged.
+        """Read a checkpoint that `damage` has passed.
 
         Raises:
             CheckpointError: textdiff did not write it.
@@ -85,50 +81,62 @@ class Checkpoint:
         except UnpicklingError:
             raise CheckpointError(
                 f"{path / 'optimizer.pt'} holds more than tensors and was not loaded; textdiff "
-                "did not write it"
+                "did not write it",
+                code="more_than_tensors",
             ) from None
         model, ema = (load_file(path / f"{name}.safetensors") for name in ("model", "ema"))
         return cls(model, ema, optimizers, state)
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
+    """Return finished checkpoints, oldest first."""
     return sorted(root.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def rescue(root: Path) -> str:
-    """What is left of a run that cannot write, and how it goes on; the end of a sentence."""
-    found = checkpoints(root)
-    left = f"the newest checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
+    """Return how a run that cannot write is continued, as the end of a sentence."""
+    saved = checkpoints(root)
+    left = f"the newest checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
     return f"{left}; make room or allow writing there, then start the same command again"
 
 
-def newest_usable(root: Path, tell: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint that is not damaged; None where there is no checkpoint at all.
+def newest_usable(root: Path, report: Callable[[str], None]) -> Path | None:
+    """Return the newest checkpoint that is not damaged; None: there is none at all.
 
     Args:
         root: the folder of the run's checkpoints.
-        tell: told of the damaged ones that were passed over.
+        report: receives a sentence about each damaged one that is skipped.
 
     Raises:
         CheckpointError: all are damaged, or another version wrote the newest good one.
     """
-    found = checkpoints(root)[::-1]
-    for path in found:
+    saved = checkpoints(root)[::-1]
+    for path in saved:
         problem = damage(path)
         if problem is None:
             return path
-        tell(f"checkpoint {path} is damaged ({problem}); trying the one before")
-    if found:
+        report(f"checkpoint {path} is damaged ({problem}); trying the one before")
+    if saved:
         raise CheckpointError(f"no checkpoint in {root} is usable; start over with --resume never")
     return None
 
 
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint, or None.
+def refuse_damaged(path: Path) -> None:
+    """Refuse a checkpoint that is damaged.
 
     Raises:
-        CheckpointError: nothing is, but another version of textdiff wrote it.
+        CheckpointError: it is, or another version of textdiff wrote it.
+    """
+    problem = damage(path)
+    if problem is not None:
+        raise CheckpointError(f"checkpoint {path} cannot be used: {problem}", code="damaged")
+
+
+def damage(path: Path) -> str | None:
+    """Return a checkpoint's damage in words, or None.
+
+    Raises:
+        CheckpointError: another version of textdiff wrote it.
     """
     try:
         manifest = json.loads((path / "manifest.json").read_text())
@@ -144,35 +152,31 @@ def damage(path: Path) -> str | None:
             return f"{name} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes instead of {size}"
-        if _sha256(file) != digest:
+        if file_hash(file) != digest:
             return f"{name} has changed since it was written"
     return None
 
 
-def _check_format(path: Path, found: int, version: str) -> None:
-    if found > FORMAT:
+def _check_format(path: Path, written: int, version: str) -> None:
+    if written > FORMAT:
         raise CheckpointError(
-            f"checkpoint {path} was written by textdiff {version} in format {found}, this textdiff "
-            f"{textdiff.__version__} reads format {FORMAT}; update textdiff"
+            f"checkpoint {path} was written by textdiff {version} in format {written}, this "
+            f"textdiff {textdiff.__version__} reads format {FORMAT}; update textdiff",
+            code="newer_format",
         )
-    if found < FORMAT:
+    if written < FORMAT:
         raise CheckpointError(
-            f"checkpoint {path} was written by an earlier textdiff in format {found}, this "
+            f"checkpoint {path} was written by an earlier textdiff in format {written}, this "
             f"textdiff {textdiff.__version__} reads format {FORMAT}; continue it with that "
             "version, or start over with --resume never"
         )
 
 
-def optimizer_states(optimizers: Sequence[Optimizer]) -> list[dict[str, Any]]:
-    """State dicts of the optimizers, in order."""
-    return [optimizer.state_dict() for optimizer in optimizers]
-
-
 def _save(states: list[dict[str, Any]], path: Path) -> None:
-    """`torch.save` into a file of Python's, which knows why a write fails.
+    """Save with `torch.save` into a file of Python's, which says why a write fails.
 
     Raises:
-        OSError: it did.
+        OSError: the system refused.
     """
     try:
         with path.open("wb") as file:
@@ -185,12 +189,7 @@ def _save(states: list[dict[str, Any]], path: Path) -> None:
 
 def _manifest(folder: Path) -> dict[str, Any]:
     files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        path.name: {"bytes": path.stat().st_size, "sha256": file_hash(path)}
         for path in sorted(folder.iterdir())
     }
     return {"format": FORMAT, "textdiff": textdiff.__version__, "files": files}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

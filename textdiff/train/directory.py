@@ -1,20 +1,21 @@
 """The directory of a run: new, empty, or an earlier run's; never one with files of others."""
 
+import json
 import os
-from collections.abc import Callable
-from contextlib import ExitStack
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 
 from textdiff.data.plain_data import read_yaml
 from textdiff.errors import CheckpointError, ConfigError
-from textdiff.train.files import OLD, PARTIAL
-from textdiff.train.lock import NAME as LOCK
-from textdiff.train.lock import RunLock
+from textdiff.storage import OLD, PARTIAL
 
-CHECKPOINTS, METRICS = "checkpoints", "metrics.jsonl"
+LOCK_NAME, CHECKPOINTS, METRICS = ".lock", "checkpoints", "metrics.jsonl"
 # What a run writes. A run that was killed early has some of it.
 OWN = {
-    LOCK,
+    LOCK_NAME,
     CHECKPOINTS,
     METRICS,
     "config.yaml",
@@ -44,9 +45,9 @@ def claim(directory: Path, resume: str, report: Callable[[str], None], stack: Ex
         CheckpointError: another process trains there, or it cannot be written.
     """
     refuse_others(directory)
-    stack.enter_context(RunLock(directory))
+    stack.enter_context(run_lock(directory))
     if resume == "never" and _set_aside(directory, report):
-        stack.enter_context(RunLock(directory))
+        stack.enter_context(run_lock(directory))
 
 
 def refuse_others(directory: Path) -> None:
@@ -67,17 +68,18 @@ def refuse_others(directory: Path) -> None:
         ) from None
     if _is_run(directory, names):
         return
-    others = sorted(name for name in names - BLANK if not _own(name) or LOCK not in names)
+    others = sorted(name for name in names - BLANK if not _own(name) or LOCK_NAME not in names)
     if others:
         listed = ", ".join(others[:SHOWN]) + (", …" if len(others) > SHOWN else "")
         raise ConfigError(
             f"run.dir {directory} holds files that are not a run's ({listed}); name a new or empty "
-            f"folder, such as runs/NAME"
+            f"folder, such as runs/NAME",
+            code="foreign_files",
         )
 
 
 def _is_run(directory: Path, names: set[str]) -> bool:
-    """Whether a run has begun there: its resolved config is beside what it has written."""
+    """Return whether a run has begun there: its resolved config is beside what it has written."""
     if "config.yaml" not in names or not names & {"env.json", METRICS, CHECKPOINTS}:
         return False
     try:
@@ -103,7 +105,8 @@ def _set_aside(directory: Path, report: Callable[[str], None]) -> bool:
     if Path.cwd().is_relative_to(place.resolve()):
         raise ConfigError(
             f"--resume never would move the earlier run in {directory} aside, and that is the "
-            "current folder; change to another folder, or choose another run.dir"
+            "current folder; change to another folder, or choose another run.dir",
+            code="current_folder",
         )
     number = 1
     while (aside := place.with_name(f"{place.name}.old-{number}")).exists():
@@ -118,3 +121,75 @@ def _set_aside(directory: Path, report: Callable[[str], None]) -> bool:
     shown = aside if directory.is_absolute() else Path(os.path.relpath(aside))
     report(f"moved the earlier run to {shown}")
     return True
+
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+@contextmanager
+def run_lock(directory: Path, name: str = "run.dir", works: str = "trains") -> Iterator[None]:
+    """Work alone in a directory, which is created, while entered.
+
+    A record lock (`fcntl.lockf`) ends with the process that holds it, however that dies. Unlike
+    `flock` it is not inherited by data-loader workers, which outlive that process for seconds. The
+    file's content is for people only. Windows has no such lock in Python: nothing is locked there.
+
+    Args:
+        directory: the run's.
+        name: what users call it.
+        works: the verb for another process in the refusal.
+
+    Raises:
+        CheckpointError: another process works there, or it cannot be written.
+    """
+    path = directory / LOCK_NAME
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write in {name} {directory} ({error.strerror}); choose a {name} that can be "
+            "written"
+        ) from None
+    try:
+        _lock(file, directory, name, works)
+        with suppress(OSError):  # on a full disk the lock holds, it only cannot say whose it is
+            os.ftruncate(file, 0)
+            os.pwrite(file, _own_name().encode(), 0)
+        yield
+    finally:
+        os.close(file)
+
+
+def _lock(file: int, directory: Path, name: str, works: str) -> None:
+    try:
+        if fcntl is not None:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        raise CheckpointError(
+            f"another process {works} in {directory}: {_holder(os.pread(file, 4096, 0))}; let it "
+            f"finish, stop it (it saves first), or choose another {name}",
+            code="locked",
+        ) from None
+    except OSError as error:
+        raise CheckpointError(
+            f"{directory / LOCK_NAME} cannot be locked ({error.strerror}), so a second run could "
+            "not be kept out; choose a place on a file system with locks"
+        ) from None
+
+
+def _own_name() -> str:
+    since = datetime.now().astimezone().isoformat(timespec="seconds")
+    return json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since}) + "\n"
+
+
+def _holder(content: bytes) -> str:
+    """Return the process that holds a lock, in words."""
+    try:
+        holder = json.loads(content)
+        return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
+    except (ValueError, KeyError, TypeError):
+        return "its name is not in the lock file"

@@ -1,28 +1,34 @@
-"""Steps whose loss or gradient is not finite: kept out of the weights, found again, and explained.
+"""Steps whose loss or gradient is not finite: kept out of the weights, and explained.
 
-Nobody waits for the device at every step. A flag on the device stays up from the first such step
+Nothing waits for the device at every step. A flag on the device stays up from the first such step
 on, and fused optimizers read it there and leave weights and moments alone, as they do under torch's
 `GradScaler`. The loop reads the flag when it logs, validates or saves. The weights are then what
 they were before that step, and its samples, pure functions of the seed, can be tried one by one.
 """
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from textdiff.errors import TextDiffError
 from textdiff.loss import Batch, CleanBatch
 from textdiff.train.batches import TrainingBatches
-from textdiff.train.sharding import whole
+from textdiff.train.checkpoint import checkpoints
+from textdiff.train.distributed import full_tensor
 
 
 class DivergenceGuard:
-    """Notes the first step whose gradient is not finite and keeps optimizers from taking it.
+    """Guard that keeps optimizers from steps whose gradient is not finite, and notes the first.
 
     Optimizers that cannot read a flag on the device (Muon, sharded parameters) are held back by
     the host, which waits for the norm at every step then.
@@ -49,7 +55,7 @@ class DivergenceGuard:
                 self._waits = True
 
     def allows(self, norm: Tensor, step: int) -> bool:
-        """Notes the gradient norm of a step; whether the host may let the optimizers step."""
+        """Note the gradient norm of a step; whether the host may let the optimizers step."""
         bad = ~torch.isfinite(norm)
         first = bad & (self.step < 0)
         self.step.copy_(torch.where(first, float(step), self.step))
@@ -64,10 +70,10 @@ def _reads_a_flag(optimizer: Optimizer) -> bool:
     return fused and not any(isinstance(p, DTensor) for p in parameters)
 
 
-def carrying(loss: Tensor) -> Tensor:
-    """The loss itself; where it is not finite, neither is its gradient, on any process.
+def propagate_nonfinite(loss: Tensor) -> Tensor:
+    """Return the loss, whose gradient is not finite on any process where the loss is not.
 
-    Zero times infinity is not a number, which the exchange of gradients spreads.
+    Zero times infinity is NaN, which the exchange of gradients spreads.
     """
     return loss * (1.0 + 0.0 * loss.detach())
 
@@ -77,12 +83,12 @@ _MAY_BE_INFINITE = ("loss", "grad_norm", "largest_output")
 
 @dataclass(frozen=True)
 class SampleFinding:
-    """One sample of a step, tried alone.
+    """Sample of a step, tried alone.
 
     Attributes:
         sample: index of the sample in the endless stream of training sequences.
         slot: its row in the global batch.
-        mask_rate: share of its tokens that noise hit; None where the noise is learned.
+        mask_rate: share of its tokens that noise corrupted; None where the noise is learned.
         loss: nats per token.
         largest_output: the network's largest output in magnitude, at the tokens that it predicts.
         grad_norm: of its loss alone.
@@ -101,18 +107,18 @@ class SampleFinding:
 
     @property
     def finite(self) -> bool:
-        """Whether this sample alone is fine."""
+        """True where this sample alone has a finite loss and gradient."""
         return math.isfinite(self.loss) and math.isfinite(self.grad_norm)
 
 
-def examine(
+def try_samples(
     module: nn.Module,
     batches: TrainingBatches,
     step: int,
     device: torch.device,
     decode: Callable[[list[int]], str],
 ) -> list[SampleFinding]:
-    """Tries this process's samples of a step one by one, with the weights as they are.
+    """Try this process's samples of a step one by one, with the weights as they are.
 
     Args:
         module: what was trained, outside of any wrapper that exchanges gradients.
@@ -130,7 +136,7 @@ def examine(
                 loss, _ = module(batch.to(device))
             loss = loss / batch.x0.numel()
             module.zero_grad()
-            torch.autograd.backward(carrying(loss))
+            torch.autograd.backward(propagate_nonfinite(loss))
             norm, parameter = _gradient(module)
             findings.append(
                 SampleFinding(
@@ -149,7 +155,7 @@ def examine(
 
 
 class _LargestOutput:
-    """The largest magnitude of a network's outputs while it is open; NaN where one is NaN."""
+    """Largest magnitude of a network's outputs while entered; NaN where one is NaN."""
 
     def __init__(self, module: Any):
         self.head, self.value = module.denoiser.output_layer, 0.0
@@ -174,9 +180,9 @@ def _mask_rate(batch: Batch | CleanBatch) -> float | None:
 
 
 def _gradient(module: nn.Module) -> tuple[float, str | None]:
-    """The gradient's norm, and the first parameter whose gradient is not finite."""
+    """Return the gradient's norm, and the first parameter whose gradient is not finite."""
     norms = {
-        name.removeprefix("denoiser."): float(whole(p.grad).norm())
+        name.removeprefix("denoiser."): float(full_tensor(p.grad).norm())
         for name, p in module.named_parameters()
         if p.grad is not None
     }
@@ -184,8 +190,8 @@ def _gradient(module: nn.Module) -> tuple[float, str | None]:
     return math.sqrt(sum(norm * norm for norm in norms.values())), next(iter(broken), None)
 
 
-def describe(findings: Sequence[SampleFinding]) -> str:
-    """What a step's samples show, as part of a sentence."""
+def describe_samples(findings: Sequence[SampleFinding]) -> str:
+    """Summarise the samples of a step, as part of a sentence."""
     broken = [finding for finding in findings if not finding.finite]
     if not broken:
         worst = max(findings, key=lambda finding: finding.grad_norm)
@@ -205,22 +211,51 @@ def describe(findings: Sequence[SampleFinding]) -> str:
 
 
 def _reason(finding: SampleFinding) -> str:
-    """Why the loss of a sample is not finite, in brackets."""
+    """Return why the loss of a sample is not finite, in brackets."""
     largest = finding.largest_output
     if not math.isfinite(largest):
         return " (the network's output is not finite)"
     if math.isinf(finding.loss):
-        return f" (the network's outputs reach {largest:.4g}, which costs more than a float holds)"
+        return f" (the network's outputs reach {largest:.4g}, more than a loss in float holds)"
     return f" (the network's outputs reach {largest:.4g})"
 
 
-def as_record(step: int, norm: float, findings: Sequence[SampleFinding]) -> dict[str, Any]:
-    """The whole diagnosis as plain JSON values; `step` counts from 1, as everywhere in a run."""
-    return {
-        "step": step,
-        "grad_norm": repr(norm),
-        "samples": [
+def diagnose(
+    module: nn.Module,
+    batches: TrainingBatches,
+    step: int,
+    norm: float,
+    accelerator: Accelerator,
+    decode: Callable[[list[int]], str],
+) -> TextDiffError:
+    """Return the error about a step that was not finite, and write its details to a file.
+
+    Args:
+        module: what was trained, outside of any wrapper that exchanges gradients.
+        batches: the run's.
+        step: counted from 0; the error counts from 1, as everything that a run writes.
+        norm: the gradient norm of the step.
+        accelerator: the processes, each of which tries its own samples.
+        decode: ids to text.
+    """
+    findings = try_samples(module, batches, step, accelerator.device, decode)
+    findings = sorted(gather_object(findings), key=lambda finding: finding.slot)
+    directory = Path(batches.config.run.dir)
+    path = directory / "divergence.json"
+    if accelerator.is_main_process:
+        samples = [
             {**vars(f), **{name: repr(getattr(f, name)) for name in _MAY_BE_INFINITE}}
             for f in findings
-        ],
-    }
+        ]
+        record = {"step": step + 1, "grad_norm": repr(norm), "samples": samples}
+        text = json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+        path.write_text(text, encoding="utf-8")
+    saved = checkpoints(directory / "checkpoints")
+    export = f" (train.init_from: {directory / 'export'} continues from it)" if saved else ""
+    return TextDiffError(
+        f"step {step + 1} is not finite (gradient norm {norm:.4g}): {describe_samples(findings)}; "
+        f"nothing of it was kept, all its samples are in {path}; last checkpoint: "
+        f"{saved[-1] if saved else 'none'}; start a new run.dir with a lower train.learning_rate "
+        f"or train.grad_clip{export}, or look at those samples",
+        code="divergence",
+    )

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from textdiff.train.sharding import load_tensors
+from textdiff.train.distributed import load_tensors
 
 
 class EMA:
@@ -29,14 +29,14 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Moves the average towards the current weights."""
+        """Move the average towards the current weights."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(self.shadow, [p.detach() for p in model.parameters()], 1.0 - decay)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """Puts the average into the model, in evaluation mode, and takes it out again."""
+        """Put the average into the model, in evaluation mode, while entered."""
         parameters = list(model.parameters())
         kept = [p.data for p in parameters]
         training = model.training
@@ -51,10 +51,10 @@ class EMA:
             model.train(training)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The averages by parameter name."""
+        """Return the averages by parameter name."""
         return dict(zip(self.names, self.shadow, strict=True))
 
     def load_state_dict(self, state: dict[str, Tensor], updates: int) -> None:
-        """Restores averages and their count."""
+        """Restore averages and their count."""
         self.updates = updates
         load_tensors(self.state_dict(), state)

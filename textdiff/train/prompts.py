@@ -1,9 +1,9 @@
-"""Training rows whose beginning is given: prompts, some of them hidden (prompt dropout).
+"""Training rows whose beginning is fixed: prompts, some of them hidden (prompt dropout).
 
-A prompt is a row's beginning up to a random place. It is clean at every noise level and costs no
-nats: the row is trained as the rest of a text under a given beginning. Where it is hidden, the mask
-stands in place of its tokens, whatever the noise: what is trained is the rest without it, the other
-side of classifier-free guidance (arXiv:2412.10193).
+A prompt is a row's beginning up to a random place. It is clean at every noise level and contributes
+nothing to the loss: the row trains the rest of a text conditional on a prompt. Where it is hidden,
+the mask replaces its tokens at every noise level: the row trains the unconditional side of
+classifier-free guidance (arXiv:2412.10193).
 
 In blocks, all finished ones are clean already and are trained as blocks of their own. What is left
 is the beginning of one block: any of the row where it is shown, the first one where it is hidden,
@@ -21,7 +21,7 @@ from textdiff.loss import Batch
 
 @dataclass(frozen=True)
 class Prompts:
-    """Which positions of some rows are given.
+    """Positions of some rows that are fixed.
 
     Attributes:
         given: [B, L] bool, positions that are neither noised nor scored.
@@ -33,7 +33,7 @@ class Prompts:
 
     @classmethod
     def draw(cls, u: Tensor, blocks: Blocks, share: float, dropout: float) -> "Prompts":
-        """The prompts of some rows.
+        """Return the prompts of some rows.
 
         Args:
             u: [B, 3] uniforms: whether there is a prompt, whether it is hidden, where it ends.
@@ -41,17 +41,17 @@ class Prompts:
             share: of the rows that have a prompt.
             dropout: share of these that are hidden.
         """
-        there, hidden = (u[:, 0] < share)[:, None], (u[:, 1] < dropout)[:, None]
+        prompted, hidden = (u[:, 0] < share)[:, None], (u[:, 1] < dropout)[:, None]
         length = blocks.length
         end = (u[:, 2:] * length).to(torch.int64).clamp(max=length - 1)  # [B, 1], uniform on 0..L-1
         start = end // blocks.size * blocks.size
         start, end = torch.where(hidden, 0, start), torch.where(hidden, end - start, end)
         at = torch.arange(length)
-        given = there & (at >= start) & (at < end)
+        given = prompted & (at >= start) & (at < end)
         return cls(given, given & hidden)
 
     def hide(self, batch: Batch, mask_token_id: int) -> Batch:
-        """The batch with masks for hidden tokens, also where later blocks look back at them."""
+        """Return the batch with masks for hidden tokens, also in the context of later blocks."""
         hidden = self.hidden.to(batch.xt.device)
         return replace(
             batch,
@@ -61,7 +61,7 @@ class Prompts:
 
 
 def scored_share(blocks: Blocks, share: float) -> float:
-    """Expected share of a row's positions that are no prompt.
+    """Return the expected share of a row's positions that are not part of a prompt.
 
     A prompt takes as many positions of its block as its end lies behind the block's beginning, and
     the end is uniform on the L places of the row.

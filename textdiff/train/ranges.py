@@ -41,7 +41,7 @@ _CALL_TOKENS = 8192
 
 @dataclass(frozen=True)
 class RangeChoice:
-    """What a search found for one block size.
+    """Mask rates of smallest variance for one block size.
 
     Attributes:
         range: mask rates of smallest variance.
@@ -63,7 +63,7 @@ def search_range(
     shard: tuple[int, int] = (0, 1),
     reduce: Callable[[Tensor], Tensor] = lambda losses: losses,
 ) -> RangeChoice:
-    """Finds the range of smallest variance; of equal ones the widest, then the lowest.
+    """Find the range of smallest variance; of equal ones the widest, then the lowest.
 
     Args:
         denoiser: the network, without dropout.
@@ -77,12 +77,12 @@ def search_range(
     losses = reduce(losses)
     blocks = family.blocks(batches.config.data.sequence_length)
     draw, dense = batches.config.diffusion.noise.draw, family.objective.scores_all_positions
-    found = {
+    variances = {
         rates: float(losses[inside(noise, blocks, rates, draw, dense)].var())
         for rates in CANDIDATES
     }
-    best = min(CANDIDATES, key=lambda rates: found[rates])  # the first of equal ones
-    return RangeChoice(best, found[best], found[CANDIDATES[0]])
+    best = min(CANDIDATES, key=lambda rates: variances[rates])  # the first of equal ones
+    return RangeChoice(best, variances[best], variances[CANDIDATES[0]])
 
 
 @torch.no_grad()
@@ -93,7 +93,10 @@ def block_losses(
     step: int,
     shard: tuple[int, int] = (0, 1),
 ) -> tuple[Tensor, Noise]:
-    """[rows, blocks] nats per token under the full range, 0 in others' rows; the noise of all."""
+    """Return [rows, blocks] nats per token under the full range, and the noise of all rows.
+
+    Rows of other processes are 0.
+    """
     settings = batches.config
     blocks = family.blocks(settings.data.sequence_length)
     rows = max(_ROWS, _BLOCKS // blocks.count)
@@ -103,19 +106,19 @@ def block_losses(
     uniforms = batches.uniforms(host, samples, batches.levels(0, rows, blocks, seed), seed)
     noise = batches.maker(host)(host, uniforms)
     losses = torch.zeros(rows, blocks.count, dtype=torch.float64)
-    mine = torch.arange(shard[0], rows, shard[1])
-    for some in torch.split(mine, max(1, _CALL_TOKENS // blocks.length)):
-        x0, ids = batches.rows(samples[some])
-        part = noise.map(lambda value, some=some: value.expand(rows, blocks.length)[some])  # type: ignore[misc]
-        batch = corrupt(family.on_cpu, x0, part, ids)
+    own = torch.arange(shard[0], rows, shard[1])
+    for chunk in torch.split(own, max(1, _CALL_TOKENS // blocks.length)):
+        x0, ids = batches.rows(samples[chunk])
+        own_noise = noise.map(lambda value, chunk=chunk: value.expand(rows, blocks.length)[chunk])  # type: ignore[misc]
+        batch = corrupt(family.on_cpu, x0, own_noise, ids)
         terms = PositionTerms(denoiser, family, batch.to(denoiser.device)).all().cpu()
         nats = torch.zeros(x0.numel(), dtype=torch.float64).index_add(0, batch.positions, terms)
-        losses[some] = blocks.split(nats.view_as(x0), 0.0).sum(-1) / blocks.size
+        losses[chunk] = blocks.split(nats.view_as(x0), 0.0).sum(-1) / blocks.size
     return losses, noise
 
 
 def inside(noise: Noise, blocks: Blocks, rates: Rates, draw: str, dense: bool) -> Tensor:
-    """[B, blocks] bool: the blocks that a range could have drawn, of those of the full range.
+    """Return [B, blocks] bool: the blocks of the full range that a narrower one could have drawn.
 
     Args:
         noise: [B, L], drawn over the full range.

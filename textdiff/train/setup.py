@@ -1,25 +1,31 @@
 """From a config to a network and its family; what may change between a run and its resumption."""
 
+import json
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import accelerate
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
 from textdiff.config import Config
+from textdiff.config.reading import to_yaml
+from textdiff.data.corpus import Corpus
 from textdiff.data.tokenizer import excluded_ids, vocabulary_size
 from textdiff.diffusion.family import Family
 from textdiff.errors import CheckpointError, ConfigError
-from textdiff.loading import family_of
+from textdiff.export.loading import family_of
+from textdiff.export.provenance import code_record
 from textdiff.models import TextDiffusionConfig, TextDiffusionModel
 from textdiff.models.attention import unavailable
 from textdiff.pipeline import TextDiffusion
-from textdiff.provenance import code_record
 from textdiff.sampling.rules import check_rule
+from textdiff.sampling.settings import SamplingConfig
 
 # Sections that define what is trained, and their keys that do not: a resumed run may differ only in
 # those, in `evaluate`, in `sample` and in `run.dir`.
@@ -45,7 +51,7 @@ SHOWN = 3  # differences between corpora that a sentence names
 
 
 def model_config(config: Config, tokenizer: PreTrainedTokenizerFast) -> TextDiffusionConfig:
-    """The denoiser's configuration for a config and a tokenizer."""
+    """Return the denoiser's configuration for a config and a tokenizer."""
     excluded = set(excluded_ids(tokenizer)) - {tokenizer.mask_token_id}
     return architecture(
         config,
@@ -58,7 +64,7 @@ def model_config(config: Config, tokenizer: PreTrainedTokenizerFast) -> TextDiff
 
 
 def architecture(config: Config, vocabulary: int, **special_ids: Any) -> TextDiffusionConfig:
-    """The denoiser's configuration for a vocabulary of a known size.
+    """Return the denoiser's configuration for a vocabulary of a known size.
 
     Args:
         config: the run's config.
@@ -66,18 +72,13 @@ def architecture(config: Config, vocabulary: int, **special_ids: Any) -> TextDif
         **special_ids: the tokenizer's special ids, by their names in the configuration.
     """
     network = config.model
+    names = ("hidden_size", "mlp", "norm", "qk_norm", "dropout", "adaln", "time_conditioning")
     built = TextDiffusionConfig(
         vocab_size=vocabulary,
-        hidden_size=network.hidden_size,
         num_hidden_layers=network.num_layers,
         num_attention_heads=network.num_heads,
         max_position_embeddings=config.data.sequence_length,
-        mlp=network.mlp,
-        norm=network.norm,
-        qk_norm=network.qk_norm,
-        dropout=network.dropout,
-        adaln=network.adaln,
-        time_conditioning=network.time_conditioning,
+        **{name: getattr(network, name) for name in names},
         diffusion={
             **config.diffusion.model_dump(
                 mode="json", include={"process", "schedule", "objective", "block_size", "timesteps"}
@@ -94,7 +95,7 @@ def architecture(config: Config, vocabulary: int, **special_ids: Any) -> TextDif
 def build_model(
     config: Config, tokenizer: PreTrainedTokenizerFast, device: torch.device
 ) -> tuple[TextDiffusionModel, Family]:
-    """The network on its device and its family; weights from `train.init_from` where set.
+    """Return the network on its device and its family; weights from `train.init_from` where set.
 
     Raises:
         ConfigError: the attention backend cannot train here, the weights do not fit, or the rule
@@ -136,7 +137,7 @@ ARCHITECTURE = (
 def _misfit(
     source: TextDiffusion, model: TextDiffusionModel, tokenizer: PreTrainedTokenizerFast
 ) -> str | None:
-    """Why a model's weights cannot be another's, as the end of a sentence; None: they can."""
+    """Return why weights do not fit another model, as the end of a sentence; None: they fit."""
     for name in ARCHITECTURE:
         old, new = getattr(source.model.config, name), getattr(model.config, name)
         if old != new:
@@ -156,10 +157,15 @@ def _misfit(
     return None
 
 
+def sample_defaults(config: Config) -> SamplingConfig:
+    """Return the config's `sample` section as generation defaults."""
+    return SamplingConfig(**config.sample.model_dump(exclude={"num_samples"}))
+
+
 def check_resume(
     config: Config, corpus: dict[str, Any], state: dict[str, Any], directory: Path
 ) -> None:
-    """Compares a checkpoint's config and corpus with the current ones.
+    """Compare a checkpoint's config and corpus with the current ones.
 
     Args:
         config: the current config.
@@ -189,7 +195,7 @@ def check_resume(
 
 
 def _validated(before: dict[str, Any], directory: Path) -> dict[str, Any]:
-    """An earlier config with the keys that have been added since, at their defaults."""
+    """Return an earlier config with the keys that have been added since, at their defaults."""
     try:
         return Config.model_validate(before).model_dump(mode="json")
     except ValidationError as error:
@@ -197,12 +203,13 @@ def _validated(before: dict[str, Any], directory: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"the run in {directory} has a config that this textdiff does not know "
             f"({'.'.join(map(str, first['loc']))}: {first['msg']}); continue it with the version "
-            "that wrote it, or start over with --resume never"
+            "that wrote it, or start over with --resume never",
+            code="unknown_config",
         ) from None
 
 
 def _config_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The keys that must not change and did, with the old value and the new one."""
+    """List the keys that must not change and did, with the old value and the new one."""
     pairs = {"run.seed": (before["run"]["seed"], now["run"]["seed"])}
     for section in FIXED:
         for key in sorted(set(now[section]) - MAY_CHANGE.get(section, set())):
@@ -215,7 +222,7 @@ def _config_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def _record_changes(before: Any, now: Any, path: str = "") -> list[str]:
-    """Where two records differ, among the entries that both have."""
+    """List where two records differ, among the entries that both have."""
     if isinstance(before, dict) and isinstance(now, dict):
         both = [key for key in before if key in now]
         return [c for key in both for c in _record_changes(before[key], now[key], f"{path}.{key}")]
@@ -225,9 +232,14 @@ def _record_changes(before: Any, now: Any, path: str = "") -> list[str]:
     return [] if before == now else [f"{path.removeprefix('.')} was {before!r}, is {now!r}"]
 
 
-def environment(accelerator: Accelerator, corpus: dict[str, Any]) -> dict[str, Any]:
-    """What a run depends on besides its config."""
-    return {
+def write_facts(
+    config: Config, accelerator: Accelerator, corpus: Corpus, texts: Sequence[str]
+) -> None:
+    """Write the config of a run, what it depends on besides, and the texts of its validation."""
+    directory = Path(config.run.dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    facts = {
         **code_record(),
         "accelerate": accelerate.__version__,
         "platform": platform.platform(),
@@ -235,5 +247,9 @@ def environment(accelerator: Accelerator, corpus: dict[str, Any]) -> dict[str, A
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "mixed_precision": accelerator.mixed_precision,
-        "corpus": corpus,
+        "corpus": corpus.record,
+        "sharded": accelerator.distributed_type == DistributedType.FSDP,
     }
+    (directory / "env.json").write_text(json.dumps(facts, indent=2) + "\n")
+    with (directory / "validation.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in texts)

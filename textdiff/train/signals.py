@@ -11,7 +11,7 @@ _PATIENCE = 1.0
 
 
 class StopRequest:
-    """While entered, remembers the first SIGINT, SIGTERM or SIGHUP; `signal` is its number, or 0.
+    """Memory of the first SIGINT, SIGTERM or SIGHUP while entered: `signal`, or 0.
 
     A terminal that closes sends SIGHUP more than once, and launchers send SIGTERM after the system
     has: only Ctrl-C aborts what is being saved. A SIGHUP that `nohup` has ignored stays ignored.
@@ -47,13 +47,13 @@ class StopRequest:
 
 
 def _leave_blocked_streams() -> None:
-    """Let standard streams that nobody reads lead nowhere, so that what waits for them goes on.
+    """Point standard streams without a reader to nowhere, so that their writers continue.
 
     A write that a signal interrupts is tried again after its handler: a run that waits for a
     stopped terminal or a full pipe would never get to what it has to save.
     """
     for number in (1, 2):
-        with suppress(OSError, ValueError):  # closed, or not to be asked (Windows)
+        with suppress(OSError, ValueError):  # closed, or no `select` for it (Windows)
             if not select.select([], [number], [], _PATIENCE)[1]:
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, number)

@@ -16,14 +16,14 @@ from textdiff.sampling.callbacks import Callback, FinishedRow
 from textdiff.sampling.job import Job
 from textdiff.sampling.segment import Step
 from textdiff.view.cells import Cell, Kind, Reader
-from textdiff.view.rows import RowStep, RowSteps, given_of
+from textdiff.view.row_steps import RowStep, RowSteps, given_of
 
 KINDS = tuple(Kind)
-"""Kinds by the number that they have in the file; what is fresh there is `kept`, and told apart."""
+"""Kinds by the number that they have in the file; fresh ones are stored as `kept`."""
 
 
 class Film(Callback):
-    """Records rows, and writes the file when it is closed.
+    """Recorder of rows, which writes the file when it is closed.
 
     Args:
         path: the file.
@@ -44,7 +44,7 @@ class Film(Callback):
         self.given: list[set[int]] = []
 
     def begin(self, job: Job) -> None:
-        """Records what was given."""
+        """Record the prompts."""
         self.steps.begin(job)
         starts = [given_of(prompt, self.reader.mask) for prompt in job.prompts]
         self.given = [given for _, given in starts]
@@ -58,16 +58,16 @@ class Film(Callback):
         self.rows += self.begun
 
     def step(self, step: Step) -> None:
-        """Records what changed."""
+        """Record what changed."""
         for change in self.steps.split(step):
             self.begun[change.row]["frames"].append(self._frame(change))
 
     def finished(self, row: int, result: FinishedRow) -> None:
-        """Marks a row that was filmed to its end."""
+        """Mark a row that was filmed to its end."""
         self.begun[row]["finished"] = True
 
     def close(self) -> None:
-        """Writes the file."""
+        """Write the file."""
         data = {
             "kinds": list(KINDS),
             "facts": self.facts,
@@ -79,7 +79,7 @@ class Film(Callback):
         self.path.write_text(page.replace("__FILM__", _script_safe(data)), encoding="utf-8")
 
     def _frame(self, change: RowStep) -> dict[str, Any]:
-        """What a step changed: cells, news with their figures, and what was lost.
+        """Return the changes of a step: cells, new tokens with their figures, and masked ones.
 
         Confidences are in thousandths, entropies in hundredths of a nat; -1 is unknown.
         """
@@ -100,7 +100,7 @@ class Film(Callback):
         return frame
 
     def _changes(self, row: int, cells: Sequence[Cell]) -> list[int]:
-        """Position, string and kind of each cell that is not what was shown before."""
+        """Return position, string and kind of each cell that has changed."""
         before, self.shown[row] = self.shown[row], list(cells)
         numbers: list[int] = []
         for at, cell in enumerate(cells):
@@ -115,7 +115,7 @@ def _whole(value: float, parts: int) -> int:
 
 
 def _script_safe(data: dict[str, Any]) -> str:
-    """JSON that cannot end the script element that it stands in."""
+    """Return JSON that cannot end the script element around it."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

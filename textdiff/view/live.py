@@ -1,8 +1,10 @@
 """Texts in a terminal while they are denoised."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
+from rich.cells import cell_len
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
@@ -10,21 +12,20 @@ from rich.text import Text
 from textdiff.sampling.callbacks import Callback, FinishedRow
 from textdiff.sampling.job import Job
 from textdiff.sampling.segment import Step
-from textdiff.view.bars import ECHO
-from textdiff.view.cells import Cell, Reader
-from textdiff.view.rows import RowStep, RowSteps, given_of
-from textdiff.view.screen import lay_out, visible_lines
+from textdiff.view.cells import Cell, Kind, Reader
+from textdiff.view.progress import ECHO
+from textdiff.view.row_steps import RowStep, RowSteps, given_of
 
 SECONDS = 4.0
 """Fast models are slowed down, so that a whole animation takes about so long."""
 
-_FRAME = 0.04  # seconds between pictures at least: no eye sees more, and drawing costs time
+_FRAME = 0.04  # seconds between pictures at least, since drawing costs time
 _LEAST = 3  # lines of a row
 
 
 @dataclass
 class Shown:
-    """A row on the screen.
+    """Row on the screen.
 
     Attributes:
         title: what it is called.
@@ -48,7 +49,7 @@ class Shown:
 
 
 class LiveRows(Callback):
-    """Shows the rows of a job, each as far as it is, and what the calls bring.
+    """Live view of a job's rows and of the tokens per call.
 
     Committed tokens are plain, those of this step highlighted, drafts dimmed, tokens that were
     masked again underlined, given ones bold.
@@ -82,7 +83,7 @@ class LiveRows(Callback):
         self.live.stop()
 
     def begin(self, job: Job) -> None:
-        """Shows the rows as they were given."""
+        """Show the prompts."""
         self.steps.begin(job)
         self.calls_before, self.row_calls_before = self.calls, self.row_calls
         self.tokens_before = self._tokens()
@@ -93,7 +94,7 @@ class LiveRows(Callback):
         ]
 
     def step(self, step: Step) -> None:
-        """Shows what changed; waits where the model is faster than the eye."""
+        """Show what changed; waits where the model is faster than the eye."""
         self.calls = self.calls_before + step.calls
         self.row_calls = self.row_calls_before + step.rows
         for change in self.steps.split(step):
@@ -110,12 +111,12 @@ class LiveRows(Callback):
         time.sleep(max(0.0, self.pause - (time.monotonic() - now)))
 
     def finished(self, row: int, result: FinishedRow) -> None:
-        """A row that is done gives its place to others."""
+        """Note a row that is done, which gives its place to others."""
         self.rows[row].done = True
         self.finished_rows += 1
 
     def picture(self) -> Group:
-        """All that is on the screen: rows, and a line of figures below."""
+        """Return the whole picture: rows, and a line of figures below."""
         width, height = self.console.width, self.console.height - 2
         several = len(self.rows) > 1
         room = max(1, height // (_LEAST + 1)) if several else 1
@@ -131,7 +132,7 @@ class LiveRows(Callback):
         return Group(*lines, self.figures(width - ECHO))
 
     def figures(self, width: int) -> Text:
-        """The status line."""
+        """Return the status line."""
         parts = [f"call {self.calls}", f"{self._tokens() / max(1, self.row_calls):.1f} tokens/call"]
         if self.total > 1:
             parts.insert(1, f"{self.finished_rows}/{self.total} done")
@@ -153,7 +154,7 @@ class LiveRows(Callback):
         return self.reader.cells(change.ids, change.draft, row.given, fresh, lost)
 
     def _busy(self, row: Shown) -> int:
-        """The first position that is still to be filled; where all are written anew, the first."""
+        """Return the first position that may still change."""
         ids = row.prompt if row.change is None else row.change.ids
         open_positions = (at for at, token in enumerate(ids) if token == self.reader.mask)
         otherwise = row.change.final if row.change and not row.masks else len(ids) - 1
@@ -163,3 +164,88 @@ class LiveRows(Callback):
 def _heading(row: Shown, width: int) -> Text:
     title = f"── {row.title}{' · done' if row.done else ''} "
     return Text(title.ljust(width, "─")[:width], style="dim", no_wrap=True)
+
+
+STYLES: dict[Kind, str] = {
+    Kind.GIVEN: "bold",
+    Kind.KEPT: "",
+    Kind.FRESH: "reverse green",
+    Kind.DRAFT: "dim",
+    Kind.OPEN: "dim",
+    Kind.LOST: "underline magenta",
+    Kind.CUT: "dim",
+}
+"""Told apart without colours, too: bold, reversed, dim, underlined."""
+
+
+@dataclass
+class Line:
+    """Line of the screen.
+
+    Attributes:
+        parts: (text, kind, position) of its characters.
+        width: columns that they take.
+    """
+
+    parts: list[tuple[str, Kind, int]] = field(default_factory=list)
+    width: int = 0
+
+    def add(self, part: tuple[str, Kind, int]) -> None:
+        """Append a character."""
+        self.parts.append(part)
+        self.width += cell_len(part[0])
+
+    def text(self) -> Text:
+        """Return the line with its styles."""
+        shown = Text(no_wrap=True)
+        for character, kind, _ in self.parts:
+            shown.append(character, STYLES[kind])
+        return shown
+
+
+def lay_out(cells: Sequence[Cell], width: int) -> list[Line]:
+    """Return the lines of a row; a word that does not fit begins the next one."""
+    lines = [Line()]
+    for position, cell in enumerate(cells):
+        for character in cell.text:
+            if character == "\n":
+                lines.append(Line())
+                continue
+            if lines[-1].width + cell_len(character) > width:
+                lines.append(_break(lines[-1], character))
+            lines[-1].add((character, cell.kind, position))
+    return lines
+
+
+def _break(line: Line, coming: str) -> Line:
+    """Take the unfinished word from a full line, unless it is the whole of it."""
+    rest = Line()
+    if coming == " ":
+        return rest
+    start = len(line.parts)
+    while start and line.parts[start - 1][0] != " ":
+        start -= 1
+    if start == 0:
+        return rest
+    moved, line.parts = line.parts[start:], line.parts[:start]
+    for part in moved:
+        rest.add(part)
+    return rest
+
+
+def visible_lines(lines: list[Line], height: int, busy: int) -> list[Line]:
+    """Return as many lines as fit, around those that are being written.
+
+    Args:
+        lines: all lines.
+        height: room.
+        busy: the first position that may still change.
+    """
+    if len(lines) <= height:
+        return lines
+    first = next(
+        (at for at, line in enumerate(lines) if any(p >= busy for _, _, p in line.parts)),
+        len(lines) - 1,
+    )
+    start = max(0, min(first - 1, len(lines) - height))
+    return lines[start : start + height]

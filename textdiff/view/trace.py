@@ -1,10 +1,10 @@
-"""What a generation did, token by token, as JSON lines.
+"""Traces: the steps of a generation, token by token, as JSON lines.
 
     {"row": 0, "step": 3, "position": 17, "token": 234, "text": " the", "probability": 0.713204,
      "entropy": 1.20341}
     {"row": 0, "step": 4, "position": 17, "remasked": true}
 
-Rows come one after the other and each tells its own steps, so the file does not depend on which
+Rows come one after the other and each counts its own steps, so the file does not depend on which
 rows shared a batch. Probabilities and entropies are the model's own, before any temperature.
 """
 
@@ -15,12 +15,12 @@ from typing import TextIO
 from textdiff.sampling.callbacks import Callback, FinishedRow
 from textdiff.sampling.job import Job
 from textdiff.sampling.segment import Step
-from textdiff.view.pieces import Pieces
-from textdiff.view.rows import RowStep, RowSteps
+from textdiff.view.cells import Pieces
+from textdiff.view.row_steps import RowStep, RowSteps
 
 
 class Trace(Callback):
-    """Writes each row when it and those before it are done.
+    """Writer of rows, each when it and those before it are done.
 
     Args:
         file: where to write.
@@ -37,25 +37,25 @@ class Trace(Callback):
         self.written = 0
 
     def begin(self, job: Job) -> None:
-        """Makes room for the rows."""
+        """Make room for the rows."""
         self.steps.begin(job)
         self.keys = job.row_keys
         self.lines, self.done, self.written = [[] for _ in self.keys], set(), 0
 
     def step(self, step: Step) -> None:
-        """Notes what changed."""
+        """Note what changed."""
         for change in self.steps.split(step):
             self.lines[change.row] += self._lines(change)
 
     def finished(self, row: int, result: FinishedRow) -> None:
-        """Writes the rows whose turn it is."""
+        """Write the rows whose turn it is."""
         self.done.add(row)
         while self.written in self.done:
             self._write()
         self.file.flush()
 
     def close(self) -> None:
-        """Writes rows that were not finished, as far as they came."""
+        """Write rows that were not finished, as far as they came."""
         while self.written < len(self.lines):
             self._write()
         self.file.flush()
@@ -78,5 +78,5 @@ class Trace(Callback):
 
 
 def _figure(value: float) -> float | None:
-    """Six significant digits, more than float32 keeps from batch to batch; null for unknown."""
+    """Return six significant digits, all that float32 keeps between batches; null: unknown."""
     return None if math.isnan(value) else float(f"{value:.6g}")

@@ -1,6 +1,7 @@
 """The progress of a training run: a live bar in a terminal, plain lines elsewhere."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -13,14 +14,12 @@ from rich.progress import (
 )
 
 from textdiff.likelihood import Bound
-from textdiff.train.ranges import RangeChoice
-from textdiff.train.reporter import Reporter, StepReport
-from textdiff.view.bars import Bars
-from textdiff.view.unfailing import unfailing
+from textdiff.train.reporter import Bounds, Choices, Reporter
+from textdiff.view.progress import Bars, unfailing
 
 
 def describe_bound(bound: Bound) -> str:
-    """A bound in one line: perplexity, bits/byte and nats/token, each with its standard error."""
+    """Return a bound in one line: perplexity, bits/byte and nats/token, with standard errors."""
     sign = "≤" if bound.is_bound else "≈"
     per_byte = ""
     if bound.bits_per_byte is not None:
@@ -29,39 +28,40 @@ def describe_bound(bound: Bound) -> str:
         per_byte = f"{bound.bits_per_byte:.4f}{spread} bits/byte, "
     if bound.doubt:
         return (
-            f"perplexity {sign} {figure(bound.perplexity)}, {per_byte}"
+            f"perplexity {sign} {format_perplexity(bound.perplexity)}, {per_byte}"
             f"{bound.mean:.4f} nats/token, of unknown error"
         )
     error = bound.perplexity * bound.stderr if bound.stderr else 0.0  # infinity times 0 is none
     return (
-        f"perplexity {sign} {figure(bound.perplexity)} ± {figure(error)}, {per_byte}"
-        f"{bound.mean:.4f} ± {bound.stderr:.4f} nats/token"
+        f"perplexity {sign} {format_perplexity(bound.perplexity)} ± {format_perplexity(error)}, "
+        f"{per_byte}{bound.mean:.4f} ± {bound.stderr:.4f} nats/token"
     )
 
 
-def figure(value: float) -> str:
-    """A perplexity for people: three decimals, or three digits where it is huge."""
+def format_perplexity(value: float) -> str:
+    """Return a perplexity for people: three decimals, or three digits where it is huge."""
     return f"{value:.3f}" if value < 1e7 else f"{value:.3g}"
 
 
 def in_blocks(block_size: int | None) -> str:
-    """A block size in words."""
+    """Return a block size in words."""
     return "over the whole sequence" if block_size is None else f"in blocks of {block_size}"
 
 
 class PlainView(Reporter):
-    """One line per event, for pipes, files and logs."""
+    """View of a run with one line per event, for pipes, files and logs."""
 
     def __init__(self, console: Console):
         self.console = console
         self.bits_per_byte: float | None = None
+        self.steps = 0
 
     def message(self, text: str) -> None:
         wide = not self.console.is_terminal  # a terminal wraps at words, a file keeps its lines
         self.console.print(text, highlight=False, markup=False, soft_wrap=wide)
 
     def started(self, facts: dict[str, Any]) -> None:
-        corpus = facts["corpus"]["train"]
+        corpus, self.steps = facts["corpus"]["train"], facts["steps"]
         where = f"resumed from {facts['resumed']}" if facts["resumed"] else "a fresh start"
         self.message(f"run {facts['directory']}: {where}, step {facts['step']} of {facts['steps']}")
         self.message(
@@ -70,26 +70,25 @@ class PlainView(Reporter):
             f"{facts['processes']} process(es)"
         )
 
-    def logged(self, report: StepReport) -> None:
+    def logged(self, step: int, values: Mapping[str, float]) -> None:
         bound = "" if self.bits_per_byte is None else f"  bits/byte ≤ {self.bits_per_byte:.3f}"
         self.message(
-            f"step {report.step:>{len(str(report.steps))}}/{report.steps}  loss {report.loss:.4f}"
-            f"{bound}  {report.tokens_per_second:,.0f} tokens/s"
+            f"step {step:>{len(str(self.steps))}}/{self.steps}  loss {values['loss']:.4f}"
+            f"{bound}  {values['tokens_per_second']:,.0f} tokens/s"
         )
 
-    def evaluated(self, step: int, bound: Bound) -> None:
+    def evaluated(self, step: int, bounds: Bounds, choices: Choices) -> None:
+        for size, choice in choices.items():
+            low, high = choice.range
+            self.message(
+                f"step {step} mask rates {in_blocks(size)}: {low:g} to {high:g}, where the loss "
+                f"has variance {choice.variance:.3g} instead of {choice.unclipped:.3g}"
+            )
+        (_, bound), *others = bounds.items()
+        for size, other in others:
+            self.message(f"step {step} validation {in_blocks(size)}: {describe_bound(other)}")
         self.bits_per_byte = bound.bits_per_byte
         self.message(f"step {step} validation: {describe_bound(bound)}")
-
-    def also_evaluated(self, step: int, block_size: int | None, bound: Bound) -> None:
-        self.message(f"step {step} validation {in_blocks(block_size)}: {describe_bound(bound)}")
-
-    def range_found(self, step: int, block_size: int | None, choice: RangeChoice) -> None:
-        low, high = choice.range
-        self.message(
-            f"step {step} mask rates {in_blocks(block_size)}: {low:g} to {high:g}, where the loss "
-            f"has variance {choice.variance:.3g} instead of {choice.unclipped:.3g}"
-        )
 
     def sampled(self, step: int, texts: list[str]) -> None:
         for text in texts[:1]:
@@ -97,11 +96,11 @@ class PlainView(Reporter):
 
 
 class LiveView(PlainView):
-    """A progress bar with loss, bound, speed and time left."""
+    """View of a run with a bar of loss, bound, speed and time left."""
 
     def __init__(self, console: Console):
         super().__init__(console)
-        self.report: StepReport | None = None
+        self.values: Mapping[str, float] = {}
         bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -126,36 +125,36 @@ class LiveView(PlainView):
     def stepped(self, step: int) -> None:
         self.progress.update(self.training, completed=step)
 
-    def logged(self, report: StepReport) -> None:
-        self.report = report
+    def logged(self, step: int, values: Mapping[str, float]) -> None:
+        self.values = values
         self._figures()
 
     def evaluating(self, done: int, total: int) -> None:
         self.progress.update(self.evaluation, completed=done, total=total, visible=True)
 
-    def evaluated(self, step: int, bound: Bound) -> None:
+    def evaluated(self, step: int, bounds: Bounds, choices: Choices) -> None:
         self.progress.update(self.evaluation, visible=False)
-        super().evaluated(step, bound)
+        super().evaluated(step, bounds, choices)
         self._figures()
 
     def finished(self) -> None:
         self.close()
 
     def close(self) -> None:
-        """Leaves the terminal as it was."""
+        """Leave the terminal as it was."""
         self.progress.stop()
 
     def _figures(self) -> None:
         parts = []
-        if self.report is not None:
-            parts.append(f"loss {self.report.loss:.3f}")
+        if self.values:
+            parts.append(f"loss {self.values['loss']:.3f}")
         if self.bits_per_byte is not None:
             parts.append(f"bits/byte ≤ {self.bits_per_byte:.3f}")
-        if self.report is not None:
-            parts.append(f"{self.report.tokens_per_second:,.0f} tok/s")
+        if self.values:
+            parts.append(f"{self.values['tokens_per_second']:,.0f} tok/s")
         self.progress.update(self.training, figures="  ".join(parts))
 
 
 def training_view(console: Console) -> PlainView:
-    """The view that suits where the output goes."""
+    """Return the view that suits where the output goes."""
     return LiveView(console) if console.is_terminal else PlainView(console)

@@ -1,6 +1,6 @@
 """The steps of a job as the rows see them: one after another, each with what changed in it alone.
 
-What a row goes through does not depend on its batch, so it is told in the row's own numbers.
+The steps of a row do not depend on its batch, so they are counted by row.
 """
 
 import math
@@ -16,7 +16,7 @@ from textdiff.sampling.segment import Step
 
 @dataclass(frozen=True)
 class RowStep:
-    """One row after a network call that changed it.
+    """State of one row after a network call that changed it.
 
     Attributes:
         row: its place in the job.
@@ -45,7 +45,7 @@ class RowStep:
 
 @dataclass
 class RowSteps:
-    """Takes the steps of jobs apart.
+    """Splitter of a job's steps into those of its rows.
 
     Attributes:
         mask: id of the mask token.
@@ -58,12 +58,12 @@ class RowSteps:
     lost: list[set[int]] = field(default_factory=list)
 
     def begin(self, job: Job) -> None:
-        """Turns to another job."""
+        """Turn to another job."""
         self.numbers = [0] * len(job.prompts)
         self.lost = [set() for _ in job.prompts]
 
     def split(self, step: Step) -> Iterator[RowStep]:
-        """The rows that got a token, in the job's order.
+        """Yield the rows that got a token, in the job's order.
 
         A call for other rows can mask tokens of a row again; it sees them with its own next call,
         as it does alone.
@@ -75,17 +75,17 @@ class RowSteps:
         confidence, entropy = (_known(x, rows) for x in (step.confidence, step.entropy))
         dependence = step.dependence
         for row in sorted(set(rows.tolist())):
-            mine = rows == row
+            own = rows == row
             end = int(step.ends[row])
             ids = step.canvas[row, :end].tolist()
-            here = positions[mine].tolist()
+            here = positions[own].tolist()
             new = [at for at in here if ids[at] != self.mask]
             self.lost[row] = (self.lost[row] | set(here)) - set(new)
             if not new:
                 continue
             lost, self.lost[row] = self.lost[row], set()
-            sure = dict(zip(here, confidence[mine].tolist(), strict=True))
-            nats = dict(zip(here, entropy[mine].tolist(), strict=True))
+            sure = dict(zip(here, confidence[own].tolist(), strict=True))
+            nats = dict(zip(here, entropy[own].tolist(), strict=True))
             self.numbers[row] += 1
             yield RowStep(
                 row=row,
@@ -102,13 +102,13 @@ class RowSteps:
 
 
 def given_of(prompt: Sequence[int | None], mask: int) -> tuple[list[int], set[int]]:
-    """What is given of a row: its tokens with masks at open places, and which places are given."""
+    """Return a prompt's tokens, with masks where text is generated, and its fixed positions."""
     given = {at for at, token in enumerate(prompt) if token is not None}
     return [mask if token is None else token for token in prompt], given
 
 
 def _known(values: Tensor | None, rows: Tensor) -> Tensor:
-    """Values of the changed positions, NaN where nobody asked for them."""
+    """Return values of the changed positions, NaN where they were not asked for."""
     if values is not None:
         return values
     return torch.full(rows.shape, math.nan, dtype=torch.float64)

@@ -1,7 +1,7 @@
-"""Where a number comes from: the code, the model's files and the machine, as plain data.
+"""Origin of a result: the code, the model's files and the machine, as plain data.
 
-Nothing is run to find out: the commit is read from the checkout's files, and the hash of the
-package's sources tells a changed checkout (or an installed wheel) from the commit it started at.
+No program is run: the commit is read from the checkout's files, and the hash of the package's
+sources tells a changed checkout (or an installed wheel) from the commit it started at.
 """
 
 import hashlib
@@ -15,13 +15,14 @@ import torch
 import transformers
 
 import textdiff
+from textdiff.storage import file_hash
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parent.parent
 TRAINING_FILE = "training.json"
 
 
 def code_record() -> dict[str, str | None]:
-    """Versions of what computes, the commit of a checkout (None elsewhere) and a source hash."""
+    """Return versions of the libraries, the commit of a checkout (or None) and a source hash."""
     return {
         "textdiff": textdiff.__version__,
         "commit": commit_of(PACKAGE.parent),
@@ -33,7 +34,7 @@ def code_record() -> dict[str, str | None]:
 
 
 def model_record(folder: Path | None) -> dict[str, Any]:
-    """What identifies an export: hashes of weights and tokenizer, and which weights they are.
+    """Return hashes of an export's weights and tokenizer, and which weights they are.
 
     Args:
         folder: the export; None for a model that was never saved.
@@ -45,36 +46,24 @@ def model_record(folder: Path | None) -> dict[str, Any]:
     if folder is None:
         return {"model_sha256": None, "tokenizer_sha256": None, "weights": "unknown"}
     return {
-        "model_sha256": file_hash(sorted(folder.glob("model*.safetensors"))),
-        "tokenizer_sha256": file_hash([folder / "tokenizer.json"]),
+        "model_sha256": file_hash(*sorted(folder.glob("model*.safetensors"))),
+        "tokenizer_sha256": file_hash(folder / "tokenizer.json"),
         "weights": str(training_record(folder).get("weights", "unknown")),
     }
 
 
 def training_record(folder: Path) -> dict[str, Any]:
-    """What an export says about its training; empty where it says nothing readable."""
+    """Return the training record of an export; empty where it is missing or unreadable."""
     try:
-        found = json.loads((folder / TRAINING_FILE).read_text(encoding="utf-8"))
+        record = json.loads((folder / TRAINING_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
-
-
-def file_hash(paths: list[Path]) -> str | None:
-    """The SHA-256 of the files' contents one after the other; None where one is missing."""
-    digest = hashlib.sha256()
-    for path in paths:
-        if not path.is_file():
-            return None
-        with path.open("rb") as file:
-            while piece := file.read(1 << 20):
-                digest.update(piece)
-    return digest.hexdigest() if paths else None
+    return record if isinstance(record, dict) else {}
 
 
 @cache
 def source_hash() -> str:
-    """The SHA-256 of the package's Python files, their names included."""
+    """Return the SHA-256 of the package's Python files, their names included."""
     digest = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         digest.update(f"{path.relative_to(PACKAGE).as_posix()}\n".encode())
@@ -83,7 +72,7 @@ def source_hash() -> str:
 
 
 def commit_of(checkout: Path) -> str | None:
-    """The commit that a checkout is at, read from its `.git`; None where there is none."""
+    """Return the commit that a checkout is at, read from its `.git`; None where there is none."""
     try:
         directory = _git_directory(checkout / ".git")
         head = (directory / "HEAD").read_text().strip()
@@ -95,14 +84,14 @@ def commit_of(checkout: Path) -> str | None:
 
 
 def _git_directory(path: Path) -> Path:
-    """`.git` itself, or what it points to in a worktree or submodule."""
+    """Return `.git`, or the folder that it names in a worktree or submodule."""
     if path.is_file():
         return path.parent / path.read_text().strip().removeprefix("gitdir: ")
     return path
 
 
 def _reference(directory: Path, name: str) -> str | None:
-    """The commit of a branch: in a file of its own, or among the packed ones."""
+    """Return the commit of a branch: in a file of its own, or among the packed ones."""
     common = directory / "commondir"
     roots = [directory]
     if common.is_file():  # a worktree keeps its HEAD and shares the branches

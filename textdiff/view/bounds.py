@@ -9,39 +9,23 @@ from textdiff.likelihood.estimators import ESTIMATORS, build_estimator, default_
 from textdiff.likelihood.protocols import find_protocol
 from textdiff.likelihood.stopping import MAX_REPLICATES
 from textdiff.pipeline import TextDiffusion
-from textdiff.view.training import describe_bound, figure
+from textdiff.view.training import describe_bound, format_perplexity
 
 STRIDE_HINT = "give --stride to let windows overlap"
 
 
 def bound_lines(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str]:
-    """What `textdiff perplexity` prints.
+    """Yield the lines that `textdiff perplexity` prints.
 
     Args:
-        estimates: what was found.
+        estimates: the result.
         record: the same as `evaluation_record`, with the `precision` asked for.
     """
     bound = estimates.bound()
     yield describe_bound(bound)
     parts = ", ".join(f"{name} {value:.4f}" for name, value in bound.terms.items())
     yield f"its terms in nats/token: {parts}"
-    if estimates.exact:
-        yield "no Monte-Carlo error: this estimator draws nothing"
-    elif bound.doubt:
-        yield f"no 95 % interval and no error: {bound.doubt}"
-    else:
-        low, high = bound.perplexity_interval()
-        yield (
-            f"95 % interval of the perplexity (Monte-Carlo error): {figure(low)} to {figure(high)}"
-        )
-        if caveat := ESTIMATORS[bound.estimator].caveat:
-            yield f"about this interval: {caveat}"
-        wanted = record["precision"]
-        if wanted is not None and high > bound.perplexity * (1.0 + wanted) * (1.0 + 1e-9):
-            yield (
-                f"this is wider than the precision of {wanted:.3g} asked for: no more than "
-                f"{MAX_REPLICATES} replicates are planned"
-            )
+    yield from _interval(estimates, record)
     if bound.text_stderr is not None:
         what = "chunks" if record["protocol"] != "none" else "documents"
         yield f"standard error over {bound.documents} {what}: {bound.text_stderr:.4f} nats/token"
@@ -59,12 +43,35 @@ def bound_lines(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str
     yield from _verdict(estimates, record)
 
 
+def _interval(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the Monte-Carlo error, or why there is none."""
+    bound = estimates.bound()
+    if estimates.exact:
+        yield "no Monte-Carlo error: this estimator draws nothing"
+    elif bound.doubt:
+        yield f"no 95 % interval and no error: {bound.doubt}"
+    else:
+        low, high = bound.perplexity_interval()
+        yield (
+            f"95 % interval of the perplexity (Monte-Carlo error): {format_perplexity(low)} to "
+            f"{format_perplexity(high)}"
+        )
+        if caveat := ESTIMATORS[bound.estimator].caveat:
+            yield f"about this interval: {caveat}"
+        wanted = record["precision"]
+        if wanted is not None and high > bound.perplexity * (1.0 + wanted) * (1.0 + 1e-9):
+            yield (
+                f"this is wider than the precision of {wanted:.3g} asked for: no more than "
+                f"{MAX_REPLICATES} replicates are planned"
+            )
+
+
 def _planned(pilot: int) -> str:
     return f" planned from {pilot} others, whose spread is the error" if pilot else ""
 
 
 def _windows(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str]:
-    """How documents longer than the context were cut."""
+    """Yield how documents longer than the context were cut."""
     per_document = estimates.windows.document.bincount()
     long = int((per_document > 1).sum())
     if not long:
@@ -80,7 +87,7 @@ def _windows(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _verdict(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str]:
-    """Whether the number is a bound, and what is missing or biased where it is not."""
+    """Yield whether the number is a bound, and what is missing or biased where it is not."""
     bound = estimates.bound()
     if bound.note:
         yield f"NOT a bound: {bound.note}"
@@ -106,11 +113,11 @@ def _verdict(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def exact_hint(held: TextDiffusion, estimates: Estimates, processes: int) -> Iterator[str]:
-    """Says so where enumeration takes no more network rows than the estimate has taken.
+    """Say so where enumeration takes no more network rows than the estimate has taken.
 
     Args:
         held: the model.
-        estimates: what was found.
+        estimates: the result.
         processes: how many shared the work.
     """
     size = held.family.block_size
@@ -129,39 +136,39 @@ def exact_hint(held: TextDiffusion, estimates: Estimates, processes: int) -> Ite
     )
 
 
-def difference_lines(found: Difference, first: str, second: str) -> Iterator[str]:
-    """What `textdiff compare` prints: the difference, its two errors and what follows from them.
+def difference_lines(difference: Difference, first: str, second: str) -> Iterator[str]:
+    """Yield the lines of `textdiff compare`: the difference, its two errors and the verdict.
 
     Args:
-        found: the first model's bound minus the second's.
+        difference: the first model's bound minus the second's.
         first: the first model, as the user named it.
         second: the second.
     """
-    error = "" if found.doubt else f" ± {found.stderr:.5f}"
+    error = "" if difference.doubt else f" ± {difference.stderr:.5f}"
     yield (
-        f"{first} minus {second}: {found.mean:+.5f}{error} {found.unit} "
-        f"({found.replicates} paired replicates, {found.tokens:,} tokens)"
+        f"{first} minus {second}: {difference.mean:+.5f}{error} {difference.unit} "
+        f"({difference.replicates} paired replicates, {difference.tokens:,} tokens)"
     )
-    if found.left_out:
+    if difference.left_out:
         yield (
-            f"{found.left_out} of {found.left_out + found.documents} documents are left out: the "
-            "tokens of one of the models do not give their text back, so bits per byte do not "
-            "compare there"
+            f"{difference.left_out} of {difference.left_out + difference.documents} documents are "
+            "left out: the tokens of one of the models do not give their text back, so bits per "
+            "byte do not compare there"
         )
-    if found.text_stderr is not None:
-        error = f"{found.text_stderr:.5f} {found.unit}"
-        yield f"standard error over {found.documents} documents: {error}"
-    yield verdict(found, first, second)
+    if difference.text_stderr is not None:
+        error = f"{difference.text_stderr:.5f} {difference.unit}"
+        yield f"standard error over {difference.documents} documents: {error}"
+    yield verdict(difference, first, second)
 
 
-def verdict(found: Difference, first: str, second: str) -> str:
-    """Which model the text prefers, in words, and how far that goes."""
-    low, high = found.interval()
-    if found.mean == 0.0 and found.stderr == 0.0:
+def verdict(difference: Difference, first: str, second: str) -> str:
+    """Return which model the text prefers, and how sure that is."""
+    low, high = difference.interval()
+    if difference.mean == 0.0 and difference.stderr == 0.0:
         return "Their bounds are the same."
-    if found.doubt:
-        return f"On this text neither is shown to be better: {found.doubt}."
-    better, worse = (first, second) if found.mean < 0 else (second, first)
+    if difference.doubt:
+        return f"On this text neither is shown to be better: {difference.doubt}."
+    better, worse = (first, second) if difference.mean < 0 else (second, first)
     if low <= 0.0 <= high:
         return (
             "On this text neither is shown to be better: the 95 % interval of the Monte-Carlo "
@@ -169,8 +176,8 @@ def verdict(found: Difference, first: str, second: str) -> str:
         )
     sure = f"On this text {better} has a lower bound than {worse} (95 % interval {low:+.5f} to "
     sure += f"{high:+.5f})"
-    if found.text_stderr is None:
+    if difference.text_stderr is None:
         return f"{sure}; one document says nothing about others."
-    if abs(found.mean) > 1.96 * found.text_stderr:
+    if abs(difference.mean) > 1.96 * difference.text_stderr:
         return f"{sure}, and by more than documents of this kind differ: it should hold for others."
     return f"{sure}, but documents differ by more than that: on others it may be the other way."

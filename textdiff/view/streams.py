@@ -44,7 +44,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) if os.name == "posix" else (er
 
 
 def _replacement(character: str) -> str:
-    """A character in ASCII: a sign that looks alike, else its number."""
+    """Return a character in ASCII: a sign that looks alike, else its number."""
     if character in _SIGNS:
         return _SIGNS[character]
     if character in _HORIZONTAL:
@@ -68,7 +68,7 @@ codecs.register_error(_REPLACE, _replace)
 
 
 def fitted(text: str, encoding: str | None) -> str:
-    """A text whose characters all exist in an encoding; those that do not are replaced."""
+    """Return a text whose characters all exist in an encoding; those that do not are replaced."""
     encoding = encoding or "utf-8"
     try:
         text.encode(encoding)
@@ -78,7 +78,7 @@ def fitted(text: str, encoding: str | None) -> str:
 
 
 class SafeStream:
-    """A text stream for writing that never raises an error; otherwise it is the stream it wraps.
+    """Text stream for writing that raises no errors; otherwise it is the stream it wraps.
 
     Attributes:
         failure: the error after which nothing is written any more.
@@ -92,7 +92,7 @@ class SafeStream:
         self.failure: Exception | None = None
 
     def write(self, text: str) -> int:
-        """Writes a text as well as the encoding allows."""
+        """Write a text as well as the encoding allows."""
         if self.failure is None:
             try:
                 self._write(text)
@@ -101,12 +101,12 @@ class SafeStream:
         return len(text)
 
     def writelines(self, lines: Any) -> None:
-        """Writes several texts."""
+        """Write several texts."""
         for line in lines:
             self.write(line)
 
     def flush(self) -> None:
-        """Hands on what is buffered."""
+        """Hand on what is buffered."""
         if self.failure is None:
             try:
                 self.stream.flush()
@@ -114,7 +114,7 @@ class SafeStream:
                 self._drop(error)
 
     def isatty(self) -> bool:
-        """Whether this is a terminal."""
+        """Return whether this is a terminal."""
         try:
             return self.stream.isatty()
         except Exception:
@@ -139,7 +139,7 @@ class SafeStream:
 
 
 def check_written(stream: object) -> None:
-    """Raises the error of a stream that had no room for what was written.
+    """Raise the error of a stream that had no room for what was written.
 
     A reader that went away has what it wanted; a full disk lacks a part of the result.
 
@@ -152,13 +152,13 @@ def check_written(stream: object) -> None:
 
 
 def has_reader(stream: object) -> bool:
-    """Whether what is written to a stream still arrives somewhere."""
+    """Return whether what is written to a stream still arrives somewhere."""
     return getattr(stream, "failure", None) is None
 
 
 @contextmanager
 def safe_streams() -> Iterator[None]:
-    """While entered, the process has its three standard streams, and the two for writing are safe.
+    """Give the process its three standard streams while entered, the two for writing safe.
 
     Those that were closed when the process started lead nowhere. Left closed, their numbers would
     go to the next files that are opened, and whatever writes to the screen would write into these.
@@ -183,7 +183,7 @@ def _nowhere() -> TextIO:
 
 
 def _prepare(number: int) -> None:
-    """Opens a descriptor that is closed, and makes one wait that would not wait for its reader."""
+    """Open a descriptor that is closed, and makes one wait that would not wait for its reader."""
     try:
         os.fstat(number)
     except OSError:
@@ -196,7 +196,7 @@ def _prepare(number: int) -> None:
 
 
 def _discard(number: int) -> None:
-    """Lets a descriptor lead nowhere."""
+    """Let a descriptor lead nowhere."""
     spare = os.open(os.devnull, os.O_RDWR)
     if spare == number:
         os.set_inheritable(number, True)

@@ -1,31 +1,30 @@
 """Texts on the screen and in files while they are generated."""
 
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from textdiff.commands.sampling import written
-from textdiff.commands.showing import Showing
-from textdiff.commands.streams import check_written, has_reader
 from textdiff.pipeline import TextDiffusion
 from textdiff.sampling.callbacks import Callback, FinishedRow
 from textdiff.sampling.job import Job
 from textdiff.sampling.segment import Step
-from textdiff.view.cells import Reader
+from textdiff.view.cells import Pieces, Reader
 from textdiff.view.film import Film
 from textdiff.view.live import LiveRows
-from textdiff.view.pieces import Pieces
+from textdiff.view.progress import unfailing
+from textdiff.view.streams import check_written, has_reader
 from textdiff.view.trace import Trace
-from textdiff.view.unfailing import unfailing
 
 SEPARATOR = "\n\n---\n\n"
 
 
-class Texts(Callback):
-    """Prints finished texts in their order, as soon as those before them are.
+class TextPrinter(Callback):
+    """Printer of finished texts, in their order.
 
     Args:
         model: decodes what is not finished.
@@ -40,30 +39,30 @@ class Texts(Callback):
         self.last: Step | None = None
 
     def begin(self, job: Job) -> None:
-        """Knows what to expect."""
+        """Know what to expect."""
         self.job, self.last = job, None
         self.rows += len(job.prompts)
 
     def step(self, step: Step) -> None:
-        """Remembers how far texts are."""
+        """Remember how far texts are."""
         self.last = step
 
     def finished(self, row: int, result: FinishedRow) -> None:
-        """Prints a text whose turn it is."""
+        """Print a text whose turn it is."""
         self.done[result.index] = result
         while not self.held and self.next in self.done:
             self._say(self.done[self.next].text)
             self.next += 1
 
     def release(self) -> None:
-        """Prints what waits."""
+        """Print what waits."""
         for index in sorted(self.done):
             if index >= self.next:
                 self._say(self.done[index].text)
         print()
 
     def interrupted(self) -> None:
-        """Prints what waits, and what will not change of texts that are not finished."""
+        """Print what waits, and what will not change of texts that are not finished."""
         if self.last is not None:
             assert self.last.final is not None
             for row, (_, index) in enumerate(self.job.row_keys):
@@ -83,30 +82,34 @@ class Texts(Callback):
 
 
 @contextmanager
-def recorders(
-    showing: Showing, model: TextDiffusion, name: str, task: Mapping[str, Any]
+def recording(
+    model: TextDiffusion,
+    name: str,
+    task: Mapping[str, Any],
+    film: Path | None = None,
+    trace: Path | None = None,
 ) -> Iterator[list[Callback]]:
-    """Watchers that write the film and the trace; an interruption leaves what there was till then.
+    """Yield callbacks that write a film and a trace, also of a generation that is interrupted.
 
     Args:
-        showing: which of them.
         model: the model that generates.
         name: what the user calls it.
         task: arguments of `TextDiffusion.generate`.
+        film: the HTML file to write, if any.
+        trace: the .jsonl file to write, if any.
     """
-    found: list[Callback] = []
+    recorders: list[Film | Trace] = []
     with ExitStack() as stack:
-        if showing.film is not None:
-            film = Film(showing.film, reader_of(model), _title(task), _facts(model, name, task))
-            stack.callback(film.close)
-            found.append(film)
-        if showing.trace is not None:
-            file = stack.enter_context(showing.trace.open("w", encoding="utf-8"))
+        if film is not None:
+            facts = _facts(model, name, task)
+            recorders.append(Film(film, reader_of(model), _title(task), facts))
+            stack.callback(recorders[-1].close)
+        if trace is not None:
+            file = stack.enter_context(trace.open("w", encoding="utf-8"))
             reader = reader_of(model)
-            trace = Trace(file, reader.pieces, reader.mask)
-            stack.callback(trace.close)
-            found.append(trace)
-        yield found
+            recorders.append(Trace(file, reader.pieces, reader.mask))
+            stack.callback(recorders[-1].close)
+        yield [*recorders]
 
 
 def _title(task: Mapping[str, Any]) -> str:
@@ -115,7 +118,7 @@ def _title(task: Mapping[str, Any]) -> str:
 
 
 def _facts(model: TextDiffusion, name: str, task: Mapping[str, Any]) -> dict[str, str]:
-    """What the film says about its making: the model, and what was asked of it."""
+    """Return what the film says about its making: the model and the options."""
     asked = {key: value for key, value in task.items() if value not in (None, (), [], "")}
     settings = {"rule": model.defaults.rule, "steps": model.defaults.steps, **asked}
     hidden = ["prompts", "batch_size"]
@@ -125,9 +128,16 @@ def _facts(model: TextDiffusion, name: str, task: Mapping[str, Any]) -> dict[str
     return {"model": name} | {k: v for k, v in facts.items() if k.replace(" ", "_") not in hidden}
 
 
+def written(value: Any) -> str:
+    """Return a setting as it is written on the command line."""
+    if isinstance(value, Mapping):
+        value = [f"{name}={each}" for name, each in value.items()]
+    return shlex.join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
 @contextmanager
 def live(console: Console, model: TextDiffusion, task: Mapping[str, Any]) -> Iterator[Callback]:
-    """Shows rows in a terminal while they are denoised; nothing is left of it in the end.
+    """Show rows in a terminal while they are denoised; nothing is left of it in the end.
 
     Args:
         console: the terminal.
@@ -144,20 +154,20 @@ def live(console: Console, model: TextDiffusion, task: Mapping[str, Any]) -> Ite
 
 
 def can_animate(console: Console) -> bool:
-    """Whether a terminal can move its cursor, and has the characters that texts are made of."""
+    """Return whether a terminal can move its cursor and show all characters."""
     able = console.is_terminal and not console.is_dumb_terminal
     return able and not console.options.ascii_only
 
 
 def reader_of(model: TextDiffusion) -> Reader:
-    """What makes cells of a model's tokens."""
+    """Return the maker of cells for a model's tokens."""
     mask = model.family.process.vocabulary.mask_token_id
     return Reader(Pieces(model.tokenizer, [mask]), mask, model.tokenizer.eos_token_id)
 
 
 def watch_rows(console: Console, model: TextDiffusion, num_samples: int, seed: int) -> None:
-    """Shows samples from nothing while they are denoised, then prints them."""
-    texts = Texts(model, held=True)
+    """Show samples from nothing while they are denoised, then prints them."""
+    texts = TextPrinter(model, held=True)
     task = {"num_samples": num_samples, "seed": seed}
     with live(console, model, task) as view:
         model.generate("", callbacks=[view, texts], num_samples=num_samples, seed=seed)

@@ -11,15 +11,12 @@ from transformers import PreTrainedTokenizerFast
 from textdiff.data.tokenizer import auto_tokenizer, mask_role
 from textdiff.diffusion.family import Family, build_family
 from textdiff.diffusion.process import Vocabulary
-from textdiff.errors import CheckpointError, ConfigError
+from textdiff.errors import CheckpointError, ConfigError, first_line
 from textdiff.models import TextDiffusionConfig, TextDiffusionModel
-from textdiff.pointers import refuse_pointers
+from textdiff.storage import refuse_pointers
 
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
+DTYPES: dict[str, torch.dtype] = {
+    n: getattr(torch, n) for n in ("float32", "float64", "bfloat16", "float16")
 }
 
 
@@ -31,7 +28,8 @@ def find_dtype(name: str | torch.dtype) -> torch.dtype:
     """
     dtype = DTYPES.get(str(name).removeprefix("torch."))
     if dtype is None:
-        raise ConfigError(f"dtype {str(name)!r}: give one of {', '.join(DTYPES)}")
+        message = f"dtype {str(name)!r}: give one of {', '.join(DTYPES)}"
+        raise ConfigError(message, code="unknown_dtype")
     return dtype
 
 
@@ -45,16 +43,17 @@ def find_device(name: str | torch.device | None) -> torch.device:
         device = torch.device(name or default_device())
         torch.empty(0, device=device)
     except Exception as error:
-        raise ConfigError(f"device {name}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"device {name}: {first_line(error)}", code="unknown_device") from None
     if device.type == "meta":
-        raise ConfigError("device meta holds shapes without numbers; choose cpu or cuda")
+        message = "device meta holds shapes without numbers; choose cpu or cuda"
+        raise ConfigError(message, code="unknown_device")
     return device
 
 
 def family_of(
     config: TextDiffusionConfig, device: torch.device, exponents: nn.Module | None = None
 ) -> Family:
-    """The diffusion family that a model's configuration names.
+    """Return the diffusion family that a model's configuration names.
 
     Args:
         config: the model's configuration.
@@ -84,23 +83,23 @@ def family_of(
 
 
 def default_device() -> str:
-    """The fastest device of this machine."""
+    """Return the fastest device of this machine."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def cpu_only() -> bool:
-    """Whether jobs of several processes, and training, run on the CPU here.
+    """Return whether jobs of several processes, and training, run on the CPU here.
 
     They do without an accelerator, and with Apple's MPS: it has no float64, which bounds need.
-    Accelerate has to be told, or processes on a CPU do not find each other.
+    Accelerate needs this as an argument, or processes on a CPU do not find each other.
     """
     return not torch.accelerator.is_available() or torch.backends.mps.is_available()
 
 
 def locate(path: str | Path, patterns: list[str] | None = None) -> Path:
-    """The folder of an export, of a run that has one, or of a model fetched from the hub.
+    """Return the folder of an export, of a run that has one, or of a model fetched from the hub.
 
     Args:
         path: where it is.
@@ -133,7 +132,7 @@ def locate(path: str | Path, patterns: list[str] | None = None) -> Path:
 
 
 def locate_export(path: str | Path) -> Path:
-    """The folder of an export, of a run that has one, or of a model fetched from the hub.
+    """Return the folder of an export, of a run that has one, or of a model fetched from the hub.
 
     Raises:
         CheckpointError: there is no model, with what there is instead.
@@ -152,7 +151,7 @@ def locate_export(path: str | Path) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """One of an export's JSON files.
+    """Read one of an export's JSON files.
 
     Raises:
         CheckpointError: it is missing or damaged.
@@ -169,7 +168,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def load_model(folder: Path, dtype: torch.dtype) -> TextDiffusionModel:
-    """The network of an export, on the CPU.
+    """Return the network of an export, on the CPU.
 
     Raises:
         CheckpointError: a file is missing, damaged, or does not fit the configuration.
@@ -190,10 +189,9 @@ def load_model(folder: Path, dtype: torch.dtype) -> TextDiffusionModel:
             use_safetensors=True,
         )
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
-            f"{folder} cannot be loaded, a file is damaged or does not fit ({reason[0]}); export "
-            "the model again"
+            f"{folder} cannot be loaded, a file is damaged or does not fit ({first_line(error)}); "
+            "export the model again"
         ) from None
     for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if info.get(what):
@@ -205,7 +203,7 @@ def load_model(folder: Path, dtype: torch.dtype) -> TextDiffusionModel:
 
 
 def load_tokenizer(folder: Path, config: TextDiffusionConfig) -> PreTrainedTokenizerFast:
-    """The tokenizer of an export.
+    """Return the tokenizer of an export.
 
     Raises:
         CheckpointError: it is missing, damaged, or does not fit the network.
@@ -216,8 +214,11 @@ def load_tokenizer(folder: Path, config: TextDiffusionConfig) -> PreTrainedToken
     try:
         tokenizer: PreTrainedTokenizerFast = auto_tokenizer(folder, local_files_only=True)
     except Exception as error:
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        what = f"is damaged ({reason[0]})" if file.is_file() else f"cannot be read without {file}"
+        what = (
+            f"is damaged ({first_line(error)})"
+            if file.is_file()
+            else f"cannot be read without {file}"
+        )
         raise CheckpointError(f"the tokenizer in {folder} {what}; export the model again") from None
     if tokenizer.mask_token_id is None:
         raise CheckpointError(

@@ -1,0 +1,178 @@
+"""State that a run continues from: weights, their averages, optimizers and counters."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from torch.optim import Optimizer
+
+from textdiff.config import Config
+from textdiff.data.corpus import Corpus
+from textdiff.diffusion.family import Family
+from textdiff.export.card import write_export
+from textdiff.export.loading import family_of
+from textdiff.likelihood import Bound
+from textdiff.models import TextDiffusionModel
+from textdiff.pipeline import TextDiffusion
+from textdiff.storage import sweep
+from textdiff.train.batches import TrainingBatches
+from textdiff.train.checkpoint import Checkpoint, newest_usable, refuse_damaged, rescue
+from textdiff.train.distributed import (
+    gather,
+    is_sharded,
+    load_optimizer,
+    load_tensors,
+    materialized,
+    meta_copy,
+    on_main,
+)
+from textdiff.train.ema import EMA
+from textdiff.train.setup import check_resume, sample_defaults
+
+
+@dataclass
+class Progress:
+    """Counters that a checkpoint carries.
+
+    Attributes:
+        step: optimizer steps done.
+        tokens: training tokens seen.
+        losses: training loss of each step since the last log line. The last bit of a sum would
+            depend on where an interruption cut it.
+        bound_step: step of the newest validation bound; -1: none yet.
+    """
+
+    step: int = 0
+    tokens: int = 0
+    losses: list[float] = field(default_factory=list)
+    bound_step: int = -1
+
+
+class RunState:
+    """State of a run, which checkpoints save and restore; all processes call it together.
+
+    Attributes:
+        trained: the network that is trained.
+        ema: its averaged weights.
+        exported: the model that is measured and exported; holds the averages inside `averaged`.
+        progress: the counters.
+        bound: the newest validation bound.
+
+    Args:
+        config: the run's config.
+        corpus: the prepared corpus.
+        accelerator: the processes of the run.
+        model: the network and its family.
+        optimizers: those that `Accelerator.prepare` returned.
+        batches: the training batches, whose mask rates may be searched.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        corpus: Corpus,
+        accelerator: Accelerator,
+        model: tuple[TextDiffusionModel, Family],
+        optimizers: Sequence[Optimizer],
+        batches: TrainingBatches,
+    ):
+        self.config, self.corpus, self.accelerator = config, corpus, accelerator
+        self.optimizers, self.batches = optimizers, batches
+        self.directory = Path(config.run.dir)
+        self.trained, family = network, _ = model
+        self.ema = EMA(network, config.train.ema_decay)
+        self.sharded = is_sharded(network)
+        if self.sharded:
+            network = meta_copy(network)
+            family = family_of(network.config, accelerator.device, network.exponents)
+        self.exported = TextDiffusion(network, corpus.tokenizer, family, sample_defaults(config))
+        self.progress = Progress()
+        self.bound: Bound | None = None
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Put the averaged weights into `exported` while entered."""
+        if self.sharded:
+            return materialized(self.exported.model, self.ema.state_dict())
+        return self.ema.applied(self.trained)
+
+    def save(self) -> None:
+        """Write a checkpoint and the export that belongs to it."""
+        main = self.accelerator.is_main_process
+        parameters = {n: p.detach() for n, p in self.trained.named_parameters()}
+        checkpoint = Checkpoint(
+            gather(parameters, keep=main),
+            gather(self.ema.state_dict(), keep=main),
+            gather([optimizer.state_dict() for optimizer in self.optimizers], keep=main),
+            self._record(),
+        )
+        root, keep = self.directory / "checkpoints", self.config.train.keep_checkpoints
+        on_main(self.accelerator, lambda: checkpoint.save(root, keep))
+        with self.averaged():
+            on_main(self.accelerator, self._export)
+
+    def resume(self, resume: str, report: Callable[[str], None]) -> str | None:
+        """Load a checkpoint and return its path; None: there is none to continue from.
+
+        Args:
+            resume: `auto`, `never` or a checkpoint's path.
+            report: receives what was done with damaged or unfinished checkpoints.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged, or does not fit the config.
+        """
+        path = on_main(self.accelerator, lambda: self._usable(resume, report))
+        if path is None:
+            return None
+        self._restore(Checkpoint.read(path))
+        return str(path)
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            **vars(self.progress),
+            "ema_updates": self.ema.updates,
+            "bound": None if self.bound is None else asdict(self.bound),
+            "noise_ranges": list(self.batches.ranges.items()),
+            "parameters": self.parameters,
+            "vocabulary": self.exported.model.config.vocab_size,
+            "corpus": self.corpus.record,
+            "config": self.config.model_dump(mode="json"),
+        }
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained parameters, in all processes."""
+        return sum(parameter.numel() for parameter in self.trained.parameters())
+
+    def _export(self) -> None:
+        target, save = self.directory / "export", self.exported.save_pretrained
+        saved = rescue(self.directory / "checkpoints")
+        write_export(target, save, self.config, self._record(), self.bound, saved)
+
+    def _usable(self, resume: str, report: Callable[[str], None]) -> Path | None:
+        """Return the checkpoint to continue from, checked file by file."""
+        root = self.directory / "checkpoints"
+        for folder in (self.directory, root):
+            for name in sweep(folder):
+                report(f"put {folder / name} in order, which a kill left half done")
+        if resume == "never":
+            return None
+        if resume == "auto":
+            return newest_usable(root, report)
+        path = Path(resume)
+        refuse_damaged(path)
+        return path
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        record = checkpoint.state
+        check_resume(self.config, self.corpus.record, record, self.directory)
+        load_tensors(dict(self.trained.named_parameters()), checkpoint.model)
+        self.ema.load_state_dict(checkpoint.ema, record["ema_updates"])
+        for optimizer, state in zip(self.optimizers, checkpoint.optimizers, strict=True):
+            load_optimizer(optimizer, state)
+        self.progress = Progress(**{name: record[name] for name in vars(self.progress)})
+        if record["bound"] is not None:
+            self.bound = Bound(**record["bound"])
+        self.batches.ranges = {size: tuple(rates) for size, rates in record["noise_ranges"]}

@@ -1,0 +1,113 @@
+"""Validation of the averaged weights: bounds, mask rates of small variance, samples."""
+
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from textdiff.config import Config
+from textdiff.data.corpus import Corpus
+from textdiff.export.loading import DTYPES
+from textdiff.likelihood import Bound, estimate
+from textdiff.likelihood.scored_texts import scored_pieces, windows_of
+from textdiff.pipeline import TextDiffusion
+from textdiff.train.batches import TrainingBatches
+from textdiff.train.ranges import RangeChoice, search_range
+from textdiff.train.reporter import Reporter
+
+
+class Validation:
+    """Measurements of a run between steps; all processes call it together.
+
+    Attributes:
+        texts: held-out texts that are scored.
+
+    Args:
+        config: the run's config.
+        corpus: the prepared corpus.
+        model: holds the averaged weights whenever something is measured.
+        accelerator: the processes that share the work.
+        reporter: receives progress and samples.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        corpus: Corpus,
+        model: TextDiffusion,
+        accelerator: Accelerator,
+        reporter: Reporter,
+    ):
+        self.config, self.model = config, model
+        self.accelerator, self.reporter = accelerator, reporter
+        self.texts = corpus.validation[: config.evaluate.max_documents]
+        self.windows = windows_of(
+            corpus.tokenizer,
+            scored_pieces(self.texts),
+            config.data.sequence_length,
+            model.family.process.vocabulary.clean.cpu(),
+        )
+
+    def measure(
+        self, batches: TrainingBatches, step: int
+    ) -> tuple[dict[int | None, Bound], dict[int | None, RangeChoice]]:
+        """Return bounds in every block size that is trained, and the mask rates that are searched.
+
+        Also draws samples, if the config asks for them.
+        """
+        sizes = self.config.diffusion.block_sizes
+        with torch.autocast(
+            self.accelerator.device.type,
+            DTYPES["bfloat16"],
+            enabled=self.config.evaluate.dtype == "bfloat16",
+        ):
+            bounds = {size: self.bound(size) for size in sizes}
+            searched = sizes if self.config.diffusion.noise.range == "search" else ()
+            choices = {size: self.search(batches, step, size) for size in searched}
+            if self.accelerator.is_main_process and self.config.sample.num_samples:
+                self.sample(step)
+        return bounds, choices
+
+    def bound(self, block_size: int | None) -> Bound:
+        """Return the validation bound, under common random numbers."""
+        return estimate(
+            self.model.model,
+            self.model.family.with_block_size(block_size),
+            self.windows,
+            seed=self.config.run.seed,
+            replicates=self.config.evaluate.replicates,
+            shard=self._shard,
+            reduce=self._sum,
+            progress=self.reporter.evaluating,
+        ).bound()
+
+    def search(self, batches: TrainingBatches, step: int, block_size: int | None) -> RangeChoice:
+        """Return the mask rates of smallest variance at a step."""
+        family = self.model.family.with_block_size(block_size)
+        return search_range(
+            self.model.model, family, batches, step, shard=self._shard, reduce=self._sum
+        )
+
+    def sample(self, step: int) -> None:
+        """Write samples into `samples/` and the trackers; for the main process."""
+        drawn = self.model.generate(
+            "", num_samples=self.config.sample.num_samples, seed=self.config.run.seed
+        )
+        folder = Path(self.config.run.dir) / "samples"
+        folder.mkdir(exist_ok=True)
+        text = "\n\n---\n\n".join(drawn.texts)
+        (folder / f"step-{step:06d}.txt").write_text(text + "\n", encoding="utf-8")
+        for tracker in self.accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.writer.add_text("samples", text, step)
+        self.reporter.sampled(step, drawn.texts)
+
+    @property
+    def _shard(self) -> tuple[int, int]:
+        return self.accelerator.process_index, self.accelerator.num_processes
+
+    def _sum(self, values: Tensor) -> Tensor:
+        """Return values of the CPU, added over processes."""
+        moved = values.to(self.accelerator.device)
+        return torch.as_tensor(self.accelerator.reduce(moved, "sum")).cpu()
