@@ -35,13 +35,8 @@ HUB_SECONDS = 2.0
 class Finding:
     """One line of the report.
 
-    Attributes:
-        section: its heading.
-        name: of the thing that was probed.
-        value: the result.
-        state: `ok`, `no` (cannot be used here, and need not be), `warning` or `broken` (training
-            cannot run).
-        advice: what the user can do about it.
+    Its state is `ok`, `no` (cannot be used here, and need not be), `warning` or `broken` (training
+    cannot run).
     """
 
     section: str
@@ -78,9 +73,9 @@ def examine() -> Iterator[Finding]:
             for entry in probe():
                 yield Finding(section, *entry)
         except Exception as error:
-            advice = "reinstall textdiff and its dependencies" if essential else ""
-            state = "broken" if essential else "warning"
-            yield Finding(section, "probe", f"failed: {_reason(error)}", state, advice)
+            state = ("broken", "reinstall textdiff and its dependencies")
+            words = f"failed: {_reason(error)}"
+            yield Finding(section, "probe", words, *(state if essential else ("warning",)))
 
 
 Entries = Iterator[tuple[str, ...]]
@@ -193,8 +188,8 @@ def probe_distributed() -> Entries:
     if not distributed.is_available():
         yield "torch.distributed", "not built into this torch", "no"
         return
-    backends = {"gloo": distributed.is_gloo_available(), "nccl": distributed.is_nccl_available()}
-    for name, able in backends.items():
+    for name in ("gloo", "nccl"):
+        able = distributed.is_backend_available(name)
         yield name, "available" if able else "not in this torch", *_no(able)
 
 
@@ -240,8 +235,8 @@ def probe_hub() -> Entries:
         return
     host = urlsplit(constants.ENDPOINT).hostname or ""
     reason = _failure(lambda: socket.create_connection((host, 443), HUB_SECONDS).close())
-    words = "reachable" if reason is None else f"not reachable ({reason}): local data only"
-    yield "hub", words, *_no(reason is None)
+    words = f"not reachable ({reason}): local data only" if reason else "reachable"
+    yield "hub", words, *_no(not reason)
 
 
 def probe_extras() -> Entries:

@@ -160,9 +160,8 @@ class TextDiffusionModel(PreTrainedModel):
         logits, loss = self.output_layer(x, condition), None
         if labels is not None:
             loss = cross_entropy(logits, labels, positions, options.get("num_items_in_batch"))
-        output, named = MaskedLMOutput(loss=loss, logits=logits), options.get("return_dict")
-        named = self.config.return_dict if named is None else named
-        return output if named else output.to_tuple()
+        named, output = options.get("return_dict"), MaskedLMOutput(loss=loss, logits=logits)
+        return output if named or (named is None and self.config.return_dict) else output.to_tuple()
 
     def hidden(
         self,

@@ -5,9 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor
-
-from textdiff.diffusion.family import Family
 from textdiff.errors import ConfigError
 from textdiff.likelihood.estimators.window_batch import WindowBatch, strata
 from textdiff.section import Section

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from textdiff.diffusion.family import Family
 from textdiff.errors import ConfigError
 from textdiff.lazy import torch
 from textdiff.likelihood.estimators.estimator import BOUNDARY, Estimator
