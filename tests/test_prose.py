@@ -76,7 +76,7 @@ VARIABLES = {"found", "mine", "some", "there", "behind", "late", "part"}
 NAMES = {
     "Scene": "SegmentInfo",
     "Audience": "callbacks",
-    "Callback": "Callback",
+    "Watcher": "Callback",
     "Feed": "StreamerCallback",
     "Reach": "ContextLimit",
     "Form": "ParsedPrompt",

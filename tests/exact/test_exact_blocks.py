@@ -12,8 +12,8 @@ import torch
 from dense_tables import expected, nelbo, position_nats, sequences, world
 from exact_tables import CLEAN, EXCLUDED, MASK, ROWS, all_sequences
 
-from textdiff.diffusion import noise as noise_module
 from textdiff.likelihood import cut_windows, estimate
+from textdiff.likelihood.estimators import noise_levels
 from textdiff.models import Layout, TextDiffusionConfig, TextDiffusionModel
 
 SIZE = 2
@@ -104,13 +104,13 @@ def test_the_default_estimator_expects_the_sum_of_block_integrals(model, name):
 def test_counts_of_a_document_fill_the_strata_of_its_windows_and_blocks(model, monkeypatch):
     """Three windows of two blocks: each draw meets every count three times; weights are n / k."""
     drawn = []
-    original = noise_module.draw_noise
+    original = noise_levels.draw_noise
 
     def watched(*arguments, **options):
         drawn.append(original(*arguments, **options))
         return drawn[-1]
 
-    monkeypatch.setattr(noise_module, "draw_noise", watched)
+    monkeypatch.setattr(noise_levels, "draw_noise", watched)
     family = world("absorbing", "mdlm", SIZE)
     cut = cut_windows(
         [TEXT.repeat(3).to(torch.int32).numpy()], ["x" * 12], 4, family.process.vocabulary.clean

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from textdiff.diffusion.noise import Noise, NoiseUniforms
 from textdiff.errors import ConfigError
 from textdiff.lazy import torch
 from textdiff.likelihood.estimators.estimator import BOUNDARY, Estimator
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
     from textdiff.diffusion.blocks import Blocks
     from textdiff.diffusion.family import Family
-    from textdiff.diffusion.noise import Noise, NoiseUniforms
     from textdiff.diffusion.schedule import NoiseSchedule
     from textdiff.likelihood.estimators.estimator import Parts
     from textdiff.likelihood.scorer import Scorer
@@ -117,8 +117,6 @@ def noise_by_step_and_hits(
         scorable: [B, L] bool, the positions that may be masked.
         dense: whether positions that are not masked contribute too.
     """
-    from textdiff.diffusion.noise import Noise
-
     v = uniforms.level  # [B, blocks]
     alphas = schedule.alpha(torch.arange(timesteps + 1, dtype=torch.float64) / timesteps)  # [T + 1]
     shares, total = alphas[:-1] - alphas[1:], alphas[0] - alphas[-1]

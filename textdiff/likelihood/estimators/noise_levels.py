@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from textdiff.diffusion.noise import ByCount, ByTime, draw_noise
 from textdiff.lazy import torch
 from textdiff.likelihood.estimators.estimator import BOUNDARY, Estimator
 from textdiff.likelihood.estimators.window_batch import WindowBatch, strata
@@ -40,8 +41,6 @@ class MaskedCount(Estimator):
         return self.samples
 
     def score(self, batch: WindowBatch, scorer: Scorer) -> Parts:
-        from textdiff.diffusion.noise import ByCount, draw_noise
-
         nats = batch.zeros()
         for s in range(self.samples):
             uniforms = batch.noise_uniforms(batch.v[:, s], s, self.samples)
@@ -85,8 +84,6 @@ class Time(Estimator):
         return strata(windows, family, seed, replicate, by_document=False)
 
     def score(self, batch: WindowBatch, scorer: Scorer) -> Parts:
-        from textdiff.diffusion.noise import ByTime, draw_noise
-
         rates = 1.0 - survival(batch.family, self.eps), 1.0 - survival(batch.family, 1.0)
         uniforms = batch.noise_uniforms(batch.v[:, 0], 0, 2)
         noise = draw_noise(batch.family, batch.x0, uniforms, ByTime(rates), batch.scorable)
@@ -115,7 +112,6 @@ def clean_end(batch: WindowBatch, scorer: Scorer, time: float, draw: int, draws:
         draw: the batch's draw to use.
         draws: how many it has per replicate.
     """
-    from textdiff.diffusion.noise import ByTime, draw_noise
     from textdiff.likelihood.scorer import reconstruction
 
     rate = 1.0 - survival(batch.family, time)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
+from textdiff.diffusion.noise import Noise
 from textdiff.errors import ConfigError
 from textdiff.lazy import torch
 from textdiff.likelihood.estimators.estimator import Estimator
@@ -125,8 +126,6 @@ class Exact(Estimator):
             )
 
     def score(self, batch: WindowBatch, scorer: Scorer) -> Parts:
-        from textdiff.diffusion.noise import Noise
-
         nats, length = batch.zeros(), batch.x0.shape[1]
         order = torch.arange(length, dtype=torch.float64).expand(batch.x0.shape)
         rank = batch.ranks(order / (length + 1.0))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from textdiff.diffusion.noise import Noise, NoiseUniforms
 from textdiff.lazy import torch
 
 if TYPE_CHECKING:
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
 
     from textdiff.diffusion.blocks import Blocks
     from textdiff.diffusion.family import Family
-    from textdiff.diffusion.noise import Noise, NoiseUniforms
     from textdiff.diffusion.randomness import Index, Stream
     from textdiff.likelihood.windows import Windows
 
@@ -87,7 +87,6 @@ class WindowBatch:
 
     def noise_uniforms(self, levels: Tensor, draw: int = 0, draws: int = 1) -> NoiseUniforms:
         """Return the uniforms of a draw's noise at given levels [B, blocks]."""
-        from textdiff.diffusion.noise import NoiseUniforms
         from textdiff.diffusion.randomness import Stream
 
         replaces_tokens = self.family.process.replaces_tokens
@@ -176,8 +175,6 @@ def mask_lowest(
         scorable: [B, L] bool.
         u: [B, L] uniforms, of which only the values are used, not the order.
     """
-    from textdiff.diffusion.noise import Noise
-
     ordered = blocks.split(u.masked_fill(~scorable, NEVER), NEVER).sort(-1).values
     level = ordered.gather(-1, (count - 1).clamp(min=0).unsqueeze(-1)).squeeze(-1)
     level = level.masked_fill(count == 0, 0.0)
