@@ -186,5 +186,5 @@ def test_the_refusal_of_an_exact_one_names_it(model):
 
 
 def test_a_misspelt_one_is_refused(model):
-    with pytest.raises(ConfigError, match="cache 'approx'"):
+    with pytest.raises(ConfigError, match="cache 'approx': give one of"):
         rows_of(model, tiny_family(), Job([[]], [4]), cache="approx")

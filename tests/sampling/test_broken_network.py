@@ -35,7 +35,7 @@ def test_it_is_refused_at_the_first_call(value, block_size, cache, kind, tempera
         Job([[], [0]], [8, 7]),
         rule="ancestral",
         steps=4,
-        controls=Controls(temperature),
+        controls=Controls(temperature=temperature),
         cache=cache,
     )
     with pytest.raises(CheckpointError, match="weights are damaged") as error:
@@ -45,9 +45,7 @@ def test_it_is_refused_at_the_first_call(value, block_size, cache, kind, tempera
 
 def test_what_is_never_predicted_may_be_anything():
     model, family = broken_model(torch.nan, MASK), tiny_family()
-    walk = generate(
-        model, family, Job([[]], [8]), rule="ancestral", steps=4, controls=Controls(1.0)
-    )
+    walk = generate(model, family, Job([[]], [8]), rule="ancestral", steps=4, controls=Controls())
     *_, last = walk
     assert set(last.canvas[0].tolist()) <= set(CLEAN)
 

@@ -121,9 +121,8 @@ def _cache(value: Any) -> Any:
 Count = Annotated[Whole, BeforeValidator(_integer)]
 Real = Annotated[Number, BeforeValidator(_scalar)]
 Text = Annotated[str, AfterValidator(_utf8)]
-Texts = Annotated[
-    tuple[Annotated[Text, StringConstraints(min_length=1)], ...], BeforeValidator(_texts)
-]
+Word = Annotated[str, StringConstraints(min_length=1), AfterValidator(_utf8)]
+Texts = Annotated[tuple[Word, ...], BeforeValidator(_texts)]
 
 
 class SamplingConfig(Section):
