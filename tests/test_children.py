@@ -76,7 +76,11 @@ def test_a_time_limit_from_outside_is_told(tmp_path, processes):
     assert not psutil.pid_exists(int(begun.read_text()))
 
 
-@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    sorted(set(TESTS.rglob("*.py")) - set(TESTS.glob("manual/*.py"))),
+    ids=lambda path: path.stem,
+)
 def test_no_other_way_to_start_a_process(path):
     """All of them have a session, a limit and an end; `multiprocessing` only by `spawn`."""
     if path.name == "children.py":

@@ -20,15 +20,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 ALLOWED = {
-    "word": 247,
-    "docstring head": 206,
-    "docstring verb": 925,
-    "docstring sentence": 109,
+    "word": 95,
+    "docstring head": 26,
+    "docstring verb": 22,
+    "docstring sentence": 108,
     "page sentence": 0,
-    "variable": 226,
-    "definition": 20,
-    "module name": 20,
-    "public name": 37,
+    "variable": 11,
+    "definition": 3,
+    "module name": 4,
+    "public name": 11,
 }
 
 # Expression -> the words to use.
