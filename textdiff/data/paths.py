@@ -210,16 +210,22 @@ class _Search:
                 if not entry.name.startswith(".") and _type_of(entry) == "folder":
                     self._push(path, at, linked)
             elif entry.name == component if exact else _matches(entry.name, component):
-                kind = _type_of(entry)
-                if kind == "folder":
-                    self._go_on(path, at, linked)
-                elif self._ends(at) and self._is_new(place, entry.name):
-                    if kind == "file":
-                        self.matches.append(_Match(path, at < self.below, linked))
-                    else:
-                        self.left_out[kind] += 1
+                self._take(entry, place, _Match(path, at < self.below, linked), at)
             elif at > self.below and self._is_new(place, entry.name):
                 self.left_out["hidden"] += 1
+
+    def _take(
+        self, entry: "os.DirEntry[str]", place: os.stat_result, match: _Match, at: int
+    ) -> None:
+        """Take an entry whose name matches: go on in a folder, keep a file."""
+        kind = _type_of(entry)
+        if kind == "folder":
+            self._go_on(match.path, at, match.links)
+        elif self._ends(at) and self._is_new(place, entry.name):
+            if kind == "file":
+                self.matches.append(match)
+            else:
+                self.left_out[kind] += 1
 
     def _push(self, folder: Path, at: int, links: int) -> None:
         (self._linked if links else self._real).append((folder, at, links))
