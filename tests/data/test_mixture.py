@@ -8,8 +8,8 @@ from refusals import refused
 
 from textdiff.config.reading import validate
 from textdiff.data.corpus import prepare_corpus
+from textdiff.data.sections import BpeTokenizer, ByteTokenizer, DataConfig, Source
 from textdiff.data.sequences import Mixture, PackedSequences, whole_weights
-from textdiff.data.settings import BpeTokenizer, ByteTokenizer, DataConfig, Source
 from textdiff.errors import ConfigError, DataError
 
 

@@ -17,7 +17,7 @@ PIECE_CHARACTERS = 1_000_000
 EMPTY = "empty or only white space"
 
 
-class Block(NamedTuple):
+class TextBlock(NamedTuple):
     """A part of a document.
 
     Attributes:
@@ -106,7 +106,7 @@ class Documents:
 
     def __init__(
         self,
-        read: Callable[[], Iterator[Block]],
+        read: Callable[[], Iterator[TextBlock]],
         signature: str,
         size: int | None = None,
         omissions: Omissions | None = None,
@@ -116,7 +116,7 @@ class Documents:
         self.size = size
         self.omissions = omissions or Omissions()
 
-    def blocks(self) -> Iterator[Block]:
+    def blocks(self) -> Iterator[TextBlock]:
         """Yield every document's blocks in order.
 
         Raises:
@@ -124,7 +124,7 @@ class Documents:
         """
         return self._read()
 
-    def pieces(self, limit: int = PIECE_CHARACTERS) -> Iterator[Block]:
+    def pieces(self, limit: int = PIECE_CHARACTERS) -> Iterator[TextBlock]:
         """Yield the blocks cut as `split_long` cuts whole documents."""
         return cut_blocks(self._read(), limit)
 
@@ -132,7 +132,7 @@ class Documents:
 def from_texts(texts: Iterable[str]) -> Documents:
     """Return documents that lie in memory."""
     held = list(texts)
-    return Documents(lambda: (Block(text, True) for text in held), corpus_fingerprint(held))
+    return Documents(lambda: (TextBlock(text, True) for text in held), corpus_fingerprint(held))
 
 
 def corpus_fingerprint(texts: Iterable[str]) -> str:
@@ -162,7 +162,7 @@ def join(corpora: Sequence[Documents]) -> Documents:
 def section(documents: Documents, skip: int, limit: int | None) -> Documents:
     """Return the documents from number `skip` on, at most `limit` of them."""
 
-    def read() -> Iterator[Block]:
+    def read() -> Iterator[TextBlock]:
         number = 0
         for block in documents.blocks():
             if number >= skip:
@@ -184,7 +184,7 @@ def iterate_texts(documents: Documents) -> Iterator[str]:
     return whole_texts(documents.blocks())
 
 
-def whole_texts(blocks: Iterable[Block]) -> Iterator[str]:
+def whole_texts(blocks: Iterable[TextBlock]) -> Iterator[str]:
     """Yield the documents that blocks make up."""
     pieces: list[str] = []
     for text, last in blocks:
@@ -199,10 +199,10 @@ def split_long(text: str, limit: int = PIECE_CHARACTERS) -> Iterator[str]:
 
     The empty text is one empty piece.
     """
-    return (piece for piece, _ in cut_blocks([Block(text, True)], limit))
+    return (piece for piece, _ in cut_blocks([TextBlock(text, True)], limit))
 
 
-def cut_blocks(blocks: Iterable[Block], limit: int) -> Iterator[Block]:
+def cut_blocks(blocks: Iterable[TextBlock], limit: int) -> Iterator[TextBlock]:
     """Yield the same documents in pieces of at most `limit` characters, however they came in.
 
     Pieces end after a newline where they can.
@@ -214,11 +214,11 @@ def cut_blocks(blocks: Iterable[Block], limit: int) -> Iterator[Block]:
         while len(held) - start > limit:
             newline = held.rfind("\n", start, start + limit)
             stop = newline + 1 if newline >= 0 else start + limit
-            yield Block(held[start:stop], False)
+            yield TextBlock(held[start:stop], False)
             start = stop
         held = held[start:] if start else held
         if last:
-            yield Block(held, True)
+            yield TextBlock(held, True)
             held = ""
 
 

@@ -31,7 +31,7 @@ from textdiff.data.backend import (
     is_plain_bpe,
     text_backends,
 )
-from textdiff.data.document_stream import Block, brief, split_long
+from textdiff.data.document_stream import TextBlock, brief, split_long
 from textdiff.errors import DataError
 
 Ids = NDArray[np.int32]
@@ -177,7 +177,7 @@ class Task:
     """
 
     shard: int
-    pieces: list[Block]
+    pieces: list[TextBlock]
     goes_on: bool
 
     @property
@@ -186,12 +186,12 @@ class Task:
         return sum(len(piece.text) for piece in self.pieces)
 
 
-def tasks_of(pieces: Iterable[Block]) -> Iterator[Task]:
+def tasks_of(pieces: Iterable[TextBlock]) -> Iterator[Task]:
     """Group pieces so that a task is large enough to be worth sending to a process.
 
     Where tasks and shards end depends on the text alone.
     """
-    held: list[Block] = []
+    held: list[TextBlock] = []
     shard = size = shard_size = 0
     goes_on = False
     for piece in pieces:

@@ -82,7 +82,7 @@ def known_kind(path: Path) -> Kind | None:
     return None if compression and kind in TABLES else kind
 
 
-def kind_of(path: Path) -> Kind:
+def kind_of_file(path: Path) -> Kind:
     """Return the kind as which a file is read: text where the suffix says nothing.
 
     Raises:

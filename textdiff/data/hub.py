@@ -8,9 +8,9 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
 from textdiff.data.document_stream import (
-    Block,
     Documents,
     Omissions,
+    TextBlock,
     brief,
     missing_column,
     no_text,
@@ -23,7 +23,7 @@ from textdiff.errors import DataError
 if TYPE_CHECKING:  # it imports pandas: a second that text files and models do without
     import datasets
 
-    from textdiff.data.settings import Source
+    from textdiff.data.sections import Source
 
 HUB_TIMEOUT_SECONDS = 10.0
 _ADVICE = "check the spelling and the network, or give a local file"
@@ -86,7 +86,7 @@ def load_hub(source: "Source", omissions: Omissions) -> Documents:
 
 def _streamed(
     rows: "datasets.IterableDataset", where: str, column: str, omissions: Omissions
-) -> Iterator[Block]:
+) -> Iterator[TextBlock]:
     """Read a hub dataset over the network, in its order, without keeping it."""
 
     def texts() -> Iterator[str]:
@@ -110,7 +110,7 @@ def _streamed(
         ) from None
 
 
-def _documents(texts: Iterator[str], where: str, omissions: Omissions) -> Iterator[Block]:
+def _documents(texts: Iterator[str], where: str, omissions: Omissions) -> Iterator[TextBlock]:
     """Yield rows as documents.
 
     Raises:
@@ -121,7 +121,7 @@ def _documents(texts: Iterator[str], where: str, omissions: Omissions) -> Iterat
     for text in texts:
         blank = blank and not text.strip()
         if text:
-            yield Block(text, True)
+            yield TextBlock(text, True)
     if blank:
         raise no_text(where, omissions)
 
@@ -178,7 +178,7 @@ def _from_dataset(
         )
     table = dataset.select_columns([column]).with_format("arrow")
 
-    def read() -> Iterator[Block]:
+    def read() -> Iterator[TextBlock]:
         columns = (batch.column(column) for batch in table.iter(batch_size=256))
         return _documents(column_texts(columns, where, column, omissions), where, omissions)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from textdiff.data.document_stream import Omissions, checked_text, text_of
-from textdiff.data.formats import decode, decoded, kind_of, opened
+from textdiff.data.formats import decode, decoded, kind_of_file, opened
 from textdiff.data.paths import Files
 from textdiff.data.plain_data import parse_json_prefix, parse_json_row
 from textdiff.errors import DataError
@@ -51,7 +51,7 @@ def rows_of(files: Files) -> Iterator[Row]:
         DataError: another kind of file, or a line that is not a JSON object; with its number.
     """
     for path in files.paths:
-        if kind_of(path) != "lines":
+        if kind_of_file(path) != "lines":
             raise DataError(
                 f"{path}: prompts and spans are read from .jsonl files only", code="not_json_lines"
             )

@@ -71,7 +71,7 @@ def tokenize(
     stream = find_stream(folder, verify)
     if stream is not None:
         return stream
-    with writing(folder):
+    with writing_cache(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(folder.parent)
         with locked(folder):
@@ -104,7 +104,7 @@ def _partial(folder: Path) -> Path:
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def writing_cache(folder: Path) -> Iterator[None]:
     """Turn errors of the file system, while entered, into one that names the cache.
 
     Raises:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from textdiff.data.document_stream import Block, Documents
+from textdiff.data.document_stream import Documents, TextBlock
 from textdiff.errors import DataError
 
 _LEAST, _MOST = 0.8, 1.05  # of the fraction asked for
@@ -192,8 +192,8 @@ def _divide(
 
 
 def _cut(
-    blocks: Iterator[Block], scan: Scan, start: NDArray[np.int64], stop: NDArray[np.int64]
-) -> Iterator[Block]:
+    blocks: Iterator[TextBlock], scan: Scan, start: NDArray[np.int64], stop: NDArray[np.int64]
+) -> Iterator[TextBlock]:
     """Yield of every document the characters from `start` to `stop`, [D] each.
 
     Raises:
@@ -211,7 +211,7 @@ def _cut(
         if last and digest.digest() != scan.digests[row : row + 1].tobytes():
             raise ChangedSource
         if low < high:
-            yield Block(text if high - low == len(text) else text[low:high], position >= end)
+            yield TextBlock(text if high - low == len(text) else text[low:high], position >= end)
         if last:
             row, position, digest = row + 1, 0, hashlib.sha256()
     if row != len(scan.digests):

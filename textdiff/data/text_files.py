@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from textdiff.data.document_stream import EMPTY, Block, Omissions, no_text, whole_texts
-from textdiff.data.formats import Kind, decoded, kind_of, opened
+from textdiff.data.document_stream import EMPTY, Omissions, TextBlock, no_text, whole_texts
+from textdiff.data.formats import Kind, decoded, kind_of_file, opened
 from textdiff.data.json_rows import holds_column, read_lines, read_values
 from textdiff.data.paths import Files, find_files
 from textdiff.data.tables import read_arrow, read_parquet, read_separated
@@ -65,7 +65,7 @@ def iterate_documents(sources: Iterable[Files], text_column: str) -> Iterator[st
                 _log.warning("%s", line)
 
 
-def read_files(files: Files, text_column: str, omissions: Omissions) -> Iterator[Block]:
+def read_files(files: Files, text_column: str, omissions: Omissions) -> Iterator[TextBlock]:
     """Yield the blocks of all documents; an empty string in a row is not one.
 
     Args:
@@ -86,7 +86,9 @@ def read_files(files: Files, text_column: str, omissions: Omissions) -> Iterator
         raise no_text(files.name, omissions, files.several)
 
 
-def read_file(path: Path, text_column: str, omissions: Omissions, several: bool) -> Iterator[Block]:
+def read_file(
+    path: Path, text_column: str, omissions: Omissions, several: bool
+) -> Iterator[TextBlock]:
     """Yield the blocks of one file's documents.
 
     Args:
@@ -98,7 +100,7 @@ def read_file(path: Path, text_column: str, omissions: Omissions, several: bool)
     Raises:
         DataError: see `read_texts`.
     """
-    kind = kind_of(path)
+    kind = kind_of_file(path)
     if kind == "json" and several and not holds_column(path, text_column):
         omissions.files[f".json without a key {text_column!r}"] += 1
         return
@@ -107,7 +109,7 @@ def read_file(path: Path, text_column: str, omissions: Omissions, several: bool)
         blocks = read_plain_file(path)
     else:
         rows = _ROW_READERS[kind](path, text_column, omissions)
-        blocks = (Block(text, True) for text in rows if text)
+        blocks = (TextBlock(text, True) for text in rows if text)
     for block in blocks:
         empty = False
         yield block
@@ -115,7 +117,7 @@ def read_file(path: Path, text_column: str, omissions: Omissions, several: bool)
         omissions.files[EMPTY] += 1
 
 
-def read_plain_file(path: Path) -> Iterator[Block]:
+def read_plain_file(path: Path) -> Iterator[TextBlock]:
     """Yield the blocks of a text file, which is one document; see `read_plain`.
 
     Raises:
@@ -125,7 +127,7 @@ def read_plain_file(path: Path) -> Iterator[Block]:
         yield from read_plain(file, str(path))
 
 
-def read_plain(file: BinaryIO, where: str) -> Iterator[Block]:
+def read_plain(file: BinaryIO, where: str) -> Iterator[TextBlock]:
     """Yield the blocks of a text that is one document; of white space alone, none.
 
     Args:
@@ -145,7 +147,7 @@ def read_plain(file: BinaryIO, where: str) -> Iterator[Block]:
         if blank:
             text, blank = "".join([*spaces, text]), False
         if held:
-            yield Block(held, False)
+            yield TextBlock(held, False)
         held = text
     if held:
-        yield Block(held, True)
+        yield TextBlock(held, True)

@@ -23,7 +23,7 @@ from textdiff.data.backend import (
     stages,
 )
 from textdiff.data.document_stream import brief
-from textdiff.data.settings import EOS, MASK, PAD, UNKNOWN, TrainedTokenizer
+from textdiff.data.sections import EOS, MASK, PAD, UNKNOWN, TrainedTokenizer
 from textdiff.errors import DataError
 from textdiff.storage import refuse_pointers
 
@@ -58,7 +58,7 @@ def train_tokenizer(section: TrainedTokenizer, texts: Iterable[str]) -> PreTrain
     )
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
+def pretrained_tokenizer(path: str) -> PreTrainedTokenizerFast:
     """Load a Hugging Face tokenizer and give it the special tokens that it lacks.
 
     Args:
