@@ -32,18 +32,14 @@ from textdiff.export.loading import (
     read_json,
 )
 from textdiff.export.provenance import TRAINING_FILE, training_record
-from textdiff.likelihood import (
-    Bound,
-    Difference,
-    Estimates,
-    Windows,
-    compare_models,
-    estimate,
-)
+from textdiff.likelihood.bound import Bound
+from textdiff.likelihood.difference import Difference, compare_models
+from textdiff.likelihood.estimates import Estimates
 from textdiff.likelihood.protocols import find_protocol, published_windows
+from textdiff.likelihood.replicates import estimate
 from textdiff.likelihood.scored_texts import Span, scored_pieces, windows_of
 from textdiff.likelihood.stopping import MIN_REPLICATES
-from textdiff.likelihood.windows import end_token
+from textdiff.likelihood.windows import Windows, end_token
 from textdiff.models import TextDiffusionModel
 from textdiff.sampling.callbacks import (
     Callback,

@@ -19,8 +19,9 @@ from torch import Tensor
 from textdiff.diffusion.family import build_family
 from textdiff.diffusion.process import Vocabulary
 from textdiff.errors import CheckpointError, ConfigError, DataError
-from textdiff.likelihood import Estimates, Windows, cut_windows, estimate
-from textdiff.likelihood.windows import with_rest
+from textdiff.likelihood.estimates import Estimates
+from textdiff.likelihood.replicates import estimate
+from textdiff.likelihood.windows import Windows, cut_windows, with_rest
 from textdiff.models import Layout
 
 END = CLEAN[-1]

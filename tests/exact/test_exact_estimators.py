@@ -33,9 +33,10 @@ from textdiff.diffusion.blocks import Blocks
 from textdiff.diffusion.noise import NoiseUniforms
 from textdiff.diffusion.randomness import Stream
 from textdiff.errors import CheckpointError, ConfigError
-from textdiff.likelihood import cut_windows, estimate
 from textdiff.likelihood.estimators import ESTIMATORS
-from textdiff.likelihood.estimators.window_batch import WindowBatch
+from textdiff.likelihood.estimators.estimator import WindowBatch
+from textdiff.likelihood.replicates import estimate
+from textdiff.likelihood.windows import cut_windows
 from textdiff.loss import DenoisingLoss
 from textdiff.train.batches import TrainingBatches
 

@@ -11,7 +11,8 @@ from tiny_models import CLEAN, EXCLUDED, MASK, ROWS, tiny_model
 from textdiff.diffusion.family import Family, build_family
 from textdiff.diffusion.process import Vocabulary
 from textdiff.errors import ConfigError
-from textdiff.likelihood import cut_windows, estimate
+from textdiff.likelihood.replicates import estimate
+from textdiff.likelihood.windows import cut_windows
 
 LENGTH = 4
 COPIES = 1600

@@ -54,16 +54,20 @@ class Omissions:
         self.files.clear()
         self.bad_rows, self.first_bad_row = 0, None
 
-    def bad_row(self, error: DataError) -> None:
-        """Count a row that cannot be used.
+    def usable(self, read: Callable[..., str], *arguments: Any) -> str:
+        """Return the text that a function reads off a row; of a bad row the empty string.
 
         Raises:
             DataError: the same error with the hint, where such rows are refused.
         """
-        if not self.skip:
-            raise DataError(f"{error}{self.hint}", code=error.code) from None
-        self.bad_rows += 1
-        self.first_bad_row = self.first_bad_row or str(error)
+        try:
+            return read(*arguments)
+        except DataError as error:
+            if not self.skip:
+                raise DataError(f"{error}{self.hint}", code=error.code) from None
+            self.bad_rows += 1
+            self.first_bad_row = self.first_bad_row or str(error)
+            return ""
 
     def record(self) -> dict[str, Any]:
         """Return what the last pass left out, as plain data."""
@@ -269,12 +273,14 @@ def missing_column(where: str, column: str, present: Iterable[Any]) -> DataError
     )
 
 
-def text_of(row: Mapping[str, Any], where: str, column: str) -> str:
+def text_of(row: object, where: str, column: str) -> str:
     """Return the text of a row.
 
     Raises:
         DataError: it has none, or something else in its place.
     """
+    if not isinstance(row, dict):
+        raise DataError(f'{where}: not an object such as {{"text": "..."}}', code="not_object")
     if column not in row:
         raise missing_column(where, column, row)
     return checked_text(row[column], where, column)

@@ -17,7 +17,7 @@ from textdiff.data.document_stream import (
     text_of,
 )
 from textdiff.data.sources import known_sources, reading_signature
-from textdiff.data.tables import column_texts
+from textdiff.data.text_files import column_texts
 from textdiff.errors import DataError
 
 if TYPE_CHECKING:  # it imports pandas: a second that text files and models do without
@@ -88,19 +88,12 @@ def _streamed(
     rows: "datasets.IterableDataset", where: str, column: str, omissions: Omissions
 ) -> Iterator[TextBlock]:
     """Read a hub dataset over the network, in its order, without keeping it."""
-
-    def texts() -> Iterator[str]:
-        for number, row in enumerate(rows, start=1):
-            try:
-                place = f"{where}, row {number}" if column in row else where
-                text = text_of(row, place, column)
-            except DataError as error:
-                omissions.bad_row(error)
-            else:
-                yield text
-
+    texts = (
+        omissions.usable(text_of, row, f"{where}, row {n}" if column in row else where, column)
+        for n, row in enumerate(rows, start=1)
+    )
     try:
-        yield from _documents(texts(), where, omissions)
+        yield from _documents(texts, where, omissions)
     except DataError:
         raise
     except Exception as error:  # the transport's errors change with the installed HTTP client

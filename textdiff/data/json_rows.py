@@ -34,14 +34,12 @@ def read_lines(path: Path, column: str, omissions: Omissions) -> Iterator[str]:
     """
     with opened(path) as file:
         for line in _lines(file):
-            try:
-                row = _row(line, str(path))
-                text = None if row is None else text_of(row, f"{path}, line {line[0]}", column)
-            except DataError as error:
-                omissions.bad_row(error)
-            else:
-                if text is not None:
-                    yield text
+            yield omissions.usable(_text, line, str(path), column)
+
+
+def _text(line: Line, name: str, column: str) -> str:
+    row = _row(line, name)
+    return "" if row is None else text_of(row, f"{name}, line {line[0]}", column)
 
 
 def rows_of(files: Files) -> Iterator[Row]:
@@ -120,17 +118,7 @@ def read_values(path: Path, column: str, omissions: Omissions) -> Iterator[str]:
         DataError: the file cannot be read, or an object cannot be used.
     """
     for number, row in enumerate(_values(path), start=1):
-        where = f"{path}, row {number}"
-        try:
-            if not isinstance(row, dict):
-                raise DataError(
-                    f'{where}: not an object such as {{"text": "..."}}', code="not_object"
-                )
-            text = text_of(row, where, column)
-        except DataError as error:
-            omissions.bad_row(error)
-        else:
-            yield text
+        yield omissions.usable(text_of, row, f"{path}, row {number}", column)
 
 
 def holds_column(path: Path, column: str) -> bool:

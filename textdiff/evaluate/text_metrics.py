@@ -11,9 +11,9 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from textdiff.evaluate.bootstrap import UNDEFINED, Figure, Statistic, Weights, figure_of
+from textdiff.evaluate.figures import UNDEFINED, Figure, Statistic, Weights, figure_of
 from textdiff.evaluate.judges import Judgement
-from textdiff.evaluate.text_set import TextSet
+from textdiff.evaluate.suites import TextSet
 
 Array = NDArray[np.float64]
 

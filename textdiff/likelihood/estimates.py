@@ -9,8 +9,7 @@ from torch import Tensor
 
 from textdiff.data.losses import Loss
 from textdiff.errors import ConfigError, DataError
-from textdiff.likelihood.bound import Bound
-from textdiff.likelihood.tails import MANY_DRAWS, Tail, mean_skewness
+from textdiff.likelihood.bound import MANY_DRAWS, Bound, Tail, mean_skewness
 from textdiff.likelihood.windows import Windows
 
 

@@ -31,8 +31,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from textdiff.lazy import torch
-from textdiff.likelihood.estimators.estimator import Estimator
-from textdiff.likelihood.estimators.window_batch import WindowBatch, mask_lowest
+from textdiff.likelihood.estimators.estimator import Estimator, WindowBatch, mask_lowest
 from textdiff.section import Whole
 
 if TYPE_CHECKING:
