@@ -343,12 +343,16 @@ class TextDiffusion:
         if protocol is None:
             pieces = scored_pieces(texts, prompts, spans)
             if end_of_text and spans is not None:
-                raise ConfigError("spans are scored given how their text ends: no end_of_text")
+                raise ConfigError(
+                    "spans are scored given how their text ends: no end_of_text",
+                    code="spans_and_end",
+                )
             end = end_token(self.tokenizer, clean) if end_of_text else None
             return windows_of(self.tokenizer, pieces, self._context, clean, stride, end)
         if prompts is not None or spans is not None or stride is not None or end_of_text:
             raise ConfigError(
-                f"protocol {protocol} fixes its chunks: no prompts, spans, stride or end_of_text"
+                f"protocol {protocol} fixes its chunks: no prompts, spans, stride or end_of_text",
+                code="fixed_chunks",
             )
         found = encode_checked(self.tokenizer, texts)
         chosen = find_protocol(protocol)

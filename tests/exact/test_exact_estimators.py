@@ -27,6 +27,7 @@ from exact_tables import (
     subsets,
 )
 from noise_calls import noise_by_time
+from refusals import refused
 
 from textdiff.config import Config
 from textdiff.diffusion.blocks import Blocks
@@ -462,7 +463,7 @@ def test_a_prompt_in_blocks(joint, block_size):
 def test_context_after_scored_text_is_refused_in_blocks(joint):
     chosen = family(1)
     masks = [torch.tensor([True, False, True]).numpy()]
-    with pytest.raises(ConfigError, match="later block"):
+    with refused(ConfigError, "context_in_later_block", "later block"):
         estimate(
             TableDenoiser(oracle(joint)),
             chosen,
