@@ -337,7 +337,7 @@ class TextDiffusion:
         stride = None if stride is None else whole_number("stride", stride)
         texts = checked_texts(texts, "texts")
         if not texts:
-            raise DataError("no text given; give at least one")
+            raise DataError("no text given; give at least one", code="no_text")
         prompts = None if prompts is None else checked_texts(prompts, "prompts")
         clean = self.family.process.vocabulary.clean.cpu()
         if protocol is None:
