@@ -10,7 +10,7 @@ from tiny_judges import export
 from textdiff.errors import ConfigError, DataError
 from textdiff.evaluate.figures import Histograms, area, mauve
 from textdiff.evaluate.frontier import Place, default_grid, excess, read_grid
-from textdiff.evaluate.results import _series, free_of_cost
+from textdiff.evaluate.presentation import _series, free_of_cost
 from textdiff.evaluate.suites import of_sequences, real_pieces, text_set_of
 from textdiff.pipeline import TextDiffusion
 

@@ -1,8 +1,8 @@
 """From the config's `data` and `tokenizer` sections to what training needs.
 
 Preparing reads the sources (which documents are held out?), trains or loads the tokenizer and
-tokenises. The result is kept beside the tokens under a name made of the sources' signatures and the
-settings, so that the next run reads no text at all.
+tokenises. The result is kept beside the tokens, so that the next run reads no text at all. Its name
+is made of the sources' signatures and the settings.
 """
 
 import hashlib
@@ -52,7 +52,7 @@ class Corpus:
         tokenizer: trained on the training split, or loaded.
         record: what the run writes down about its data; plain JSON values.
         streams: the tokens: of every source where they are mixed by weight, else of all.
-        cached: whether all of it lay in the cache.
+        cached: whether all of it was in the cache.
         omissions: what each source leaves out.
     """
 
@@ -105,7 +105,7 @@ def prepare_corpus(
         data: the config's section.
         tokenizer: the config's section; a tokenizer is trained on the training split alone.
         seed: of the order of the training sequences.
-        verify: compare tokens that lie in the cache with their hashes.
+        verify: compare tokens that are in the cache with their hashes.
         progress: called with the stage, what it has done and, where known, its whole.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Documents that can be read again and again, a block at a time, and never lie in memory whole.
+"""Documents that can be read again and again, a block at a time, never whole in memory.
 
-A document of a corpus may be larger than memory (one text file of many gigabytes is one document),
-so documents travel as runs of blocks. Everything that reads a corpus passes over it this way: the
-split, the tokenizer's training, the encoding.
+A document of a corpus may be larger than memory: one text file of many gigabytes is one document.
+Documents therefore travel as runs of blocks. Everything that reads a corpus passes over it this
+way: the split, the tokenizer's training, the encoding.
 """
 
 import hashlib
@@ -92,49 +92,31 @@ class Omissions:
         return lines
 
 
+@dataclass
 class Documents:
     """A corpus, read anew by every pass.
 
     Attributes:
+        blocks: yields the blocks of every document in order, the same ones on every call; raises
+            `DataError` where a place in the corpus holds no usable text.
         signature: changes when the documents may have changed; cheap where it can be (of files it
             is the times and sizes, of a dataset its fingerprint).
-        size: bytes of the files as they lie on disk, for a progress bar; None where unknown.
+        size: bytes of the files on disk, for a progress bar; None where unknown.
         omissions: what the last pass left out.
-
-    Args:
-        read: yields the blocks of every document in order, the same ones on every call.
-        signature: see above.
-        size: see above.
-        omissions: see above.
     """
 
-    def __init__(
-        self,
-        read: Callable[[], Iterator[TextBlock]],
-        signature: str,
-        size: int | None = None,
-        omissions: Omissions | None = None,
-    ) -> None:
-        self._read = read
-        self.signature = signature
-        self.size = size
-        self.omissions = omissions or Omissions()
-
-    def blocks(self) -> Iterator[TextBlock]:
-        """Yield every document's blocks in order.
-
-        Raises:
-            DataError: a place in the corpus holds no usable text.
-        """
-        return self._read()
+    blocks: Callable[[], Iterator[TextBlock]]
+    signature: str
+    size: int | None = None
+    omissions: Omissions = field(default_factory=Omissions)
 
     def pieces(self, limit: int = PIECE_CHARACTERS) -> Iterator[TextBlock]:
         """Yield the blocks cut as `split_long` cuts whole documents."""
-        return cut_blocks(self._read(), limit)
+        return cut_blocks(self.blocks(), limit)
 
 
 def from_texts(texts: Iterable[str]) -> Documents:
-    """Return documents that lie in memory."""
+    """Return documents that are in memory."""
     held = list(texts)
     return Documents(lambda: (TextBlock(text, True) for text in held), corpus_fingerprint(held))
 

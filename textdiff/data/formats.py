@@ -4,7 +4,7 @@ A compression suffix is taken off first; of what is left the last suffix decides
 `notes.jsonl.txt` is plain text, `notes.txt.jsonl` holds JSON lines.
 
 Text stays byte-exact but for a byte order mark at its beginning. Readers of the standard library
-do not say at which byte a file stops being UTF-8, which users need to mend it.
+do not say at which byte a file stops being UTF-8, which users need to repair it.
 """
 
 import bz2

@@ -129,7 +129,7 @@ def _check_hub(name: str, label: str) -> str | None:
     """
     import datasets
 
-    # A bare "text" or "json" means "whatever lies in the working directory" to load_dataset.
+    # A bare "text" or "json" means "whatever is in the working directory" to load_dataset.
     if name in datasets.packaged_modules._PACKAGED_DATASETS_MODULES:
         raise DataError(
             f"{name!r} is a file format, not a dataset; give a path such as data/*.jsonl",

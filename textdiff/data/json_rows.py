@@ -1,7 +1,7 @@
 """Rows of JSON files: a line each, or one after another, or in a list.
 
-The parsers of pyarrow and datasets infer types over blocks of rows, so that one odd row changes
-others, and an error of theirs names no line; here one row is read at a time.
+The parsers of pyarrow and datasets infer types over blocks of rows: one odd row changes others. An
+error of theirs does not name a line. Here one row is read at a time.
 """
 
 from collections.abc import Iterable, Iterator

@@ -124,7 +124,7 @@ def _refuse_constant(name: str) -> Any:
 def parse_json_row(text: str) -> Any:
     """Parse JSON as corpora have it; an integer that is too long for Python becomes infinite.
 
-    Such an integer is valid JSON and mostly in a key that nobody reads.
+    Such an integer is valid JSON and mostly in a key that is not read.
 
     Raises:
         json.JSONDecodeError: the text is not valid JSON.
@@ -142,7 +142,7 @@ def parse_json_prefix(text: str, start: int) -> tuple[Any, int]:
     """Return the JSON value that begins at `start`, as `parse_json_row` does, and its end.
 
     Raises:
-        json.JSONDecodeError: there is no valid value.
+        json.JSONDecodeError: there is not a valid value.
         RecursionError: it is nested too deeply.
     """
     return _LENIENT.raw_decode(text, start)

@@ -98,7 +98,7 @@ class TokenizerKind(Section):
         """Return the tokenizer, trained on texts or loaded.
 
         Raises:
-            DataError: there is no such tokenizer.
+            DataError: the tokenizer does not exist.
         """
         raise NotImplementedError
 

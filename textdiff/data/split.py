@@ -92,11 +92,11 @@ def scan_documents(
 def split_documents(documents: Documents, fraction: float) -> Split:
     """Hold out about `fraction` of the characters.
 
-    Documents are visited in the order of the SHA-256 of their text and held out while the held-out
-    characters stay within 1.05 times the fraction asked for; documents that would overshoot are
-    passed over. Identical documents count as one and end on one side. When whole documents cannot
-    reach 0.8 times the fraction (few or long ones), every document is cut instead: its first
-    `int(len(document) * (1 - fraction))` characters train and the rest is held out.
+    Documents are visited in the order of the SHA-256 of their text. They are held out while the
+    held-out characters stay within 1.05 times the fraction asked for; documents that would
+    overshoot are passed over. Identical documents count as one and end on one side. When whole
+    documents cannot reach 0.8 times the fraction (few or long ones), every document is cut instead:
+    its first `int(len(document) * (1 - fraction))` characters train and the rest is held out.
 
     Args:
         documents: the corpus.
@@ -194,7 +194,7 @@ def _divide(
 def _cut(
     blocks: Iterator[TextBlock], scan: Scan, start: NDArray[np.int64], stop: NDArray[np.int64]
 ) -> Iterator[TextBlock]:
-    """Yield of every document the characters from `start` to `stop`, [D] each.
+    """Yield the characters from `start` to `stop`, [D] each, of every document.
 
     Raises:
         ChangedSource: the documents are not those that were scanned.

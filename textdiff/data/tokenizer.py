@@ -1,8 +1,8 @@
 """Tokenizers: trained on the corpus (bpe, char, byte) or loaded (any Hugging Face tokenizer).
 
-Trained ones keep their special tokens at the end of the vocabulary, lose nothing (`decode` of
-`encode` is the text, for `char` as far as its characters were seen) and reload through
-`AutoTokenizer`.
+Trained ones keep their special tokens at the end of the vocabulary and reload through
+`AutoTokenizer`. They lose nothing: `decode` of `encode` is the text, for `char` as far as its
+characters were seen.
 """
 
 import json
@@ -65,7 +65,7 @@ def pretrained_tokenizer(path: str) -> PreTrainedTokenizerFast:
         path: a folder (also one with only `vocab.json` and `merges.txt`) or a hub id.
 
     Raises:
-        DataError: there is no such tokenizer, or it has no fast implementation.
+        DataError: the tokenizer does not exist, or has no fast implementation.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():

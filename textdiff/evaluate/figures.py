@@ -1,7 +1,7 @@
 """Figures of texts with intervals: how far one would move with other texts of the same source.
 
 A figure of T texts is written as a statistic of how often each of them counts. Once each gives the
-figure; random halves of them, drawn without replacement, give its spread (half-sample bootstrap;
+figure. Random halves of them, drawn without replacement, give its spread (half-sample bootstrap;
 Shao and Wu, 1989, for statistics that are not means). The spread of half the texts within a finite
 set is that of all of them among their kind. Draws with replacement would repeat texts, which alone
 lowers the share of distinct n-grams: its spread would be that of how many texts were drawn twice.

@@ -28,7 +28,7 @@ from typing import Any
 from textdiff.diffusion.family import Family
 from textdiff.errors import ConfigError, DataError, closest
 from textdiff.evaluate.figures import Place, Weights, excess, resample
-from textdiff.evaluate.results import frontier_lines
+from textdiff.evaluate.presentation import frontier_lines
 from textdiff.evaluate.single_setting import (
     common_record,
     digest,

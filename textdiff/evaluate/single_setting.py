@@ -7,7 +7,7 @@ from typing import Any
 from textdiff.evaluate.bound_record import result_origin
 from textdiff.evaluate.figures import CONFIDENCE, Weights, cluster, mauve, resample
 from textdiff.evaluate.judges import Judgement
-from textdiff.evaluate.results import table
+from textdiff.evaluate.presentation import table
 from textdiff.evaluate.suites import (
     Report,
     SuiteOptions,

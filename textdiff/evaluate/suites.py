@@ -33,9 +33,7 @@ class TextSet:
 
     def __post_init__(self) -> None:
         if not any(self.tokens):
-            raise DataError(
-                "there is no text to measure: all of them are empty", code="all_texts_empty"
-            )
+            raise DataError("nothing to measure: all of them are empty", code="all_texts_empty")
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -58,10 +56,10 @@ def of_sequences(model: TextDiffusion, sequences: Sequence[Sequence[int]]) -> Te
 
 
 def text_set_of(model: TextDiffusion, texts: Sequence[str]) -> TextSet:
-    """TextSet from elsewhere, in the model's tokens.
+    """Encode texts from elsewhere in the model's tokens.
 
     Raises:
-        DataError: no text, or characters that the tokenizer does not know.
+        DataError: no text, or characters that are unknown to the tokenizer.
     """
     return TextSet(list(texts), [ids.tolist() for ids in _encoded(model, texts)])
 
@@ -72,7 +70,7 @@ def real_pieces(
     """Return real texts cut as sampled rows are.
 
     As in training the documents are joined, an end-of-text token after each, and cut into rows of
-    `length` tokens; like a sampled row each is then read up to its first end-of-text token.
+    `length` tokens. Like a sampled row each is then read up to its first end-of-text token.
 
     Args:
         model: its tokenizer encodes, decodes and ends documents.
@@ -85,7 +83,7 @@ def real_pieces(
         `count` pieces, and as many others if there are enough rows, to compare the first with.
 
     Raises:
-        DataError: fewer than `count` rows, or characters that the tokenizer does not know.
+        DataError: fewer than `count` rows, or characters that are unknown to the tokenizer.
     """
     end = model.tokenizer.eos_token_id
     after = np.array([] if end is None else [end], dtype=np.int64)
@@ -112,7 +110,7 @@ def _encoded(model: TextDiffusion, texts: Sequence[str]) -> list[np.ndarray]:
     """Return the token ids of texts.
 
     Raises:
-        DataError: characters that the tokenizer does not know.
+        DataError: characters that are unknown to the tokenizer.
     """
     clean = model.family.process.vocabulary.clean.cpu().numpy()
     encoded = encode_checked(model.tokenizer, texts)

@@ -21,7 +21,7 @@ class Estimates:
         parts: [R, D] float64 nats of each part of the bound.
         windows: what they are of.
         estimator: name of the estimator.
-        exact: whether there is no Monte-Carlo error.
+        exact: whether it is without Monte-Carlo error.
         note: what keeps this from being a bound; empty if it is one.
         least: replicates that Student's t needs to be right about their mean.
         pilot: [P] float64 nats of all documents in further replicates, from which a precision was

@@ -4,7 +4,7 @@ A replicate is one complete, randomised stratification of every window. Replicat
 so the error comes from their means. Noise depends on (seed, document, replicate, window, position)
 alone: not on the batch size, and two models are compared under common random numbers.
 
-`ReplicateDraws` makes replicates by their numbers. Around it lie a sum over processes (`map(reduce,
+`ReplicateDraws` makes replicates by their numbers. Around it are a sum over processes (`map(reduce,
 ...)`), what is saved (`stopping.SavedReplicates`) and how many are needed (`stopping.Stopping`).
 """
 
@@ -114,7 +114,7 @@ class ReplicateDraws:
         estimator: scores them.
         seed: seed of the noise.
         run: batches, shard and whether nats of tokens are kept.
-        done: replicates that lie behind, for progress.
+        done: replicates that are done, for progress.
         planned: replicates in all, for progress.
     """
 

@@ -85,7 +85,7 @@ class EstimateOptions:
 
 @dataclass(frozen=True)
 class Stopping:
-    """When a stream of replicates is long enough.
+    """Number of replicates that is enough.
 
     Attributes:
         least: replicates for Student's t to be right about their mean.

@@ -121,8 +121,8 @@ def strata(
 ) -> Tensor:
     """Return [W, draws, blocks] uniforms, stratified over a document's windows and blocks.
 
-    The S draws of a window live in different parts [s / S, (s + 1) / S) of the unit interval;
-    within each part the windows and blocks of a document are dealt out to strata at random. The
+    The S draws of a window are in different parts [s / S, (s + 1) / S) of the unit interval. Within
+    each part the windows and blocks of a document are dealt out to strata at random. The
     mean over draws is that of one uniform. Unless `by_document`, strata are those of all documents
     together, and numbers depend on the other documents.
     """
@@ -221,7 +221,7 @@ class Estimator(Section, ABC):
     caveat: ClassVar[str] = ""
 
     def __repr_args__(self) -> list[tuple[str | None, Any]]:
-        """Options without the name: saved replicates are recognised by this text."""
+        """Return the options without the name: saved replicates are recognised by this text."""
         return list(self.options().items())
 
     def options(self) -> dict[str, Any]:

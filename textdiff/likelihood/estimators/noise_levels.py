@@ -267,8 +267,8 @@ def _above_smallest(u: Tensor, blocks: Blocks, scorable: Tensor) -> Tensor:
 def _chances_without_hits(quiet: Tensor, rate: Tensor) -> Tensor:
     """Return how often each step is drawn when nothing is masked, [T].
 
-    Their contributions lie between nearly the same at all steps (per unit of `quiet`), if the
-    network takes the text for clean, and in proportion to 1 / lambda, if it does not.
+    If the network takes the text for clean, their contributions per unit of `quiet` are nearly the
+    same at all steps. If it does not, they are in proportion to 1 / lambda.
     Half of the draws suit the first and half the second; neither then varies without limit.
 
     Args:

@@ -283,10 +283,8 @@ def _draw_baseline(axes: Any, points: Sequence[Point]) -> None:
 
 
 def _draw_real(axes: Any, figures: Mapping[str, Mapping[str, float]]) -> None:
-    x, x_bars = _bars([figures["entropy"]])
-    y, y_bars = _bars([figures["gen_ppl"]])
-    style = {"color": "#666666", "marker": "*", "markersize": 14, "linestyle": "none"}
-    axes.errorbar(x, y, xerr=x_bars, yerr=y_bars, label="real text", zorder=5, **style)
+    style = {"color": "#666666", "marker": "*", "markersize": 14, "linestyle": "none", "zorder": 5}
+    _draw_plane(axes, [{"figures": figures}], style | {"label": "real text"})
 
 
 def _draw_plane(axes: Any, points: Sequence[Point], style: Mapping[str, Any]) -> None:
