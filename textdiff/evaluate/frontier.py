@@ -37,7 +37,7 @@ from textdiff.evaluate.single_setting import (
     text_figures,
 )
 from textdiff.evaluate.suites import Report, SuiteOptions, SuiteResult
-from textdiff.evaluate.text_metrics import LOG_PPL, TEXT_ENTROPY, Subject, measure
+from textdiff.evaluate.text_metrics import TEXT_ENTROPY, Subject, log_perplexity, measure
 from textdiff.sampling.rules import RULES, build_rule, check_rule
 from textdiff.sampling.settings import SamplingConfig
 from textdiff.storage import whole_file
@@ -214,7 +214,7 @@ def _point(options: SuiteOptions, setting: Setting, weights: Weights, report: Re
     """Sample and measure one setting."""
     texts, tokens_per_call = options.sample(setting.options)
     subject = Subject(texts, judged(options, texts, report))
-    entropy, log_ppl = TEXT_ENTROPY(subject), LOG_PPL(subject)
+    entropy, log_ppl = TEXT_ENTROPY(subject), log_perplexity(subject)
     assert entropy is not None
     assert log_ppl is not None
     place = Place.of(entropy, log_ppl, weights)

@@ -1,4 +1,21 @@
-"""Estimators that draw one noise level per block: a number of masked tokens, a time or a step."""
+"""Estimators that draw one noise level per block: a number of masked tokens, a time or a step.
+
+A bound in steps is drawn so that no weight is large. A step drawn uniformly, with independent
+masks, weighs T (alpha_s - alpha_t) / lambda, lambda = 1 - alpha_t: T at the first steps of a linear
+schedule, where hardly anything is masked. Here a step i has the chance p_i = (alpha_s - alpha_t) /
+(alpha_0 - alpha_T). One of the n positions is masked in any case and the others independently with
+probability lambda. A set of k positions then has the chance
+
+    sum_i p_i (k / n) lambda_i ** (k - 1) (1 - lambda_i) ** (n - k),
+
+of which the bound's terms are the share n (alpha_0 - alpha_T) / k: the weight is that of counts in
+continuous time, and T = 1 has no variance at all.
+
+Where positions that are not masked contribute too, nothing is masked in one of n + 1 draws. Its
+step has a chance c_i of its own and the weight p_i (1 - lambda_i) ** n / (c_i lambda_i). The T-step
+bound there, per unit of p_i, is bounded for a network that takes a clean text for what it is. For
+one that does not it is in proportion to 1 / lambda_i, mostly in the first steps.
+"""
 
 from __future__ import annotations
 
@@ -210,21 +227,7 @@ def noise_by_step_and_hits(
 ) -> Noise:
     """Return noise at one of T = `timesteps` grid points per block, one position masked at least.
 
-    No weight is large. A step drawn uniformly, with independent masks, weighs T (alpha_s - alpha_t)
-    / lambda, lambda = 1 - alpha_t: T at the first steps of a linear schedule, where hardly anything
-    is masked. Here a step i has the chance p_i = (alpha_s - alpha_t) / (alpha_0 - alpha_T). One of
-    the n positions is masked in any case and the others independently with probability lambda. A
-    set of k positions then has the chance
-
-        sum_i p_i (k / n) lambda_i ** (k - 1) (1 - lambda_i) ** (n - k),
-
-    of which the bound's terms are the share n (alpha_0 - alpha_T) / k: the weight is that of counts
-    in continuous time, and T = 1 has no variance at all.
-
-    Where positions that are not masked contribute too, nothing is masked in one of n + 1 draws. Its
-    step has a chance c_i of its own and the weight p_i (1 - lambda_i) ** n / (c_i lambda_i). The
-    T-step bound there, per unit of p_i, is bounded for a network that takes a clean text for what
-    it is. For one that does not it is in proportion to 1 / lambda_i, mostly in the first steps.
+    No weight is large; the module's head derives it.
 
     Args:
         schedule: gives alpha.
