@@ -29,9 +29,11 @@ from torch import Tensor
 from textdiff.diffusion.family import Family, build_family
 from textdiff.diffusion.noise import Noise
 from textdiff.diffusion.process import Vocabulary
-from textdiff.likelihood import Estimates, Windows, cut_windows, estimate
+from textdiff.likelihood.estimates import Estimates
 from textdiff.likelihood.estimators import build_estimator, default_estimator
+from textdiff.likelihood.replicates import estimate
 from textdiff.likelihood.stopping import least_replicates
+from textdiff.likelihood.windows import Windows, cut_windows
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -19,7 +19,7 @@ import transformers
 from textdiff import TextDiffusion
 from textdiff.data.text_files import read_texts
 from textdiff.export.provenance import code_record, model_record
-from textdiff.likelihood import compare
+from textdiff.likelihood.difference import compare
 
 ROOT = Path(__file__).resolve().parent
 

@@ -26,8 +26,9 @@ import torch
 
 from textdiff.data.encode import encode_documents
 from textdiff.errors import ConfigError
-from textdiff.likelihood import Windows, cut_windows, estimate
+from textdiff.likelihood.replicates import estimate
 from textdiff.likelihood.stopping import LEAST_DRAWS, MIN_REPLICATES
+from textdiff.likelihood.windows import Windows, cut_windows
 from textdiff.pipeline import TextDiffusion
 
 ROOT = Path(__file__).resolve().parent.parent

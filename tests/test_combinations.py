@@ -16,7 +16,8 @@ from textdiff.diffusion import PROCESSES, SCHEDULES
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.objectives import OBJECTIVES
 from textdiff.errors import ConfigError
-from textdiff.likelihood import cut_windows, estimate
+from textdiff.likelihood.replicates import estimate
+from textdiff.likelihood.windows import cut_windows
 from textdiff.loss import training_loss
 from textdiff.models import TextDiffusionModel
 from textdiff.sampling.controls import Controls

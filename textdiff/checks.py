@@ -39,7 +39,9 @@ def checked_texts(texts: Any, what: str) -> list[str]:
         ConfigError: something else, or one of them is not a string.
     """
     if isinstance(texts, str):
-        raise ConfigError(f"{what} is a single string; give a list of texts: [text]")
+        raise ConfigError(
+            f"{what} is a single string; give a list of texts: [text]", code="single_string"
+        )
     if isinstance(texts, bytes | bytearray | dict) or not isinstance(texts, Iterable):
         raise ConfigError(f"{what} is {_named(texts)}; give a list of strings")
     return [checked_string(text, f"{what}[{number}]") for number, text in enumerate(texts)]

@@ -32,18 +32,14 @@ from textdiff.export.loading import (
     read_json,
 )
 from textdiff.export.provenance import TRAINING_FILE, training_record
-from textdiff.likelihood import (
-    Bound,
-    Difference,
-    Estimates,
-    Windows,
-    compare_models,
-    estimate,
-)
+from textdiff.likelihood.bound import Bound
+from textdiff.likelihood.difference import Difference, compare_models
+from textdiff.likelihood.estimates import Estimates
 from textdiff.likelihood.protocols import find_protocol, published_windows
+from textdiff.likelihood.replicates import estimate
 from textdiff.likelihood.scored_texts import Span, scored_pieces, windows_of
 from textdiff.likelihood.stopping import MIN_REPLICATES
-from textdiff.likelihood.windows import end_token
+from textdiff.likelihood.windows import Windows, end_token
 from textdiff.models import TextDiffusionModel
 from textdiff.sampling.callbacks import (
     Callback,
@@ -341,18 +337,22 @@ class TextDiffusion:
         stride = None if stride is None else whole_number("stride", stride)
         texts = checked_texts(texts, "texts")
         if not texts:
-            raise DataError("no text given; give at least one")
+            raise DataError("no text given; give at least one", code="no_text")
         prompts = None if prompts is None else checked_texts(prompts, "prompts")
         clean = self.family.process.vocabulary.clean.cpu()
         if protocol is None:
             pieces = scored_pieces(texts, prompts, spans)
             if end_of_text and spans is not None:
-                raise ConfigError("spans are scored given how their text ends: no end_of_text")
+                raise ConfigError(
+                    "spans are scored given how their text ends: no end_of_text",
+                    code="spans_and_end",
+                )
             end = end_token(self.tokenizer, clean) if end_of_text else None
             return windows_of(self.tokenizer, pieces, self._context, clean, stride, end)
         if prompts is not None or spans is not None or stride is not None or end_of_text:
             raise ConfigError(
-                f"protocol {protocol} fixes its chunks: no prompts, spans, stride or end_of_text"
+                f"protocol {protocol} fixes its chunks: no prompts, spans, stride or end_of_text",
+                code="fixed_chunks",
             )
         found = encode_checked(self.tokenizer, texts)
         chosen = find_protocol(protocol)

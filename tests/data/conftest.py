@@ -6,7 +6,7 @@ import pytest
 
 from textdiff.data.document_stream import Documents, from_texts
 from textdiff.data.python_docs import python_docs
-from textdiff.data.settings import BpeTokenizer, ByteTokenizer, CharTokenizer
+from textdiff.data.sections import BpeTokenizer, ByteTokenizer, CharTokenizer
 from textdiff.data.tokenizer import train_tokenizer
 
 STORY = (

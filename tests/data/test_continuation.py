@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 from textdiff.config import Config
 from textdiff.data.backend import continuation
 from textdiff.data.encode import encode_documents
-from textdiff.data.settings import BpeTokenizer
+from textdiff.data.sections import BpeTokenizer
 from textdiff.data.tokenizer import ensure_special_tokens, train_tokenizer
 from textdiff.export.loading import family_of
 from textdiff.models import TextDiffusionModel

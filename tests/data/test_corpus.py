@@ -16,7 +16,7 @@ from textdiff.data.corpus import prepare_corpus
 from textdiff.data.document_stream import corpus_fingerprint
 from textdiff.data.encode import encode_documents
 from textdiff.data.packing import tokenize
-from textdiff.data.settings import (
+from textdiff.data.sections import (
     BpeTokenizer,
     ByteTokenizer,
     CharTokenizer,

@@ -4,8 +4,8 @@ import pytest
 from refusals import refused
 
 from textdiff.data.document_stream import (
-    Block,
     Documents,
+    TextBlock,
     cut_blocks,
     from_texts,
     iterate_texts,
@@ -16,11 +16,11 @@ from textdiff.data.document_stream import (
 from textdiff.errors import DataError
 
 
-def blocks(text: str, rng: random.Random) -> list[Block]:
+def blocks(text: str, rng: random.Random) -> list[TextBlock]:
     """A document in blocks of random lengths."""
     edges = sorted(rng.randrange(len(text) + 1) for _ in range(rng.randrange(4)))
     parts = [text[a:b] for a, b in zip([0, *edges], [*edges, len(text)], strict=True)]
-    return [Block(part, False) for part in parts[:-1]] + [Block(parts[-1], True)]
+    return [TextBlock(part, False) for part in parts[:-1]] + [TextBlock(parts[-1], True)]
 
 
 @pytest.mark.parametrize("seed", range(200))
@@ -47,7 +47,7 @@ def test_joined_corpora_follow_each_other():
 )
 def test_section(skip: int, limit: int | None, kept: str):
     whole = Documents(
-        lambda: (Block(c, last) for c in "abcde" for last in (False, True)), "signature"
+        lambda: (TextBlock(c, last) for c in "abcde" for last in (False, True)), "signature"
     )
     part = section(whole, skip, limit)
     assert list(iterate_texts(part)) == [c + c for c in kept]
@@ -62,6 +62,6 @@ def test_section_beyond_the_end():
 def test_section_reads_no_further_than_it_must():
     def endless():
         while True:
-            yield Block("x", True)
+            yield TextBlock("x", True)
 
     assert len(list(section(Documents(endless, ""), 3, 4).blocks())) == 4

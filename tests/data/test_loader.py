@@ -6,8 +6,8 @@ from refusals import refused
 
 from textdiff.data.document_stream import from_texts
 from textdiff.data.packing import tokenize
+from textdiff.data.sections import ByteTokenizer
 from textdiff.data.sequences import PackedSequences
-from textdiff.data.settings import ByteTokenizer
 from textdiff.data.tokenizer import train_tokenizer
 from textdiff.errors import DataError
 

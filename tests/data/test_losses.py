@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from textdiff.data.backend import text_backends
 from textdiff.data.losses import encode_checked, loses_nothing
-from textdiff.data.settings import ByteTokenizer, CharTokenizer
+from textdiff.data.sections import ByteTokenizer, CharTokenizer
 from textdiff.data.tokenizer import train_tokenizer
 from textdiff.errors import DataError
 

@@ -9,10 +9,10 @@ import pytest
 from refusals import refused
 
 from textdiff.data import encode, packing, token_stream
-from textdiff.data.document_stream import Block, Documents, from_texts
+from textdiff.data.document_stream import Documents, TextBlock, from_texts
 from textdiff.data.encode import encode_documents
 from textdiff.data.packing import tokenize
-from textdiff.data.settings import ByteTokenizer
+from textdiff.data.sections import ByteTokenizer
 from textdiff.data.split import split_documents
 from textdiff.data.token_stream import TokenStream
 from textdiff.data.tokenizer import train_tokenizer
@@ -228,7 +228,7 @@ def test_text_that_changed_since_the_split_is_refused_and_nothing_of_it_kept(
     tokenizers, corpus, tmp_path, small_shards
 ):
     texts = list(corpus)
-    changing = Documents(lambda: (Block(text, True) for text in texts), "changing")
+    changing = Documents(lambda: (TextBlock(text, True) for text in texts), "changing")
     split = split_documents(changing, 0.1)
     texts[-1] = texts[-1].upper()
     with refused(DataError, "changed_source"):

@@ -10,7 +10,7 @@ from refusals import refused
 from textdiff.data import formats, paths
 from textdiff.data.document_stream import EMPTY, iterate_texts
 from textdiff.data.paths import find_files
-from textdiff.data.settings import Source
+from textdiff.data.sections import Source
 from textdiff.data.sources import load_documents
 from textdiff.data.text_files import read_texts
 from textdiff.errors import DataError

@@ -17,7 +17,7 @@ from textdiff.data import json_rows
 from textdiff.data.corpus import prepare_corpus
 from textdiff.data.document_stream import iterate_texts
 from textdiff.data.paths import find_files
-from textdiff.data.settings import ByteTokenizer, DataConfig, Source
+from textdiff.data.sections import ByteTokenizer, DataConfig, Source
 from textdiff.data.sources import load_documents
 from textdiff.data.text_files import iterate_documents, read_texts
 from textdiff.errors import DataError

@@ -16,7 +16,7 @@ from refusals import refused
 from textdiff.data import formats, hub, json_rows
 from textdiff.data.corpus import Corpus, prepare_corpus
 from textdiff.data.document_stream import iterate_texts
-from textdiff.data.settings import ByteTokenizer, DataConfig, Source
+from textdiff.data.sections import ByteTokenizer, DataConfig, Source
 from textdiff.data.sources import SOURCES, kind_of_source, known_sources, load_documents
 from textdiff.data.text_files import read_texts
 from textdiff.errors import DataError

@@ -14,11 +14,11 @@ from textdiff.data.backend import (
     tokenizer_fingerprint,
     unknown_id,
 )
-from textdiff.data.document_stream import Block, Documents
+from textdiff.data.document_stream import Documents, TextBlock
 from textdiff.data.encode import encode_documents, split_long
 from textdiff.data.losses import encode_checked
 from textdiff.data.packing import tokenize
-from textdiff.data.settings import BpeTokenizer, ByteTokenizer, CharTokenizer
+from textdiff.data.sections import BpeTokenizer, ByteTokenizer, CharTokenizer
 from textdiff.data.tokenizer import train_tokenizer
 
 SPELLED = ["<pad>", "</s>", "<unk>", "[MASK]", "[PAD]", "[UNK]", "[SEP]", "<|mask|>", "<m>"]
@@ -133,8 +133,8 @@ def test_long_documents_gain_no_space(make, newlines, monkeypatch):
 def test_long_training_documents_gain_no_space(processes, monkeypatch, tmp_path):
     tokenizer = bpe(prefix=True)
     monkeypatch.setattr("textdiff.data.encode._TASK_CHARACTERS", 25)
-    pieces = [Block("the cat\n", False), Block("cat cat\n", False), Block("at", True)]
-    pieces += [Block("the end", True)]
+    pieces = [TextBlock("the cat\n", False), TextBlock("cat cat\n", False), TextBlock("at", True)]
+    pieces += [TextBlock("the end", True)]
     documents = Documents(lambda: iter(pieces), "signature")
     monkeypatch.setattr(Documents, "pieces", lambda self, limit=0: iter(pieces))
     options = {"num_proc": processes, "cache_dir": str(tmp_path)}

@@ -11,10 +11,10 @@ from transformers import AutoTokenizer
 from textdiff.data.backend import serialize, tokenizer_fingerprint
 from textdiff.data.document_stream import split_long
 from textdiff.data.encode import Encoder, encode_documents
-from textdiff.data.settings import BpeTokenizer, ByteTokenizer, CharTokenizer, PretrainedTokenizer
+from textdiff.data.sections import BpeTokenizer, ByteTokenizer, CharTokenizer, PretrainedTokenizer
 from textdiff.data.tokenizer import (
     excluded_ids,
-    load_tokenizer,
+    pretrained_tokenizer,
     train_tokenizer,
     vocabulary_size,
 )
@@ -101,7 +101,9 @@ def test_reloads_through_auto_tokenizer(tokenizers, kind: str, tmp_path: Path, s
     assert loaded.decode(every_id) == saved.decode(every_id)
     assert excluded_ids(loaded) == excluded_ids(saved)
     assert tokenizer_fingerprint(loaded) == tokenizer_fingerprint(saved)
-    assert tokenizer_fingerprint(load_tokenizer(str(tmp_path))) == tokenizer_fingerprint(saved)
+    assert tokenizer_fingerprint(pretrained_tokenizer(str(tmp_path))) == tokenizer_fingerprint(
+        saved
+    )
 
 
 @pytest.mark.parametrize(
@@ -169,7 +171,7 @@ def test_long_document_is_the_concatenation_of_its_pieces(tokenizers, kind: str,
 
 
 def test_gpt2_files_alone(shared_data: Path, story: str):
-    tokenizer = load_tokenizer(str(shared_data / "gpt2-tokenizer"))
+    tokenizer = pretrained_tokenizer(str(shared_data / "gpt2-tokenizer"))
     assert (tokenizer.mask_token_id, tokenizer.pad_token_id) == (50257, 50258)
     assert tokenizer.eos_token_id == 50256
     assert excluded_ids(tokenizer) == (50257, 50258)
@@ -179,7 +181,7 @@ def test_gpt2_files_alone(shared_data: Path, story: str):
 
 
 def test_bert_keeps_its_own_special_tokens(shared_data: Path, tmp_path: Path):
-    tokenizer = load_tokenizer(str(shared_data / "bert-base-uncased-tokenizer"))
+    tokenizer = pretrained_tokenizer(str(shared_data / "bert-base-uncased-tokenizer"))
     assert len(tokenizer) == vocabulary_size(tokenizer) == 30522
     assert (tokenizer.mask_token_id, tokenizer.eos_token_id) == (103, None)
     # [UNK] (100) stands in encoded text, so a model must be able to predict it.
@@ -188,14 +190,16 @@ def test_bert_keeps_its_own_special_tokens(shared_data: Path, tmp_path: Path):
     # The published file truncates at 128 and pads.
     assert len(ids(tokenizer, "x " * 600)) == 600
     tokenizer.save_pretrained(tmp_path)
-    assert tokenizer_fingerprint(load_tokenizer(str(tmp_path))) == tokenizer_fingerprint(tokenizer)
+    assert tokenizer_fingerprint(pretrained_tokenizer(str(tmp_path))) == tokenizer_fingerprint(
+        tokenizer
+    )
 
 
 def test_padding_never_is_the_end(tmp_path: Path, corpus: list[str]):
     tokenizer = train_tokenizer(BpeTokenizer(vocab_size=300), corpus)
     tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(tmp_path)
-    loaded = load_tokenizer(str(tmp_path))
+    loaded = pretrained_tokenizer(str(tmp_path))
     assert loaded.pad_token_id != loaded.eos_token_id
     assert loaded.pad_token_id in excluded_ids(loaded)
     assert loaded.eos_token_id not in excluded_ids(loaded)
@@ -213,14 +217,14 @@ def test_ids_that_name_nothing_are_excluded():
 
 def test_missing_tokenizers(tmp_path: Path, monkeypatch):
     with refused(DataError, "no_folder"):
-        load_tokenizer(str(tmp_path / "nope"))
+        pretrained_tokenizer(str(tmp_path / "nope"))
     with refused(DataError, "no_tokenizer"):
-        load_tokenizer(str(tmp_path))
+        pretrained_tokenizer(str(tmp_path))
     (tmp_path / "tokenizer.json").write_text("{")
     with refused(DataError, "not_loaded"):
-        load_tokenizer(str(tmp_path))
+        pretrained_tokenizer(str(tmp_path))
     with refused(DataError, "file"):
-        load_tokenizer(str(tmp_path / "tokenizer.json"))
+        pretrained_tokenizer(str(tmp_path / "tokenizer.json"))
 
     def offline(*args: object, **keys: object) -> None:
         raise OSError("no network")
@@ -242,10 +246,10 @@ def test_a_mask_that_is_another_special_token(make, role, tmp_path: Path):
     tokenizer.mask_token = getattr(tokenizer, role)
     tokenizer.save_pretrained(tmp_path)
     with refused(DataError, "mask_role", role.replace("_", " ")):
-        load_tokenizer(str(tmp_path))
+        pretrained_tokenizer(str(tmp_path))
     tokenizer.mask_token = None
     tokenizer.save_pretrained(tmp_path)
-    loaded = load_tokenizer(str(tmp_path))
+    loaded = pretrained_tokenizer(str(tmp_path))
     assert loaded.mask_token_id not in {loaded.eos_token_id, loaded.unk_token_id}
 
 
@@ -263,7 +267,7 @@ def test_an_export_is_a_tokenizer_path(no_questions, tmp_path: Path):
     # As in a process that has not loaded textdiff's own classes for `model_type: textdiff`.
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "unheard-of"}))
-    loaded = load_tokenizer(str(tmp_path))
+    loaded = pretrained_tokenizer(str(tmp_path))
     assert tokenizer_fingerprint(loaded) == tokenizer_fingerprint(tokenizer)
 
 
@@ -273,7 +277,7 @@ def test_custom_code_is_never_run_nor_asked_for(no_questions, tmp_path: Path):
     config = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "evil.Own"]}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     with refused(DataError, "not_loaded", "custom code"):
-        load_tokenizer(str(tmp_path))
+        pretrained_tokenizer(str(tmp_path))
 
 
 def test_byte_table_is_what_the_tokenizer_does(tokenizers):

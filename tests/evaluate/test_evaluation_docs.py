@@ -5,7 +5,7 @@ import re
 import yaml
 from tiny_judges import export
 
-from textdiff.evaluate.grid import read_grid
+from textdiff.evaluate.frontier import read_grid
 from textdiff.evaluate.suites import SUITES
 from textdiff.evaluate.text_metrics import METRICS
 from textdiff.pipeline import TextDiffusion
@@ -22,6 +22,6 @@ def test_the_grid_shown_is_one(root, tmp_path):
     text = (root / "docs" / "evaluation.md").read_text()
     (shown,) = re.findall(r"```yaml\n(.+?)```", text, flags=re.S)
     model = TextDiffusion.from_pretrained(export(tmp_path / "model", "mdlm"), "cpu")
-    grid = read_grid(yaml.safe_load(shown), model.family)
-    assert len(grid.settings) == 4 + 6 + 2 + 2
-    assert not grid.left_out
+    settings, left_out = read_grid(yaml.safe_load(shown), model.family)
+    assert len(settings) == 4 + 6 + 2 + 2
+    assert not left_out

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from textdiff.errors import DataError
-from textdiff.evaluate.bootstrap import Figure, figure_of, resample
+from textdiff.evaluate.figures import Figure, figure_of, resample
 from textdiff.evaluate.judges import Judgement
+from textdiff.evaluate.suites import TextSet
 from textdiff.evaluate.text_metrics import (
     METRICS,
     NGrams,
@@ -16,7 +17,6 @@ from textdiff.evaluate.text_metrics import (
     longest_repeat,
     measure,
 )
-from textdiff.evaluate.text_set import TextSet
 
 ROWS = [[1, 1, 2, 2], [1, 2, 1, 2, 1], [3], []]
 TEXTS = TextSet(["aabb", "ababa", "é", ""], ROWS, [True, False, True, True])

@@ -8,12 +8,10 @@ import pytest
 from tiny_judges import export
 
 from textdiff.errors import ConfigError, DataError
-from textdiff.evaluate.frontier import Place, excess
-from textdiff.evaluate.grid import default_grid, read_grid
-from textdiff.evaluate.mauve import Histograms, area, mauve
-from textdiff.evaluate.picture import _series
-from textdiff.evaluate.result_tables import free_of_cost
-from textdiff.evaluate.text_set import of_sequences, real_pieces, text_set_of
+from textdiff.evaluate.figures import Histograms, area, mauve
+from textdiff.evaluate.frontier import Place, default_grid, excess, read_grid
+from textdiff.evaluate.presentation import _series, free_of_cost
+from textdiff.evaluate.suites import of_sequences, real_pieces, text_set_of
 from textdiff.pipeline import TextDiffusion
 
 
@@ -66,21 +64,21 @@ def test_a_grid_is_multiplied_out(model):
             {"rule": "ancestral", "steps": 4, "temperature": 1.0},
         ],
     }
-    grid = read_grid(content, model.family)
-    curves = [setting.curve for setting in grid.settings]
+    settings, left_out = read_grid(content, model.family)
+    curves = [setting.curve for setting in settings]
     assert curves[0] == curves[1] == "first_hitting"
     assert curves[2:] == ["threshold 0.5, 8 steps"] * 2 + ["threshold 0.9, 8 steps"] * 2 + [
         "ancestral, 4 steps"
     ]
-    assert grid.settings[2].options["knobs"] == {"threshold": 0.5}
-    assert list(grid.left_out) == ["predictor_corrector"]
-    assert [setting.baseline for setting in grid.settings[:3]] == [True, True, False]
+    assert settings[2].options["knobs"] == {"threshold": 0.5}
+    assert list(left_out) == ["predictor_corrector"]
+    assert [setting.baseline for setting in settings[:3]] == [True, True, False]
 
 
 def test_every_family_has_a_default_grid(model):
-    grid = read_grid(default_grid(model.family, 16), model.family)
-    assert {s.options["rule"] for s in grid.settings} >= {"ancestral", "threshold", "entropy_bound"}
-    assert set(grid.left_out) == {"tweedie", "predictor_corrector"}
+    settings, left_out = read_grid(default_grid(model.family, 16), model.family)
+    assert {s.options["rule"] for s in settings} >= {"ancestral", "threshold", "entropy_bound"}
+    assert set(left_out) == {"tweedie", "predictor_corrector"}
 
 
 @pytest.mark.parametrize(
@@ -154,9 +152,9 @@ def test_the_area_is_that_of_the_package():
 
 
 def test_grid_keys_survive_json(model):
-    grid = read_grid(default_grid(model.family, 8), model.family)
-    assert len({s.key for s in grid.settings}) == len(grid.settings)
-    assert all(json.loads(setting.key) for setting in grid.settings)
+    settings, _ = read_grid(default_grid(model.family, 8), model.family)
+    assert len({s.key for s in settings}) == len(settings)
+    assert all(json.loads(setting.key) for setting in settings)
 
 
 def test_settings_of_one_rule_look_alike_and_can_be_told_apart(root):

@@ -13,7 +13,8 @@ from textdiff.diffusion.family import build_family
 from textdiff.diffusion.noise import ByCount, NoiseUniforms, draw_noise
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, uniforms
-from textdiff.likelihood import cut_windows, estimate
+from textdiff.likelihood.replicates import estimate
+from textdiff.likelihood.windows import cut_windows
 from textdiff.loss import DenoisingLoss, PositionTerms, corrupt
 from textdiff.models import CAUSAL
 from textdiff.sampling.controls import Controls

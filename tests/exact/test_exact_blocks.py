@@ -12,8 +12,9 @@ import torch
 from dense_tables import expected, nelbo, position_nats, sequences, world
 from exact_tables import CLEAN, EXCLUDED, MASK, ROWS, all_sequences
 
-from textdiff.likelihood import cut_windows, estimate
 from textdiff.likelihood.estimators import noise_levels
+from textdiff.likelihood.replicates import estimate
+from textdiff.likelihood.windows import cut_windows
 from textdiff.models import Layout, TextDiffusionConfig, TextDiffusionModel
 
 SIZE = 2

@@ -22,7 +22,8 @@ from noise_calls import noise_by_count
 from torch import Tensor
 
 from textdiff.diffusion.noise import NoiseUniforms
-from textdiff.likelihood import cut_windows, estimate
+from textdiff.likelihood.replicates import estimate
+from textdiff.likelihood.windows import cut_windows
 from textdiff.loss import PositionTerms, corrupt
 
 TEXTS = all_sequences()

@@ -25,7 +25,8 @@ from exact_tables import (
 from textdiff.config import ByteTokenizer, Config
 from textdiff.data.tokenizer import train_tokenizer
 from textdiff.export.loading import family_of
-from textdiff.likelihood import cut_windows, estimate
+from textdiff.likelihood.replicates import estimate
+from textdiff.likelihood.windows import cut_windows
 from textdiff.models import TextDiffusionModel
 from textdiff.pipeline import TextDiffusion
 from textdiff.train.setup import model_config, sample_defaults

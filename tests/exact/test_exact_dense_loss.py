@@ -12,7 +12,8 @@ from textdiff.diffusion.family import Family, build_family, training_maker
 from textdiff.diffusion.noise import NoiseUniforms, draw_noise
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, uniforms
-from textdiff.likelihood import cut_windows, estimate
+from textdiff.likelihood.replicates import estimate
+from textdiff.likelihood.windows import cut_windows
 from textdiff.loss import Batch, DenoisingLoss, corrupt
 from textdiff.models import training_layout
 

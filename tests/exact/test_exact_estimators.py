@@ -27,15 +27,17 @@ from exact_tables import (
     subsets,
 )
 from noise_calls import noise_by_time
+from refusals import refused
 
 from textdiff.config import Config
 from textdiff.diffusion.blocks import Blocks
 from textdiff.diffusion.noise import NoiseUniforms
 from textdiff.diffusion.randomness import Stream
 from textdiff.errors import CheckpointError, ConfigError
-from textdiff.likelihood import cut_windows, estimate
 from textdiff.likelihood.estimators import ESTIMATORS
-from textdiff.likelihood.estimators.window_batch import WindowBatch
+from textdiff.likelihood.estimators.estimator import WindowBatch
+from textdiff.likelihood.replicates import estimate
+from textdiff.likelihood.windows import cut_windows
 from textdiff.loss import DenoisingLoss
 from textdiff.train.batches import TrainingBatches
 
@@ -461,7 +463,7 @@ def test_a_prompt_in_blocks(joint, block_size):
 def test_context_after_scored_text_is_refused_in_blocks(joint):
     chosen = family(1)
     masks = [torch.tensor([True, False, True]).numpy()]
-    with pytest.raises(ConfigError, match="later block"):
+    with refused(ConfigError, "context_in_later_block", "later block"):
         estimate(
             TableDenoiser(oracle(joint)),
             chosen,

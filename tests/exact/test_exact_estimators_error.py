@@ -8,9 +8,10 @@ import torch
 from exact_tables import LENGTH, TableDenoiser, all_sequences, family, random_table
 from test_exact_estimators import finite_value, importance_value
 
-from textdiff.likelihood import Estimates, Windows, cut_windows, estimate
 from textdiff.likelihood.bound import student_t_quantile
+from textdiff.likelihood.estimates import Estimates
 from textdiff.likelihood.estimators import ESTIMATORS, build_estimator
+from textdiff.likelihood.replicates import estimate
 from textdiff.likelihood.stopping import (
     LEAST_DRAWS,
     LEAST_PILOT,
@@ -18,6 +19,7 @@ from textdiff.likelihood.stopping import (
     least_replicates,
     replicates_for,
 )
+from textdiff.likelihood.windows import Windows, cut_windows
 
 REPETITIONS = 1000
 QUANTILES = lru_cache(None)(lambda degrees: student_t_quantile(0.975, degrees))

@@ -17,7 +17,8 @@ from textdiff.diffusion.family import build_family
 from textdiff.diffusion.objectives.exponentials import sum_of_excess, sum_of_exponentials
 from textdiff.diffusion.process import Vocabulary
 from textdiff.errors import CheckpointError
-from textdiff.likelihood import cut_windows, estimate
+from textdiff.likelihood.replicates import estimate
+from textdiff.likelihood.windows import cut_windows
 
 TIMESTEPS = 4
 CASES = [

@@ -15,8 +15,8 @@ import torch
 from exact_stats import beta_cdf
 from exact_tables import CLEAN, LENGTH, Table, TableDenoiser, family, random_table, subsets
 
-from textdiff.likelihood import estimate
 from textdiff.likelihood.protocols import PROTOCOLS, published_windows
+from textdiff.likelihood.replicates import estimate
 
 BOS, EOS = CLEAN[1], CLEAN[2]
 EPS = 1e-3

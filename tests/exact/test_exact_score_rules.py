@@ -17,6 +17,7 @@ from exact_tables import (
     family,
     random_joint,
 )
+from refusals import refused
 from rule_worlds import conditionals, keyed, reader, run, total_variation, truth
 from torch import Tensor
 
@@ -284,7 +285,7 @@ def test_rules_along_scores_need_a_network_that_predicts_them():
         for chosen in (family(), world("uniform", "udlm")):
             with pytest.raises(ConfigError, match=f"{name} follows scores, which this obj"):
                 build_rule(name, chosen)
-        with pytest.raises(ConfigError, match="noise here is hybrid"):
+        with refused(ConfigError, "unsuitable_rule", "noise here is hybrid"):
             build_rule(name, world("hybrid", "gidd"))
 
 

@@ -10,7 +10,8 @@ from test_exact_estimators_dense import dense_family
 from tiny_models import CLEAN, tiny_model
 
 from textdiff.diffusion.noise import Noise
-from textdiff.likelihood import cut_windows, estimate
+from textdiff.likelihood.replicates import estimate
+from textdiff.likelihood.windows import cut_windows
 
 COPIES, STEPS = 3000, 16
 

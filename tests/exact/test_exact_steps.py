@@ -11,7 +11,10 @@ from textdiff.diffusion import SCHEDULES
 from textdiff.diffusion.blocks import Blocks
 from textdiff.diffusion.noise import Noise, NoiseUniforms
 from textdiff.diffusion.schedule import NoiseSchedule
-from textdiff.likelihood.estimators.finite_t import _chances_without_hits, noise_by_step_and_hits
+from textdiff.likelihood.estimators.noise_levels import (
+    _chances_without_hits,
+    noise_by_step_and_hits,
+)
 
 OPTIONS = [
     {"kind": "loglinear"},

@@ -9,7 +9,6 @@ from exact_tables import LENGTH, TableDenoiser, all_sequences, family, random_ta
 from tiny_models import CLEAN, tiny_family, tiny_model
 
 from textdiff.diffusion import randomness
-from textdiff.likelihood import cut_windows
 from textdiff.likelihood.estimators import balanced
 from textdiff.likelihood.estimators.balanced import (
     PARTS,
@@ -24,6 +23,7 @@ from textdiff.likelihood.estimators.balanced import (
 from textdiff.likelihood.replicates import ReplicateDraws
 from textdiff.likelihood.scorer import Scorer
 from textdiff.likelihood.stopping import EstimateOptions
+from textdiff.likelihood.windows import cut_windows
 
 SIZES = torch.tensor([0, 1, 2, 3, 7, 20, 128])
 

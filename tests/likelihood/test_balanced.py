@@ -4,9 +4,10 @@ import pytest
 import torch
 from exact_tables import TableDenoiser, all_sequences, family, random_table
 
-from textdiff.likelihood import cut_windows, estimate
 from textdiff.likelihood.estimators import balanced
 from textdiff.likelihood.estimators.balanced import densities, hats
+from textdiff.likelihood.replicates import estimate
+from textdiff.likelihood.windows import cut_windows
 
 SIZES = torch.tensor([0, 1, 2, 3, 7, 20, 128])
 

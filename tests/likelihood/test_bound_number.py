@@ -7,14 +7,16 @@ import pytest
 import torch
 from exact_tables import LENGTH, TableDenoiser, all_sequences, family, random_table
 
-from textdiff.likelihood import Bound, Estimates, Windows, cut_windows, estimate
-from textdiff.likelihood.bound import student_t_quantile
+from textdiff.likelihood.bound import Bound, student_t_quantile
+from textdiff.likelihood.estimates import Estimates
+from textdiff.likelihood.replicates import estimate
 from textdiff.likelihood.stopping import (
     LEAST_PILOT,
     MAX_REPLICATES,
     MIN_REPLICATES,
     replicates_for,
 )
+from textdiff.likelihood.windows import Windows, cut_windows
 
 # Published tables, to all printed digits.
 T_TABLE = {

@@ -7,7 +7,7 @@ from tiny_models import EXCLUDED, MASK, ROWS, tiny_model
 
 from textdiff.diffusion.family import Family, build_family
 from textdiff.diffusion.process import Vocabulary
-from textdiff.likelihood import estimate
+from textdiff.likelihood.replicates import estimate
 
 CASES = {
     "udlm": ("uniform", {"kind": "udlm"}),

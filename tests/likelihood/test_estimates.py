@@ -11,8 +11,11 @@ from safetensors.torch import load_file
 from tiny_models import CLEAN, tiny_family, tiny_model
 
 from textdiff.errors import CheckpointError, ConfigError, DataError
-from textdiff.likelihood import Estimates, Windows, compare, cut_windows, estimate, paired
-from textdiff.likelihood.estimators.window_batch import strata
+from textdiff.likelihood.difference import compare, paired
+from textdiff.likelihood.estimates import Estimates
+from textdiff.likelihood.estimators.estimator import strata
+from textdiff.likelihood.replicates import estimate
+from textdiff.likelihood.windows import Windows, cut_windows
 
 WINDOW = 6
 LENGTHS = (3, 7, 13, 6, 1)

@@ -11,7 +11,7 @@ from textdiff.data.tokenizer import train_tokenizer
 from textdiff.errors import DataError
 from textdiff.evaluate import evaluation_record
 from textdiff.evaluate.bound_record import document_records
-from textdiff.likelihood import compare
+from textdiff.likelihood.difference import compare
 
 CLEAN, CASED, UNKNOWN = "the cat sat", "The Cat sat", "the cat ☃ sat"
 

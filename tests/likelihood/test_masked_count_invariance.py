@@ -7,7 +7,8 @@ from tiny_models import CLEAN, MASK, tiny_family, tiny_model
 from textdiff.diffusion import randomness
 from textdiff.diffusion.randomness import Stream
 from textdiff.errors import DataError
-from textdiff.likelihood import cut_windows, estimate
+from textdiff.likelihood.replicates import estimate
+from textdiff.likelihood.windows import cut_windows
 
 WINDOW = 8
 LENGTHS = (3, 17, 8, 1)  # within a window, over several, a whole one, the shortest

@@ -11,17 +11,21 @@ from tiny_models import CLEAN, EXCLUDED, MASK, ROWS, tiny_family, tiny_model
 from textdiff.diffusion.family import build_family
 from textdiff.diffusion.process import Vocabulary
 from textdiff.errors import CheckpointError
-from textdiff.likelihood import Bound, Estimates, compare, cut_windows, estimate
-from textdiff.likelihood.bound import student_t_quantile
-from textdiff.likelihood.tails import (
+from textdiff.likelihood.bound import (
     LARGEST,
     LARGEST_WHEN_WORSE,
     MANY_DRAWS,
     WORSE,
+    Bound,
     Tail,
     mean_skewness,
     skewed_ends,
+    student_t_quantile,
 )
+from textdiff.likelihood.difference import compare
+from textdiff.likelihood.estimates import Estimates
+from textdiff.likelihood.replicates import estimate
+from textdiff.likelihood.windows import cut_windows
 
 
 def windows_of(lengths=(4,), stride=None):

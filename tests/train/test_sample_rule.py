@@ -1,7 +1,7 @@
 """The rule that samples are drawn by is checked before anything is trained."""
 
-import pytest
 import torch
+from refusals import refused
 
 from textdiff.config import CharTokenizer, Config
 from textdiff.data.tokenizer import train_tokenizer
@@ -14,7 +14,7 @@ def test_a_rule_that_does_not_fit_the_model_stops_the_run_before_it_begins():
     config = Config.model_validate(
         {"model": {"hidden_size": 16, "num_layers": 1, "num_heads": 2}, "sample": {"rule": "euler"}}
     )
-    with pytest.raises(ConfigError, match="rule euler follows scores, which this objective"):
+    with refused(ConfigError, "unsuitable_rule", "rule euler follows scores, which this objective"):
         build_model(config, tokenizer, torch.device("cpu"))
     fits = config.model_copy(update={"sample": config.sample.model_copy(update={"rule": "remask"})})
     build_model(fits, tokenizer, torch.device("cpu"))

@@ -15,7 +15,8 @@ from textdiff.commands.scoring import (
 from textdiff.view.progress import print_json, quiet_libraries
 
 if TYPE_CHECKING:
-    from textdiff.likelihood import Difference, Estimates
+    from textdiff.likelihood.difference import Difference
+    from textdiff.likelihood.estimates import Estimates
 
 
 def compare(
@@ -44,7 +45,7 @@ def compare(
     options = scoring.options()  # refuses what is wrong before anything is loaded
     quiet_libraries()
     texts = {"texts": reading.texts(text)}
-    from textdiff.likelihood import compare_models
+    from textdiff.likelihood.difference import compare_models
 
     processes, names = find_processes(), (model_a, model_b)
     records: dict[int, dict[str, Any]] = {}

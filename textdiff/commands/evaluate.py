@@ -81,7 +81,7 @@ class MeasureOptions:
         if self.batch_tokens < 1:
             raise ConfigError(f"--batch-tokens {self.batch_tokens}: give at least 1")
         if self.mauve:
-            from textdiff.evaluate.mauve import require_mauve
+            from textdiff.evaluate.figures import require_mauve
 
             require_mauve()
 
@@ -137,7 +137,7 @@ class SweepOptions:
                 if name is not None:
                     raise ConfigError(f"{flag} is for sweeps, which the suite {suite} is not")
         if self.picture:
-            from textdiff.evaluate.picture import require_matplotlib
+            from textdiff.evaluate.presentation import require_matplotlib
 
             require_matplotlib()
 
@@ -163,7 +163,7 @@ class SweepOptions:
             # A path in the record may have bytes that are not UTF-8.
             self.output.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         if self.picture:
-            from textdiff.evaluate.picture import draw
+            from textdiff.evaluate.presentation import draw
 
             draw(record, self.picture)
 

@@ -78,7 +78,7 @@ def read_standard_input() -> str:
         DataError: it holds no usable text.
     """
     from textdiff.data.document_stream import no_text
-    from textdiff.data.text_files import read_plain
+    from textdiff.data.formats import read_plain
 
     text = "".join(block.text for block in read_plain(standard_input(), STANDARD_INPUT))
     if not text:
@@ -93,8 +93,8 @@ def read_text(name: str) -> str:
         ConfigError: see `check_standard_input`.
         DataError: it cannot be read.
     """
+    from textdiff.data.formats import read_plain_file
     from textdiff.data.paths import existing, missing
-    from textdiff.data.text_files import read_plain_file
 
     if name == "-":
         check_standard_input([name])

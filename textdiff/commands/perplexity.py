@@ -24,7 +24,7 @@ from textdiff.errors import ConfigError, DataError
 from textdiff.view.progress import print_json, quiet_libraries
 
 if TYPE_CHECKING:
-    from textdiff.likelihood import Estimates
+    from textdiff.likelihood.estimates import Estimates
     from textdiff.pipeline import TextDiffusion
 
 

@@ -100,10 +100,12 @@ def _device(name: str) -> str:
 
 def _vocabulary(config: "Config", given: str) -> tuple[int, str]:
     """Return V and its origin."""
+    from textdiff.data.sections import BpeTokenizer
+
     section = config.tokenizer
     if given:
         return _whole("--vocabulary", given, 4, "at least 4 ids"), "as given"
-    if section.kind == "bpe":
+    if isinstance(section, BpeTokenizer):
         return section.vocab_size, "at most; a small corpus may yield fewer tokens"
     if section.kind == "char":
         return CHARACTERS, "assumed: characters are counted in training; --vocabulary says better"

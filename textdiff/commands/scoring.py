@@ -25,7 +25,7 @@ from textdiff.section import Section
 from textdiff.view.progress import ProgressBar
 
 if TYPE_CHECKING:
-    from textdiff.likelihood import Estimates
+    from textdiff.likelihood.estimates import Estimates
     from textdiff.pipeline import TextDiffusion
 
 

@@ -39,7 +39,7 @@ def train_tokenizer(
     quiet_libraries()
     texts = list(read_documents(text, text_column))
     from textdiff.data.encode import encode_documents
-    from textdiff.data.settings import TOKENIZERS
+    from textdiff.data.sections import TOKENIZERS
 
     options = {"vocab_size": vocab_size} if kind == "bpe" else {}
     tokenizer = TOKENIZERS.build(kind, options).prepare(texts)
@@ -80,7 +80,7 @@ def _own_folder(output: str) -> Path:
 
 def _is_own(folder: Path, names: list[str]) -> bool:
     """Return whether a folder holds a tokenizer of `train_tokenizer` and nothing else."""
-    from textdiff.data.settings import EOS, MASK, PAD
+    from textdiff.data.sections import EOS, MASK, PAD
 
     if not set(names) <= _FILES or "tokenizer.json" not in names:
         return False

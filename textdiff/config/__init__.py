@@ -4,7 +4,7 @@ Imports neither torch nor transformers, so that `--help` stays quick.
 """
 
 from textdiff.config.schema import Config, SampleConfig, TrainConfig
-from textdiff.data.settings import (
+from textdiff.data.sections import (
     BpeTokenizer,
     ByteTokenizer,
     CharTokenizer,

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from textdiff.data.settings import BpeTokenizer, DataConfig, Tokenizer
+from textdiff.data.sections import BpeTokenizer, DataConfig, Tokenizer
 from textdiff.diffusion import PROCESSES
 from textdiff.diffusion.settings import DiffusionConfig
 from textdiff.sampling.settings import SamplingConfig

@@ -245,7 +245,7 @@ def _spells_bytes(settings: Settings) -> bool:
 #
 # Tokenizers of SentencePiece's kind put a space before every text, and remove one when they decode.
 # A piece of a text, after a hole or cut out of a row, has its own spaces. Some tokenizers put a
-# space before a text and leave it there when they decode: nobody wrote that one.
+# space before a text and leave it there when they decode: no user wrote that one.
 
 _STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 

@@ -1,8 +1,8 @@
 """From the config's `data` and `tokenizer` sections to what training needs.
 
 Preparing reads the sources (which documents are held out?), trains or loads the tokenizer and
-tokenises. The result is kept beside the tokens under a name made of the sources' signatures and the
-settings, so that the next run reads no text at all.
+tokenises. The result is kept beside the tokens, so that the next run reads no text at all. Its name
+is made of the sources' signatures and the settings.
 """
 
 import hashlib
@@ -27,14 +27,14 @@ from textdiff.data.document_stream import (
     iterate_texts,
     join,
 )
-from textdiff.data.packing import cache_root, find_stream, locked, tokenize, writing
+from textdiff.data.packing import cache_root, find_stream, locked, tokenize, writing_cache
+from textdiff.data.sections import TRAINING_PIECE_CHARACTERS, DataConfig, Source, TokenizerKind
 from textdiff.data.sequences import Mixture, PackedSequences
-from textdiff.data.settings import TRAINING_PIECE_CHARACTERS, DataConfig, Source, TokenizerKind
 from textdiff.data.sources import kind_of_source, load_documents
 from textdiff.data.split import join_scans, scan_documents, split_each
 from textdiff.data.statistics import refuse_excluded, source_facts
 from textdiff.data.token_stream import TokenStream
-from textdiff.data.tokenizer import load_tokenizer, vocabulary_size
+from textdiff.data.tokenizer import pretrained_tokenizer, vocabulary_size
 from textdiff.errors import DataError
 
 _FORMAT = 2  # part of a preparation's name: raise it when what is kept of unchanged inputs changes
@@ -52,7 +52,7 @@ class Corpus:
         tokenizer: trained on the training split, or loaded.
         record: what the run writes down about its data; plain JSON values.
         streams: the tokens: of every source where they are mixed by weight, else of all.
-        cached: whether all of it lay in the cache.
+        cached: whether all of it was in the cache.
         omissions: what each source leaves out.
     """
 
@@ -105,7 +105,7 @@ def prepare_corpus(
         data: the config's section.
         tokenizer: the config's section; a tokenizer is trained on the training split alone.
         seed: of the order of the training sequences.
-        verify: compare tokens that lie in the cache with their hashes.
+        verify: compare tokens that are in the cache with their hashes.
         progress: called with the stage, what it has done and, where known, its whole.
 
     Raises:
@@ -116,7 +116,7 @@ def prepare_corpus(
     prepared = _read(entry, verify)
     cached = prepared is not None
     if prepared is None:
-        with writing(entry.parent), locked(entry):
+        with writing_cache(entry.parent), locked(entry):
             prepared = _read(entry, verify) or _prepare(data, tokenizer, corpora, progress)
             _write(entry, prepared)
     train = _sequences(data, prepared.streams, seed)
@@ -279,7 +279,7 @@ def _read(entry: Path, verify: bool) -> _Prepared | None:
         facts = json.loads((entry / "facts.json").read_text(encoding="utf-8"))
         lines = (entry / "validation.jsonl").read_text(encoding="utf-8").splitlines()
         validation = [json.loads(line) for line in lines]
-        tokenizer = load_tokenizer(str(entry / "tokenizer"))
+        tokenizer = pretrained_tokenizer(str(entry / "tokenizer"))
         hashes = (corpus_fingerprint(validation), tokenizer_fingerprint(tokenizer))
         if hashes != (facts["validation"], facts["tokenizer"]):
             return None

@@ -2,9 +2,9 @@
 
 Published zero-shot perplexities are of detokenised text: the benchmarks store words and punctuation
 apart by spaces, which no language model of running text was trained on. Each detokeniser is an
-ordered table of substitutions. They lose information (`<unk>`, the position of quotes), so that
-perplexities per token are comparable only under the same detokeniser, and bits per byte only with
-the bytes of the detokenised text.
+ordered table of substitutions. They lose information (`<unk>`, the position of quotes).
+Perplexities per token are therefore comparable only under the same detokeniser, and bits per byte
+only with the bytes of the detokenised text.
 """
 
 import re
@@ -41,7 +41,7 @@ _WIKITEXT = _rules(
     (r"\[\s*([^\]]*?)\s*\]", r"[\1]"),
     (r"\{\s*([^}]*?)\s*\}", r"{\1}"),
     (r'"\s*([^"]*?)\s*"', r'"\1"'),
-    # Joins what lies between any two apostrophes: a flaw, and the published texts have it.
+    # Joins what is between any two apostrophes: a flaw, and the published texts have it.
     (r"'\s*([^']*?)\s*'", r"'\1'"),
     (r"=(?: =)+", lambda match: match.group().replace(" ", "")),
     (r" ° ", "°"),

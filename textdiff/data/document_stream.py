@@ -1,8 +1,8 @@
-"""Documents that can be read again and again, a block at a time, and never lie in memory whole.
+"""Documents that can be read again and again, a block at a time, never whole in memory.
 
-A document of a corpus may be larger than memory (one text file of many gigabytes is one document),
-so documents travel as runs of blocks. Everything that reads a corpus passes over it this way: the
-split, the tokenizer's training, the encoding.
+A document of a corpus may be larger than memory: one text file of many gigabytes is one document.
+Documents therefore travel as runs of blocks. Everything that reads a corpus passes over it this
+way: the split, the tokenizer's training, the encoding.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ PIECE_CHARACTERS = 1_000_000
 EMPTY = "empty or only white space"
 
 
-class Block(NamedTuple):
+class TextBlock(NamedTuple):
     """A part of a document.
 
     Attributes:
@@ -54,16 +54,20 @@ class Omissions:
         self.files.clear()
         self.bad_rows, self.first_bad_row = 0, None
 
-    def bad_row(self, error: DataError) -> None:
-        """Count a row that cannot be used.
+    def usable(self, read: Callable[..., str], *arguments: Any) -> str:
+        """Return the text that a function reads off a row; of a bad row the empty string.
 
         Raises:
             DataError: the same error with the hint, where such rows are refused.
         """
-        if not self.skip:
-            raise DataError(f"{error}{self.hint}", code=error.code) from None
-        self.bad_rows += 1
-        self.first_bad_row = self.first_bad_row or str(error)
+        try:
+            return read(*arguments)
+        except DataError as error:
+            if not self.skip:
+                raise DataError(f"{error}{self.hint}", code=error.code) from None
+            self.bad_rows += 1
+            self.first_bad_row = self.first_bad_row or str(error)
+            return ""
 
     def record(self) -> dict[str, Any]:
         """Return what the last pass left out, as plain data."""
@@ -88,51 +92,33 @@ class Omissions:
         return lines
 
 
+@dataclass
 class Documents:
     """A corpus, read anew by every pass.
 
     Attributes:
+        blocks: yields the blocks of every document in order, the same ones on every call; raises
+            `DataError` where a place in the corpus holds no usable text.
         signature: changes when the documents may have changed; cheap where it can be (of files it
             is the times and sizes, of a dataset its fingerprint).
-        size: bytes of the files as they lie on disk, for a progress bar; None where unknown.
+        size: bytes of the files on disk, for a progress bar; None where unknown.
         omissions: what the last pass left out.
-
-    Args:
-        read: yields the blocks of every document in order, the same ones on every call.
-        signature: see above.
-        size: see above.
-        omissions: see above.
     """
 
-    def __init__(
-        self,
-        read: Callable[[], Iterator[Block]],
-        signature: str,
-        size: int | None = None,
-        omissions: Omissions | None = None,
-    ) -> None:
-        self._read = read
-        self.signature = signature
-        self.size = size
-        self.omissions = omissions or Omissions()
+    blocks: Callable[[], Iterator[TextBlock]]
+    signature: str
+    size: int | None = None
+    omissions: Omissions = field(default_factory=Omissions)
 
-    def blocks(self) -> Iterator[Block]:
-        """Yield every document's blocks in order.
-
-        Raises:
-            DataError: a place in the corpus holds no usable text.
-        """
-        return self._read()
-
-    def pieces(self, limit: int = PIECE_CHARACTERS) -> Iterator[Block]:
+    def pieces(self, limit: int = PIECE_CHARACTERS) -> Iterator[TextBlock]:
         """Yield the blocks cut as `split_long` cuts whole documents."""
-        return cut_blocks(self._read(), limit)
+        return cut_blocks(self.blocks(), limit)
 
 
 def from_texts(texts: Iterable[str]) -> Documents:
-    """Return documents that lie in memory."""
+    """Return documents that are in memory."""
     held = list(texts)
-    return Documents(lambda: (Block(text, True) for text in held), corpus_fingerprint(held))
+    return Documents(lambda: (TextBlock(text, True) for text in held), corpus_fingerprint(held))
 
 
 def corpus_fingerprint(texts: Iterable[str]) -> str:
@@ -162,7 +148,7 @@ def join(corpora: Sequence[Documents]) -> Documents:
 def section(documents: Documents, skip: int, limit: int | None) -> Documents:
     """Return the documents from number `skip` on, at most `limit` of them."""
 
-    def read() -> Iterator[Block]:
+    def read() -> Iterator[TextBlock]:
         number = 0
         for block in documents.blocks():
             if number >= skip:
@@ -184,7 +170,7 @@ def iterate_texts(documents: Documents) -> Iterator[str]:
     return whole_texts(documents.blocks())
 
 
-def whole_texts(blocks: Iterable[Block]) -> Iterator[str]:
+def whole_texts(blocks: Iterable[TextBlock]) -> Iterator[str]:
     """Yield the documents that blocks make up."""
     pieces: list[str] = []
     for text, last in blocks:
@@ -199,10 +185,10 @@ def split_long(text: str, limit: int = PIECE_CHARACTERS) -> Iterator[str]:
 
     The empty text is one empty piece.
     """
-    return (piece for piece, _ in cut_blocks([Block(text, True)], limit))
+    return (piece for piece, _ in cut_blocks([TextBlock(text, True)], limit))
 
 
-def cut_blocks(blocks: Iterable[Block], limit: int) -> Iterator[Block]:
+def cut_blocks(blocks: Iterable[TextBlock], limit: int) -> Iterator[TextBlock]:
     """Yield the same documents in pieces of at most `limit` characters, however they came in.
 
     Pieces end after a newline where they can.
@@ -214,11 +200,11 @@ def cut_blocks(blocks: Iterable[Block], limit: int) -> Iterator[Block]:
         while len(held) - start > limit:
             newline = held.rfind("\n", start, start + limit)
             stop = newline + 1 if newline >= 0 else start + limit
-            yield Block(held[start:stop], False)
+            yield TextBlock(held[start:stop], False)
             start = stop
         held = held[start:] if start else held
         if last:
-            yield Block(held, True)
+            yield TextBlock(held, True)
             held = ""
 
 
@@ -269,12 +255,14 @@ def missing_column(where: str, column: str, present: Iterable[Any]) -> DataError
     )
 
 
-def text_of(row: Mapping[str, Any], where: str, column: str) -> str:
+def text_of(row: object, where: str, column: str) -> str:
     """Return the text of a row.
 
     Raises:
         DataError: it has none, or something else in its place.
     """
+    if not isinstance(row, dict):
+        raise DataError(f'{where}: not an object such as {{"text": "..."}}', code="not_object")
     if column not in row:
         raise missing_column(where, column, row)
     return checked_text(row[column], where, column)

@@ -31,7 +31,7 @@ from textdiff.data.backend import (
     is_plain_bpe,
     text_backends,
 )
-from textdiff.data.document_stream import Block, brief, split_long
+from textdiff.data.document_stream import TextBlock, brief, split_long
 from textdiff.errors import DataError
 
 Ids = NDArray[np.int32]
@@ -110,9 +110,7 @@ def _backend(serialized: str) -> Tokenizer:
     return backend
 
 
-def encode_documents(
-    tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]
-) -> list[NDArray[np.int32]]:
+def encode_documents(tokenizer: PreTrainedTokenizerFast, texts: Iterable[str]) -> list[Ids]:
     """Encode documents without adding or recognising any special token.
 
     Args:
@@ -167,7 +165,7 @@ def _byte_ids(serialized: str) -> NDArray[np.int32] | None:
 
 
 @dataclass(frozen=True)
-class Task:
+class EncodingBatch:
     """Pieces that are encoded together, and the shard that their tokens go to.
 
     Attributes:
@@ -177,7 +175,7 @@ class Task:
     """
 
     shard: int
-    pieces: list[Block]
+    pieces: list[TextBlock]
     goes_on: bool
 
     @property
@@ -186,30 +184,30 @@ class Task:
         return sum(len(piece.text) for piece in self.pieces)
 
 
-def tasks_of(pieces: Iterable[Block]) -> Iterator[Task]:
+def tasks_of(pieces: Iterable[TextBlock]) -> Iterator[EncodingBatch]:
     """Group pieces so that a task is large enough to be worth sending to a process.
 
     Where tasks and shards end depends on the text alone.
     """
-    held: list[Block] = []
+    held: list[TextBlock] = []
     shard = size = shard_size = 0
     goes_on = False
     for piece in pieces:
         held.append(piece)
         size += len(piece.text) + 1
         if size >= _TASK_CHARACTERS:
-            yield Task(shard, held, goes_on)
+            yield EncodingBatch(shard, held, goes_on)
             shard_size += size
             held, size, goes_on = [], 0, not piece.last
             if shard_size >= _SHARD_CHARACTERS:
                 shard, shard_size = shard + 1, 0
     if held:
-        yield Task(shard, held, goes_on)
+        yield EncodingBatch(shard, held, goes_on)
 
 
 def encode_tasks(
-    tasks: Iterable[Task], backends: TextBackends, num_proc: int
-) -> Iterator[tuple[Task, list[Ids]]]:
+    tasks: Iterable[EncodingBatch], backends: TextBackends, num_proc: int
+) -> Iterator[tuple[EncodingBatch, list[Ids]]]:
     """Yield tasks with the ids of their pieces, in order, whichever process finishes first."""
     if num_proc == 1:
         encoder = Encoder(*backends)
@@ -218,7 +216,7 @@ def encode_tasks(
         return
     with workers(num_proc, _start_worker, *backends) as submit:
         # Two tasks in hand per process: the corpus must not pile up in the queue.
-        pending: deque[tuple[Task, Future[list[Ids]]]] = deque()
+        pending: deque[tuple[EncodingBatch, Future[list[Ids]]]] = deque()
         for task in tasks:
             pending.append((task, submit(_encode_in_worker, task)))
             if len(pending) >= 2 * num_proc:
@@ -228,7 +226,7 @@ def encode_tasks(
             yield first, future.result()
 
 
-def _encode_task(encoder: Encoder, task: Task) -> list[Ids]:
+def _encode_task(encoder: Encoder, task: EncodingBatch) -> list[Ids]:
     goes_on = [task.goes_on, *(not piece.last for piece in task.pieces[:-1])]
     return encoder([piece.text for piece in task.pieces], goes_on)
 
@@ -240,7 +238,7 @@ def _start_worker(first: str, later: str) -> None:
     _worker_encoder.append(Encoder(first, later))
 
 
-def _encode_in_worker(task: Task) -> list[Ids]:
+def _encode_in_worker(task: EncodingBatch) -> list[Ids]:
     return _encode_task(_worker_encoder[0], task)
 
 

@@ -4,7 +4,7 @@ A compression suffix is taken off first; of what is left the last suffix decides
 `notes.jsonl.txt` is plain text, `notes.txt.jsonl` holds JSON lines.
 
 Text stays byte-exact but for a byte order mark at its beginning. Readers of the standard library
-do not say at which byte a file stops being UTF-8, which users need to mend it.
+do not say at which byte a file stops being UTF-8, which users need to repair it.
 """
 
 import bz2
@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from textdiff.data.document_stream import TextBlock
 from textdiff.errors import DataError
 from textdiff.storage import refuse_pointer
 
@@ -82,7 +83,7 @@ def known_kind(path: Path) -> Kind | None:
     return None if compression and kind in TABLES else kind
 
 
-def kind_of(path: Path) -> Kind:
+def kind_of_file(path: Path) -> Kind:
     """Return the kind as which a file is read: text where the suffix says nothing.
 
     Raises:
@@ -195,3 +196,39 @@ def _not_utf8(where: str, byte: int) -> DataError:
     return DataError(
         f"{where}: not valid UTF-8 at byte {byte}; convert the file to UTF-8", code="not_utf8"
     )
+
+
+def read_plain_file(path: Path) -> Iterator[TextBlock]:
+    """Yield the blocks of a text file, which is one document; see `read_plain`.
+
+    Raises:
+        DataError: it cannot be read, or is not UTF-8 text.
+    """
+    with opened(path) as file:
+        yield from read_plain(file, str(path))
+
+
+def read_plain(file: BinaryIO, where: str) -> Iterator[TextBlock]:
+    """Yield the blocks of a text that is one document; of white space alone, none.
+
+    Args:
+        file: the bytes.
+        where: their name for messages.
+
+    Raises:
+        DataError: they are not UTF-8 text.
+        OSError: they cannot be read.
+    """
+    held, blank = "", True  # one block is held, to know which one is the last
+    spaces: list[str] = []
+    for text in decoded(file, where):
+        if blank and text.isspace():
+            spaces.append(text)
+            continue
+        if blank:
+            text, blank = "".join([*spaces, text]), False
+        if held:
+            yield TextBlock(held, False)
+        held = text
+    if held:
+        yield TextBlock(held, True)

@@ -8,22 +8,22 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
 from textdiff.data.document_stream import (
-    Block,
     Documents,
     Omissions,
+    TextBlock,
     brief,
     missing_column,
     no_text,
     text_of,
 )
 from textdiff.data.sources import known_sources, reading_signature
-from textdiff.data.tables import column_texts
+from textdiff.data.text_files import column_texts
 from textdiff.errors import DataError
 
 if TYPE_CHECKING:  # it imports pandas: a second that text files and models do without
     import datasets
 
-    from textdiff.data.settings import Source
+    from textdiff.data.sections import Source
 
 HUB_TIMEOUT_SECONDS = 10.0
 _ADVICE = "check the spelling and the network, or give a local file"
@@ -86,21 +86,14 @@ def load_hub(source: "Source", omissions: Omissions) -> Documents:
 
 def _streamed(
     rows: "datasets.IterableDataset", where: str, column: str, omissions: Omissions
-) -> Iterator[Block]:
+) -> Iterator[TextBlock]:
     """Read a hub dataset over the network, in its order, without keeping it."""
-
-    def texts() -> Iterator[str]:
-        for number, row in enumerate(rows, start=1):
-            try:
-                place = f"{where}, row {number}" if column in row else where
-                text = text_of(row, place, column)
-            except DataError as error:
-                omissions.bad_row(error)
-            else:
-                yield text
-
+    texts = (
+        omissions.usable(text_of, row, f"{where}, row {n}" if column in row else where, column)
+        for n, row in enumerate(rows, start=1)
+    )
     try:
-        yield from _documents(texts(), where, omissions)
+        yield from _documents(texts, where, omissions)
     except DataError:
         raise
     except Exception as error:  # the transport's errors change with the installed HTTP client
@@ -110,7 +103,7 @@ def _streamed(
         ) from None
 
 
-def _documents(texts: Iterator[str], where: str, omissions: Omissions) -> Iterator[Block]:
+def _documents(texts: Iterator[str], where: str, omissions: Omissions) -> Iterator[TextBlock]:
     """Yield rows as documents.
 
     Raises:
@@ -121,7 +114,7 @@ def _documents(texts: Iterator[str], where: str, omissions: Omissions) -> Iterat
     for text in texts:
         blank = blank and not text.strip()
         if text:
-            yield Block(text, True)
+            yield TextBlock(text, True)
     if blank:
         raise no_text(where, omissions)
 
@@ -136,7 +129,7 @@ def _check_hub(name: str, label: str) -> str | None:
     """
     import datasets
 
-    # A bare "text" or "json" means "whatever lies in the working directory" to load_dataset.
+    # A bare "text" or "json" means "whatever is in the working directory" to load_dataset.
     if name in datasets.packaged_modules._PACKAGED_DATASETS_MODULES:
         raise DataError(
             f"{name!r} is a file format, not a dataset; give a path such as data/*.jsonl",
@@ -178,7 +171,7 @@ def _from_dataset(
         )
     table = dataset.select_columns([column]).with_format("arrow")
 
-    def read() -> Iterator[Block]:
+    def read() -> Iterator[TextBlock]:
         columns = (batch.column(column) for batch in table.iter(batch_size=256))
         return _documents(column_texts(columns, where, column, omissions), where, omissions)
 

@@ -1,7 +1,7 @@
 """Rows of JSON files: a line each, or one after another, or in a list.
 
-The parsers of pyarrow and datasets infer types over blocks of rows, so that one odd row changes
-others, and an error of theirs names no line; here one row is read at a time.
+The parsers of pyarrow and datasets infer types over blocks of rows: one odd row changes others. An
+error of theirs does not name a line. Here one row is read at a time.
 """
 
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from textdiff.data.document_stream import Omissions, checked_text, text_of
-from textdiff.data.formats import decode, decoded, kind_of, opened
+from textdiff.data.formats import decode, decoded, kind_of_file, opened
 from textdiff.data.paths import Files
 from textdiff.data.plain_data import parse_json_prefix, parse_json_row
 from textdiff.errors import DataError
@@ -34,14 +34,12 @@ def read_lines(path: Path, column: str, omissions: Omissions) -> Iterator[str]:
     """
     with opened(path) as file:
         for line in _lines(file):
-            try:
-                row = _row(line, str(path))
-                text = None if row is None else text_of(row, f"{path}, line {line[0]}", column)
-            except DataError as error:
-                omissions.bad_row(error)
-            else:
-                if text is not None:
-                    yield text
+            yield omissions.usable(_text, line, str(path), column)
+
+
+def _text(line: Line, name: str, column: str) -> str:
+    row = _row(line, name)
+    return "" if row is None else text_of(row, f"{name}, line {line[0]}", column)
 
 
 def rows_of(files: Files) -> Iterator[Row]:
@@ -51,7 +49,7 @@ def rows_of(files: Files) -> Iterator[Row]:
         DataError: another kind of file, or a line that is not a JSON object; with its number.
     """
     for path in files.paths:
-        if kind_of(path) != "lines":
+        if kind_of_file(path) != "lines":
             raise DataError(
                 f"{path}: prompts and spans are read from .jsonl files only", code="not_json_lines"
             )
@@ -120,17 +118,7 @@ def read_values(path: Path, column: str, omissions: Omissions) -> Iterator[str]:
         DataError: the file cannot be read, or an object cannot be used.
     """
     for number, row in enumerate(_values(path), start=1):
-        where = f"{path}, row {number}"
-        try:
-            if not isinstance(row, dict):
-                raise DataError(
-                    f'{where}: not an object such as {{"text": "..."}}', code="not_object"
-                )
-            text = text_of(row, where, column)
-        except DataError as error:
-            omissions.bad_row(error)
-        else:
-            yield text
+        yield omissions.usable(text_of, row, f"{path}, row {number}", column)
 
 
 def holds_column(path: Path, column: str) -> bool:

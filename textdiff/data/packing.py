@@ -3,7 +3,7 @@
 A cache entry is a folder named by a hash of the documents and of the tokenizer. It grows in a
 folder `.partial-<name>` beside its final place, a shard at a time, and is renamed when it is whole:
 a half-written entry is never read. A process that is killed leaves whole shards that the next one
-keeps, and a shard that no longer has the hash it was written with is encoded again. A lock lets one
+keeps. A shard that no longer has the hash it was written with is encoded again. A lock lets one
 process build while the others wait.
 """
 
@@ -22,7 +22,7 @@ from transformers import PreTrainedTokenizerFast
 
 from textdiff.data.backend import encoding_fingerprint, text_backends
 from textdiff.data.document_stream import Documents
-from textdiff.data.encode import Task, encode_tasks, tasks_of
+from textdiff.data.encode import EncodingBatch, encode_tasks, tasks_of
 from textdiff.data.split import ChangedSource
 from textdiff.data.token_stream import Shard, TokenStream, describe_shards, whole_shards
 from textdiff.errors import DataError
@@ -71,7 +71,7 @@ def tokenize(
     stream = find_stream(folder, verify)
     if stream is not None:
         return stream
-    with writing(folder):
+    with writing_cache(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(folder.parent)
         with locked(folder):
@@ -92,7 +92,7 @@ def find_stream(folder: Path, verify: bool) -> TokenStream | None:
     if stream is not None and not (verify and stream.damaged()):
         return stream
     if folder.exists():
-        _log.warning("the token cache %s is damaged and will be mended", folder)
+        _log.warning("the token cache %s is damaged and will be repaired", folder)
         with suppress(OSError), locked(folder):
             shutil.rmtree(_partial(folder), ignore_errors=True)
             os.rename(folder, _partial(folder))
@@ -104,7 +104,7 @@ def _partial(folder: Path) -> Path:
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def writing_cache(folder: Path) -> Iterator[None]:
     """Turn errors of the file system, while entered, into one that names the cache.
 
     Raises:
@@ -139,7 +139,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Delete what unfinished preparations left and nobody came back to for a week."""
+    """Delete what unfinished preparations left more than a week ago."""
     for folder in parent.glob(".partial-*"):
         with suppress(OSError):  # another process may be cleaning up too
             if time.time() - folder.stat().st_mtime > _ABANDONED_SECONDS:
@@ -159,7 +159,7 @@ def _build(
     finished = whole_shards(partial)
     eos = tokenizer.eos_token_id
 
-    def unfinished() -> Iterator[Task]:
+    def unfinished() -> Iterator[EncodingBatch]:
         for task in tasks_of(documents.pieces()):
             if task.shard in finished:
                 progress(task.characters)

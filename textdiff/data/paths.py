@@ -1,8 +1,8 @@
 """Files that a name means: one rule for everything that reads text.
 
 A path that exists is that path, whatever characters it holds; only a name that does not exist is a
-pattern. Patterns are matched here and not by `glob`, which passes over folders that it cannot read,
-does not end where linked folders lead to each other, and does not count what it leaves out.
+pattern. Patterns are matched here and not by `glob`. It passes over folders that it cannot read
+and does not count what it leaves out. Where linked folders lead to each other it does not end.
 """
 
 import fnmatch
@@ -89,7 +89,7 @@ def existing(name: str) -> Path | None:
 def _pattern(name: str) -> tuple[Path, list[str]]:
     """Split a pattern into the folder that it starts from and the names to match below it."""
     names = Path(name).parts
-    count = next(number for number, part in enumerate(names) if has_magic(part))
+    count = next(number for number, each in enumerate(names) if has_magic(each))
     rest = list(names[count:])
     if name.endswith("/"):  # folders alone, and so all files below them
         rest.append("**")
@@ -157,8 +157,8 @@ def _without_copies(search: "_Search") -> list[_Match]:
 class _Search:
     """Search for the files that match the names of a pattern, links to folders followed.
 
-    Each real folder is visited once for each name of the pattern, so that links to folders
-    further up come to an end and count nothing twice.
+    Each real folder is visited once for each name of the pattern. Links to folders further up thus
+    come to an end and count nothing twice.
 
     Args:
         base: the folder to start from.

@@ -124,25 +124,20 @@ def _refuse_constant(name: str) -> Any:
 def parse_json_row(text: str) -> Any:
     """Parse JSON as corpora have it; an integer that is too long for Python becomes infinite.
 
-    Such an integer is valid JSON and mostly in a key that nobody reads.
+    Such an integer is valid JSON and mostly in a key that is not read.
 
     Raises:
         json.JSONDecodeError: the text is not valid JSON.
         RecursionError: it is nested too deeply.
     """
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        raise
-    except ValueError:  # Python refuses to convert integers of more than 4300 digits
-        return _LENIENT.decode(text)
+    return _LENIENT.decode(text)
 
 
 def parse_json_prefix(text: str, start: int) -> tuple[Any, int]:
     """Return the JSON value that begins at `start`, as `parse_json_row` does, and its end.
 
     Raises:
-        json.JSONDecodeError: there is no valid value.
+        json.JSONDecodeError: there is not a valid value.
         RecursionError: it is nested too deeply.
     """
     return _LENIENT.raw_decode(text, start)
@@ -151,7 +146,7 @@ def parse_json_prefix(text: str, start: int) -> tuple[Any, int]:
 def _infinite_if_long(digits: str) -> int | float:
     try:
         return int(digits)
-    except ValueError:
+    except ValueError:  # Python refuses to convert integers of more than 4300 digits
         return -math.inf if digits.startswith("-") else math.inf
 
 

@@ -1,7 +1,7 @@
 """The corpus that needs no download: the English prose inside every Python installation.
 
 It consists of the language reference that `help()` shows (`pydoc_data.topics`) and of the
-docstrings of the standard library, which are read from the source files with `ast`: no module is
+docstrings of the standard library. They are read from the source files with `ast`: no module is
 imported. The text depends on the Python version, so a run records the version and a hash. This
 module needs nothing beyond the standard library.
 """
@@ -30,9 +30,9 @@ _BLANK_LINES = re.compile(r"\n(?:[ \t]*\n)+")
 def python_docs() -> list[str]:
     """Return the documentation of this Python: about 1.8 million characters of English prose.
 
-    One document per `help()` topic and one per module of the standard library (the docstrings of
-    the module, its classes and its functions in source order), both in sorted order. The text is
-    cleaned by three rules, so that a small model learns English and not tables of digits:
+    One document per `help()` topic and one per module of the standard library, both in sorted
+    order. A module's has its own docstring and those of its classes and functions in source order.
+    The text is cleaned by three rules, so that a small model learns English, not tables of digits:
 
     - rows of punctuation that underline a heading are dropped, as is trailing white space;
     - a paragraph stays only if at least three quarters of its visible characters are letters and

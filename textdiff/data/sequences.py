@@ -1,15 +1,15 @@
 """Training sequences cut from token streams, addressed by one endless index.
 
 Sample `i` of a stream belongs to epoch `i // N` of `N = tokens // L` sequences. Every epoch has
-its own order and its own phase (where in the stream the first cut falls), both functions of the
+its own order and its own phase: where in the stream the first cut falls. Both are functions of the
 seed and the epoch. A sample depends on nothing else, so a run resumes, and spreads over processes,
 by indices alone.
 
 Several streams are mixed in fixed proportions. The source of a sample is a fixed pattern with the
-period T, the sum of the weights as whole numbers: source k, of weight w out of T, has its draws at
-the times (j + 1/2) T / w, and the pattern is all draws in the order of their times (the divisor
-method of Sainte-Laguë). In every prefix of n samples a source's count differs from n w / T by at
-most (1 + K w / T) / 2, for K sources; for two it is the nearest whole number. The j-th draw from a
+period T, the sum of the weights as whole numbers. Source k, of weight w out of T, has its draws at
+the times (j + 1/2) T / w. The pattern is all draws in the order of their times (the divisor method
+of Sainte-Laguë). In every prefix of n samples a source's count is near n w / T: it differs by at
+most (1 + K w / T) / 2 for K sources. For two it is the nearest whole number. The j-th draw from a
 source is the j-th sample of its own `PackedSequences`: every source goes through epochs of its own.
 """
 
@@ -45,9 +45,9 @@ class PackedRows:
 class PackedSequences:
     """Sequences of equal length, read from the stream when asked for.
 
-    The stream is a ring: an epoch starts at its phase (0 in the first epoch, random in [0, L) after
-    it) and may run over the end into the beginning, so that the tokens that one epoch leaves over
-    appear in others.
+    The stream is a ring. An epoch starts at its phase, 0 in the first epoch and random in [0, L)
+    after it. It may run over the end into the beginning, so that the tokens that one epoch leaves
+    over appear in others.
 
     Attributes:
         stream: the tokens.
@@ -80,7 +80,7 @@ class PackedSequences:
         self._orders: dict[int, NDArray[np.int64]] = {}
 
     def __len__(self) -> int:
-        """Sequences per epoch."""
+        """Return the sequences per epoch."""
         return len(self.stream) // self.sequence_length
 
     def rows(self, indices: Sequence[int]) -> PackedRows:
@@ -163,7 +163,7 @@ class Mixture:
         self._pattern, self._draws = _pattern(counts)
 
     def __len__(self) -> int:
-        """Samples after which every source has been read at least once."""
+        """Return the samples after which every source has been read at least once."""
         pairs = zip(self.sources, self.shares, strict=True)
         return max(ceil(len(sequences) / share) for sequences, share in pairs)
 

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from textdiff.data.document_stream import Documents, Omissions, from_texts, section
-from textdiff.data.formats import TABLES, is_saved, kind_of, known_kind, suffixes
+from textdiff.data.formats import TABLES, is_saved, kind_of_file, known_kind, suffixes
 from textdiff.data.paths import existing, find_files, missing
 from textdiff.errors import DataError
 from textdiff.registry import Registry
 from textdiff.section import Section
 
 if TYPE_CHECKING:
-    from textdiff.data.settings import Source
+    from textdiff.data.sections import Source
 
 _HINT = "; data.on_bad_rows: skip leaves such rows out"
 
@@ -117,7 +117,7 @@ class TextFiles(SourceKind):
                     code="not_regular",
                 )
         # A table is not read front to back, so its bytes say little about progress.
-        plain = all(not suffixes(p)[1] and kind_of(p) not in TABLES for p in files.paths)
+        plain = all(not suffixes(p)[1] and kind_of_file(p) not in TABLES for p in files.paths)
         omissions.unread = files.left_out
         return Documents(
             lambda: read_files(files, source.text_column, omissions),

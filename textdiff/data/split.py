@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from textdiff.data.document_stream import Block, Documents
+from textdiff.data.document_stream import Documents, TextBlock
 from textdiff.errors import DataError
 
 _LEAST, _MOST = 0.8, 1.05  # of the fraction asked for
@@ -92,11 +92,11 @@ def scan_documents(
 def split_documents(documents: Documents, fraction: float) -> Split:
     """Hold out about `fraction` of the characters.
 
-    Documents are visited in the order of the SHA-256 of their text and held out while the held-out
-    characters stay within 1.05 times the fraction asked for; documents that would overshoot are
-    passed over. Identical documents count as one and end on one side. When whole documents cannot
-    reach 0.8 times the fraction (few or long ones), every document is cut instead: its first
-    `int(len(document) * (1 - fraction))` characters train and the rest is held out.
+    Documents are visited in the order of the SHA-256 of their text. They are held out while the
+    held-out characters stay within 1.05 times the fraction asked for; documents that would
+    overshoot are passed over. Identical documents count as one and end on one side. When whole
+    documents cannot reach 0.8 times the fraction (few or long ones), every document is cut instead:
+    its first `int(len(document) * (1 - fraction))` characters train and the rest is held out.
 
     Args:
         documents: the corpus.
@@ -192,9 +192,9 @@ def _divide(
 
 
 def _cut(
-    blocks: Iterator[Block], scan: Scan, start: NDArray[np.int64], stop: NDArray[np.int64]
-) -> Iterator[Block]:
-    """Yield of every document the characters from `start` to `stop`, [D] each.
+    blocks: Iterator[TextBlock], scan: Scan, start: NDArray[np.int64], stop: NDArray[np.int64]
+) -> Iterator[TextBlock]:
+    """Yield the characters from `start` to `stop`, [D] each, of every document.
 
     Raises:
         ChangedSource: the documents are not those that were scanned.
@@ -211,7 +211,7 @@ def _cut(
         if last and digest.digest() != scan.digests[row : row + 1].tobytes():
             raise ChangedSource
         if low < high:
-            yield Block(text if high - low == len(text) else text[low:high], position >= end)
+            yield TextBlock(text if high - low == len(text) else text[low:high], position >= end)
         if last:
             row, position, digest = row + 1, 0, hashlib.sha256()
     if row != len(scan.digests):

@@ -54,7 +54,7 @@ def refuse_excluded(
                 raise DataError(
                     f"document {number} of {names[source]} has the token "
                     f"{tokenizer.convert_ids_to_tokens(token)!r} (id {token}), which no model may "
-                    "predict: its text has characters that the tokenizer does not know; remove "
+                    "predict: its text has characters that are unknown to the tokenizer; remove "
                     "them, or choose a byte or bpe tokenizer",
                     code="excluded_token",
                 )

@@ -2,22 +2,191 @@
 
 Text stays byte-exact: no newline is translated and nothing is stripped but a UTF-8 byte order mark.
 A plain text file is read in blocks, so that it may be larger than memory; a row of the other kinds
-is held whole. The readers of `datasets` convert whole files to tables before the first document,
-translate newlines and name neither the file nor the row that they refuse.
+is held whole. The readers of `datasets` convert whole files to tables before the first document.
+They translate newlines and name neither the file nor the row that they refuse.
+
+CSV is read by the standard library: pyarrow's reader guesses types, reads whole blocks before the
+first row and accepts quotes that do not match.
 """
 
+import csv
+import io
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
-from textdiff.data.document_stream import EMPTY, Block, Omissions, no_text, whole_texts
-from textdiff.data.formats import Kind, decoded, kind_of, opened
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from textdiff.data.document_stream import (
+    EMPTY,
+    Omissions,
+    TextBlock,
+    checked_text,
+    missing_column,
+    no_text,
+    whole_texts,
+)
+from textdiff.data.formats import Kind, decoded, kind_of_file, opened, read_plain_file
 from textdiff.data.json_rows import holds_column, read_lines, read_values
 from textdiff.data.paths import Files, find_files
-from textdiff.data.tables import read_arrow, read_parquet, read_separated
 from textdiff.errors import DataError
+from textdiff.storage import refuse_pointer
+
+_ROWS = 256  # of Parquet that are in memory at a time
+_LONGEST_FIELD = 1 << 28
+
+
+def read_separated(
+    path: Path, column: str, omissions: Omissions, delimiter: str = ","
+) -> Iterator[str]:
+    """Yield the texts of a CSV or TSV file whose first row names the columns.
+
+    Raises:
+        DataError: the file cannot be read, or a row cannot be used.
+    """
+    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST_FIELD))
+    with opened(path) as file:
+        rows = _rows(csv.reader(_lines(decoded(file, str(path))), delimiter=delimiter, strict=True))
+        names = _valid(next(rows, []), f"{path}, row of names")
+        if names and column not in names:
+            raise missing_column(str(path), column, names)
+        for number, row in enumerate(rows, start=1):
+            place = names.index(column)
+            yield omissions.usable(_field, row, place, len(names), f"{path}, row {number}")
+
+
+def _rows(reader: Iterator[list[str]]) -> Iterator[list[str] | csv.Error]:
+    """Yield rows that are not blank, and the errors of others."""
+    while True:
+        try:
+            row = next((row for row in reader if row), None)
+        except csv.Error as error:
+            yield error
+        else:
+            if row is None:
+                return
+            yield row
+
+
+def _valid(row: list[str] | csv.Error, where: str) -> list[str]:
+    """Return a row whose quotes match.
+
+    Raises:
+        DataError: they do not.
+    """
+    if isinstance(row, csv.Error):
+        raise DataError(f"{where}: not valid CSV ({row})", code="not_csv")
+    return row
+
+
+def _field(row: list[str] | csv.Error, place: int, count: int, where: str) -> str:
+    fields = _valid(row, where)
+    if len(fields) != count:
+        raise DataError(
+            f"{where}: {len(fields)} fields where the first row names {count}; put quotes around "
+            "texts that hold separators",
+            code="field_count",
+        )
+    return fields[place]
+
+
+def _lines(blocks: Iterable[str]) -> Iterator[str]:
+    """Yield the lines of a text, line ends included."""
+    held: list[str] = []
+    for block in blocks:
+        for piece in io.StringIO(block, newline="\n"):
+            held.append(piece)
+            if piece.endswith("\n"):
+                yield "".join(held)
+                held = []
+    if held:
+        yield "".join(held)
+
+
+def read_parquet(path: Path, column: str, omissions: Omissions) -> Iterator[str]:
+    """Yield the texts of a Parquet file.
+
+    Raises:
+        DataError: the file cannot be read, or a row cannot be used.
+    """
+    with _readable(path, "Parquet"), pq.ParquetFile(path) as file:
+        if column not in file.schema_arrow.names:
+            raise missing_column(str(path), column, file.schema_arrow.names)
+        batches = file.iter_batches(batch_size=_ROWS, columns=[column])
+        yield from column_texts((b.column(0) for b in batches), str(path), column, omissions)
+
+
+def read_arrow(path: Path, column: str, omissions: Omissions) -> Iterator[str]:
+    """Yield the texts of an Arrow file, in either of Arrow's two layouts.
+
+    Raises:
+        DataError: the file cannot be read, or a row cannot be used.
+    """
+    with _readable(path, "Arrow"), pa.memory_map(str(path)) as file:
+        names, batches = _record_batches(file)
+        if column not in names:
+            raise missing_column(str(path), column, names)
+        yield from column_texts((b.column(column) for b in batches), str(path), column, omissions)
+
+
+@contextmanager
+def _readable(path: Path, kind: str) -> Iterator[None]:
+    """Turn errors of pyarrow, while entered, into one that names the file."""
+    refuse_pointer(path, DataError)
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"{path}: not a readable {kind} file ({error})", code="unreadable"
+        ) from None
+
+
+def _record_batches(file: Any) -> tuple[list[str], Iterator[Any]]:
+    """Return the names of the columns, and the batches."""
+    try:
+        stream = pa.ipc.open_stream(file)
+    except pa.ArrowInvalid:
+        file.seek(0)
+        whole = pa.ipc.open_file(file)
+        batches = (whole.get_batch(number) for number in range(whole.num_record_batches))
+        return whole.schema.names, batches
+    return stream.schema.names, iter(stream)
+
+
+def column_texts(
+    columns: Iterable[Any], where: str, column: str, omissions: Omissions
+) -> Iterator[str]:
+    """Yield the strings of Arrow arrays.
+
+    Args:
+        columns: the arrays, one after another.
+        where: what holds them, for messages.
+        column: its name.
+        omissions: refuses rows that hold something else, or counts them.
+
+    Raises:
+        DataError: a row that cannot be used.
+    """
+    values = (value for array in columns for value in _values(array))
+    for row, value in enumerate(values, start=1):
+        yield omissions.usable(checked_text, value, f"{where}, row {row}", column)
+
+
+def _values(values: Any) -> Iterator[Any]:
+    """Yield Python values; bytes where a string is not UTF-8."""
+    try:
+        yield from values.to_pylist()
+    except UnicodeDecodeError:
+        for value in values:
+            try:
+                yield value.as_py()
+            except UnicodeDecodeError:
+                yield b""
+
 
 _log = logging.getLogger(__name__)
 
@@ -65,7 +234,7 @@ def iterate_documents(sources: Iterable[Files], text_column: str) -> Iterator[st
                 _log.warning("%s", line)
 
 
-def read_files(files: Files, text_column: str, omissions: Omissions) -> Iterator[Block]:
+def read_files(files: Files, text_column: str, omissions: Omissions) -> Iterator[TextBlock]:
     """Yield the blocks of all documents; an empty string in a row is not one.
 
     Args:
@@ -86,7 +255,9 @@ def read_files(files: Files, text_column: str, omissions: Omissions) -> Iterator
         raise no_text(files.name, omissions, files.several)
 
 
-def read_file(path: Path, text_column: str, omissions: Omissions, several: bool) -> Iterator[Block]:
+def read_file(
+    path: Path, text_column: str, omissions: Omissions, several: bool
+) -> Iterator[TextBlock]:
     """Yield the blocks of one file's documents.
 
     Args:
@@ -98,7 +269,7 @@ def read_file(path: Path, text_column: str, omissions: Omissions, several: bool)
     Raises:
         DataError: see `read_texts`.
     """
-    kind = kind_of(path)
+    kind = kind_of_file(path)
     if kind == "json" and several and not holds_column(path, text_column):
         omissions.files[f".json without a key {text_column!r}"] += 1
         return
@@ -107,45 +278,9 @@ def read_file(path: Path, text_column: str, omissions: Omissions, several: bool)
         blocks = read_plain_file(path)
     else:
         rows = _ROW_READERS[kind](path, text_column, omissions)
-        blocks = (Block(text, True) for text in rows if text)
+        blocks = (TextBlock(text, True) for text in rows if text)
     for block in blocks:
         empty = False
         yield block
     if empty and several and omissions.bad_rows == bad:
         omissions.files[EMPTY] += 1
-
-
-def read_plain_file(path: Path) -> Iterator[Block]:
-    """Yield the blocks of a text file, which is one document; see `read_plain`.
-
-    Raises:
-        DataError: it cannot be read, or is not UTF-8 text.
-    """
-    with opened(path) as file:
-        yield from read_plain(file, str(path))
-
-
-def read_plain(file: BinaryIO, where: str) -> Iterator[Block]:
-    """Yield the blocks of a text that is one document; of white space alone, none.
-
-    Args:
-        file: the bytes.
-        where: their name for messages.
-
-    Raises:
-        DataError: they are not UTF-8 text.
-        OSError: they cannot be read.
-    """
-    held, blank = "", True  # one block is held, to know which one is the last
-    spaces: list[str] = []
-    for text in decoded(file, where):
-        if blank and text.isspace():
-            spaces.append(text)
-            continue
-        if blank:
-            text, blank = "".join([*spaces, text]), False
-        if held:
-            yield Block(held, False)
-        held = text
-    if held:
-        yield Block(held, True)

@@ -99,7 +99,7 @@ class TokenStream:
         The array is a read-only view of the file unless it crosses a chunk of some million tokens.
 
         Raises:
-            IndexError: the range does not lie in the stream.
+            IndexError: the range is not within the stream.
         """
         self._check(start, stop)
         if start == stop:
@@ -116,7 +116,7 @@ class TokenStream:
         """Return the document index of the tokens at the positions of `read`, int32.
 
         Raises:
-            IndexError: the range does not lie in the stream.
+            IndexError: the range is not within the stream.
         """
         self._check(start, stop)
         if start == stop:

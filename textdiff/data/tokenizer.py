@@ -1,8 +1,8 @@
 """Tokenizers: trained on the corpus (bpe, char, byte) or loaded (any Hugging Face tokenizer).
 
-Trained ones keep their special tokens at the end of the vocabulary, lose nothing (`decode` of
-`encode` is the text, for `char` as far as its characters were seen) and reload through
-`AutoTokenizer`.
+Trained ones keep their special tokens at the end of the vocabulary and reload through
+`AutoTokenizer`. They lose nothing: `decode` of `encode` is the text, for `char` as far as its
+characters were seen.
 """
 
 import json
@@ -23,7 +23,7 @@ from textdiff.data.backend import (
     stages,
 )
 from textdiff.data.document_stream import brief
-from textdiff.data.settings import EOS, MASK, PAD, UNKNOWN, TrainedTokenizer
+from textdiff.data.sections import EOS, MASK, PAD, UNKNOWN, TrainedTokenizer
 from textdiff.errors import DataError
 from textdiff.storage import refuse_pointers
 
@@ -58,14 +58,14 @@ def train_tokenizer(section: TrainedTokenizer, texts: Iterable[str]) -> PreTrain
     )
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
+def pretrained_tokenizer(path: str) -> PreTrainedTokenizerFast:
     """Load a Hugging Face tokenizer and give it the special tokens that it lacks.
 
     Args:
         path: a folder (also one with only `vocab.json` and `merges.txt`) or a hub id.
 
     Raises:
-        DataError: there is no such tokenizer, or it has no fast implementation.
+        DataError: the tokenizer does not exist, or has no fast implementation.
     """
     folder = Path(path).expanduser()
     if folder.is_dir():

@@ -7,9 +7,8 @@ from typing import Any
 import torch
 
 from textdiff.export.provenance import code_record, model_record
-from textdiff.likelihood import Estimates
 from textdiff.likelihood.bound import finite
-from textdiff.likelihood.estimates import standard_error
+from textdiff.likelihood.estimates import Estimates, standard_error
 from textdiff.likelihood.estimators import ESTIMATORS, build_estimator
 from textdiff.likelihood.protocols import PROTOCOLS, Protocol
 from textdiff.likelihood.replicates import END

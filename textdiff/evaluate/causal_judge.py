@@ -48,7 +48,7 @@ class CausalJudge:
     """A causal LM with its tokenizer.
 
     A judge with a beginning-of-text token reads it before every text, and scores the text's first
-    token after it; without one the first token is context and not scored.
+    token after it. Without one the first token is context and not scored.
 
     Attributes:
         name: as the user named it.

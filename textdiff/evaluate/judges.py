@@ -5,9 +5,9 @@
 | a causal LM of transformers | exact | `causal_judge.py` |
 | a textdiff export trained with the objective `ar` | exact | `ExportJudge` |
 
-Whichever it is, a text is encoded anew in the judge's tokens, every judge token of it is given a
-likelihood once, the end of the text none, and a text longer than the judge's context is read in
-windows whose second half alone is new.
+Whichever it is, a text is encoded anew in the judge's tokens. Every judge token of it is given a
+likelihood once, the end of the text none. A text longer than the judge's context is read in windows
+whose second half alone is new.
 """
 
 from collections.abc import Callable, Sequence
@@ -165,7 +165,7 @@ def load_judge(name: str, device: str | None, dtype: str, batch_tokens: int) -> 
         batch_tokens: tokens per network call, padding included.
 
     Raises:
-        CheckpointError: there is no such judge, or a file of it is missing or damaged.
+        CheckpointError: the judge does not exist, or a file of it is missing or damaged.
         ConfigError: an export without an exact likelihood.
     """
     try:

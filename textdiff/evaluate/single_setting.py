@@ -4,14 +4,19 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from textdiff.evaluate.bootstrap import CONFIDENCE, Weights, resample
 from textdiff.evaluate.bound_record import result_origin
+from textdiff.evaluate.figures import CONFIDENCE, Weights, cluster, mauve, resample
 from textdiff.evaluate.judges import Judgement
-from textdiff.evaluate.mauve import cluster, mauve
-from textdiff.evaluate.result_tables import table
-from textdiff.evaluate.suites import Report, SuiteOptions, SuiteResult
+from textdiff.evaluate.presentation import table
+from textdiff.evaluate.suites import (
+    Report,
+    SuiteOptions,
+    SuiteResult,
+    TextSet,
+    real_pieces,
+    text_set_of,
+)
 from textdiff.evaluate.text_metrics import Subject, length_quantiles, measure
-from textdiff.evaluate.text_set import TextSet, real_pieces, text_set_of
 
 _EXAMPLES = 3
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
-from textdiff.evaluate.bootstrap import UNDEFINED, Figure, Statistic, Weights, figure_of
+from textdiff.evaluate.figures import UNDEFINED, Figure, Statistic, Weights, figure_of
 from textdiff.evaluate.judges import Judgement
-from textdiff.evaluate.text_set import TextSet
+from textdiff.evaluate.suites import TextSet
 
 Array = NDArray[np.float64]
 
@@ -121,18 +121,12 @@ def ratio(above: Array, below: Array, then: Callable[[Array], Array] = lambda x:
     return lambda weights: then((weights @ above) / (weights @ below))
 
 
-def _judged(
-    above: Callable[[Judgement], Array],
-    below: Callable[[Judgement], Array],
-    then: Callable[[Array], Array] = lambda x: x,
-) -> Callable[[Subject], Statistic | None]:
-    """Return a ratio of a judge's figures; undefined without one."""
-
-    def statistic(subject: Subject) -> Statistic | None:
-        judged = subject.judgement
-        return None if judged is None else ratio(above(judged), below(judged), then)
-
-    return statistic
+def log_perplexity(
+    subject: Subject, then: Callable[[Array], Array] = lambda x: x
+) -> Statistic | None:
+    """Return the nats per judge token over all texts: the log of their generative perplexity."""
+    judged = subject.judgement
+    return None if judged is None else ratio(judged.nats, judged.tokens, then)
 
 
 def _bits_per_byte(subject: Subject) -> Statistic | None:
@@ -231,16 +225,13 @@ def byte_counts(texts: TextSet) -> list[int]:
     return [len(text.encode()) for text in texts.texts]
 
 
-LOG_PPL = _judged(lambda j: j.nats, lambda j: j.tokens)
-"""Nats per judge token over all texts: the log of their generative perplexity."""
-
 TEXT_ENTROPY = _mean(unigram_entropy, 1)
 
 METRICS: dict[str, Metric] = {
     "gen_ppl": Metric(
         "generative perplexity",
         "per judge token",
-        _judged(lambda j: j.nats, lambda j: j.tokens, np.exp),
+        lambda subject: log_perplexity(subject, np.exp),
     ),
     "judge_bits_per_byte": Metric("under the judge", "bits/byte", _bits_per_byte),
     "entropy": Metric("unigram entropy, per text", "nats", TEXT_ENTROPY),

@@ -11,7 +11,7 @@ import yaml
 
 from textdiff.config import Config
 from textdiff.export.provenance import TRAINING_FILE, code_record
-from textdiff.likelihood import Bound
+from textdiff.likelihood.bound import Bound
 from textdiff.models.configuration import NEEDED
 from textdiff.storage import whole_folder
 

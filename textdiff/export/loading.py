@@ -118,7 +118,8 @@ def locate(path: str | Path, patterns: list[str] | None = None) -> Path:
         raise CheckpointError(f"{path} is a file; give the export directory that holds config.json")
     if str(path).count("/") != 1 or str(path).startswith((".", "/", "~", "runs/")):
         raise CheckpointError(
-            f"{path}: no such directory; give a run's export directory (runs/NAME/export)"
+            f"{path}: no such directory; give a run's export directory (runs/NAME/export)",
+            code="no_directory",
         )
     try:
         from huggingface_hub import snapshot_download
@@ -175,7 +176,10 @@ def load_model(folder: Path, dtype: torch.dtype) -> TextDiffusionModel:
     """
     kind = read_json(folder / "config.json").get("model_type")
     if kind != "textdiff":
-        raise CheckpointError(f"{folder}/config.json is of a {kind!r} model, not a textdiff export")
+        raise CheckpointError(
+            f"{folder}/config.json is of a {kind!r} model, not a textdiff export",
+            code="not_an_export",
+        )
     weights = ("model.safetensors", "model.safetensors.index.json")
     if not any((folder / name).is_file() for name in weights):
         raise CheckpointError(f"{folder}/model.safetensors is missing; export the model again")

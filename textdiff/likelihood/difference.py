@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from textdiff.errors import DataError
-from textdiff.likelihood.bound import WithError
+from textdiff.likelihood.bound import MANY_DRAWS, Tail, WithError, mean_skewness
 from textdiff.likelihood.estimates import Estimates, standard_error, text_error
-from textdiff.likelihood.tails import MANY_DRAWS, Tail, mean_skewness
 
 
 @dataclass(frozen=True)

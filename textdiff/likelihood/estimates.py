@@ -9,8 +9,7 @@ from torch import Tensor
 
 from textdiff.data.losses import Loss
 from textdiff.errors import ConfigError, DataError
-from textdiff.likelihood.bound import Bound
-from textdiff.likelihood.tails import MANY_DRAWS, Tail, mean_skewness
+from textdiff.likelihood.bound import MANY_DRAWS, Bound, Tail, mean_skewness
 from textdiff.likelihood.windows import Windows
 
 
@@ -22,7 +21,7 @@ class Estimates:
         parts: [R, D] float64 nats of each part of the bound.
         windows: what they are of.
         estimator: name of the estimator.
-        exact: whether there is no Monte-Carlo error.
+        exact: whether it is without Monte-Carlo error.
         note: what keeps this from being a bound; empty if it is one.
         least: replicates that Student's t needs to be right about their mean.
         pilot: [P] float64 nats of all documents in further replicates, from which a precision was

@@ -1,7 +1,7 @@
 """Published evaluation protocols: their chunks, their estimator, and what is biased about them.
 
 They exist so that a number can be set beside a published one. Documents are joined and cut into
-chunks of the model's length; what is left over at the end of every 1000 documents is dropped, as in
+chunks of the model's length. What is left over at the end of every 1000 documents is dropped, as in
 the published preprocessing. None of their numbers is a bound on the likelihood of the text.
 """
 
@@ -101,7 +101,7 @@ PROTOCOLS = {
             "[BOS] and [EOS] stand at fixed places of every chunk and count as 2 of its tokens; a "
             "model trained on such chunks finds them nearly certain (low), others do not (high)",
             "the end-of-text tokens between documents are counted as text; the published code adds "
-            "them, the published zero-shot figures are said to be without",
+            "them, the published zero-shot figures are reported without",
         ),
         ends_documents=True,
         frames_chunks=True,

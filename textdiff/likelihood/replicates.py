@@ -4,8 +4,8 @@ A replicate is one complete, randomised stratification of every window. Replicat
 so the error comes from their means. Noise depends on (seed, document, replicate, window, position)
 alone: not on the batch size, and two models are compared under common random numbers.
 
-`ReplicateDraws` makes replicates by their numbers. Around it lie a sum over processes (`map(reduce,
-...)`), what is saved (`state.SavedReplicates`) and how many are needed (`stopping.Stopping`).
+`ReplicateDraws` makes replicates by their numbers. Around it are a sum over processes (`map(reduce,
+...)`), what is saved (`stopping.SavedReplicates`) and how many are needed (`stopping.Stopping`).
 """
 
 import math
@@ -23,11 +23,16 @@ from textdiff.diffusion.family import Family
 from textdiff.errors import CheckpointError, ConfigError, overflow_advice
 from textdiff.likelihood.estimates import Estimates
 from textdiff.likelihood.estimators import build_estimator, default_estimator
-from textdiff.likelihood.estimators.estimator import Estimator
-from textdiff.likelihood.estimators.window_batch import WindowBatch
+from textdiff.likelihood.estimators.estimator import Estimator, WindowBatch
 from textdiff.likelihood.scorer import Scorer
-from textdiff.likelihood.state import SavedReplicates, model_digest
-from textdiff.likelihood.stopping import PILOT, EstimateOptions, Stopping, document_draws
+from textdiff.likelihood.stopping import (
+    PILOT,
+    EstimateOptions,
+    SavedReplicates,
+    Stopping,
+    document_draws,
+    model_digest,
+)
 from textdiff.likelihood.windows import Windows, with_rest
 from textdiff.models import TextDiffusionModel
 
@@ -109,7 +114,7 @@ class ReplicateDraws:
         estimator: scores them.
         seed: seed of the noise.
         run: batches, shard and whether nats of tokens are kept.
-        done: replicates that lie behind, for progress.
+        done: replicates that are done, for progress.
         planned: replicates in all, for progress.
     """
 

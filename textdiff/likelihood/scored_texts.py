@@ -85,7 +85,7 @@ def spanned(texts: Sequence[str], spans: Sequence[Sequence[Span]]) -> list[list[
         inside = not edges or (edges[0] >= 0 and edges[-1] <= len(text))
         if not inside or any(a > b for a, b in pairwise(edges)):
             raise DataError(
-                f"document {number}: spans {[list(span) for span in wanted]} must lie in order "
+                f"document {number}: spans {[list(span) for span in wanted]} must be in order "
                 f"within its {len(text)} characters",
                 code="spans_out_of_order",
             )

@@ -11,10 +11,10 @@ rather than scored (a prompt, what surrounds a gap) is context in the same way.
 A model in blocks has no way to express that a block is short. What follows the last token of a
 document in its block is therefore present, masked at every noise level and never scored: the
 network reads the same masks wherever in the block the document ends, so that they carry no
-information about its length. (Were the block cut off there, predictions would be conditional on
-where the document stops at no charge.) A network with one block for the whole sequence is by
-default conditional on the length, as in the published evaluations; once the end is scored, its
-context is a block like any other.
+information about its length. Were the block cut off there, predictions would be conditional on
+where the document stops at no charge. A network with one block for the whole sequence is by default
+conditional on the length, as in the published evaluations. Once the end is scored, its context is a
+block like any other.
 
 Uniform and hybrid noise have no state in which a token is still to be generated: every noisy token
 is a token, and what it might be would have to be summed over.

@@ -129,7 +129,8 @@ def read_prompts(
     suffixes = [suffix] * len(texts) if isinstance(suffix, str) else checked_texts(suffix, "suffix")
     if len(suffixes) != len(texts):
         raise ConfigError(
-            f"{len(suffixes)} suffixes for {len(texts)} prompts: give one for all, or one for each"
+            f"{len(suffixes)} suffixes for {len(texts)} prompts: give one for all, or one for each",
+            code="not_one_suffix_each",
         )
     parsed = parse_prompts(tokenizer, texts, suffixes, clean)
     return [prompt for prompt in parsed for _ in range(num_samples)]
@@ -182,7 +183,8 @@ def _new_tokens(
                 if prompt.suffix
                 else "shorten the prompt, or give a stride: the text then goes on from the end of "
                 "the prompt, the beginning of which is not seen"
-            )
+            ),
+            code="no_room",
         )
     room = limit.context - given
     new = min(wanted, room) if room > 0 and not explicit else wanted

@@ -105,7 +105,8 @@ def parse_prompts(
         if holes and suffix:
             raise ConfigError(
                 "a suffix follows what is generated after a prompt; in a template with holes write "
-                "it after the last hole"
+                "it after the last hole",
+                code="suffix_of_template",
             )
         row: list[int | None] = []
         lost: list[str] = []
@@ -151,7 +152,8 @@ def _encoded(
         if not bool(clean[torch.from_numpy(ids).long()].all()):
             raise DataError(
                 f"the prompt {piece.text!r:.60} has characters that the tokenizer was not trained "
-                "on"
+                "on",
+                code="foreign_tokens",
             )
         loss = encoded.losses.get(number)
         if loss is not None and bool((ids == encoded.unknown).all()) and piece.whole:

@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from textdiff.likelihood import Bound
-from textdiff.likelihood.bound import finite
+from textdiff.likelihood.bound import Bound, finite
 from textdiff.storage import whole_file
 from textdiff.train.ranges import RangeChoice
 

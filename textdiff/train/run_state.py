@@ -14,7 +14,7 @@ from textdiff.data.corpus import Corpus
 from textdiff.diffusion.family import Family
 from textdiff.export.card import write_export
 from textdiff.export.loading import family_of
-from textdiff.likelihood import Bound
+from textdiff.likelihood.bound import Bound
 from textdiff.models import TextDiffusionModel
 from textdiff.pipeline import TextDiffusion
 from textdiff.storage import sweep

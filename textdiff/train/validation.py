@@ -9,7 +9,8 @@ from torch import Tensor
 from textdiff.config import Config
 from textdiff.data.corpus import Corpus
 from textdiff.export.loading import DTYPES
-from textdiff.likelihood import Bound, estimate
+from textdiff.likelihood.bound import Bound
+from textdiff.likelihood.replicates import estimate
 from textdiff.likelihood.scored_texts import scored_pieces, windows_of
 from textdiff.pipeline import TextDiffusion
 from textdiff.train.batches import TrainingBatches

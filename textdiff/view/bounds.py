@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from textdiff.errors import ConfigError
-from textdiff.likelihood import Difference, Estimates
+from textdiff.likelihood.difference import Difference
+from textdiff.likelihood.estimates import Estimates
 from textdiff.likelihood.estimators import ESTIMATORS, build_estimator, default_estimator
 from textdiff.likelihood.protocols import find_protocol
 from textdiff.likelihood.stopping import MAX_REPLICATES

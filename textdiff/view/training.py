@@ -13,7 +13,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from textdiff.likelihood import Bound
+from textdiff.likelihood.bound import Bound
 from textdiff.train.reporter import Bounds, Choices, Reporter
 from textdiff.view.progress import Bars, unfailing
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from textdiff.likelihood.estimators.balanced import Balanced
 from textdiff.likelihood.estimators.estimator import Estimator
-from textdiff.likelihood.estimators.finite_t import FiniteT
-from textdiff.likelihood.estimators.noise_levels import MaskedCount, Time
+from textdiff.likelihood.estimators.noise_levels import FiniteT, MaskedCount, Time
 from textdiff.likelihood.estimators.orders import AnyOrder, ChainRule, Exact, Importance
 from textdiff.registry import Registry
 

@@ -2,7 +2,7 @@
 
 Two things make an estimate by counts vary. The cost per token rises with the number of masked
 ones, and tokens differ: with few of them masked, their large weight falls on whichever were drawn.
-Both are predictable. A pilot masks every token once at three mask rates; between these, its costs
+Both are predictable. A pilot masks every token once at three mask rates. Between these, its costs
 are interpolated to a forecast d_i(k) of what token i costs with k masked. Rows then estimate only
 what the forecast misses:
 
@@ -16,9 +16,9 @@ that count adds (Neyman, 1934). The fixed density of counts is roughly that devi
 measured on a trained character model. A pilot of one row in each of its `PARTS` equal parts then
 measures it for one window under one network: where rows miss the forecast by more than elsewhere,
 more are drawn. A row shows little, so a window of one block follows its pilot a small part of the
-way, and one of many blocks, each of which is a measurement of its own, nearly all of it. On a small
-character model in blocks of 8 the pilot takes 7 to 9 % off the variance (4, 8 and 16 rows, each
-figure to 5 %); with a single block it gains nothing that can be measured.
+way. One of many blocks, each of which is a measurement of its own, follows it nearly all of it. On
+a small character model in blocks of 8 the pilot takes 7 to 9 % off the variance: 4, 8 and 16 rows,
+each figure to 5 %. With a single block it gains nothing that can be measured.
 
 No allocation biases: every count keeps a positive chance, and rows are weighted by its inverse. The
 pilots' draws are their own and are used for nothing else.
@@ -31,8 +31,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from textdiff.lazy import torch
-from textdiff.likelihood.estimators.estimator import Estimator
-from textdiff.likelihood.estimators.window_batch import WindowBatch, mask_lowest
+from textdiff.likelihood.estimators.estimator import Estimator, WindowBatch, mask_lowest
 from textdiff.section import Whole
 
 if TYPE_CHECKING:
@@ -191,7 +190,7 @@ def _sweep(batch: WindowBatch, scorer: Scorer, arcs: int, number: int) -> Tensor
 def densities(sizes: Tensor) -> Tensor:
     """Return the fixed p(k) of blocks of `sizes` [N] tokens, [N, k + 1]: about a row's deviation.
 
-    What a row with k masked tokens adds to the error falls with the share that is masked, and the
+    What a row with k masked tokens adds to the error falls with the share that is masked. The
     forecast is at its worst for the smallest counts.
     """
     n = sizes.to(torch.float64)[:, None]

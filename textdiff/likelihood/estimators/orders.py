@@ -10,8 +10,7 @@ from pydantic import Field
 from textdiff.diffusion.noise import Noise
 from textdiff.errors import ConfigError
 from textdiff.lazy import torch
-from textdiff.likelihood.estimators.estimator import Estimator
-from textdiff.likelihood.estimators.window_batch import NEVER, WindowBatch, mask_lowest
+from textdiff.likelihood.estimators.estimator import NEVER, Estimator, WindowBatch, mask_lowest
 from textdiff.section import Whole
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from textdiff.data.document_stream import split_long
 from textdiff.data.sources import known_sources
-from textdiff.registry import Registry
+from textdiff.registry import OneOf, Registry
 from textdiff.section import Number, PathText, Section, Whole
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class TokenizerKind(Section):
         """Return the tokenizer, trained on texts or loaded.
 
         Raises:
-            DataError: there is no such tokenizer.
+            DataError: the tokenizer does not exist.
         """
         raise NotImplementedError
 
@@ -201,9 +201,9 @@ class PretrainedTokenizer(TokenizerKind):
 
     def prepare(self, texts: Iterable[str]) -> "PreTrainedTokenizerFast":
         """See `TokenizerKind`; texts are not read."""
-        from textdiff.data.tokenizer import load_tokenizer
+        from textdiff.data.tokenizer import pretrained_tokenizer
 
-        return load_tokenizer(self.path)
+        return pretrained_tokenizer(self.path)
 
     def fingerprint(self) -> str:
         """See `TokenizerKind`."""
@@ -212,9 +212,7 @@ class PretrainedTokenizer(TokenizerKind):
         return encoding_fingerprint(self.prepare(()))
 
 
-Tokenizer = Annotated[
-    BpeTokenizer | CharTokenizer | ByteTokenizer | PretrainedTokenizer, Field(discriminator="kind")
-]
+Tokenizer = Annotated[TokenizerKind, OneOf(TOKENIZERS)]
 
 
 def _byte_level(model: "Model", use_regex: bool) -> "Backend":
