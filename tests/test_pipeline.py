@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, TextDiffusionStreamer
 
-from textdiff.config import ByteTokenizer, Config
+from textdiff.config import Config
+from textdiff.data.settings import ByteTokenizer
 from textdiff.data.tokenizer import train_tokenizer
 from textdiff.errors import CheckpointError, ConfigError, DataError
 from textdiff.export.loading import family_of
@@ -312,7 +313,7 @@ def test_a_pattern_is_made_once(held, monkeypatch):
         made.append(arguments[0])
         return build_pattern(*arguments)
 
-    monkeypatch.setattr("textdiff.sampling.preparation.build_pattern", counted)
+    monkeypatch.setattr("textdiff.sampling.request.build_pattern", counted)
     fresh = replace(held)
     texts = [
         fresh.generate("ab", regex=regex, ban="bb", max_new_tokens=n, seed=n).completions[0]
@@ -478,7 +479,7 @@ def test_loading_says_what_is_wrong(tmp_path):
 
 
 def test_unknown_characters_are_refused(tmp_path):
-    from textdiff.config import CharTokenizer
+    from textdiff.data.settings import CharTokenizer
 
     held = build()
     tokenizer = train_tokenizer(CharTokenizer(), ["abc"])

@@ -29,7 +29,7 @@ from exact_tables import (
 from noise_calls import noise_by_time
 
 from textdiff.config import Config
-from textdiff.diffusion.blocks import Blocks
+from textdiff.diffusion.family import Blocks
 from textdiff.diffusion.noise import NoiseUniforms
 from textdiff.diffusion.randomness import Stream
 from textdiff.errors import CheckpointError, ConfigError

@@ -8,7 +8,7 @@ from test_exact_discrete_time import bound
 from torch import Tensor
 
 from textdiff.diffusion import SCHEDULES
-from textdiff.diffusion.blocks import Blocks
+from textdiff.diffusion.family import Blocks
 from textdiff.diffusion.noise import Noise, NoiseUniforms
 from textdiff.diffusion.schedule import NoiseSchedule
 from textdiff.likelihood.estimators.finite_t import _chances_without_hits, noise_by_step_and_hits

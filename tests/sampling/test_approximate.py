@@ -9,7 +9,7 @@ from test_rules import FITS, family_of
 from tiny_models import CLEAN, CONTEXT, MASK, tiny_family, tiny_model
 
 from textdiff.errors import ConfigError
-from textdiff.models import denoiser
+from textdiff.models import block
 from textdiff.sampling.cached import ApproximatePredictor
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.job import Job
@@ -95,7 +95,7 @@ def test_later_calls_see_what_is_final_as_the_first_call_did(model, monkeypatch)
     canvas, left = further()
     law(held, CANVAS)
     found = law(held, canvas, T / 2, left)
-    attend, first = denoiser.attend, {}
+    attend, first = block.attend, {}
 
     def with_old(attention, q, k, v, layer):
         old = first.setdefault(layer, (k, v))
@@ -103,7 +103,7 @@ def test_later_calls_see_what_is_final_as_the_first_call_did(model, monkeypatch)
         k, v = (torch.where(final, x, y) for x, y in zip(old, (k, v), strict=True))
         return attend(attention, q, k, v, layer)
 
-    monkeypatch.setattr(denoiser, "attend", with_old)
+    monkeypatch.setattr(block, "attend", with_old)
     law(plain, CANVAS)
     torch.testing.assert_close(found, law(plain, canvas, T / 2, left), rtol=0, atol=1e-12)
 
