@@ -9,8 +9,9 @@ import pytest
 import torch
 from engines import generate
 
-from textdiff.config import CharTokenizer, Config
+from textdiff.config import Config
 from textdiff.config.reading import validate
+from textdiff.data.sections import CharTokenizer
 from textdiff.data.tokenizer import train_tokenizer
 from textdiff.diffusion import PROCESSES, SCHEDULES
 from textdiff.diffusion.family import Family

@@ -11,7 +11,7 @@ from children import finished
 
 from textdiff.cli import main
 from textdiff.config import Config
-from textdiff.config.keys import at, describe, keys, leaves
+from textdiff.config.keys import at, describe_keys, keys, leaves
 from textdiff.config.reading import load, validate
 from textdiff.errors import ConfigError
 
@@ -173,7 +173,7 @@ def of_types(*types: type) -> list[tuple[str, ...]]:
 @pytest.mark.parametrize("key", of_types(float), ids=".".join)
 def test_no_number_is_infinite_or_none(tmp_path, key, value):
     """Each is refused by its name, in a file and as a flag, whatever else is wrong then."""
-    from textdiff.config.overrides import Flag, merge
+    from textdiff.config.reading import Flag, merge
 
     raw: dict = {}
     merge(raw, [Flag("x", key, value)])
@@ -190,7 +190,7 @@ def test_no_number_is_infinite_or_none(tmp_path, key, value):
 @pytest.mark.parametrize("key", of_types(int, float), ids=".".join)
 def test_true_is_no_number(key):
     """Python counts it as 1, and YAML reads `yes` and `on` as true."""
-    from textdiff.config.overrides import Flag, merge
+    from textdiff.config.reading import Flag, merge
 
     raw: dict = {}
     merge(raw, [Flag("x", key, True)])
@@ -254,7 +254,7 @@ def test_help_names_every_key_with_its_value(tmp_path, capsys):
 
     config = load(path, ["run.dir=here", "tokenizer.kind=char"])
     check(config.model_dump(mode="json"), "")
-    assert describe(config) in shown
+    assert describe_keys(config) in shown
 
 
 def test_help_takes_less_than_a_second_and_no_torch(root):

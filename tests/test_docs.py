@@ -10,8 +10,7 @@ from noise_calls import noise_by_time
 
 from textdiff.config.reading import load
 from textdiff.diffusion import PROCESSES, SCHEDULES
-from textdiff.diffusion.blocks import Blocks
-from textdiff.diffusion.family import build_family
+from textdiff.diffusion.family import Blocks, build_family
 from textdiff.diffusion.noise import NoiseUniforms
 from textdiff.diffusion.objectives import OBJECTIVES
 from textdiff.diffusion.process import Vocabulary

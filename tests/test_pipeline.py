@@ -8,7 +8,8 @@ import torch
 from refusals import refused
 from transformers import AutoTokenizer, TextDiffusionStreamer
 
-from textdiff.config import ByteTokenizer, Config
+from textdiff.config import Config
+from textdiff.data.sections import ByteTokenizer
 from textdiff.data.tokenizer import train_tokenizer
 from textdiff.errors import CheckpointError, ConfigError, DataError
 from textdiff.export.loading import family_of
@@ -313,7 +314,7 @@ def test_a_pattern_is_made_once(held, monkeypatch):
         made.append(arguments[0])
         return build_pattern(*arguments)
 
-    monkeypatch.setattr("textdiff.sampling.preparation.build_pattern", counted)
+    monkeypatch.setattr("textdiff.sampling.request.build_pattern", counted)
     fresh = replace(held)
     texts = [
         fresh.generate("ab", regex=regex, ban="bb", max_new_tokens=n, seed=n).completions[0]
@@ -415,7 +416,7 @@ def test_compare_with_another_model(held):
 def test_choices_that_exclude_each_other(held):
     with refused(ConfigError, "prompts_and_spans", "exclude each other"):
         held.estimate(["ab"], prompts=["a"], spans=[[(0, 1)]])
-    with refused(ConfigError, "fixed_chunks", "fixes its chunks"):
+    with refused(ConfigError, "protocol_fixes_chunks", "fixes its chunks"):
         held.estimate(["ab"], protocol="mdlm", stride=4)
 
 
@@ -479,7 +480,7 @@ def test_loading_says_what_is_wrong(tmp_path):
 
 
 def test_unknown_characters_are_refused(tmp_path):
-    from textdiff.config import CharTokenizer
+    from textdiff.data.sections import CharTokenizer
 
     held = build()
     tokenizer = train_tokenizer(CharTokenizer(), ["abc"])
@@ -519,9 +520,9 @@ def test_texts_are_scored_with_their_ends(held):
 
 
 def test_ends_that_have_no_probability_are_refused(held):
-    with refused(ConfigError, "spans_and_end", "spans"):
+    with refused(ConfigError, "spans_and_end_of_text", "spans"):
         held.estimate(["abc"], spans=[[(0, 1)]], end_of_text=True)
-    with refused(ConfigError, "fixed_chunks", "fixes its chunks"):
+    with refused(ConfigError, "protocol_fixes_chunks", "fixes its chunks"):
         held.estimate(["abc"], protocol="bd3lm", end_of_text=True)
     endless = train_tokenizer(ByteTokenizer(), [])
     endless.eos_token = None

@@ -16,12 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedTokenizerFast
 
-from textdiff.checks import checked_texts, whole_number
-from textdiff.data.losses import encode_checked
-from textdiff.diffusion.family import Family, block_sizes
-from textdiff.errors import ConfigError, DataError
+from textdiff.checks import whole_number
+from textdiff.diffusion.family import block_sizes
+from textdiff.errors import ConfigError
 from textdiff.export.loading import (
     family_of,
     find_device,
@@ -32,42 +30,28 @@ from textdiff.export.loading import (
     read_json,
 )
 from textdiff.export.provenance import TRAINING_FILE, training_record
-from textdiff.likelihood.bound import Bound
-from textdiff.likelihood.difference import Difference, compare_models
-from textdiff.likelihood.estimates import Estimates
-from textdiff.likelihood.protocols import find_protocol, published_windows
-from textdiff.likelihood.replicates import estimate
-from textdiff.likelihood.scored_texts import Span, scored_pieces, windows_of
-from textdiff.likelihood.stopping import MIN_REPLICATES
-from textdiff.likelihood.windows import Windows, end_token
-from textdiff.models import TextDiffusionModel
+from textdiff.likelihood.text_scorer import TextScorer
 from textdiff.sampling.callbacks import (
     Callback,
-    CallbackHandler,
     FinishedRow,
+    Generation,
+    RowReader,
     StreamerCallback,
+    follow,
 )
 from textdiff.sampling.constraints import Constraint
 from textdiff.sampling.controls import Hook
 from textdiff.sampling.engine import Engine
 from textdiff.sampling.job import ContextLimit
-from textdiff.sampling.preparation import Preparer, make_job
-from textdiff.sampling.request import Request
-from textdiff.sampling.results import Generation, RowReader
+from textdiff.sampling.request import Preparer, Request, make_job
 from textdiff.sampling.segment import Step
 from textdiff.sampling.settings import SamplingConfig
-
-COUNTS = ("replicates", "samples", "orders", "timesteps", "batch_tokens")
-"""Options of `likelihood.estimate` that are whole numbers."""
-
-SELECTION = ("prompts", "spans", "stride", "end_of_text")
-"""Options of `TextDiffusion.windows` that `estimate` passes on."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass
-class TextDiffusion:
+class TextDiffusion(TextScorer):
     """A trained model with its tokenizer, family and sampling defaults.
 
     Attributes:
@@ -79,9 +63,6 @@ class TextDiffusion:
         folder: the export it was loaded from; None for one that was built in memory.
     """
 
-    model: TextDiffusionModel
-    tokenizer: PreTrainedTokenizerFast
-    family: Family
     defaults: SamplingConfig = field(default_factory=SamplingConfig)
     folder: Path | None = None
 
@@ -152,9 +133,9 @@ class TextDiffusion:
         """
         if block_size is not None:
             block_size = whole_number("block size", block_size)
-        if block_size is not None and not 1 <= block_size <= self._context:
+        if block_size is not None and not 1 <= block_size <= self.context:
             raise ConfigError(
-                f"block size {block_size}: give 1 to {self._context}, the context of the model"
+                f"block size {block_size}: give 1 to {self.context}, the context of the model"
             )
         fixed = self.family.objective.shifted  # left to right it could not read blocks
         if block_size not in self.block_sizes and (trained or fixed):
@@ -235,7 +216,7 @@ class TextDiffusion:
             ConfigError: see `generate`.
             DataError: see `generate`.
         """
-        self._check_whole()
+        self.check_whole()
         config, explicit = self.defaults.merge(**options), options.get("max_new_tokens") is not None
         parsed = self._preparer.parse(prompts, suffix, whole_number("num_samples", num_samples))
         job = make_job(parsed, config, self.context_limit, explicit)
@@ -261,8 +242,7 @@ class TextDiffusion:
         for first in range(0, len(request.job.prompts), 16 * batch_size):
             section = request.rows(first, first + 16 * batch_size)
             engine = Engine(self.model, self.family, section, batch_size, parts)
-            finish = partial(self._reader.finish, section)
-            done += CallbackHandler(section.job, callbacks, finish).follow(engine)
+            done += follow(engine, callbacks, partial(self._reader.finish, section))
             calls += engine.predictor.calls
             row_calls += engine.predictor.rows
         return Generation.of(done, calls, row_calls, request.lost)
@@ -303,164 +283,12 @@ class TextDiffusion:
 
     @cached_property
     def _preparer(self) -> Preparer:
-        return Preparer(self.model, self.family, self._reader)
-
-    # --- likelihood ---
-
-    def windows(
-        self,
-        texts: Sequence[str],
-        *,
-        prompts: Sequence[str] | None = None,
-        spans: Sequence[Sequence[Span]] | None = None,
-        stride: int | None = None,
-        end_of_text: bool = False,
-        protocol: str | None = None,
-    ) -> Windows:
-        """Return the windows that are scored of documents, by default whole ones.
-
-        Args:
-            texts: the documents.
-            prompts: text that is given before each document and not scored.
-            spans: (start, end) characters of each document that are scored, the rest being given.
-            stride: tokens from one window to the next where documents are longer than the context;
-                the overlap is context. None: the context, no overlap.
-            end_of_text: whether -log p of every document's end is a term of its own: the token
-                that ends it is scored and not counted.
-            protocol: a published protocol's chunks instead (`likelihood.protocols.PROTOCOLS`).
-
-        Raises:
-            ConfigError: choices that exclude each other, or a name or number out of range.
-            DataError: nothing to score, or characters the tokenizer does not know.
-        """
-        self._check_whole()
-        stride = None if stride is None else whole_number("stride", stride)
-        texts = checked_texts(texts, "texts")
-        if not texts:
-            raise DataError("no text given; give at least one", code="no_text")
-        prompts = None if prompts is None else checked_texts(prompts, "prompts")
-        clean = self.family.process.vocabulary.clean.cpu()
-        if protocol is None:
-            pieces = scored_pieces(texts, prompts, spans)
-            if end_of_text and spans is not None:
-                raise ConfigError(
-                    "spans are scored given how their text ends: no end_of_text",
-                    code="spans_and_end",
-                )
-            end = end_token(self.tokenizer, clean) if end_of_text else None
-            return windows_of(self.tokenizer, pieces, self._context, clean, stride, end)
-        if prompts is not None or spans is not None or stride is not None or end_of_text:
-            raise ConfigError(
-                f"protocol {protocol} fixes its chunks: no prompts, spans, stride or end_of_text",
-                code="fixed_chunks",
-            )
-        found = encode_checked(self.tokenizer, texts)
-        chosen = find_protocol(protocol)
-        return published_windows(
-            chosen,
-            self.tokenizer,
-            found.ids,
-            texts,
-            self._context,
-            clean,
-            found.losses,
-        )
-
-    def estimate(
-        self,
-        texts: Sequence[str],
-        *,
-        protocol: str | None = None,
-        seed: int = 0,
-        **options: Any,
-    ) -> Estimates:
-        """Bound the likelihood of documents.
-
-        Args:
-            texts: the documents.
-            protocol: see `windows`; without an `estimator` it brings its own.
-            seed: seed of the noise; two models of one seed see the same.
-            **options: those of `windows`, and those of `likelihood.estimate`: `estimator`,
-                `replicates`, `precision`, ...
-
-        Raises:
-            ConfigError: see `windows`, and an estimator that cannot score this model.
-            DataError: see `windows`.
-        """
-        seed = whole_number("seed", seed)
-        for name in COUNTS:
-            if options.get(name) is not None:
-                options[name] = whole_number(name, options[name])
-        chosen = {name: options.pop(name) for name in SELECTION if name in options}
-        windows = self.windows(texts, protocol=protocol, **chosen)
-        if protocol is None:
-            return estimate(self.model, self.family, windows, seed=seed, **options)
-        published = find_protocol(protocol)
-        options = published.settings(options, self.family.block_size)
-        bound = estimate(self.model, self.family, windows, seed=seed, **options)
-        return replace(bound, note="; ".join(filter(None, [published.note, bound.note])))
-
-    def score(self, texts: Sequence[str], **options: Any) -> list[Bound]:
-        """Return the bound of each text; takes the options of `estimate` except a protocol.
-
-        Every text draws noise often enough for an interval of its own.
-
-        Raises:
-            DataError: a text has no token, or characters the tokenizer does not know.
-        """
-        texts = checked_texts(texts, "texts")
-        if not texts:
-            return []
-        estimates = self.estimate(texts, each_document=True, **options)
-        return [estimates.document(index) for index in range(len(texts))]
-
-    def compare(self, other: "TextDiffusion", texts: Sequence[str], **options: Any) -> Difference:
-        """Return this model's bound minus another's, under the same noise; below 0 it is better.
-
-        In nats per token where both cut the texts into the same tokens and windows, else in bits
-        per byte. Takes the options of `estimate`.
-
-        Raises:
-            DataError: see `estimate`.
-        """
-        texts = checked_texts(texts, "texts")
-        run = partial(self._at_least, texts=texts, options=options)
-        others_run = partial(other._at_least, texts=texts, options=options)
-        return compare_models(run, others_run, options.get("replicates", MIN_REPLICATES))[0]
-
-    # --- inside ---
-
-    def _check_whole(self) -> None:
-        """Stop where the network is not what it was when this was made.
-
-        Raises:
-            ConfigError: it has no numbers, or another vocabulary.
-        """
-        if self.model.device.type == "meta":
-            raise ConfigError(
-                "the network is on device meta, which holds shapes without numbers; load it again "
-                "with TextDiffusion.from_pretrained"
-            )
-        rows, known = self.model.config.vocab_size, len(self.family.process.vocabulary.clean)
-        if rows != known:
-            raise ConfigError(
-                f"the network was resized to {rows} ids, where tokenizer and process have {known}; "
-                "save it with save_pretrained and load it again"
-            )
-
-    def _at_least(
-        self, replicates: int, texts: Sequence[str], options: dict[str, Any]
-    ) -> Estimates:
-        return self.estimate(texts, **(options | {"replicates": replicates}))
+        return Preparer(self.model, self.family, self.tokenizer)
 
     @property
     def context_limit(self) -> ContextLimit:
         """Tokens that the network sees at once."""
-        return ContextLimit(self._context, self.family.block_size)
-
-    @property
-    def _context(self) -> int:
-        return int(self.model.config.max_position_embeddings)
+        return ContextLimit(self.context, self.family.block_size)
 
 
 def _in_blocks(sizes: Sequence[int | None]) -> str:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from textdiff.config import ByteTokenizer, CharTokenizer, Config
+from textdiff.config import Config
+from textdiff.data.sections import ByteTokenizer, CharTokenizer
 from textdiff.data.tokenizer import train_tokenizer
 from textdiff.export.loading import family_of
 from textdiff.models import TextDiffusionModel

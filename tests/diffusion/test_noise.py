@@ -8,7 +8,7 @@ from exact_stats import chi_square_p
 from noise_calls import noise_by_count, noise_by_time
 
 from textdiff.diffusion import SCHEDULES
-from textdiff.diffusion.blocks import Blocks
+from textdiff.diffusion.family import Blocks
 from textdiff.diffusion.noise import NoiseUniforms
 from textdiff.diffusion.randomness import Stream, uniforms
 

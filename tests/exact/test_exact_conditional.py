@@ -22,7 +22,8 @@ from exact_tables import (
     subsets,
 )
 
-from textdiff.config import ByteTokenizer, Config
+from textdiff.config import Config
+from textdiff.data.sections import ByteTokenizer
 from textdiff.data.tokenizer import train_tokenizer
 from textdiff.export.loading import family_of
 from textdiff.likelihood.replicates import estimate

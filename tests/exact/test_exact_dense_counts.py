@@ -9,7 +9,7 @@ from exact_stats import beta_cdf, chi_square_p, ks_statistic
 from exact_tables import CLEAN, EXCLUDED, MASK, ROWS, all_sequences
 from noise_calls import noise_by_count, noise_by_time
 
-from textdiff.diffusion.blocks import Blocks
+from textdiff.diffusion.family import Blocks
 from textdiff.diffusion.noise import NoiseUniforms
 from textdiff.diffusion.randomness import Stream, uniforms
 

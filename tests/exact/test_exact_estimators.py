@@ -30,7 +30,7 @@ from noise_calls import noise_by_time
 from refusals import refused
 
 from textdiff.config import Config
-from textdiff.diffusion.blocks import Blocks
+from textdiff.diffusion.family import Blocks
 from textdiff.diffusion.noise import NoiseUniforms
 from textdiff.diffusion.randomness import Stream
 from textdiff.errors import CheckpointError, ConfigError

@@ -19,8 +19,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from textdiff.config import Config
-from textdiff.diffusion.blocks import Blocks
-from textdiff.diffusion.family import build_family
+from textdiff.diffusion.family import Blocks, build_family
 from textdiff.diffusion.process import Vocabulary
 from textdiff.loss import PositionTerms
 from textdiff.train.batches import TrainingBatches

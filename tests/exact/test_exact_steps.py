@@ -8,7 +8,7 @@ from test_exact_discrete_time import bound
 from torch import Tensor
 
 from textdiff.diffusion import SCHEDULES
-from textdiff.diffusion.blocks import Blocks
+from textdiff.diffusion.family import Blocks
 from textdiff.diffusion.noise import Noise, NoiseUniforms
 from textdiff.diffusion.schedule import NoiseSchedule
 from textdiff.likelihood.estimators.noise_levels import (

@@ -6,7 +6,7 @@ import math
 import pytest
 from small_tokenizers import bpe, model_of, unigram, wordpiece
 
-from textdiff.config import ByteTokenizer
+from textdiff.data.sections import ByteTokenizer
 from textdiff.data.tokenizer import train_tokenizer
 from textdiff.errors import DataError
 from textdiff.evaluate import evaluation_record

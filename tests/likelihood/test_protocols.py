@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from textdiff.config import ByteTokenizer
 from textdiff.data.encode import encode_documents
+from textdiff.data.sections import ByteTokenizer
 from textdiff.data.tokenizer import excluded_ids, train_tokenizer, vocabulary_size
 from textdiff.errors import ConfigError, DataError
 from textdiff.likelihood.protocols import PROTOCOLS, find_protocol, published_windows

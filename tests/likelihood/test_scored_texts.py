@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from textdiff.config import ByteTokenizer
+from textdiff.data.sections import ByteTokenizer
 from textdiff.data.tokenizer import train_tokenizer
 from textdiff.errors import DataError
 from textdiff.likelihood.scored_texts import prompted, spanned, windows_of

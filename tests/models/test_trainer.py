@@ -13,7 +13,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from textdiff.config import ByteTokenizer
+from textdiff.data.sections import ByteTokenizer
 from textdiff.data.tokenizer import train_tokenizer
 from textdiff.models import TextDiffusionConfig, TextDiffusionModel
 

@@ -8,7 +8,7 @@ from test_rules import WIDTH, family_of
 from tiny_models import tiny_family, tiny_model
 from torch import Tensor
 
-from textdiff.diffusion.blocks import Blocks
+from textdiff.diffusion.family import Blocks
 from textdiff.diffusion.noise import NoiseUniforms
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.randomness import Stream, uniforms

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from textdiff.cli import main
 from textdiff.config.reading import validate
-from textdiff.diffusion.settings import DiffusionConfig
+from textdiff.diffusion import DiffusionConfig
 from textdiff.errors import ConfigError
 from textdiff.pipeline import TextDiffusion
 from textdiff.train.ema import EMA

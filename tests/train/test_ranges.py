@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from textdiff.config import Config
-from textdiff.diffusion.blocks import Blocks
-from textdiff.diffusion.family import Family, build_family, training_maker
+from textdiff.diffusion.family import Blocks, Family, build_family, training_maker
 from textdiff.diffusion.noise import NoiseUniforms, draw_noise
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, uniforms

@@ -3,7 +3,8 @@
 import torch
 from refusals import refused
 
-from textdiff.config import CharTokenizer, Config
+from textdiff.config import Config
+from textdiff.data.sections import CharTokenizer
 from textdiff.data.tokenizer import train_tokenizer
 from textdiff.errors import ConfigError
 from textdiff.train.setup import build_model

@@ -9,7 +9,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from textdiff.config import ByteTokenizer, Config
+from textdiff.config import Config
+from textdiff.data.sections import ByteTokenizer
 from textdiff.data.tokenizer import train_tokenizer
 from textdiff.export.loading import family_of
 from textdiff.models import TextDiffusionModel

@@ -52,9 +52,9 @@ def load_config(arguments: Sequence[str], prog: str, extra: str = "") -> "Config
     command = f"{prog} {arguments[0]}"
     config = load(arguments[0], flags, prog=f"{command} {extra}".strip())
     if len(flags) < len(arguments) - 1:
-        from textdiff.config.keys import describe
+        from textdiff.config.keys import describe_keys
 
-        print(_config_usage(command, extra), describe(config), sep="\n\n")
+        print(_config_usage(command, extra), describe_keys(config), sep="\n\n")
         raise SystemExit(0)
     return config
 

@@ -24,8 +24,7 @@ from textdiff.view.progress import make_console, print_json, quiet_libraries
 
 if TYPE_CHECKING:
     from textdiff.pipeline import TextDiffusion
-    from textdiff.sampling.callbacks import FinishedRow
-    from textdiff.sampling.results import Generation
+    from textdiff.sampling.callbacks import FinishedRow, Generation
 
 
 @dataclass(frozen=True)

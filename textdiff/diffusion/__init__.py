@@ -1,12 +1,16 @@
-"""The mathematics: schedules, processes, noise, blocks and objectives.
+"""The mathematics: schedules, processes, noise, blocks and objectives; the section `diffusion`.
 
-Knows no network, file or screen, and imports torch at its first use only: configs are made of what
-is registered here and in `objectives`.
+Independent of networks, files and screens. Imports torch at its first use only, since configs are
+made of what is registered here and in `objectives`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
 
 from textdiff.diffusion.noise import ByCount, ByTime, NoiseMaker, Rates
+from textdiff.diffusion.objectives import MDLM, OBJECTIVES, Objective
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.processes import Absorbing, Hybrid, Uniform
 from textdiff.diffusion.schedule import (
@@ -18,7 +22,8 @@ from textdiff.diffusion.schedule import (
     NoiseSchedule,
     Polynomial,
 )
-from textdiff.registry import Registry
+from textdiff.registry import NameOf, OneOf, Registry
+from textdiff.section import Number, Section, Whole
 
 SCHEDULES = Registry[NoiseSchedule](
     "schedule", [LogLinear, Cosine, Polynomial, Geometric, HybridSchedule, Learned]
@@ -26,3 +31,108 @@ SCHEDULES = Registry[NoiseSchedule](
 PROCESSES: dict[str, type[ForwardProcess]] = {p.name: p for p in (Absorbing, Uniform, Hybrid)}
 NOISE_MAKERS: dict[str, Callable[[Rates], NoiseMaker]] = {"count": ByCount, "time": ByTime}
 """Makers of continuous time; `ByStep` is that of discrete time."""
+
+
+class NoiseConfig(Section):
+    """How training noise is drawn."""
+
+    draw: Annotated[str, NameOf(NOISE_MAKERS)] = Field(
+        "count", description="draw the number of masked tokens, or a time"
+    )
+    range: tuple[Number, Number] | Literal["search"] = Field(
+        (0.0, 1.0),
+        description="mask rates that training draws from, or `search`: at each evaluation those of "
+        "smallest variance",
+    )
+    prompts: Number = Field(
+        0.0, ge=0.0, le=1.0, description="share of the rows whose beginning is given, free of noise"
+    )
+    prompt_dropout: Number = Field(
+        0.0, ge=0.0, le=1.0, description="share of those whose prompt is hidden behind masks"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "NoiseConfig":
+        if self.prompt_dropout and not self.prompts:
+            raise ValueError(
+                f"prompt_dropout {self.prompt_dropout} hides prompts, and there are none: set "
+                "prompts, the share of rows that have one, for example 0.5"
+            )
+        if self.range != "search" and not 0.0 <= self.range[0] < self.range[1] <= 1.0:
+            low, high = self.range
+            raise ValueError(f"range {low} {high}: needs 0 <= low < high <= 1")
+        return self
+
+    def refusal(self, objective: Objective, block_sizes: Collection[int | None]) -> str | None:
+        """Return why noise cannot be drawn so for an objective and its blocks; None: it can."""
+        if self.range == "search" and not objective.trains_on_bound:
+            return (
+                "a range is searched by the variance of the bound's own terms: set "
+                "objective.loss_weight: elbo, or a fixed noise.range"
+            )
+        if self.prompts and set(block_sizes) == {1}:
+            return (
+                "noise.prompts: in blocks of one token all preceding tokens are given anyway; set "
+                "it to 0"
+            )
+        return None
+
+
+class DiffusionConfig(Section):
+    """Forward process, schedule, objective and block size: the five choices without the rule."""
+
+    process: Annotated[str, NameOf(PROCESSES)] = Field("absorbing", description="forward process")
+    schedule: Annotated[NoiseSchedule, OneOf(SCHEDULES)] = LogLinear()
+    objective: Annotated[Objective, OneOf(OBJECTIVES)] = MDLM()
+    noise: NoiseConfig = NoiseConfig()
+    block_size: Whole | tuple[Whole | None, ...] | None = Field(
+        None,
+        description="tokens per block; null: the whole sequence is one block; a list: one of them "
+        "at random in every step, the first being the default of the trained model",
+    )
+    timesteps: Whole | None = Field(
+        None, ge=1, description="steps of discrete time; null: continuous time"
+    )
+
+    @property
+    def block_sizes(self) -> tuple[int | None, ...]:
+        """Every size that training uses; the first is the trained model's default."""
+        return self.block_size if isinstance(self.block_size, tuple) else (self.block_size,)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DiffusionConfig":
+        problem = (
+            self._sizes_problem()
+            or self.objective.refusal(self)
+            or self.schedule.refusal(self)
+            or self._steps_problem()
+            or self.noise.refusal(self.objective, self.block_sizes)
+        )
+        if problem:
+            raise ValueError(problem)
+        return self
+
+    def _sizes_problem(self) -> str | None:
+        sizes = self.block_sizes
+        if not sizes:
+            return "block_size is an empty list: name at least one size"
+        small = [size for size in sizes if size is not None and size < 1]
+        if small:
+            return f"block_size {small[0]}: a block has at least one token"
+        twice = [size for size in sizes if sizes.count(size) > 1]
+        return f"block_size lists {twice[0]} twice" if twice else None
+
+    def _steps_problem(self) -> str | None:
+        if self.timesteps is None:
+            return None
+        if self.timesteps == 1:
+            return (
+                "timesteps: 1 draws all tokens at once from pure noise, independently of each "
+                "other: there is nothing to learn but their frequencies; set timesteps: 2 or more"
+            )
+        if self.noise.draw != "time" or self.noise.range != (0.0, 1.0):
+            return (
+                "with timesteps noise is drawn at the steps' own times: set noise.draw: time and "
+                "noise.range: [0.0, 1.0]"
+            )
+        return None

@@ -26,8 +26,7 @@ from typing import TYPE_CHECKING, Self
 from textdiff.lazy import Tensor, torch
 
 if TYPE_CHECKING:
-    from textdiff.diffusion.blocks import Blocks
-    from textdiff.diffusion.family import Family
+    from textdiff.diffusion.family import Blocks, Family
 
 
 Rates = tuple[float, float]

@@ -17,8 +17,8 @@ from textdiff.lazy import Tensor, torch
 from textdiff.section import Number, Section
 
 if TYPE_CHECKING:
+    from textdiff.diffusion import DiffusionConfig
     from textdiff.diffusion.objectives.objective import Objective
-    from textdiff.diffusion.settings import DiffusionConfig
 
 
 class NoiseSchedule(Section):

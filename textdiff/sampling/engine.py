@@ -20,10 +20,9 @@ from textdiff.models import TextDiffusionModel
 from textdiff.sampling.cached import ApproximatePredictor, CachedPredictor
 from textdiff.sampling.context import SegmentInfo
 from textdiff.sampling.guidance import GuidedPredictor, check_guidance
-from textdiff.sampling.job import ContextLimit, Segments
+from textdiff.sampling.job import ContextLimit, Rows, Segments, on_device
 from textdiff.sampling.predictor import PlainPredictor, Predictor
 from textdiff.sampling.request import Request
-from textdiff.sampling.rows import Rows, on_device
 from textdiff.sampling.rules import build_rule
 from textdiff.sampling.segment import Segment, Step, Uniforms
 from textdiff.sampling.watch import Watch

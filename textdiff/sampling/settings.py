@@ -245,7 +245,7 @@ class SamplingConfig(Section):
             return type(self).model_validate(dict(self) | wanted, strict=True)
         except ValidationError as error:
             item = error.errors(include_url=False)[0]
-            raise ConfigError(describe(item), code=item["type"]) from None
+            raise ConfigError(explain_option(item), code=item["type"]) from None
 
     @classmethod
     def from_export(cls, content: Mapping[str, Any]) -> "SamplingConfig":
@@ -260,7 +260,7 @@ class SamplingConfig(Section):
             return SamplingConfig(**{k: v for k, v in given.items() if v is not None})
         except ValidationError as error:
             item = error.errors(include_url=False)[0]
-            message = f"generation_config.json: {describe(item)}"
+            message = f"generation_config.json: {explain_option(item)}"
             raise CheckpointError(message, code=item["type"]) from None
 
     def to_export(self) -> dict[str, Any]:
@@ -278,7 +278,7 @@ def _renamed(options: Mapping[str, Any]) -> dict[str, Any]:
     return rest if steps is None else rest | {"steps": steps}
 
 
-def describe(error: ErrorDetails) -> str:
+def explain_option(error: ErrorDetails) -> str:
     """Say in one sentence why an option was refused."""
     context = {
         key: f"{value:.12g}" if isinstance(value, int | float) else value

@@ -19,8 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from textdiff.config import Config
 from textdiff.data.sequences import Mixture, PackedSequences
-from textdiff.diffusion.blocks import Blocks
-from textdiff.diffusion.family import Family, training_maker
+from textdiff.diffusion.family import Blocks, Family, training_maker
 from textdiff.diffusion.noise import ALL_RATES, NoiseMaker, NoiseUniforms, Rates, draw_noise
 from textdiff.diffusion.randomness import Stream, stratified, uniforms
 from textdiff.errors import LostProcessError

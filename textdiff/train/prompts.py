@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from textdiff.diffusion.blocks import Blocks
+from textdiff.diffusion.family import Blocks
 from textdiff.loss import Batch
 
 

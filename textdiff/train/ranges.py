@@ -18,8 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from textdiff.diffusion.blocks import Blocks
-from textdiff.diffusion.family import Family
+from textdiff.diffusion.family import Blocks, Family
 from textdiff.diffusion.noise import Noise, Rates, counts
 from textdiff.diffusion.randomness import Stream, bits
 from textdiff.loss import PositionTerms, corrupt

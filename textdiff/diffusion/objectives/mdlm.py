@@ -18,7 +18,7 @@ from textdiff.diffusion.processes import AbsorbingByToken
 from textdiff.lazy import Tensor
 
 if TYPE_CHECKING:
-    from textdiff.diffusion.settings import DiffusionConfig
+    from textdiff.diffusion import DiffusionConfig
 
 
 CLIP = 2.0

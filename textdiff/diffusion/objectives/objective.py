@@ -14,7 +14,7 @@ from textdiff.lazy import Tensor, torch
 from textdiff.section import Section
 
 if TYPE_CHECKING:
-    from textdiff.diffusion.settings import DiffusionConfig
+    from textdiff.diffusion import DiffusionConfig
 
 
 class Prediction:

@@ -15,8 +15,7 @@ from textdiff.section import Section
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from textdiff.diffusion.blocks import Blocks
-    from textdiff.diffusion.family import Family
+    from textdiff.diffusion.family import Blocks, Family
     from textdiff.diffusion.randomness import Index, Stream
     from textdiff.likelihood.scorer import Scorer
     from textdiff.likelihood.windows import Windows

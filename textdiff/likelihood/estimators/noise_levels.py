@@ -34,8 +34,7 @@ from textdiff.section import Number, Whole
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from textdiff.diffusion.blocks import Blocks
-    from textdiff.diffusion.family import Family
+    from textdiff.diffusion.family import Blocks, Family
     from textdiff.diffusion.schedule import NoiseSchedule
     from textdiff.likelihood.estimators.estimator import Parts
     from textdiff.likelihood.scorer import Scorer

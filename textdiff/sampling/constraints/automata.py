@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from textdiff.errors import ConfigError
-from textdiff.sampling.constraints.nondeterministic import Nondeterministic
-from textdiff.sampling.constraints.syntax import read
+from textdiff.sampling.constraints.expressions import Nondeterministic, read
 
 MOST_STATES = 4000
 MOST_ENTRIES = 200_000_000

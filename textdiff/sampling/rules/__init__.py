@@ -11,15 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from textdiff.errors import ConfigError
 from textdiff.registry import Registry
-from textdiff.sampling.rules.ancestral import Ancestral
-from textdiff.sampling.rules.confidence import Confidence
-from textdiff.sampling.rules.entropy_bound import EntropyBound
-from textdiff.sampling.rules.first_hitting import FirstHitting
+from textdiff.sampling.rules.ancestral import Ancestral, FirstHitting
+from textdiff.sampling.rules.ordered import Confidence, EntropyBound, Threshold
 from textdiff.sampling.rules.predictor_corrector import PredictorCorrector
 from textdiff.sampling.rules.remask import Remask
 from textdiff.sampling.rules.rule import Rule
 from textdiff.sampling.rules.scores import Euler, Tweedie
-from textdiff.sampling.rules.threshold import Threshold
 
 if TYPE_CHECKING:
     from textdiff.diffusion.family import Family

@@ -1,0 +1,117 @@
+"""Rules in which the network chooses the order, and that differ in the number of tokens per call.
+
+Confidence is read from the raw distribution: its largest probability (low-confidence remasking,
+arXiv:2502.09992; MaskGIT, arXiv:2202.04200), the margin between its two largest
+(arXiv:2502.06768), or its entropy (Dream, arXiv:2508.15487).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from textdiff.lazy import torch
+from textdiff.sampling.rules.redrawing import even_times
+from textdiff.sampling.rules.unmasking import (
+    OrderedRule,
+    even_share,
+    low_entropy,
+    margin,
+    most_likely,
+    unmask_in_order,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from textdiff.sampling.segment import Segment, Step
+
+ORDERS = {"probability": most_likely, "margin": margin, "entropy": low_entropy}
+
+
+class Confidence(OrderedRule):
+    """Reveals the most confident positions, in `steps` calls where there are as many positions."""
+
+    kind: Literal["confidence"] = "confidence"
+    order: Literal["probability", "margin", "entropy"] = Field(
+        "probability",
+        description="largest probability; lead of the first token over the second; lowest entropy",
+    )
+    order_temperature: float = Field(
+        0.0,
+        ge=0.0,
+        description="0 takes the most confident; else positions are drawn without replacement in "
+        "proportion to confidence to the power 1/temperature",
+    )
+    pace: Literal["even", "noise"] = Field(
+        "even",
+        description="tokens per call: shared out evenly, the first calls taking the remainder; or "
+        "following the noise schedule, as ancestral sampling does on average",
+    )
+
+    def __call__(self, segment: Segment) -> Iterator[Step]:
+        steps, size = segment.steps, (~segment.frozen).sum(1)
+        alphas = segment.schedule.alpha(even_times(steps))
+        still = (1.0 - alphas) / (1.0 - alphas[0])
+
+        def count(ranked: Tensor, left: Tensor, calls: int) -> Tensor:
+            if self.pace == "even":
+                return even_share(left, calls)
+            return left - (size * still[steps + 1 - calls]).floor().long()
+
+        yield from unmask_in_order(segment, ORDERS[self.order], count, self.order_temperature)
+
+
+class Threshold(OrderedRule):
+    """Reveals what is likely enough, and what is needed to be done in `steps` calls.
+
+    Enough is a largest probability of at least `threshold`, or, for n positions revealed together,
+    (n + 1)(1 - c_n) < `factor` with c_n the smallest of theirs (both arXiv:2505.22618). At factor 1
+    the tokens most likely together are those most likely one by one. A threshold promises that
+    only for up to 1 / (1 - threshold) - 1 of them.
+    """
+
+    kind: Literal["threshold"] = "threshold"
+    threshold: float = Field(
+        0.9, ge=0.0, le=1.0, description="least probability of the likeliest token"
+    )
+    factor: float | None = Field(
+        None, ge=0.0, description="f of the other criterion, which then replaces the threshold"
+    )
+
+    def __call__(self, segment: Segment) -> Iterator[Step]:
+        yield from unmask_in_order(segment, most_likely, self._confident)
+
+    def _confident(self, ranked: Tensor, left: Tensor, calls: int) -> Tensor:
+        if self.factor is None:
+            confident = (ranked.exp() >= self.threshold).sum(1)
+        else:
+            doubt = -torch.expm1(ranked)  # 1 - c, which rises, so that what fits is a beginning
+            n = torch.arange(1, ranked.shape[1] + 1)
+            confident = ((n + 1) * doubt < self.factor).sum(1)
+        return torch.maximum(confident, even_share(left, calls))
+
+
+class EntropyBound(OrderedRule):
+    """Reveals what the bound allows, and what is needed to be done in `steps` calls.
+
+    In order of rising entropy, the longest beginning whose entropies add up to at most gamma, the
+    largest left out (arXiv:2505.24857). That sum bounds how much the tokens revealed together can
+    depend on each other; `Step.dependence` is the bound that each call had.
+    """
+
+    kind: Literal["entropy_bound"] = "entropy_bound"
+    entropy_bound: float = Field(
+        0.1, ge=0.0, description="nats per call; 0 reveals uncertain tokens one by one"
+    )
+
+    def __call__(self, segment: Segment) -> Iterator[Step]:
+        yield from unmask_in_order(segment, low_entropy, self._safe)
+
+    def _safe(self, ranked: Tensor, left: Tensor, calls: int) -> Tensor:
+        nats = -ranked  # infinite where there is no mask
+        before = nats.cumsum(1) - nats.cummax(1).values
+        return torch.maximum((before <= self.entropy_bound).sum(1), even_share(left, calls))
