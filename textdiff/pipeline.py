@@ -31,7 +31,7 @@ from textdiff.export.loading import (
     locate_export,
     read_json,
 )
-from textdiff.export.provenance import TRAINING_FILE, training_record
+from textdiff.export.records import TRAINING_FILE, training_record
 from textdiff.likelihood import (
     Bound,
     Difference,

@@ -25,6 +25,7 @@ from textdiff.cli import main
 from textdiff.config import Config
 from textdiff.errors import CheckpointError
 from textdiff.loss import DenoisingLoss
+from textdiff.signals import StopRequest
 from textdiff.storage import sweep, whole_folder, writing
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.checkpoint import checkpoints, damage
@@ -32,7 +33,6 @@ from textdiff.train.directory import run_lock
 from textdiff.train.divergence import DivergenceGuard
 from textdiff.train.reporter import MetricsFile
 from textdiff.train.setup import check_resume
-from textdiff.train.signals import StopRequest
 from textdiff.train.trainer import Trainer
 from textdiff.train.validation import Validation
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textdiff.commands.arguments import writable
-from textdiff.commands.inputs import (
+from textdiff.commands.arguments import (
     STANDARD_INPUT,
     check_standard_input,
     several_processes,
     standard_input,
+    writable,
 )
 from textdiff.commands.parallel import Processes, find_processes
 from textdiff.commands.sampling import read_template, say_approximate
@@ -130,7 +130,7 @@ class BatchJob:
 
     def record(self, model: "TextDiffusion", content: bytes) -> dict[str, Any]:
         """Return all that the output depends on: no batches, devices, processes or exact caches."""
-        from textdiff.export.provenance import model_record
+        from textdiff.export.records import model_record
 
         cache = "approximate" if self.options["cache"] == "approximate" else None
         return {
@@ -194,7 +194,7 @@ def _fill(
     batch_size: int,
 ) -> None:
     """Generate what is missing."""
-    from textdiff.batch.run import fill
+    from textdiff.batch.output import fill
 
     share = (processes.rank, processes.count)
     with BatchBar("generating", len(rows), processes.first) as progress:

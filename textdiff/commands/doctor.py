@@ -85,7 +85,7 @@ Entries = Iterator[tuple[str, ...]]
 def probe_versions() -> Entries:
     """Probe textdiff, Python, the libraries and git."""
     from textdiff import __version__
-    from textdiff.export.provenance import PACKAGE, commit_of
+    from textdiff.export.records import PACKAGE, commit_of
 
     commit = commit_of(PACKAGE.parent)
     yield "textdiff", __version__ + (f" ({commit[:12]})" if commit else "")

@@ -12,9 +12,10 @@ from textdiff.commands.arguments import (
     Dtype,
     JsonFlag,
     ModelArgument,
+    check_standard_input,
     held_model,
+    read_documents,
 )
-from textdiff.commands.inputs import check_standard_input, read_documents
 from textdiff.commands.sampling import Sampling
 from textdiff.errors import ConfigError
 from textdiff.view.progress import ProgressBar, print_json, quiet_libraries

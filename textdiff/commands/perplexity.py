@@ -10,8 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textdiff.commands.arguments import JsonFlag, ModelArgument, TextArgument
-from textdiff.commands.inputs import given_rows
+from textdiff.commands.arguments import JsonFlag, ModelArgument, TextArgument, given_rows
 from textdiff.commands.parallel import Processes, find_processes
 from textdiff.commands.scoring import (
     ReadingOptions,

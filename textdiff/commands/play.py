@@ -9,9 +9,9 @@ from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 from textdiff.commands.arguments import ModelArgument, given_text
-from textdiff.commands.interruption import Interruption
 from textdiff.commands.sampling import Loading, Sampling
 from textdiff.errors import TextDiffError
+from textdiff.signals import Interruption
 from textdiff.view.progress import make_console, quiet_libraries
 
 if TYPE_CHECKING:

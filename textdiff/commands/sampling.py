@@ -7,8 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from pydantic import Field, create_model
 
-from textdiff.commands.arguments import BlockSize, Dtype, given_text, held_model
-from textdiff.commands.inputs import STANDARD_INPUT, read_text
+from textdiff.commands.arguments import (
+    STANDARD_INPUT,
+    BlockSize,
+    Dtype,
+    given_text,
+    held_model,
+    read_text,
+)
 from textdiff.errors import ConfigError
 from textdiff.sampling.settings import SamplingConfig, read_knobs
 from textdiff.section import Section

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, create_model
 
-from textdiff.commands.arguments import BlockSize, Dtype, fraction, held_model
-from textdiff.commands.inputs import read_documents
+from textdiff.commands.arguments import BlockSize, Dtype, fraction, held_model, read_documents
 from textdiff.commands.parallel import Processes
 from textdiff.errors import ConfigError
 from textdiff.likelihood.estimators import (

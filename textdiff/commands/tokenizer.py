@@ -5,8 +5,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from textdiff.commands.arguments import TextArgument, given_text
-from textdiff.commands.inputs import read_documents
+from textdiff.commands.arguments import TextArgument, given_text, read_documents
 from textdiff.errors import ConfigError, DataError
 from textdiff.view.progress import quiet_libraries
 

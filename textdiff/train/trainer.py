@@ -19,6 +19,7 @@ from textdiff.config import Config
 from textdiff.data.corpus import Corpus
 from textdiff.diffusion.randomness import Stream, bits
 from textdiff.loss import training_loss
+from textdiff.signals import StopRequest
 from textdiff.storage import writing
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.checkpoint import (
@@ -38,7 +39,6 @@ from textdiff.train.optim import (
 from textdiff.train.reporter import MetricsFile, Reporter, evaluation_values
 from textdiff.train.run_state import Progress, RunState
 from textdiff.train.setup import build_model, write_facts
-from textdiff.train.signals import StopRequest
 from textdiff.train.validation import Validation
 
 

@@ -14,7 +14,7 @@ from textdiff.sampling.job import Job
 from textdiff.sampling.segment import Step
 from textdiff.view.cells import Cell, Kind, Reader
 from textdiff.view.progress import ECHO
-from textdiff.view.row_steps import RowStep, RowSteps, given_of
+from textdiff.view.recorders import RowStep, RowSteps, given_of
 
 SECONDS = 4.0
 """Fast models are slowed down, so that a whole animation takes about so long."""
