@@ -148,7 +148,7 @@ VERB_OPTIONS = {
     "play m": ["--temperature", "--block-size"],
     "tokenizer train o t": ["--vocab-size"],
     "doctor": ["--json"],
-    "estimate c.yaml": ["--memory", "--efficiency", "--vocabulary"],
+    "plan c.yaml": ["--memory", "--efficiency", "--vocabulary"],
     "train c.yaml": ["--resume"],
     "data inspect c.yaml": ["--json"],
 }

@@ -10,8 +10,8 @@ the rows' files are deleted, and job.json stays as the record of what made OUT.
 
 Rows are divided into groups by the job alone: neither by what is finished, nor by the number of
 processes. An interrupted group is generated again, and only missing rows are kept. So every row has
-the same rows beside it in its network calls, and a resumed job gives what an uninterrupted one
-gives, down to the last rounding.
+the same rows beside it in its network calls. A resumed job gives what an uninterrupted one gives,
+down to the last rounding.
 """
 
 import json
@@ -32,11 +32,11 @@ JOB = "job.json"
 
 
 class Output:
-    """Output of a job, as one of its processes knows it.
+    """Output of a job, in one of its processes.
 
     Args:
         path: OUT.
-        rows: rows of the whole job.
+        rows: rows of the job.
         rank: number of the process; number 0 writes OUT.
     """
 
@@ -111,7 +111,7 @@ class Output:
 
     @property
     def complete(self) -> bool:
-        """Whether OUT has all rows."""
+        """True where OUT has all rows."""
         return self.written == self.rows
 
     def failures(self) -> Iterator[dict[str, Any]]:
@@ -169,7 +169,7 @@ class StreamOutput(Output):
     Args:
         file: where lines go, as UTF-8.
         name: what to call it.
-        rows: rows of the whole job.
+        rows: rows of the job.
     """
 
     def __init__(self, file: BinaryIO, name: str, rows: int):

@@ -22,10 +22,7 @@ if TYPE_CHECKING:
 
 
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
-ModelArgument = str
-TextArgument = tuple[str, ...]
 JsonFlag = Annotated[bool, Named("json")]
-BlockSize = int | Literal["full"] | None
 
 
 def load_config(arguments: Sequence[str], prog: str, extra: str = "") -> "Config":
@@ -124,31 +121,45 @@ def fraction(words: str) -> float:
     return value
 
 
-def held_model(
-    name: str, device: str | None, dtype: Dtype, block_size: BlockSize
-) -> "TextDiffusion":
-    """Return the model that a command line names, in the block size that it names.
+@dataclass(frozen=True)
+class Loading:
+    """Options of loading the model."""
 
-    Raises:
-        CheckpointError: it cannot be loaded.
-        ConfigError: there is no such device, or the model was not trained in such blocks.
-    """
-    from textdiff.pipeline import TextDiffusion
+    block_size: int | Literal["full"] | None = None
+    """Tokens per block, of those that the model was trained in, or full; the default is the first
+    of them."""
 
-    if name != given_text("the model's name", name):
-        raise ConfigError(f"the locale cannot name the model {name!a}; use a UTF-8 locale")
-    held = TextDiffusion.from_pretrained(name, device, dtype)
-    if block_size is None:
-        return held
-    return held.with_block_size(None if block_size == "full" else block_size)
+    device: str | None = None
+    """Torch device; the default is CUDA if there is one, else the CPU."""
+
+    dtype: Dtype = "float32"
+    """Dtype of the network; likelihoods are normalised in float32 or wider in any case."""
+
+    def load(self, name: str, default_device: str | None = None) -> "TextDiffusion":
+        """Return the model of that name, in the block size that was named.
+
+        Raises:
+            CheckpointError: it cannot be loaded.
+            ConfigError: the device does not exist, or the model was not trained in such blocks.
+        """
+        from textdiff.pipeline import TextDiffusion
+
+        if name != given_text("the model's name", name):
+            raise ConfigError(f"the locale cannot name the model {name!a}; use a UTF-8 locale")
+        held = TextDiffusion.from_pretrained(name, self.device or default_device, self.dtype)
+        if self.block_size is None:
+            return held
+        return held.with_block_size(None if self.block_size == "full" else self.block_size)
 
 
-def writable(flag: str, path: Path) -> None:
-    """Make sure that a file can be written, before anything that takes long.
+def writable(flag: str, path: Path | None) -> None:
+    """Make sure that a file can be written, if one is named, before anything that takes long.
 
     Raises:
         ConfigError: its folder is missing, or it cannot be written.
     """
+    if path is None:
+        return
     folder = path.parent
     if path.is_dir() or not folder.is_dir():
         raise ConfigError(f"{flag} {path}: name a file in a folder that exists")
@@ -175,9 +186,8 @@ class ShowingOptions:
         Raises:
             ConfigError: they cannot.
         """
-        for flag, path in (("--film", self.film), ("--trace", self.trace)):
-            if path is not None:
-                writable(flag, path)
+        writable("--film", self.film)
+        writable("--trace", self.trace)
 
 
 STANDARD_INPUT = "standard input"
@@ -196,8 +206,7 @@ def read_documents(names: Sequence[str], text_column: str) -> Iterator[str]:
     from textdiff.data.text_files import iterate_documents
 
     check_standard_input(names)
-    sources = [None if name == "-" else find_files(name) for name in names]
-    for source in sources:
+    for source in [None if name == "-" else find_files(name) for name in names]:
         if source is None:
             yield read_standard_input()
         else:
@@ -215,8 +224,7 @@ def given_rows(names: Sequence[str]) -> "Iterator[Row]":
     from textdiff.data.paths import find_files
 
     check_standard_input(names)
-    sources = [None if name == "-" else find_files(name) for name in names]
-    for source in sources:
+    for source in [None if name == "-" else find_files(name) for name in names]:
         if source is None:
             yield from stream_rows(standard_input(), STANDARD_INPUT)
         else:

@@ -45,7 +45,7 @@ class Batch:
 
     @property
     def asked(self) -> bool:
-        """Whether there is a file of prompts."""
+        """True where a file of prompts is named."""
         return self.input is not None or self.output is not None
 
     def check(self, prompt: str, plain: bool, counts: Sequence[int]) -> None:
@@ -69,7 +69,7 @@ class Batch:
             raise ConfigError("--num-samples and --batch-size: give at least 1")
         check_standard_input([self.input])
         if self.input != "-" and not Path(self.input).exists():
-            raise ConfigError(f"--input {self.input}: there is no such file")
+            raise ConfigError(f"--input {self.input}: no such file; check the path")
         if self.input != "-" and Path(self.input).is_dir():
             raise ConfigError(f"--input {self.input} is a folder: name a file of JSON lines")
         if self.output != "-":

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from textdiff.commands.arguments import JsonFlag, TextArgument
+from textdiff.commands.arguments import JsonFlag, Loading
 from textdiff.commands.parallel import find_processes
 from textdiff.commands.scoring import (
     ReadingOptions,
@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 def compare(
     model_a: str,
     model_b: str,
-    text: TextArgument,
+    text: tuple[str, ...],
     /,
     scoring: ScoringOptions,
     reading: ReadingOptions,
+    loading: Loading,
     json_output: JsonFlag = False,
 ) -> int:
     """Compare two models on the same texts, with the error of the difference.
@@ -39,6 +40,7 @@ def compare(
             not; `-` reads standard input.
         scoring: how texts are scored.
         reading: how files are read.
+        loading: how the models are loaded.
         json_output: print one JSON object, with everything that the result depends on.
     """
     options = scoring.options()  # refuses what is wrong before anything is loaded
@@ -50,7 +52,7 @@ def compare(
     records: dict[int, dict[str, Any]] = {}
 
     def score(place: int, replicates: int) -> "Estimates":
-        held = scoring.load(names[place], processes)
+        held = loading.load(names[place], processes.device)
         run = texts | options | {"replicates": replicates}
         estimates = shared_estimate(held, f"scoring by {names[place]}", processes, run)
         record = bound_record(held, estimates, options, reading, processes)

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from textdiff.commands.arguments import (
     JsonFlag,
-    ModelArgument,
+    Loading,
     ShowingOptions,
     given_text,
 )
 from textdiff.commands.batch import Batch, BatchJob, generate_batch
 from textdiff.commands.sampling import (
-    Loading,
     Sampling,
     read_template,
     say_approximate,
@@ -46,7 +45,7 @@ class TextOptions:
 
 
 def generate(
-    model: ModelArgument,
+    model: str,
     prompt: str = "",
     /,
     *,

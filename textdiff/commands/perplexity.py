@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textdiff.commands.arguments import JsonFlag, ModelArgument, TextArgument, given_rows
+from textdiff.commands.arguments import JsonFlag, Loading, given_rows, writable
 from textdiff.commands.parallel import Processes, find_processes
 from textdiff.commands.scoring import (
     ReadingOptions,
@@ -75,9 +75,7 @@ class TaskOptions:
             raise ConfigError("--per-token needs --per-document FILE to write to")
         if str(self.per_document) == "-":
             raise ConfigError("--per-document -: name a file; the result is on standard output")
-        output = self.per_document or Path("lines.jsonl")
-        if output.is_dir() or not output.parent.is_dir():
-            raise ConfigError(f"--per-document {output}: name a file in a folder that exists")
+        writable("--per-document", self.per_document)
 
     def read(self, names: Sequence[str], reading: ReadingOptions) -> dict[str, Any]:
         """Return the texts, prompts and spans for `TextDiffusion.estimate`.
@@ -101,12 +99,13 @@ class TaskOptions:
 
 
 def perplexity(
-    model: ModelArgument,
-    text: TextArgument,
+    model: str,
+    text: tuple[str, ...],
     /,
     scoring: ScoringOptions,
     reading: ReadingOptions,
     task: TaskOptions,
+    loading: Loading,
     json_output: JsonFlag = False,
 ) -> int:
     """Bound the perplexity of texts: unbiased, with its Monte-Carlo error.
@@ -122,6 +121,7 @@ def perplexity(
         scoring: how texts are scored.
         reading: how files are read.
         task: texts to score, and files for results.
+        loading: how the model is loaded.
         json_output: print one JSON object, with everything that the result depends on.
     """
     options, state = scoring.options(task.published), state_path(task.state)
@@ -130,7 +130,7 @@ def perplexity(
     run = options | task.read(text, reading) | {"state": state}
     run |= {"each_document": task.per_document is not None, "attribute": task.per_token}
     processes = find_processes()
-    held = scoring.load(model, processes)
+    held = loading.load(model, processes.device)
     with _reported(state, processes):
         estimates = shared_estimate(held, "scoring windows", processes, run)
     if processes.first:

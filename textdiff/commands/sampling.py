@@ -1,7 +1,6 @@
 """Flags of the verbs that generate text, made from the options of a generation."""
 
 import sys
-from dataclasses import dataclass
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
@@ -9,10 +8,7 @@ from pydantic import Field, create_model
 
 from textdiff.commands.arguments import (
     STANDARD_INPUT,
-    BlockSize,
-    Dtype,
     given_text,
-    held_model,
     read_text,
 )
 from textdiff.errors import ConfigError
@@ -20,7 +16,7 @@ from textdiff.sampling.settings import SamplingConfig, read_knobs
 from textdiff.section import Section
 
 if TYPE_CHECKING:
-    from textdiff.pipeline import TextDiffusion
+    pass
 
 
 def _flag_type(annotation: Any) -> Any:
@@ -68,25 +64,6 @@ def _checked(name: str, value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_checked(name, word) for word in value)
     return given_text(f"--{name}", value) if isinstance(value, str) else value
-
-
-@dataclass(frozen=True)
-class Loading:
-    """Options of loading the model."""
-
-    block_size: BlockSize = None
-    """Tokens per block, of those that the model was trained in, or full; the default is the first
-    of them."""
-
-    device: str | None = None
-    """Torch device; the default is CUDA if there is one, else the CPU."""
-
-    dtype: Dtype = "float32"
-    """Dtype of the network."""
-
-    def load(self, name: str, default_device: str | None = None) -> "TextDiffusion":
-        """Return the model of that name; see `held_model`."""
-        return held_model(name, self.device or default_device, self.dtype, self.block_size)
 
 
 def read_template(path: str, prompt: str, suffix: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, create_model
 
-from textdiff.commands.arguments import BlockSize, Dtype, fraction, held_model, read_documents
+from textdiff.commands.arguments import fraction, read_documents
 from textdiff.commands.parallel import Processes
 from textdiff.errors import ConfigError
 from textdiff.likelihood.estimators import (
@@ -82,21 +82,11 @@ class ScoringOptions(EstimatorOptions):  # type: ignore[misc]
     """Score where every document ends, as a term of its own: its end-of-text token, which is not
     counted among the tokens."""
 
-    block_size: BlockSize = None
-    """Tokens per block, of those that the model was trained in, or full; the default is the first
-    of them."""
-
     seed: int = 0
     """Seed of the noise."""
 
     batch_tokens: int = 8192
     """Tokens per network call (the result does not depend on it beyond rounding)."""
-
-    device: str | None = None
-    """Torch device; the default is CUDA if there is one, else the CPU."""
-
-    dtype: Dtype = "float32"
-    """Dtype of the network; normalisation is float32 or wider in any case."""
 
     def options(self, protocol: str | None = None) -> dict[str, Any]:
         """Return the options of `TextDiffusion.estimate`.
@@ -117,21 +107,19 @@ class ScoringOptions(EstimatorOptions):  # type: ignore[misc]
         own = {name: getattr(self, name) for name in EstimatorOptions.model_fields}
         own = {name: value for name, value in own.items() if value is not None}
         self._check_estimator(own, protocol)
-        return {
-            "replicates": self.replicates,
-            "precision": None if self.precision is None else fraction(self.precision),
-            "stride": self.stride,
-            "end_of_text": self.end_of_text,
-            "seed": self.seed,
-            "batch_tokens": self.batch_tokens,
-            "estimator": self.estimator,
-            "protocol": protocol,
-            **own,
-        }
-
-    def load(self, name: str, processes: Processes) -> "TextDiffusion":
-        """Load the model that a command line names; see `held_model`."""
-        return held_model(name, self.device or processes.device, self.dtype, self.block_size)
+        names = [
+            "replicates",
+            "precision",
+            "stride",
+            "end_of_text",
+            "seed",
+            "batch_tokens",
+            "estimator",
+        ]
+        shared = {name: getattr(self, name) for name in names}
+        if self.precision is not None:
+            shared["precision"] = fraction(self.precision)
+        return {**shared, "protocol": protocol, **own}
 
     def _check_estimator(self, own: dict[str, Any], protocol: str | None) -> None:
         """Refuse options that no estimator in question has, before a model is loaded."""

@@ -140,7 +140,7 @@ def accepts(model: "TextDiffusion") -> Callable[[str], bool]:
     def usable(prompt: str) -> bool:
         try:
             given = int(model.prepare(prompt).job.tails[0])
-        except TextDiffError:  # such as characters that the tokenizer does not know
+        except TextDiffError:  # such as characters that the tokenizer lacks
             return False
         return given <= context // 2
 
@@ -163,10 +163,10 @@ def _prompts(document: str) -> Iterator[str]:
         prompt = " ".join(words[:count])
         if len(prompt) <= _CHARACTERS:
             yield quoted(prompt)
-    part = _cut(words[0], _LETTERS) if words else ""
-    while part:  # fewer and fewer: a model of bytes needs several for a character
-        yield quoted(part)
-        part = _cut(part, len(part) // 2)
+    start = _cut(words[0], _LETTERS) if words else ""
+    while start:  # fewer and fewer: a model of bytes needs several for a character
+        yield quoted(start)
+        start = _cut(start, len(start) // 2)
 
 
 def _printable(word: str) -> str:
@@ -184,7 +184,7 @@ def _cut(text: str, length: int) -> str:
 
 
 def _joins(character: str) -> bool:
-    """Whether a character is shown as a part of the one before it."""
+    """Return whether a character is shown as one with the character before it."""
     return (
         unicodedata.category(character).startswith("M") or "\U0001f3fb" <= character <= "\U0001f3ff"
     )

@@ -37,7 +37,7 @@ def find_device(name: str | torch.device | None) -> torch.device:
     """Return a device that exists here; None is the fastest.
 
     Raises:
-        ConfigError: there is no such device, or it holds no numbers.
+        ConfigError: the device does not exist here, or holds no numbers.
     """
     try:
         device = torch.device(name or default_device())
@@ -135,7 +135,7 @@ def locate_export(path: str | Path) -> Path:
     """Return the folder of an export, of a run that has one, or of a model fetched from the hub.
 
     Raises:
-        CheckpointError: there is no model, with what there is instead.
+        CheckpointError: it holds something else, which the message names.
     """
     folder = locate(path)
     if (folder / "config.json").is_file():
@@ -202,7 +202,7 @@ def load_model(folder: Path, dtype: torch.dtype) -> TextDiffusionModel:
     return model
 
 
-def load_tokenizer(folder: Path, config: TextDiffusionConfig) -> PreTrainedTokenizerFast:
+def load_exported_tokenizer(folder: Path, config: TextDiffusionConfig) -> PreTrainedTokenizerFast:
     """Return the tokenizer of an export.
 
     Raises:
@@ -229,7 +229,7 @@ def load_tokenizer(folder: Path, config: TextDiffusionConfig) -> PreTrainedToken
     if role is not None:
         raise CheckpointError(
             f"the tokenizer in {folder} has {tokenizer.mask_token!r} as mask token and as {role}, "
-            "which cannot be told apart; train with a mask token of its own"
+            "which cannot be distinguished; train with a mask token of its own"
         )
     if tokenizer.mask_token_id != config.mask_token_id or len(tokenizer) > config.vocab_size:
         raise CheckpointError(

@@ -47,7 +47,7 @@ def model_record(folder: Path | None) -> dict[str, Any]:
         folder: the export; None for a model that was never saved.
 
     Returns:
-        `model_sha256`, `tokenizer_sha256` (None where there is no such file) and `weights`: `ema`,
+        `model_sha256`, `tokenizer_sha256` (None where the file is missing) and `weights`: `ema`,
         `raw`, or `unknown` where the export does not say.
     """
     if folder is None:

@@ -1,7 +1,7 @@
 """Steps whose loss or gradient is not finite: kept out of the weights, and explained.
 
 Nothing waits for the device at every step. A flag on the device stays up from the first such step
-on, and fused optimizers read it there and leave weights and moments alone, as they do under torch's
+on. Fused optimizers read it there and leave weights and moments alone, as they do under torch's
 `GradScaler`. The loop reads the flag when it logs, validates or saves. The weights are then what
 they were before that step, and its samples, pure functions of the seed, can be tried one by one.
 """
@@ -30,8 +30,8 @@ from textdiff.train.distributed import full_tensor
 class DivergenceGuard:
     """Guard that keeps optimizers from steps whose gradient is not finite, and notes the first.
 
-    Optimizers that cannot read a flag on the device (Muon, sharded parameters) are held back by
-    the host, which waits for the norm at every step then.
+    Muon and optimizers of sharded parameters cannot read a flag on the device. The CPU holds them
+    back, and waits for the norm at every step then.
 
     Args:
         optimizers: those of the run, as they come from `Accelerator.prepare` or plain.

@@ -201,7 +201,7 @@ def _validated(before: dict[str, Any], directory: Path) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors()[0]
         raise CheckpointError(
-            f"the run in {directory} has a config that this textdiff does not know "
+            f"the run in {directory} has a config that this textdiff cannot read "
             f"({'.'.join(map(str, first['loc']))}: {first['msg']}); continue it with the version "
             "that wrote it, or start over with --resume never",
             code="unknown_config",

@@ -20,7 +20,7 @@ from textdiff.data.corpus import Corpus
 from textdiff.diffusion.randomness import Stream, bits
 from textdiff.loss import training_loss
 from textdiff.signals import StopRequest
-from textdiff.storage import writing
+from textdiff.storage import report_failed_writes
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.checkpoint import (
     rescue,
@@ -113,7 +113,7 @@ class Trainer:
             0, or the number of the signal that stopped the run (with everything saved).
         """
         saved = self.directory / "checkpoints"
-        with writing(self.directory, lambda: rescue(saved)):
+        with report_failed_writes(self.directory, lambda: rescue(saved)):
             self._start()
             signalled = self._loop()
             if not signalled:

@@ -94,7 +94,7 @@ class BatchBar(_StderrBar):
 
     Args:
         title: what is done.
-        rows: rows of the whole job.
+        rows: rows of the job.
         shown: False for processes that have nothing to say.
     """
 
@@ -123,8 +123,8 @@ class BatchBar(_StderrBar):
 class PreparationView(_StderrBar):
     """Stages of a corpus's preparation, from (stage, done, total).
 
-    A terminal gets a bar for each stage; anything else a line when a stage begins, one every half
-    minute, and one when it is done.
+    A terminal gets a bar for each stage. Anything else gets a line when a stage begins, one every
+    half minute, and one when it is done.
 
     Args:
         shown: False for processes that have nothing to say.
@@ -190,8 +190,8 @@ ECHO = 2
 class Bars(Progress):
     """Bars that end short of the edge of the terminal.
 
-    Behind a line that reaches it the ^C would begin a new one, and what is cleared then would not
-    be the line that was drawn.
+    After a line that reaches it the ^C would begin a new line. Then another line than the one that
+    was drawn would be cleared.
     """
 
     def get_renderable(self) -> RenderableType:
@@ -217,7 +217,7 @@ def unfailing(view: T) -> T:
     """Return the same view, whose methods raise no errors: after the first one they do nothing.
 
     Args:
-        view: a progress bar, a reporter, a watcher: something whose results nobody needs.
+        view: a progress bar, a reporter, a watcher: something whose results no caller needs.
     """
     return cast(T, _Unfailing(view))
 
