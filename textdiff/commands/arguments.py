@@ -5,6 +5,7 @@ Nothing here imports torch until it is needed, so that `--help` stays quick.
 
 import os
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -152,6 +153,11 @@ class Loading:
         return held.with_block_size(None if self.block_size == "full" else self.block_size)
 
 
+def same_command() -> str:
+    """Return the command line of this process, to start it again."""
+    return shlex.join(["textdiff", *sys.argv[1:]])
+
+
 def writable(flag: str, path: Path | None) -> None:
     """Make sure that a file can be written, if one is named, before anything that takes long.
 
@@ -165,29 +171,6 @@ def writable(flag: str, path: Path | None) -> None:
         raise ConfigError(f"{flag} {path}: name a file in a folder that exists")
     if not os.access(path if path.exists() else folder, os.W_OK):
         raise ConfigError(f"{flag} {path} cannot be written: choose another place, or its rights")
-
-
-@dataclass(frozen=True)
-class ShowingOptions:
-    """Display and recording of a generation."""
-
-    watch: bool = False
-    """Show the text in the terminal while it is denoised."""
-
-    film: Path | None = None
-    """Write the generation as a film to this HTML file, which plays in any browser, offline."""
-
-    trace: Path | None = None
-    """Write what each step did to this .jsonl file: row, step, position, token, probability."""
-
-    def check(self) -> None:
-        """Make sure, before a model runs, that files can be written.
-
-        Raises:
-            ConfigError: they cannot.
-        """
-        writable("--film", self.film)
-        writable("--trace", self.trace)
 
 
 STANDARD_INPUT = "standard input"

@@ -1,7 +1,6 @@
 """`textdiff generate --input`: a text, or several, for every line of a file of prompts."""
 
 import hashlib
-import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from textdiff.commands.arguments import (
     STANDARD_INPUT,
     check_standard_input,
+    same_command,
     several_processes,
     standard_input,
     writable,
@@ -209,10 +209,9 @@ def _fill(
 def _how_to_go_on(files: Batch, output: "Output") -> str:
     if files.output == "-":
         return f"{output.written} of {output.rows} rows were written; nothing is kept"
-    again = shlex.join(["textdiff", *sys.argv[1:]])
     same = " and the same standard input" if files.input == "-" else ""
     count = f"{len(output.done)} of {output.rows} rows are finished and kept"
-    return f"{count}; go on with{same}\n  {again}"
+    return f"{count}; go on with{same}\n  {same_command()}"
 
 
 def _report_before(name: str, rows: "Sequence[OutputRow]", output: "Output") -> None:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 from textdiff.commands.arguments import (
     JsonFlag,
     Loading,
-    ShowingOptions,
     given_text,
 )
 from textdiff.commands.batch import Batch, BatchJob, generate_batch
 from textdiff.commands.sampling import (
     Sampling,
+    ShowingOptions,
     read_template,
     say_approximate,
 )

@@ -1,7 +1,6 @@
 """`textdiff perplexity`: a bound on the perplexity of texts, with its error."""
 
 import json
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textdiff.commands.arguments import JsonFlag, Loading, given_rows, writable
+from textdiff.commands.arguments import JsonFlag, Loading, given_rows, same_command, writable
 from textdiff.commands.parallel import Processes, find_processes
 from textdiff.commands.scoring import (
     ReadingOptions,
@@ -127,8 +126,8 @@ def perplexity(
     options, state = scoring.options(task.published), state_path(task.state)
     task.check(reading)
     quiet_libraries()
-    run = options | task.read(text, reading) | {"state": state}
-    run |= {"each_document": task.per_document is not None, "attribute": task.per_token}
+    run = options | task.read(text, reading) | {"state": state, "attribute": task.per_token}
+    run["each_document"] = task.per_document is not None
     processes = find_processes()
     held = loading.load(model, processes.device)
     with _reported(state, processes):
@@ -136,12 +135,7 @@ def perplexity(
     if processes.first:
         record = {"model": model, "precision": options["precision"]}
         record |= bound_record(held, estimates, options, reading, processes)
-        if task.per_document:
-            _write_documents(task.per_document, held, estimates, task.per_token)
-        if json_output:
-            print_json(record)
-        else:
-            _show(held, estimates, record)
+        _report(held, estimates, record, task, json_output)
     return 0
 
 
@@ -161,17 +155,26 @@ def _how_to_go_on(state: Path | None) -> str:
         return "nothing was kept; with --state FILE finished replicates are"
     if not state.exists():
         return f"no replicate was finished, so {state} was not written"
-    again = shlex.join(["textdiff", *sys.argv[1:]])
-    return f"finished replicates are kept in {state}; go on with\n  {again}"
+    return f"finished replicates are kept in {state}; go on with\n  {same_command()}"
 
 
-def _show(held: "TextDiffusion", estimates: "Estimates", record: dict[str, Any]) -> None:
+def _report(
+    held: "TextDiffusion",
+    estimates: "Estimates",
+    record: dict[str, Any],
+    task: TaskOptions,
+    json_output: bool,
+) -> None:
+    """Write one line per document, if asked to, and print the result."""
     from textdiff.view.bounds import bound_lines, exact_hint
 
-    for line in bound_lines(estimates, record):
-        print(line)
-    for line in exact_hint(held, estimates, record["provenance"]["processes"]):
-        print(line)
+    if task.per_document:
+        _write_documents(task.per_document, held, estimates, task.per_token)
+    if json_output:
+        print_json(record)
+        return
+    hints = exact_hint(held, estimates, record["provenance"]["processes"])
+    print(*bound_lines(estimates, record), *hints, sep="\n")
 
 
 def _write_documents(

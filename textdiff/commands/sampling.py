@@ -1,8 +1,10 @@
 """Flags of the verbs that generate text, made from the options of a generation."""
 
 import sys
+from dataclasses import dataclass
+from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import Field, create_model
 
@@ -10,13 +12,11 @@ from textdiff.commands.arguments import (
     STANDARD_INPUT,
     given_text,
     read_text,
+    writable,
 )
 from textdiff.errors import ConfigError
 from textdiff.sampling.settings import SamplingConfig, read_knobs
 from textdiff.section import Section
-
-if TYPE_CHECKING:
-    pass
 
 
 def _flag_type(annotation: Any) -> Any:
@@ -64,6 +64,29 @@ def _checked(name: str, value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(_checked(name, word) for word in value)
     return given_text(f"--{name}", value) if isinstance(value, str) else value
+
+
+@dataclass(frozen=True)
+class ShowingOptions:
+    """Display and recording of a generation."""
+
+    watch: bool = False
+    """Show the text in the terminal while it is denoised."""
+
+    film: Path | None = None
+    """Write the generation as a film to this HTML file, which plays in any browser, offline."""
+
+    trace: Path | None = None
+    """Write what each step did to this .jsonl file: row, step, position, token, probability."""
+
+    def check(self) -> None:
+        """Make sure, before a model runs, that files can be written.
+
+        Raises:
+            ConfigError: they cannot.
+        """
+        writable("--film", self.film)
+        writable("--trace", self.trace)
 
 
 def read_template(path: str, prompt: str, suffix: str) -> str:

@@ -34,10 +34,8 @@ def estimator_help(estimators: Registry[Estimator]) -> str:
         f"Way to estimate the bound: {DEFAULT} by default, {DEFAULT_IN_STEPS} for models in steps. "
         "docs/bounds.md compares them."
     )
-    heads = [
-        (kind, (member.__doc__ or "").partition("\n")[0]) for kind, member in estimators.items()
-    ]
-    return "\n".join([first, *(f"{kind}: {head}" for kind, head in heads)])
+    heads = {kind: str(member.__doc__).partition("\n")[0] for kind, member in estimators.items()}
+    return "\n".join([first, *(f"{kind}: {head}" for kind, head in heads.items())])
 
 
 def option_flags(estimators: Registry[Estimator]) -> type:
@@ -97,26 +95,16 @@ class ScoringOptions(EstimatorOptions):  # type: ignore[misc]
         Raises:
             ConfigError: a value out of range.
         """
-        for flag, value, least in (
-            ("replicates", self.replicates, 8),
-            ("batch-tokens", self.batch_tokens, 1),
-        ):
-            if value < least:
-                why = ", the error comes from them" if flag == "replicates" else ""
-                raise ConfigError(f"--{flag} {value}: give at least {least}{why}")
+        if self.replicates < 8:
+            why = "the error comes from them"
+            raise ConfigError(f"--replicates {self.replicates}: give at least 8, {why}")
+        if self.batch_tokens < 1:
+            raise ConfigError(f"--batch-tokens {self.batch_tokens}: give at least 1")
         own = {name: getattr(self, name) for name in EstimatorOptions.model_fields}
         own = {name: value for name, value in own.items() if value is not None}
         self._check_estimator(own, protocol)
-        names = [
-            "replicates",
-            "precision",
-            "stride",
-            "end_of_text",
-            "seed",
-            "batch_tokens",
-            "estimator",
-        ]
-        shared = {name: getattr(self, name) for name in names}
+        names = ["replicates", "precision", "stride", "end_of_text", "seed", "batch_tokens"]
+        shared = {name: getattr(self, name) for name in [*names, "estimator"]}
         if self.precision is not None:
             shared["precision"] = fraction(self.precision)
         return {**shared, "protocol": protocol, **own}

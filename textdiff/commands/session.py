@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
-from textdiff.commands.arguments import ShowingOptions, writable
-from textdiff.commands.sampling import Sampling
+from textdiff.commands.arguments import writable
+from textdiff.commands.sampling import Sampling, ShowingOptions
 from textdiff.errors import ConfigError, DataError, closest
 from textdiff.pipeline import TextDiffusion
 from textdiff.sampling.rules import RULES

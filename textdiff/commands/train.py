@@ -26,11 +26,11 @@ def train(arguments: Sequence[str]) -> int:
     from textdiff.train.directory import claim
     from textdiff.train.distributed import make_accelerator, on_main, report_lost_process
     from textdiff.train.trainer import Trainer
-    from textdiff.view.training import training_view
+    from textdiff.view.training import LiveView, PlainView
 
     accelerator = make_accelerator(config)
     console = make_console()
-    view = unfailing(training_view(console))
+    view = unfailing(LiveView(console) if console.is_terminal else PlainView(console))
     with ExitStack() as stack:
         stack.enter_context(report_lost_process(accelerator))
         on_main(accelerator, lambda: claim(Path(config.run.dir), resume, view.message, stack))
