@@ -123,11 +123,10 @@ def probe_devices() -> Entries:
         yield f"cuda:{index}", f"{card.name}, {size}, capability {card.major}.{card.minor}"
     if torch.backends.mps.is_available():
         yield "mps", "available"
-    device = default_device()
-    yield "default", device
-    able = native_bf16(torch.device(device))
-    words = "native" if able else "emulated; mixed_precision: auto takes fp32"
-    yield "bfloat16", words, *_no(able)
+    yield "default", default_device()
+    able = native_bf16(torch.device(default_device()))
+    emulated = "emulated; mixed_precision: auto takes fp32"
+    yield "bfloat16", "native" if able else emulated, *_no(able)
 
 
 def probe_attention() -> Entries:

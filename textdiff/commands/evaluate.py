@@ -232,15 +232,9 @@ def _suite_options(
 
 def _run(suite: "Suite", options: "SuiteOptions") -> "SuiteResult":
     """Run a suite; report what an interruption leaves in its file."""
-    bar = ProgressBar("evaluating")
     try:
-        with bar as progress:
-
-            def report(stage: str, done: int, total: int) -> None:
-                bar.rename(stage)
-                progress(done, total)
-
-            return suite.run(options, report)
+        with ProgressBar("evaluating") as progress:
+            return suite.run(options, lambda stage, done, total: progress(done, total, stage))
     except KeyboardInterrupt:
         if suite.sweeps:
             kept = f"finished points are kept in {options.output}; the same command goes on there"

@@ -129,27 +129,25 @@ def try_samples(
     """
     findings = []
     size = batches.config.train.global_batch_size
-    for micro_step in range(batches.accumulation):
-        for slot in batches.slots(micro_step):
-            batch = batches.batch(step, slot[None])
-            with _LargestOutput(module) as largest:
-                loss, _ = module(batch.to(device))
-            loss = loss / batch.x0.numel()
-            module.zero_grad()
-            torch.autograd.backward(propagate_nonfinite(loss))
-            norm, parameter = _gradient(module)
-            findings.append(
-                SampleFinding(
-                    sample=step * size + int(slot),
-                    slot=int(slot),
-                    mask_rate=_mask_rate(batch),
-                    loss=float(loss.detach()),
-                    largest_output=largest.value,
-                    grad_norm=norm,
-                    parameter=parameter,
-                    text=decode(batch.x0[0].tolist())[:200],
-                )
-            )
+    for slot in torch.cat([batches.slots(number) for number in range(batches.accumulation)]):
+        batch = batches.batch(step, slot[None])
+        with _LargestOutput(module) as largest:
+            loss, _ = module(batch.to(device))
+        loss = loss / batch.x0.numel()
+        module.zero_grad()
+        torch.autograd.backward(propagate_nonfinite(loss))
+        norm, parameter = _gradient(module)
+        finding = SampleFinding(
+            sample=step * size + int(slot),
+            slot=int(slot),
+            mask_rate=_mask_rate(batch),
+            loss=float(loss.detach()),
+            largest_output=largest.value,
+            grad_norm=norm,
+            parameter=parameter,
+            text=decode(batch.x0[0].tolist())[:200],
+        )
+        findings.append(finding)
     module.zero_grad()
     return findings
 

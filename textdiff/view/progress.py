@@ -68,7 +68,7 @@ class _StderrBar:
 
 
 class ProgressBar(_StderrBar):
-    """Bar of (done, total); silent where standard error is not a terminal.
+    """Bar of (done, total) and a title; silent where standard error is not a terminal.
 
     Args:
         title: what progresses.
@@ -79,12 +79,8 @@ class ProgressBar(_StderrBar):
         super().__init__(shown=shown)
         self.task = self.bar.add_task(title, total=None)
 
-    def rename(self, title: str) -> None:
-        """Change the title."""
-        self.bar.update(self.task, description=title)
-
-    def _show(self, done: int, total: int) -> None:
-        self.bar.update(self.task, completed=done, total=total)
+    def _show(self, done: int, total: int, title: str | None = None) -> None:
+        self.bar.update(self.task, completed=done, total=total, description=title)
 
 
 class BatchBar(_StderrBar):
