@@ -25,7 +25,7 @@ from torch import Tensor
 
 from textdiff.data.encode import encode_documents
 from textdiff.data.text_files import read_texts
-from textdiff.export.provenance import model_record, training_record
+from textdiff.export.records import model_record, training_record
 from textdiff.pipeline import TextDiffusion
 from textdiff.sampling.cached import ApproximatePredictor
 from textdiff.sampling.engine import Engine

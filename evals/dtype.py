@@ -18,7 +18,7 @@ import transformers
 
 from textdiff import TextDiffusion
 from textdiff.data.text_files import read_texts
-from textdiff.export.provenance import code_record, model_record
+from textdiff.export.records import code_record, model_record
 from textdiff.likelihood.difference import compare
 
 ROOT = Path(__file__).resolve().parent

@@ -113,8 +113,8 @@ def train(vocabulary: int, raw: dict) -> None:
     from textdiff.loss import training_loss
     from textdiff.models import TextDiffusionModel
     from textdiff.train.batches import TrainingBatches
-    from textdiff.train.ema import EMA
     from textdiff.train.optim import build_optimizers
+    from textdiff.train.run_state import EMA
     from textdiff.train.setup import architecture
 
     config = Config.model_validate(raw)

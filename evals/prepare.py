@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from textdiff.export.provenance import code_record
+from textdiff.export.records import code_record
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLED_EVERY_SECONDS = 0.2

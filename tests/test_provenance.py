@@ -7,7 +7,7 @@ import shutil
 import pytest
 from children import finished
 
-from textdiff.export.provenance import (
+from textdiff.export.records import (
     PACKAGE,
     commit_of,
     model_record,
@@ -52,7 +52,7 @@ def test_no_checkout(tmp_path):
 
 def test_source_hash_covers_the_package():
     assert len(source_hash()) == 64
-    assert (PACKAGE / "export" / "provenance.py").is_file()
+    assert (PACKAGE / "export" / "records.py").is_file()
 
 
 def test_hashes(tmp_path):

@@ -25,7 +25,8 @@ def whole_number(name: str, value: Any) -> int:
             return int(value)
         return operator.index(value)
     except TypeError:
-        raise ConfigError(f"{name} {value!r:.60}: give a whole number") from None
+        message = f"{name} {value!r:.60}: give a whole number"
+        raise ConfigError(message, code="whole_number") from None
 
 
 def checked_texts(texts: Any, what: str) -> list[str]:
@@ -39,11 +40,10 @@ def checked_texts(texts: Any, what: str) -> list[str]:
         ConfigError: something else, or one of them is not a string.
     """
     if isinstance(texts, str):
-        raise ConfigError(
-            f"{what} is a single string; give a list of texts: [text]", code="single_string"
-        )
+        message = f"{what} is a single string; give a list of texts: [text]"
+        raise ConfigError(message, code="not_texts")
     if isinstance(texts, bytes | bytearray | dict) or not isinstance(texts, Iterable):
-        raise ConfigError(f"{what} is {_named(texts)}; give a list of strings")
+        raise ConfigError(f"{what} is {_named(texts)}; give a list of strings", code="not_texts")
     return [checked_string(text, f"{what}[{number}]") for number, text in enumerate(texts)]
 
 
@@ -54,7 +54,8 @@ def checked_string(value: object, what: str) -> str:
         ConfigError: it is something else.
     """
     if not isinstance(value, str):
-        raise ConfigError(f"{what} is {_named(value)}, not a string{_advice(value)}")
+        message = f"{what} is {_named(value)}, not a string{_advice(value)}"
+        raise ConfigError(message, code="not_texts")
     return value
 
 

@@ -12,13 +12,11 @@ from collections.abc import Callable, Sequence
 
 from textdiff import __version__
 from textdiff.commands.compare import compare
-from textdiff.commands.config import show_config
-from textdiff.commands.data import inspect_data, prepare_data
+from textdiff.commands.data import inspect_data, prepare_data, show_config
 from textdiff.commands.doctor import doctor
 from textdiff.commands.evaluate import evaluate
 from textdiff.commands.flags import parse_verb
 from textdiff.commands.generate import generate
-from textdiff.commands.interruption import Interruption, interruptible
 from textdiff.commands.parallel import spin_briefly
 from textdiff.commands.perplexity import perplexity
 from textdiff.commands.plan import plan
@@ -26,6 +24,7 @@ from textdiff.commands.play import play
 from textdiff.commands.tokenizer import train_tokenizer
 from textdiff.commands.train import train
 from textdiff.errors import ConfigError, LostProcessError, TextDiffError
+from textdiff.signals import Interruption, interruptible
 from textdiff.view.streams import check_written, safe_streams
 
 USAGE = """\

@@ -1,4 +1,4 @@
-"""The errors that a user caused and can mend: one sentence with what, where and what to do.
+"""The errors that a user caused and can repair: one sentence with what, where and what to do.
 
 The command line prints the message alone and exits with `exit_code`; a traceback is for bugs.
 """

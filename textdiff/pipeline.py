@@ -24,12 +24,12 @@ from textdiff.export.loading import (
     family_of,
     find_device,
     find_dtype,
+    load_exported_tokenizer,
     load_model,
-    load_tokenizer,
     locate_export,
     read_json,
 )
-from textdiff.export.provenance import TRAINING_FILE, training_record
+from textdiff.export.records import TRAINING_FILE, training_record
 from textdiff.likelihood.text_scorer import TextScorer
 from textdiff.sampling.callbacks import (
     Callback,
@@ -94,7 +94,7 @@ class TextDiffusion(TextScorer):
         where, kind = find_device(device), find_dtype(dtype)
         folder = locate_export(path)
         model = load_model(folder, kind).to(where).eval()
-        tokenizer = load_tokenizer(folder, model.config)
+        tokenizer = load_exported_tokenizer(folder, model.config)
         defaults = SamplingConfig.from_export(read_json(folder / "generation_config.json"))
         family = family_of(model.config, where, model.exponents)
         return cls(model, tokenizer, family, defaults, folder)

@@ -67,7 +67,7 @@ def whole_folder(target: Path, rescue: str) -> Iterator[Path]:
 
 
 @contextmanager
-def writing(directory: Path, rescue: Callable[[], str]) -> Iterator[None]:
+def report_failed_writes(directory: Path, rescue: Callable[[], str]) -> Iterator[None]:
     """Report where writing failed, which an error of the system may leave out.
 
     Args:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from children import finished
 
-from textdiff.batch import run
+from textdiff.batch import output as batch_output
 from textdiff.cli import main
 
 LINES = [
@@ -78,7 +78,7 @@ def test_rows_depend_on_their_own_line_alone(exports, prompts, tmp_path):
     assert both[0] == both[1]
 
 
-class Stop(run._Keeper):
+class Stop(batch_output._Keeper):
     """Interrupts a job after some rows."""
 
     left = 0
@@ -97,7 +97,7 @@ def test_an_interrupted_job_ends_as_an_uninterrupted_one(
     assert main(words(exports, name, prompts, tmp_path / "whole.jsonl")) == 0
     whole = (tmp_path / "whole.jsonl").read_bytes()
     output = tmp_path / "out.jsonl"
-    monkeypatch.setattr(run, "_Keeper", Stop)
+    monkeypatch.setattr(batch_output, "_Keeper", Stop)
     kept = 0
     for count in (0, 1, 3, 3, 5, 100):
         Stop.left = count
@@ -131,7 +131,7 @@ def test_a_cache_that_changes_texts_is_part_of_the_job(exports, prompts, tmp_pat
 
 def test_lines_that_were_torn_by_a_kill_are_written_again(exports, prompts, tmp_path, monkeypatch):
     output = tmp_path / "out.jsonl"
-    monkeypatch.setattr(run, "_Keeper", Stop)
+    monkeypatch.setattr(batch_output, "_Keeper", Stop)
     Stop.left = 100
     assert main(words(exports, "a", prompts, tmp_path / "whole.jsonl")) == 0
     Stop.left = 7

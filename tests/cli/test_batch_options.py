@@ -10,8 +10,9 @@ import pytest
 
 from textdiff.batch.lines import KEYS, OF_THE_JOB, LineDefaults
 from textdiff.cli import main
+from textdiff.commands.arguments import Loading
 from textdiff.commands.generate import TextOptions, generate
-from textdiff.commands.sampling import Loading, Sampling
+from textdiff.commands.sampling import Sampling
 from textdiff.pipeline import TextDiffusion
 
 FLAGS = ["--max-new-tokens", "6", "--steps", "3", "--seed", "5"]
@@ -182,5 +183,5 @@ def test_keys_that_look_like_options(exports, tmp_path, capsys):
     assert lines[0].items() <= found[0].items()
     said = capsys.readouterr().err
     assert "'max-new-tokens' is passed through to the output; did you mean 'max_new_tokens'" in said
-    assert "'block_size' is passed through to the output; it is an option of the whole job" in said
+    assert "'block_size' is passed through to the output; it is an option of the job" in said
     assert said.count("note:") == 2

@@ -17,10 +17,9 @@ import pytest
 from children import child, finished
 
 from textdiff.cli import main
-from textdiff.commands.interruption import Interruption, interruptible
 from textdiff.commands.session import Session
 from textdiff.pipeline import TextDiffusion
-from textdiff.train.signals import StopRequest
+from textdiff.signals import Interruption, StopRequest, interruptible
 from textdiff.view.display import TextPrinter
 
 CONFIG = """
@@ -73,7 +72,7 @@ def test_a_terminal_that_closes_may_say_so_twice():
 def test_a_run_stops_although_nobody_reads_what_it_prints():
     """A full pipe, as a terminal that Ctrl-S has stopped: the write waits, and the run with it."""
     program = (
-        "import sys\nfrom textdiff.train.signals import StopRequest\n"
+        "import sys\nfrom textdiff.signals import StopRequest\n"
         "with StopRequest() as stop:\n"
         "    while not stop.signal:\n        print('x' * 1000, flush=True)\n"
         "sys.exit(7)"
@@ -227,7 +226,7 @@ def test_texts_are_printed_where_the_film_cannot_be_written(exports, tmp_path, m
     def full(*arguments, **options):
         raise OSError(28, "No space left on device", "f.html")
 
-    monkeypatch.setattr("textdiff.view.film.Film.close", full)
+    monkeypatch.setattr("textdiff.view.recorders.Film.close", full)
     words = ["generate", str(exports / "a"), "the", "--max-new-tokens", "4", "--json"]
     assert main([*words, "--film", str(tmp_path / "f.html")]) == 1
     shown = capsys.readouterr()

@@ -6,7 +6,7 @@ import pytest
 from children import finished
 
 from textdiff.cli import main
-from textdiff.commands.suggestions import accepts, commands_to_try
+from textdiff.commands.train import accepts, commands_to_try
 from textdiff.pipeline import TextDiffusion
 
 DOCUMENTS = {

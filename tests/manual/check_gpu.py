@@ -38,7 +38,7 @@ from torch import Tensor
 from textdiff import TextDiffusion
 from textdiff.cli import main as textdiff
 from textdiff.commands.flags import parse_verb
-from textdiff.export.provenance import code_record
+from textdiff.export.records import code_record
 from textdiff.models import Layout, TextDiffusionConfig, TextDiffusionModel
 from textdiff.models.attention import BACKENDS, unavailable
 from textdiff.train.optim import native_bf16

@@ -250,7 +250,7 @@ def test_an_older_transformers_gets_a_sentence(tmp_path):
 
 def test_card_and_readme_name_the_oldest_version(root):
     from textdiff.config import Config
-    from textdiff.export.card import model_card
+    from textdiff.export.records import model_card
     from textdiff.models.configuration import NEEDED
 
     words = f"transformers {'.'.join(map(str, NEEDED))} or newer"

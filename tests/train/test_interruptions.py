@@ -25,14 +25,14 @@ from textdiff.cli import main
 from textdiff.config import Config
 from textdiff.errors import CheckpointError
 from textdiff.loss import DenoisingLoss
-from textdiff.storage import sweep, whole_folder, writing
+from textdiff.signals import StopRequest
+from textdiff.storage import report_failed_writes, sweep, whole_folder
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.checkpoint import checkpoints, damage
 from textdiff.train.directory import run_lock
 from textdiff.train.divergence import DivergenceGuard
 from textdiff.train.reporter import MetricsFile
 from textdiff.train.setup import check_resume
-from textdiff.train.signals import StopRequest
 from textdiff.train.trainer import Trainer
 from textdiff.train.validation import Validation
 
@@ -338,7 +338,7 @@ def test_a_thread_that_cannot_write_leaves_the_word_to_the_run(tmp_path, monkeyp
     def fail(error):
         raise error
 
-    with writing(tmp_path, lambda: ""):
+    with report_failed_writes(tmp_path, lambda: ""):
         for error in (OSError(errno.ENOSPC, "full"), ValueError("a bug")):
             thread = threading.Thread(target=fail, args=(error,))
             thread.start()
@@ -366,7 +366,7 @@ def test_each_writer_may_fail(folder, whole, half, monkeypatch, capsys, function
 
 
 def test_an_error_that_is_none_of_writing_stays_what_it_is(tmp_path):
-    with pytest.raises(FileNotFoundError), writing(tmp_path, lambda: ""):
+    with pytest.raises(FileNotFoundError), report_failed_writes(tmp_path, lambda: ""):
         (tmp_path / "missing").read_text()
 
 

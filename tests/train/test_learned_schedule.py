@@ -12,7 +12,7 @@ from textdiff.config.reading import validate
 from textdiff.diffusion import DiffusionConfig
 from textdiff.errors import ConfigError
 from textdiff.pipeline import TextDiffusion
-from textdiff.train.ema import EMA
+from textdiff.train.run_state import EMA
 
 CONFIG = """
 data: {{sources: [{{source: {corpus}}}], sequence_length: 32, cache_dir: {folder}/cache}}

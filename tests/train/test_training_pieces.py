@@ -10,7 +10,6 @@ from torch import nn
 from textdiff.config import TrainConfig
 from textdiff.errors import CheckpointError
 from textdiff.train.checkpoint import Checkpoint, checkpoints, damage
-from textdiff.train.ema import EMA
 from textdiff.train.optim import (
     build_optimizers,
     lr_multiplier,
@@ -18,6 +17,7 @@ from textdiff.train.optim import (
     set_learning_rate,
 )
 from textdiff.train.reporter import MetricsFile
+from textdiff.train.run_state import EMA
 
 
 def rates(**options) -> list[float]:

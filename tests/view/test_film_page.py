@@ -9,7 +9,7 @@ import pytest
 from children import finished
 
 from textdiff.view.cells import Kind, Reader
-from textdiff.view.film import KINDS, Film
+from textdiff.view.recorders import KINDS, Film
 
 BROWSER = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

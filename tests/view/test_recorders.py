@@ -17,9 +17,8 @@ from textdiff.models import TextDiffusionModel
 from textdiff.pipeline import TextDiffusion
 from textdiff.train.setup import model_config, sample_defaults
 from textdiff.view.cells import Kind, Pieces, Reader
-from textdiff.view.film import KINDS, Film
 from textdiff.view.live import LiveRows
-from textdiff.view.trace import Trace
+from textdiff.view.recorders import KINDS, Film, Trace
 
 REMASK = {"rule": "remask", "knobs": {"eta": 0.4}}
 

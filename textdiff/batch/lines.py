@@ -71,11 +71,11 @@ class OutputRow:
 
     @property
     def lost(self) -> list[str]:
-        """What the model does not see of the prompt as it is written, in sentences."""
+        """Return what the model does not see of the prompt as it is written, in sentences."""
         return [] if self.request is None else list(self.request.lost)
 
     def failed(self, error: str) -> str:
-        """Return the line of the output that says why there is no text."""
+        """Return the line of the output with an error in place of a text."""
         sample = {} if self.request is None else {"sample": self.sample}
         return _dump({"line": self.line, **sample, "error": error})
 
@@ -136,7 +136,7 @@ def read_rows(
         job: defaults of lines.
 
     Raises:
-        DataError: there is no line.
+        DataError: all lines are blank.
     """
     rows: list[OutputRow] = []
     for number, words in _lines(content):
@@ -150,7 +150,7 @@ def read_rows(
         except TextDiffError as error:
             rows.append(OutputRow(number, 0, record, error=str(error)))
     if not rows:
-        raise DataError(f"{name} has no line; write one JSON object a line, with a prompt")
+        raise DataError(f"{name} has no lines; write one JSON object a line, with a prompt")
     return rows
 
 
@@ -173,7 +173,7 @@ def _record(words: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise DataError(f"byte {error.start} is not UTF-8") from None
     except UnicodeEncodeError:
-        raise DataError("half of a surrogate pair (\\ud800 to \\udfff) is no character") from None
+        raise DataError("half a surrogate pair (\\ud800 to \\udfff) is not a character") from None
     except RecursionError:
         raise DataError("not JSON that can be read: too deeply nested") from None
     except ValueError as error:
@@ -249,7 +249,7 @@ def notes(rows: Sequence[OutputRow]) -> list[str]:
         name = key.lstrip("-").replace("-", "_")
         near = difflib.get_close_matches(name, KEYS, n=1, cutoff=0.8)
         if name in OF_THE_JOB:
-            hint = f"it is an option of the whole job, --{name.replace('_', '-')}"
+            hint = f"it is an option of the job, --{name.replace('_', '-')}"
         elif near:
             hint = f"did you mean {near[0]!r}?"
         else:

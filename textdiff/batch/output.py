@@ -7,26 +7,36 @@
 Rows are appended, line by line, so a killed job has lost at most the line that it was writing.
 Processes share nothing but this folder; the first one moves their rows to OUT. When all are there
 the rows' files are deleted, and job.json stays as the record of what made OUT.
+
+Rows are divided into groups by the job alone: neither by what is finished, nor by the number of
+processes. An interrupted group is generated again, and only missing rows are kept. So every row has
+the same rows beside it in its network calls. A resumed job gives what an uninterrupted one gives,
+down to the last rounding.
 """
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-from textdiff.errors import ConfigError, DataError
+from textdiff.batch.lines import OutputRow
+from textdiff.errors import ConfigError, DataError, TextDiffError
+from textdiff.pipeline import TextDiffusion
+from textdiff.sampling.callbacks import Callback, FinishedRow
+from textdiff.sampling.request import Request
 from textdiff.storage import whole_file
 
 JOB = "job.json"
 
 
 class Output:
-    """Output of a job, as one of its processes knows it.
+    """Output of a job, in one of its processes.
 
     Args:
         path: OUT.
-        rows: rows of the whole job.
+        rows: rows of the job.
         rank: number of the process; number 0 writes OUT.
     """
 
@@ -101,7 +111,7 @@ class Output:
 
     @property
     def complete(self) -> bool:
-        """Whether OUT has all rows."""
+        """True where OUT has all rows."""
         return self.written == self.rows
 
     def failures(self) -> Iterator[dict[str, Any]]:
@@ -159,7 +169,7 @@ class StreamOutput(Output):
     Args:
         file: where lines go, as UTF-8.
         name: what to call it.
-        rows: rows of the whole job.
+        rows: rows of the job.
     """
 
     def __init__(self, file: BinaryIO, name: str, rows: int):
@@ -218,3 +228,69 @@ def _cut_torn_line(path: Path) -> None:
                 return
             end = start
         file.truncate(0)
+
+
+Group = list[int]
+"""Rows of the output that are generated together."""
+
+
+def groups(rows: Sequence[OutputRow], size: int) -> list[Group]:
+    """Return usable rows in groups of so many and of equal options, similar lengths together."""
+    alike: dict[str, Group] = {}
+    for number, row in enumerate(rows):
+        if row.request is not None:
+            alike.setdefault(repr(row.request.config), []).append(number)
+    result = [all_[at : at + size] for all_ in alike.values() for at in range(0, len(all_), size)]
+    lengths = [0 if row.request is None else int(row.request.job.lengths[0]) for row in rows]
+    return sorted((sorted(group, key=lengths.__getitem__) for group in result), key=min)
+
+
+def fill(
+    model: TextDiffusion,
+    rows: Sequence[OutputRow],
+    output: Output,
+    *,
+    batch_size: int,
+    share: tuple[int, int],
+    progress: Callable[[int, int], None],
+) -> None:
+    """Write every row that is missing and falls to this process.
+
+    Args:
+        model: generates.
+        rows: all rows of the job.
+        output: where they go; ready to write.
+        batch_size: rows per network call.
+        share: number of this process, and how many there are.
+        progress: gets, with every row, how many are done and how many tokens this one has.
+    """
+    rank, count = share
+    for number, row in list(enumerate(rows))[rank::count]:
+        if row.error is not None:
+            output.write(number, row.failed(row.error))
+    # Rows of models in blocks leave and enter one by one, and want others that wait.
+    size = batch_size * (1 if model.family.block_size is None else 4)
+    for group in groups(rows, size)[rank::count]:
+        if output.done.issuperset(group):
+            continue
+        keeper = _Keeper([rows[number] for number in group], group, output, progress)
+        requests = [row.request for row in keeper.rows if row.request is not None]
+        try:
+            model.run(Request.joined(requests), batch_size, [keeper])
+        except TextDiffError as error:  # of options, which these rows share
+            for number in group:
+                output.write(number, rows[number].failed(str(error)))
+
+
+@dataclass(eq=False)
+class _Keeper(Callback):
+    """Writer of the rows of a group, as soon as they are done."""
+
+    rows: Sequence[OutputRow]
+    group: Group
+    output: Output
+    progress: Callable[[int, int], None]
+
+    def finished(self, row: int, result: FinishedRow) -> None:
+        self.output.write(self.group[row], self.rows[row].answered(result))
+        self.progress(len(self.output.done), result.new_tokens)

@@ -1,28 +1,29 @@
-"""Arguments that verbs share, and the things that they name.
+"""Arguments that verbs share, and what they name: configs, models, files, texts, standard input.
 
 Nothing here imports torch until it is needed, so that `--help` stays quick.
 """
 
 import os
 import re
-from collections.abc import Sequence
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, BinaryIO, Literal
 
 from textdiff.commands.flags import Named
-from textdiff.errors import ConfigError
+from textdiff.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from textdiff.config import Config
+    from textdiff.data.json_rows import Row
     from textdiff.pipeline import TextDiffusion
 
+
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
-ModelArgument = str
-TextArgument = tuple[str, ...]
 JsonFlag = Annotated[bool, Named("json")]
-BlockSize = int | Literal["full"] | None
 
 
 def load_config(arguments: Sequence[str], prog: str, extra: str = "") -> "Config":
@@ -121,31 +122,50 @@ def fraction(words: str) -> float:
     return value
 
 
-def held_model(
-    name: str, device: str | None, dtype: Dtype, block_size: BlockSize
-) -> "TextDiffusion":
-    """Return the model that a command line names, in the block size that it names.
+@dataclass(frozen=True)
+class Loading:
+    """Options of loading the model."""
 
-    Raises:
-        CheckpointError: it cannot be loaded.
-        ConfigError: there is no such device, or the model was not trained in such blocks.
-    """
-    from textdiff.pipeline import TextDiffusion
+    block_size: int | Literal["full"] | None = None
+    """Tokens per block, of those that the model was trained in, or full; the default is the first
+    of them."""
 
-    if name != given_text("the model's name", name):
-        raise ConfigError(f"the locale cannot name the model {name!a}; use a UTF-8 locale")
-    held = TextDiffusion.from_pretrained(name, device, dtype)
-    if block_size is None:
-        return held
-    return held.with_block_size(None if block_size == "full" else block_size)
+    device: str | None = None
+    """Torch device; the default is CUDA if there is one, else the CPU."""
+
+    dtype: Dtype = "float32"
+    """Dtype of the network; likelihoods are normalised in float32 or wider in any case."""
+
+    def load(self, name: str, default_device: str | None = None) -> "TextDiffusion":
+        """Return the model of that name, in the block size that was named.
+
+        Raises:
+            CheckpointError: it cannot be loaded.
+            ConfigError: the device does not exist, or the model was not trained in such blocks.
+        """
+        from textdiff.pipeline import TextDiffusion
+
+        if name != given_text("the model's name", name):
+            raise ConfigError(f"the locale cannot name the model {name!a}; use a UTF-8 locale")
+        held = TextDiffusion.from_pretrained(name, self.device or default_device, self.dtype)
+        if self.block_size is None:
+            return held
+        return held.with_block_size(None if self.block_size == "full" else self.block_size)
 
 
-def writable(flag: str, path: Path) -> None:
-    """Make sure that a file can be written, before anything that takes long.
+def same_command() -> str:
+    """Return the command line of this process, to start it again."""
+    return shlex.join(["textdiff", *sys.argv[1:]])
+
+
+def writable(flag: str, path: Path | None) -> None:
+    """Make sure that a file can be written, if one is named, before anything that takes long.
 
     Raises:
         ConfigError: its folder is missing, or it cannot be written.
     """
+    if path is None:
+        return
     folder = path.parent
     if path.is_dir() or not folder.is_dir():
         raise ConfigError(f"{flag} {path}: name a file in a folder that exists")
@@ -153,25 +173,107 @@ def writable(flag: str, path: Path) -> None:
         raise ConfigError(f"{flag} {path} cannot be written: choose another place, or its rights")
 
 
-@dataclass(frozen=True)
-class ShowingOptions:
-    """Display and recording of a generation."""
+STANDARD_INPUT = "standard input"
 
-    watch: bool = False
-    """Show the text in the terminal while it is denoised."""
 
-    film: Path | None = None
-    """Write the generation as a film to this HTML file, which plays in any browser, offline."""
+def read_documents(names: Sequence[str], text_column: str) -> Iterator[str]:
+    """Yield the documents of files, folders and patterns; `-` is standard input as one document.
 
-    trace: Path | None = None
-    """Write what each step did to this .jsonl file: row, step, position, token, probability."""
+    All names are looked up first; a file is opened when its first document is wanted.
 
-    def check(self) -> None:
-        """Make sure, before a model runs, that files can be written.
+    Raises:
+        ConfigError: standard input is named twice, or cannot be used here.
+        DataError: a place that holds no usable text.
+    """
+    from textdiff.data.paths import find_files
+    from textdiff.data.text_files import iterate_documents
 
-        Raises:
-            ConfigError: they cannot.
-        """
-        for flag, path in (("--film", self.film), ("--trace", self.trace)):
-            if path is not None:
-                writable(flag, path)
+    check_standard_input(names)
+    for source in [None if name == "-" else find_files(name) for name in names]:
+        if source is None:
+            yield read_standard_input()
+        else:
+            yield from iterate_documents([source], text_column)
+
+
+def given_rows(names: Sequence[str]) -> "Iterator[Row]":
+    """Yield the rows of JSON lines files; `-` is standard input, also in lines.
+
+    Raises:
+        ConfigError: see `read_documents`.
+        DataError: see `read_documents`.
+    """
+    from textdiff.data.json_rows import rows_of, stream_rows
+    from textdiff.data.paths import find_files
+
+    check_standard_input(names)
+    for source in [None if name == "-" else find_files(name) for name in names]:
+        if source is None:
+            yield from stream_rows(standard_input(), STANDARD_INPUT)
+        else:
+            yield from rows_of(source)
+
+
+def check_standard_input(names: Sequence[str]) -> None:
+    """Make sure that standard input is read once, and by a process that has it for itself.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    count = sum(name == "-" for name in names)
+    if count > 1:
+        raise ConfigError("standard input can be read once: give `-` once")
+    if count and several_processes():
+        raise ConfigError("several processes cannot share standard input: write it to a file")
+
+
+def several_processes() -> bool:
+    """Return whether this process was started as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def read_standard_input() -> str:
+    """Return the whole of standard input as one text, under the rules for text files.
+
+    Raises:
+        DataError: it holds no usable text.
+    """
+    from textdiff.data.document_stream import no_text
+    from textdiff.data.formats import read_plain
+
+    text = "".join(block.text for block in read_plain(standard_input(), STANDARD_INPUT))
+    if not text:
+        raise no_text(STANDARD_INPUT)
+    return text
+
+
+def read_text(name: str) -> str:
+    """Return the text of one file, or of standard input, under the rules for text files.
+
+    Raises:
+        ConfigError: see `check_standard_input`.
+        DataError: it cannot be read.
+    """
+    from textdiff.data.formats import read_plain_file
+    from textdiff.data.paths import existing, missing
+
+    if name == "-":
+        check_standard_input([name])
+        return read_standard_input()
+    path = existing(name)
+    if path is None:
+        raise missing(name)
+    if path.is_dir():
+        raise DataError(f"{name} is a folder; name a file")
+    return "".join(block.text for block in read_plain_file(path))
+
+
+def standard_input() -> BinaryIO:
+    """Return the bytes of standard input.
+
+    Raises:
+        DataError: it is closed.
+    """
+    if sys.stdin is None or sys.stdin.closed:
+        raise DataError(f"{STANDARD_INPUT} is closed; pipe a text into it")
+    return sys.stdin.buffer

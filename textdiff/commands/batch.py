@@ -1,7 +1,6 @@
 """`textdiff generate --input`: a text, or several, for every line of a file of prompts."""
 
 import hashlib
-import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textdiff.commands.arguments import writable
-from textdiff.commands.inputs import (
+from textdiff.commands.arguments import (
     STANDARD_INPUT,
     check_standard_input,
+    same_command,
     several_processes,
     standard_input,
+    writable,
 )
 from textdiff.commands.parallel import Processes, find_processes
 from textdiff.commands.sampling import read_template, say_approximate
@@ -45,16 +45,16 @@ class Batch:
 
     @property
     def asked(self) -> bool:
-        """Whether there is a file of prompts."""
+        """True where a file of prompts is named."""
         return self.input is not None or self.output is not None
 
-    def check(self, prompt: str, plain: bool, counts: Sequence[int]) -> None:
+    def check(self, prompt: str, plain: bool, *counts: int) -> None:
         """Refuse options that exclude each other, before a model runs.
 
         Args:
             prompt: the command line's own.
             plain: whether nothing is shown, recorded or printed as JSON.
-            counts: texts per line and rows per network call.
+            *counts: texts per line and rows per network call.
 
         Raises:
             ConfigError: with the flags.
@@ -69,7 +69,7 @@ class Batch:
             raise ConfigError("--num-samples and --batch-size: give at least 1")
         check_standard_input([self.input])
         if self.input != "-" and not Path(self.input).exists():
-            raise ConfigError(f"--input {self.input}: there is no such file")
+            raise ConfigError(f"--input {self.input}: no such file; check the path")
         if self.input != "-" and Path(self.input).is_dir():
             raise ConfigError(f"--input {self.input} is a folder: name a file of JSON lines")
         if self.output != "-":
@@ -112,62 +112,56 @@ class Batch:
         return StreamOutput(sys.stdout.buffer, "standard output", rows)
 
 
-@dataclass(frozen=True)
-class BatchJob:
-    """A file of prompts and how to generate its lines.
+def _job_record(
+    model: "TextDiffusion", content: bytes, options: Mapping[str, Any], num_samples: int
+) -> dict[str, Any]:
+    """Return all that the output depends on: no batches, devices, processes or exact caches."""
+    from textdiff.export.records import model_record
 
-    Attributes:
-        files: the files.
-        options: of `TextDiffusion.prepare`, for lines without their own.
-        num_samples: texts per line.
-        batch_size: rows per network call.
-    """
-
-    files: Batch
-    options: Mapping[str, Any]
-    num_samples: int
-    batch_size: int
-
-    def record(self, model: "TextDiffusion", content: bytes) -> dict[str, Any]:
-        """Return all that the output depends on: no batches, devices, processes or exact caches."""
-        from textdiff.export.provenance import model_record
-
-        cache = "approximate" if self.options["cache"] == "approximate" else None
-        return {
-            "input_sha256": hashlib.sha256(content).hexdigest(),
-            **model_record(model.folder),
-            "block_size": model.family.block_size,
-            "dtype": str(model.model.dtype).removeprefix("torch."),
-            "defaults": model.defaults.to_export(),
-            **self.options,
-            "cache": cache,
-            "num_samples": self.num_samples,
-        }
+    return {
+        "input_sha256": hashlib.sha256(content).hexdigest(),
+        **model_record(model.folder),
+        "block_size": model.family.block_size,
+        "dtype": str(model.model.dtype).removeprefix("torch."),
+        "defaults": model.defaults.to_export(),
+        **options,
+        "cache": "approximate" if options["cache"] == "approximate" else None,
+        "num_samples": num_samples,
+    }
 
 
-def generate_batch(job: BatchJob, load: "Callable[[str | None], TextDiffusion]") -> int:
+def generate_batch(
+    files: Batch,
+    load: "Callable[[str | None], TextDiffusion]",
+    options: Mapping[str, Any],
+    num_samples: int,
+    batch_size: int,
+) -> int:
     """Generate, or go on generating; return 1 if a line could not be used.
 
     Args:
-        job: the files and their options.
+        files: input and output.
         load: loads the model on a device.
+        options: of `TextDiffusion.prepare`, for lines without their own.
+        num_samples: texts per line.
+        batch_size: rows per network call.
     """
     from textdiff.batch.lines import LineDefaults, read_rows, template_files
     from textdiff.storage import file_hash
     from textdiff.train.directory import run_lock
 
-    content, name = job.files.content(), job.files.name
+    content, name = files.content(), files.name
     processes = find_processes()
     model = load(processes.device)
-    options = {key: value for key, value in job.options.items() if key != "seed"}
-    defaults = LineDefaults(job.num_samples, job.options["seed"], options, read_template)
+    unseeded = {key: value for key, value in options.items() if key != "seed"}
+    defaults = LineDefaults(num_samples, options["seed"], unseeded, read_template)
     rows = read_rows(model, content, name, defaults)
-    output = job.files.open(len(rows), processes.rank)
+    output = files.open(len(rows), processes.rank)
     with ExitStack() as stack:
         if processes.first:
-            if job.files.output != "-":
+            if files.output != "-":
                 stack.enter_context(run_lock(output.folder, "--output", "writes"))
-            facts = job.record(model, content)
+            facts = _job_record(model, content, options, num_samples)
             if templates := template_files(rows):
                 facts["templates_sha256"] = file_hash(*templates)
             output.prepare(facts)
@@ -178,10 +172,10 @@ def generate_batch(job: BatchJob, load: "Callable[[str | None], TextDiffusion]")
         if processes.first:
             _report_before(name, rows, output)
         try:
-            _fill(model, rows, output, processes, job.batch_size)
+            _fill(model, rows, output, processes, batch_size)
         except KeyboardInterrupt:
             if processes.first:
-                print(_how_to_go_on(job.files, output), file=sys.stderr)
+                print(_how_to_go_on(files, output), file=sys.stderr)
             raise
     return _report_after(name, rows, output) if processes.first else 0
 
@@ -194,7 +188,7 @@ def _fill(
     batch_size: int,
 ) -> None:
     """Generate what is missing."""
-    from textdiff.batch.run import fill
+    from textdiff.batch.output import fill
 
     share = (processes.rank, processes.count)
     with BatchBar("generating", len(rows), processes.first) as progress:
@@ -209,10 +203,9 @@ def _fill(
 def _how_to_go_on(files: Batch, output: "Output") -> str:
     if files.output == "-":
         return f"{output.written} of {output.rows} rows were written; nothing is kept"
-    again = shlex.join(["textdiff", *sys.argv[1:]])
     same = " and the same standard input" if files.input == "-" else ""
     count = f"{len(output.done)} of {output.rows} rows are finished and kept"
-    return f"{count}; go on with{same}\n  {again}"
+    return f"{count}; go on with{same}\n  {same_command()}"
 
 
 def _report_before(name: str, rows: "Sequence[OutputRow]", output: "Output") -> None:

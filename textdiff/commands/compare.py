@@ -4,7 +4,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from textdiff.commands.arguments import JsonFlag, TextArgument
+from textdiff.commands.arguments import JsonFlag, Loading
 from textdiff.commands.parallel import find_processes
 from textdiff.commands.scoring import (
     ReadingOptions,
@@ -22,10 +22,11 @@ if TYPE_CHECKING:
 def compare(
     model_a: str,
     model_b: str,
-    text: TextArgument,
+    text: tuple[str, ...],
     /,
     scoring: ScoringOptions,
     reading: ReadingOptions,
+    loading: Loading,
     json_output: JsonFlag = False,
 ) -> int:
     """Compare two models on the same texts, with the error of the difference.
@@ -40,41 +41,41 @@ def compare(
             not; `-` reads standard input.
         scoring: how texts are scored.
         reading: how files are read.
+        loading: how the models are loaded.
         json_output: print one JSON object, with everything that the result depends on.
     """
     options = scoring.options()  # refuses what is wrong before anything is loaded
     quiet_libraries()
-    texts = {"texts": reading.texts(text)}
+    run = options | {"texts": reading.texts(text)}
     from textdiff.likelihood.difference import compare_models
 
     processes, names = find_processes(), (model_a, model_b)
     records: dict[int, dict[str, Any]] = {}
 
     def score(place: int, replicates: int) -> "Estimates":
-        held = scoring.load(names[place], processes)
-        run = texts | options | {"replicates": replicates}
-        estimates = shared_estimate(held, f"scoring by {names[place]}", processes, run)
+        name = names[place]
+        held, run["replicates"] = loading.load(name, processes.device), replicates
+        estimates = shared_estimate(held, f"scoring by {name}", processes, run)
         record = bound_record(held, estimates, options, reading, processes)
-        records[place] = {"model": names[place]} | record
+        records[place] = {"model": name} | record
         return estimates
 
     result, both = compare_models(partial(score, 0), partial(score, 1), scoring.replicates)
     if processes.first and json_output:
-        print_json(_record(result, [records[0], records[1]]))
+        print_json({"difference": _record(result), "models": [records[0], records[1]]})
     elif processes.first:
         _show(names, both, result)
     return 0
 
 
-def _record(result: "Difference", records: list[dict[str, Any]]) -> dict[str, Any]:
+def _record(result: "Difference") -> dict[str, Any]:
     from textdiff.likelihood.bound import finite
 
-    difference = asdict(result) | {
+    return asdict(result) | {
         "stderr": result.stderr if result.is_reliable else None,
         "is_reliable": result.is_reliable,
         "interval_95": [finite(end) for end in result.interval()],
     }
-    return {"difference": difference, "models": records}
 
 
 def _show(

@@ -16,15 +16,18 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 from textdiff.commands.arguments import JsonFlag
 from textdiff.commands.parallel import idle_threads
+from textdiff.errors import first_line
 from textdiff.lazy import torch
 from textdiff.view.progress import make_console, print_json, quiet_libraries
 
-LIBRARIES = "torch transformers accelerate datasets tokenizers safetensors numpy pydantic "
-LIBRARIES += "rich tensorboard"
+LIBRARIES = (
+    "torch transformers accelerate datasets tokenizers safetensors numpy pydantic rich tensorboard"
+)
 EXTRAS = {"flash": "flash_attn", "eval": "lm_eval mauve matplotlib", "dev": "pytest ruff mypy"}
 CPU_FLAGS = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")
 ROOM_GB = 1.0  # less than this is reported as little
@@ -33,11 +36,7 @@ HUB_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report.
-
-    Its state is `ok`, `no` (cannot be used here, and need not be), `warning` or `broken` (training
-    cannot run).
-    """
+    """Line of the report: `ok`, `no` (not here, nor needed), `warning`, `broken` (no training)."""
 
     section: str
     name: str
@@ -78,14 +77,13 @@ def examine() -> Iterator[Finding]:
             yield Finding(section, "probe", words, *(state if essential else ("warning",)))
 
 
-Entries = Iterator[tuple[str, ...]]
-"""The fields of findings but the section, which is the probe's name."""
+Entries = Iterator[tuple[str, ...]]  # fields of findings but the section, the probe's name
 
 
 def probe_versions() -> Entries:
     """Probe textdiff, Python, the libraries and git."""
     from textdiff import __version__
-    from textdiff.export.provenance import PACKAGE, commit_of
+    from textdiff.export.records import PACKAGE, commit_of
 
     commit = commit_of(PACKAGE.parent)
     yield "textdiff", __version__ + (f" ({commit[:12]})" if commit else "")
@@ -125,11 +123,10 @@ def probe_devices() -> Entries:
         yield f"cuda:{index}", f"{card.name}, {size}, capability {card.major}.{card.minor}"
     if torch.backends.mps.is_available():
         yield "mps", "available"
-    device = default_device()
-    yield "default", device
-    able = native_bf16(torch.device(device))
-    words = "native" if able else "emulated; mixed_precision: auto takes fp32"
-    yield "bfloat16", words, *_no(able)
+    yield "default", default_device()
+    able = native_bf16(torch.device(default_device()))
+    emulated = "emulated; mixed_precision: auto takes fp32"
+    yield "bfloat16", "native" if able else emulated, *_no(able)
 
 
 def probe_attention() -> Entries:
@@ -171,25 +168,20 @@ def _attend(backend: str, device: "torch.device", gradients: bool) -> None:
 
 def probe_compile() -> Entries:
     """Probe the compiler that torch.compile generates code with."""
-    if torch.cuda.device_count():
-        able = importlib.util.find_spec("triton") is not None
-        yield "torch.compile", "triton" if able else "triton is not installed", *_no(able)
-        return
-    names = (os.environ.get("CXX"), "g++", "clang++", "cl")
-    compiler = next((name for name in names if name and shutil.which(name)), None)
-    words = Path(compiler).name if compiler else "no C++ compiler (g++ or clang++) found"
-    yield "torch.compile", words, *_no(bool(compiler))
+    on_cuda = torch.cuda.device_count() > 0
+    tried = ["triton"] if on_cuda else [os.environ.get("CXX"), "g++", "clang++", "cl"]
+    find = importlib.util.find_spec if on_cuda else shutil.which
+    compiler = next((Path(name).name for name in tried if name and find(name)), None)
+    lacking = "triton is not installed" if on_cuda else "no C++ compiler (g++ or clang++) found"
+    yield "torch.compile", compiler or lacking, *_no(compiler)
 
 
 def probe_distributed() -> Entries:
     """Probe the backends of several processes."""
     from torch import distributed
 
-    if not distributed.is_available():
-        yield "torch.distributed", "not built into this torch", "no"
-        return
     for name in ("gloo", "nccl"):
-        able = distributed.is_backend_available(name)
+        able = distributed.is_available() and distributed.is_backend_available(name)
         yield name, "available" if able else "not in this torch", *_no(able)
 
 
@@ -208,9 +200,8 @@ def probe_folders() -> Entries:
 
 def _folder(name: str, path: str | Path, advice: str) -> tuple[str, ...]:
     """Try to write to a folder, or to the nearest one above it that exists."""
-    parent = Path(path).absolute()
-    while not parent.exists():
-        parent = parent.parent
+    absolute = Path(path).absolute()
+    parent = next(place for place in (absolute, *absolute.parents) if place.exists())
     try:
         with tempfile.TemporaryFile(dir=parent):
             free = shutil.disk_usage(parent).free / 1e9
@@ -261,7 +252,7 @@ PROBES: tuple[tuple[Callable[[], Entries], bool], ...] = (
 )
 
 
-def _no(able: bool) -> tuple[str, ...]:
+def _no(able: object) -> tuple[str, ...]:
     return () if able else ("no",)
 
 
@@ -275,8 +266,7 @@ def _failure(call: Callable[[], object]) -> str | None:
 
 
 def _reason(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return _home(lines[0][:160]) if lines else type(error).__name__
+    return _home(first_line(error))
 
 
 def _home(path: Path | str) -> str:
@@ -299,14 +289,12 @@ def _print_lines(findings: list[Finding], able: bool) -> None:
         filled = textwrap.fill(line, columns, subsequent_indent=" " * indent)
         console.print(Text(filled, style=style), soft_wrap=True)
 
-    section = ""
-    for finding in findings:
-        if finding.section != section:
-            section = finding.section
-            put(section, 0, "bold")
-        mark, style = MARKS[finding.state]
-        put(f"{mark} {finding.name:{width}}  {finding.value}", width + 4, style)
-        if finding.advice:
-            put(f"{'':{width + 4}}-> {finding.advice}", width + 7, "")
+    for section, entries in groupby(findings, key=lambda finding: finding.section):
+        put(section, 0, "bold")
+        for finding in entries:
+            mark, style = MARKS[finding.state]
+            put(f"{mark} {finding.name:{width}}  {finding.value}", width + 4, style)
+            if finding.advice:
+                put(f"{'':{width + 4}}-> {finding.advice}", width + 7, "")
     wrong = "Something essential is broken: see the lines marked x."
     console.print("\nTraining can run here." if able else f"\n{wrong}", highlight=False)

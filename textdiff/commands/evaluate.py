@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textdiff.commands.arguments import (
-    BlockSize,
     Dtype,
     JsonFlag,
-    ModelArgument,
-    held_model,
+    Loading,
+    check_standard_input,
+    read_documents,
+    writable,
 )
-from textdiff.commands.inputs import check_standard_input, read_documents
 from textdiff.commands.sampling import Sampling
 from textdiff.errors import ConfigError
 from textdiff.view.progress import ProgressBar, print_json, quiet_libraries
@@ -61,16 +61,6 @@ class MeasureOptions:
     batch_size: int = 16
     """Texts generated together (they do not depend on it)."""
 
-    block_size: BlockSize = None
-    """Tokens per block, of those that the model was trained in, or full; the default is the first
-    of them."""
-
-    device: str | None = None
-    """Torch device, of the judge too; the default is CUDA if there is one, else the CPU."""
-
-    dtype: Dtype = "float32"
-    """Dtype of the network."""
-
     def check(self) -> None:
         """Refuse values out of range, and what is not installed, before anything is loaded.
 
@@ -85,8 +75,8 @@ class MeasureOptions:
 
             require_mauve()
 
-    def load_judge(self) -> "Judge | None":
-        """Load the judge, if one was named.
+    def load_judge(self, device: str | None) -> "Judge | None":
+        """Load the judge onto a device, if one was named.
 
         Raises:
             CheckpointError: it cannot be loaded.
@@ -96,7 +86,7 @@ class MeasureOptions:
             return None
         from textdiff.evaluate.judges import load_judge
 
-        return load_judge(self.judge, self.device, self.judge_dtype, self.batch_tokens)
+        return load_judge(self.judge, device, self.judge_dtype, self.batch_tokens)
 
     def read(self, names: tuple[str, ...]) -> list[str] | None:
         """Return the documents of files; None where none are named."""
@@ -126,10 +116,8 @@ class SweepOptions:
         Raises:
             ConfigError: with the flag.
         """
-        for flag, name in (("--output", self.output), ("--picture", self.picture)):
-            path = name or Path("result.json")
-            if path.is_dir() or not path.parent.is_dir():
-                raise ConfigError(f"{flag} {path}: name a file in a folder that exists")
+        writable("--output", None if self.output == STANDARD_OUTPUT else self.output)
+        writable("--picture", self.picture)
         if sweeps and self.output == STANDARD_OUTPUT:
             raise ConfigError("--output -: a sweep goes on from what it has saved; name a file")
         if not sweeps:
@@ -169,12 +157,13 @@ class SweepOptions:
 
 
 def evaluate(
-    model: ModelArgument,
+    model: str,
     /,
     *,
     measure: MeasureOptions,
     sampling: Sampling,
     sweep: SweepOptions,
+    loading: Loading,
     suite: str = "generation",
     json_output: JsonFlag = False,
 ) -> int:
@@ -187,6 +176,7 @@ def evaluate(
         measure: texts to measure, and the judge that measures them.
         sampling: how text is drawn.
         sweep: settings that a sweep goes over.
+        loading: how the model is loaded; the judge is on the same device.
         suite: generation, texts of one setting; or frontier, perplexity, entropy and tokens per
             call over a grid of rules, steps and temperatures.
         json_output: print one JSON object, with everything that the result depends on.
@@ -196,13 +186,13 @@ def evaluate(
     chosen = find_suite(suite)
     sweep.check(suite, chosen.sweeps)
     measure.check()
-    for flag, value in (("--stop", sampling.stop), ("--suffix", sampling.suffix)):
-        if value:
-            raise ConfigError(
-                f"{flag} fixes how texts end, and free ones are measured: leave it out"
-            )
+    if sampling.stop or sampling.suffix:
+        raise ConfigError(
+            f"{'--stop' if sampling.stop else '--suffix'} fixes how texts end, and free ones are "
+            "measured: leave it out"
+        )
     options = {k: v for k, v in sampling.options().items() if k not in ("stop", "suffix")}
-    result = _run(chosen, _suite_options(model, measure, options, sweep))
+    result = _run(chosen, _suite_options(model, loading, measure, options, sweep))
     sweep.write(result.record)
     if json_output or sweep.output == STANDARD_OUTPUT:
         print_json(result.record, indent=1)
@@ -212,7 +202,11 @@ def evaluate(
 
 
 def _suite_options(
-    model: str, measure: MeasureOptions, options: dict[str, Any], sweep: SweepOptions
+    model: str,
+    loading: Loading,
+    measure: MeasureOptions,
+    options: dict[str, Any],
+    sweep: SweepOptions,
 ) -> "SuiteOptions":
     """Load the model and the judge, and read the grid and the texts."""
     grid = sweep.read_grid()
@@ -220,14 +214,14 @@ def _suite_options(
     from textdiff.evaluate.suites import SuiteOptions
 
     return SuiteOptions(
-        held_model(model, measure.device, measure.dtype, measure.block_size),
+        loading.load(model),
         model,
         options=options,
         num_samples=measure.num_samples,
         batch_size=measure.batch_size,
         given=measure.read(measure.texts),
         reference=measure.read(measure.reference),
-        judge=measure.load_judge(),
+        judge=measure.load_judge(loading.device),
         mauve=measure.mauve,
         resamples=measure.resamples,
         grid=grid,
@@ -238,15 +232,9 @@ def _suite_options(
 
 def _run(suite: "Suite", options: "SuiteOptions") -> "SuiteResult":
     """Run a suite; report what an interruption leaves in its file."""
-    bar = ProgressBar("evaluating")
     try:
-        with bar as progress:
-
-            def report(stage: str, done: int, total: int) -> None:
-                bar.rename(stage)
-                progress(done, total)
-
-            return suite.run(options, report)
+        with ProgressBar("evaluating") as progress:
+            return suite.run(options, lambda stage, done, total: progress(done, total, stage))
     except KeyboardInterrupt:
         if suite.sweeps:
             kept = f"finished points are kept in {options.output}; the same command goes on there"

@@ -109,7 +109,7 @@ class Option:
         try:
             return Path(word).expanduser()
         except RuntimeError:
-            message = f"there is no such user; write ./{word} if that is a name"
+            message = f"this user does not exist; write ./{word} if that is a name"
             raise ConfigError(f"{self.flag} {word}: {message}", code="unknown_user") from None
 
 

@@ -4,18 +4,18 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from textdiff.commands.arguments import (
     JsonFlag,
-    ModelArgument,
-    ShowingOptions,
+    Loading,
     given_text,
 )
-from textdiff.commands.batch import Batch, BatchJob, generate_batch
+from textdiff.commands.batch import Batch, generate_batch
 from textdiff.commands.sampling import (
-    Loading,
     Sampling,
+    ShowingOptions,
     read_template,
     say_approximate,
 )
@@ -45,7 +45,7 @@ class TextOptions:
 
 
 def generate(
-    model: ModelArgument,
+    model: str,
     prompt: str = "",
     /,
     *,
@@ -69,17 +69,16 @@ def generate(
     options, prompt = sampling.options(), given_text("the prompt", prompt)
     if texts.template is not None:
         prompt = read_template(texts.template, prompt, sampling.suffix)
+    counts = {"num_samples": texts.num_samples, "batch_size": texts.batch_size}
     if batch.asked:
         plain = showing == ShowingOptions() and not texts.json_output
-        batch.check(prompt, plain, (texts.num_samples, texts.batch_size))
+        batch.check(prompt, plain, *counts.values())
         quiet_libraries()
-        job = BatchJob(batch, options, texts.num_samples, texts.batch_size)
-        return generate_batch(job, lambda device: loading.load(model, device))
+        return generate_batch(batch, partial(loading.load, model), options, **counts)
     if showing.watch and texts.json_output:
         raise ConfigError("--watch and --json exclude each other")
     showing.check()
     quiet_libraries()
-    counts = {"num_samples": texts.num_samples, "batch_size": texts.batch_size}
     task = {"prompts": prompt, **counts, **options}
     return _generate(model, loading.load(model), task, showing, texts.json_output)
 

@@ -22,8 +22,8 @@ def spin_briefly() -> None:
     Threads meet at the end of every operation. Where another process has one of the cores, those
     that spin keep it from the one that they all wait for. Threads that sleep at once have to be
     woken for every operation, which costs time on an idle machine. GNU's OpenMP, which torch has
-    on Linux, spins less by itself where it has more threads than cores, but does not know of other
-    processes. Other OpenMPs do not read the variable. It has no effect once torch is loaded.
+    on Linux, spins less by itself where it has more threads than cores, but not where other
+    processes run. Other OpenMPs do not read the variable. It has no effect once torch is loaded.
     """
     if "torch" not in sys.modules and not any(name in os.environ for name in VARIABLES):
         os.environ["GOMP_SPINCOUNT"] = SPINS
@@ -58,7 +58,7 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that prints."""
+        """True for the process that prints."""
         return self.rank == 0
 
 

@@ -1,7 +1,6 @@
 """`textdiff perplexity`: a bound on the perplexity of texts, with its error."""
 
 import json
-import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,8 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from textdiff.commands.arguments import JsonFlag, ModelArgument, TextArgument
-from textdiff.commands.inputs import given_rows
+from textdiff.commands.arguments import JsonFlag, Loading, given_rows, same_command, writable
 from textdiff.commands.parallel import Processes, find_processes
 from textdiff.commands.scoring import (
     ReadingOptions,
@@ -76,9 +74,7 @@ class TaskOptions:
             raise ConfigError("--per-token needs --per-document FILE to write to")
         if str(self.per_document) == "-":
             raise ConfigError("--per-document -: name a file; the result is on standard output")
-        output = self.per_document or Path("lines.jsonl")
-        if output.is_dir() or not output.parent.is_dir():
-            raise ConfigError(f"--per-document {output}: name a file in a folder that exists")
+        writable("--per-document", self.per_document)
 
     def read(self, names: Sequence[str], reading: ReadingOptions) -> dict[str, Any]:
         """Return the texts, prompts and spans for `TextDiffusion.estimate`.
@@ -102,12 +98,13 @@ class TaskOptions:
 
 
 def perplexity(
-    model: ModelArgument,
-    text: TextArgument,
+    model: str,
+    text: tuple[str, ...],
     /,
     scoring: ScoringOptions,
     reading: ReadingOptions,
     task: TaskOptions,
+    loading: Loading,
     json_output: JsonFlag = False,
 ) -> int:
     """Bound the perplexity of texts: unbiased, with its Monte-Carlo error.
@@ -123,26 +120,22 @@ def perplexity(
         scoring: how texts are scored.
         reading: how files are read.
         task: texts to score, and files for results.
+        loading: how the model is loaded.
         json_output: print one JSON object, with everything that the result depends on.
     """
     options, state = scoring.options(task.published), state_path(task.state)
     task.check(reading)
     quiet_libraries()
-    run = options | task.read(text, reading) | {"state": state}
-    run |= {"each_document": task.per_document is not None, "attribute": task.per_token}
+    run = options | task.read(text, reading) | {"state": state, "attribute": task.per_token}
+    run["each_document"] = task.per_document is not None
     processes = find_processes()
-    held = scoring.load(model, processes)
+    held = loading.load(model, processes.device)
     with _reported(state, processes):
         estimates = shared_estimate(held, "scoring windows", processes, run)
     if processes.first:
         record = {"model": model, "precision": options["precision"]}
         record |= bound_record(held, estimates, options, reading, processes)
-        if task.per_document:
-            _write_documents(task.per_document, held, estimates, task.per_token)
-        if json_output:
-            print_json(record)
-        else:
-            _show(held, estimates, record)
+        _report(held, estimates, record, task, json_output)
     return 0
 
 
@@ -162,17 +155,26 @@ def _how_to_go_on(state: Path | None) -> str:
         return "nothing was kept; with --state FILE finished replicates are"
     if not state.exists():
         return f"no replicate was finished, so {state} was not written"
-    again = shlex.join(["textdiff", *sys.argv[1:]])
-    return f"finished replicates are kept in {state}; go on with\n  {again}"
+    return f"finished replicates are kept in {state}; go on with\n  {same_command()}"
 
 
-def _show(held: "TextDiffusion", estimates: "Estimates", record: dict[str, Any]) -> None:
+def _report(
+    held: "TextDiffusion",
+    estimates: "Estimates",
+    record: dict[str, Any],
+    task: TaskOptions,
+    json_output: bool,
+) -> None:
+    """Write one line per document, if asked to, and print the result."""
     from textdiff.view.bounds import bound_lines, exact_hint
 
-    for line in bound_lines(estimates, record):
-        print(line)
-    for line in exact_hint(held, estimates, record["provenance"]["processes"]):
-        print(line)
+    if task.per_document:
+        _write_documents(task.per_document, held, estimates, task.per_token)
+    if json_output:
+        print_json(record)
+        return
+    hints = exact_hint(held, estimates, record["provenance"]["processes"])
+    print(*bound_lines(estimates, record), *hints, sep="\n")
 
 
 def _write_documents(

@@ -8,10 +8,10 @@ import sys
 from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
-from textdiff.commands.arguments import ModelArgument, given_text
-from textdiff.commands.interruption import Interruption
-from textdiff.commands.sampling import Loading, Sampling
+from textdiff.commands.arguments import Loading, given_text
+from textdiff.commands.sampling import Sampling
 from textdiff.errors import TextDiffError
+from textdiff.signals import Interruption
 from textdiff.view.progress import make_console, quiet_libraries
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ _PROMPT = "textdiff> "
 
 
 def play(
-    model: ModelArgument,
+    model: str,
     /,
     *,
     sampling: Sampling,

@@ -2,19 +2,21 @@
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import Field, create_model
 
-from textdiff.commands.arguments import BlockSize, Dtype, given_text, held_model
-from textdiff.commands.inputs import STANDARD_INPUT, read_text
+from textdiff.commands.arguments import (
+    STANDARD_INPUT,
+    given_text,
+    read_text,
+    writable,
+)
 from textdiff.errors import ConfigError
 from textdiff.sampling.settings import SamplingConfig, read_knobs
 from textdiff.section import Section
-
-if TYPE_CHECKING:
-    from textdiff.pipeline import TextDiffusion
 
 
 def _flag_type(annotation: Any) -> Any:
@@ -65,22 +67,26 @@ def _checked(name: str, value: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class Loading:
-    """Options of loading the model."""
+class ShowingOptions:
+    """Display and recording of a generation."""
 
-    block_size: BlockSize = None
-    """Tokens per block, of those that the model was trained in, or full; the default is the first
-    of them."""
+    watch: bool = False
+    """Show the text in the terminal while it is denoised."""
 
-    device: str | None = None
-    """Torch device; the default is CUDA if there is one, else the CPU."""
+    film: Path | None = None
+    """Write the generation as a film to this HTML file, which plays in any browser, offline."""
 
-    dtype: Dtype = "float32"
-    """Dtype of the network."""
+    trace: Path | None = None
+    """Write what each step did to this .jsonl file: row, step, position, token, probability."""
 
-    def load(self, name: str, default_device: str | None = None) -> "TextDiffusion":
-        """Return the model of that name; see `held_model`."""
-        return held_model(name, self.device or default_device, self.dtype, self.block_size)
+    def check(self) -> None:
+        """Make sure, before a model runs, that files can be written.
+
+        Raises:
+            ConfigError: they cannot.
+        """
+        writable("--film", self.film)
+        writable("--trace", self.trace)
 
 
 def read_template(path: str, prompt: str, suffix: str) -> str:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, create_model
 
-from textdiff.commands.arguments import BlockSize, Dtype, fraction, held_model
-from textdiff.commands.inputs import read_documents
+from textdiff.commands.arguments import fraction, read_documents
 from textdiff.commands.parallel import Processes
 from textdiff.errors import ConfigError
 from textdiff.likelihood.estimators import (
@@ -35,10 +34,8 @@ def estimator_help(estimators: Registry[Estimator]) -> str:
         f"Way to estimate the bound: {DEFAULT} by default, {DEFAULT_IN_STEPS} for models in steps. "
         "docs/bounds.md compares them."
     )
-    heads = [
-        (kind, (member.__doc__ or "").partition("\n")[0]) for kind, member in estimators.items()
-    ]
-    return "\n".join([first, *(f"{kind}: {head}" for kind, head in heads)])
+    heads = {kind: str(member.__doc__).partition("\n")[0] for kind, member in estimators.items()}
+    return "\n".join([first, *(f"{kind}: {head}" for kind, head in heads.items())])
 
 
 def option_flags(estimators: Registry[Estimator]) -> type:
@@ -83,21 +80,11 @@ class ScoringOptions(EstimatorOptions):  # type: ignore[misc]
     """Score where every document ends, as a term of its own: its end-of-text token, which is not
     counted among the tokens."""
 
-    block_size: BlockSize = None
-    """Tokens per block, of those that the model was trained in, or full; the default is the first
-    of them."""
-
     seed: int = 0
     """Seed of the noise."""
 
     batch_tokens: int = 8192
     """Tokens per network call (the result does not depend on it beyond rounding)."""
-
-    device: str | None = None
-    """Torch device; the default is CUDA if there is one, else the CPU."""
-
-    dtype: Dtype = "float32"
-    """Dtype of the network; normalisation is float32 or wider in any case."""
 
     def options(self, protocol: str | None = None) -> dict[str, Any]:
         """Return the options of `TextDiffusion.estimate`.
@@ -108,31 +95,19 @@ class ScoringOptions(EstimatorOptions):  # type: ignore[misc]
         Raises:
             ConfigError: a value out of range.
         """
-        for flag, value, least in (
-            ("replicates", self.replicates, 8),
-            ("batch-tokens", self.batch_tokens, 1),
-        ):
-            if value < least:
-                why = ", the error comes from them" if flag == "replicates" else ""
-                raise ConfigError(f"--{flag} {value}: give at least {least}{why}")
+        if self.replicates < 8:
+            why = "the error comes from them"
+            raise ConfigError(f"--replicates {self.replicates}: give at least 8, {why}")
+        if self.batch_tokens < 1:
+            raise ConfigError(f"--batch-tokens {self.batch_tokens}: give at least 1")
         own = {name: getattr(self, name) for name in EstimatorOptions.model_fields}
         own = {name: value for name, value in own.items() if value is not None}
         self._check_estimator(own, protocol)
-        return {
-            "replicates": self.replicates,
-            "precision": None if self.precision is None else fraction(self.precision),
-            "stride": self.stride,
-            "end_of_text": self.end_of_text,
-            "seed": self.seed,
-            "batch_tokens": self.batch_tokens,
-            "estimator": self.estimator,
-            "protocol": protocol,
-            **own,
-        }
-
-    def load(self, name: str, processes: Processes) -> "TextDiffusion":
-        """Load the model that a command line names; see `held_model`."""
-        return held_model(name, self.device or processes.device, self.dtype, self.block_size)
+        names = ["replicates", "precision", "stride", "end_of_text", "seed", "batch_tokens"]
+        shared = {name: getattr(self, name) for name in [*names, "estimator"]}
+        if self.precision is not None:
+            shared["precision"] = fraction(self.precision)
+        return {**shared, "protocol": protocol, **own}
 
     def _check_estimator(self, own: dict[str, Any], protocol: str | None) -> None:
         """Refuse options that no estimator in question has, before a model is loaded."""

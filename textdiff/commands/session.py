@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
-from textdiff.commands.arguments import ShowingOptions, writable
-from textdiff.commands.sampling import Sampling
+from textdiff.commands.arguments import writable
+from textdiff.commands.sampling import Sampling, ShowingOptions
 from textdiff.errors import ConfigError, DataError, closest
 from textdiff.pipeline import TextDiffusion
 from textdiff.sampling.rules import RULES
@@ -205,7 +205,7 @@ class Session:
     def _save(self, words: list[str]) -> None:
         path = _file("/save", words)
         if not self.texts:
-            raise ConfigError("/save: there is no text yet; type a prompt first")
+            raise ConfigError("/save: no text yet; type a prompt first")
         task = self._last()
         apart = ("prompts", "num_samples")
         asked = {k: v for k, v in task.items() if k not in apart and v not in (None, ())}
@@ -220,7 +220,7 @@ class Session:
 
     def _last(self) -> dict[str, Any]:
         if self.last is None:
-            raise ConfigError("there is no prompt yet; type one first")
+            raise ConfigError("no prompt yet; type one first")
         return self.last
 
     def _help(self, words: list[str]) -> None:

@@ -5,8 +5,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from textdiff.commands.arguments import TextArgument, given_text
-from textdiff.commands.inputs import read_documents
+from textdiff.commands.arguments import given_text, read_documents
 from textdiff.errors import ConfigError, DataError
 from textdiff.view.progress import quiet_libraries
 
@@ -15,7 +14,7 @@ _FILES = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
 
 def train_tokenizer(
     output: str,
-    text: TextArgument,
+    text: tuple[str, ...],
     /,
     kind: Literal["bpe", "char", "byte"] = "bpe",
     vocab_size: int = 2048,

@@ -1,17 +1,21 @@
 """`textdiff train`: a run from a config, resumed by itself, with what to do next at its end."""
 
+import os
 import shlex
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from textdiff.commands.arguments import load_config, take_option
+from textdiff.errors import TextDiffError
 from textdiff.view.progress import PreparationView, make_console, quiet_libraries, unfailing
 
 if TYPE_CHECKING:
     from textdiff.config import Config
     from textdiff.data.corpus import Corpus
+    from textdiff.pipeline import TextDiffusion
 
 
 def train(arguments: Sequence[str]) -> int:
@@ -22,11 +26,11 @@ def train(arguments: Sequence[str]) -> int:
     from textdiff.train.directory import claim
     from textdiff.train.distributed import make_accelerator, on_main, report_lost_process
     from textdiff.train.trainer import Trainer
-    from textdiff.view.training import training_view
+    from textdiff.view.training import LiveView, PlainView
 
     accelerator = make_accelerator(config)
     console = make_console()
-    view = unfailing(training_view(console))
+    view = unfailing(LiveView(console) if console.is_terminal else PlainView(console))
     with ExitStack() as stack:
         stack.enter_context(report_lost_process(accelerator))
         on_main(accelerator, lambda: claim(Path(config.run.dir), resume, view.message, stack))
@@ -76,7 +80,6 @@ def _prepare(config: "Config", accelerator: Any, in_terminal: bool) -> "Corpus":
 
 
 def _show_result(console: Any, config: "Config", trainer: Any) -> None:
-    from textdiff.commands.suggestions import accepts, commands_to_try
     from textdiff.pipeline import TextDiffusion
     from textdiff.view.display import can_animate, watch_rows
     from textdiff.view.training import describe_bound
@@ -100,3 +103,88 @@ def _show_result(console: Any, config: "Config", trainer: Any) -> None:
     print(f"\nThe model is in {export}. Try next:")
     for command in commands_to_try(export, str(directory / "validation.jsonl"), first, usable):
         print(f"  {command}")
+
+
+_WORDS = 3
+_CHARACTERS = 40  # of a prompt of whole words, so that the command stays a line
+_LETTERS = 20  # of a longer word, or of a script that does not part words
+
+
+def commands_to_try(
+    export: str, validation: str, document: str, usable: Callable[[str], bool]
+) -> list[str]:
+    """Return command lines for a new model.
+
+    Args:
+        export: path of the model.
+        validation: path of its held-out texts.
+        document: a text like those it was trained on.
+        usable: returns whether the model can write on after a prompt.
+    """
+    model, text = _as_argument(export), _as_argument(validation)
+    prompt = next((prompt for prompt in _prompts(document) if usable(prompt)), None)
+    begin = [] if prompt is None else [prompt]
+    commands: Sequence[Sequence[str]] = (
+        ["textdiff", "generate", model, *begin, "--watch"],
+        ["textdiff", "generate", model, "--num-samples", "4", "--json"],
+        ["textdiff", "perplexity", model, text],
+    )
+    return [shlex.join(command) for command in commands]
+
+
+def accepts(model: "TextDiffusion") -> Callable[[str], bool]:
+    """Return a test of prompts: whether a model takes one, and has as much room again."""
+
+    context = int(model.model.config.max_position_embeddings)
+
+    def usable(prompt: str) -> bool:
+        try:
+            given = int(model.prepare(prompt).job.tails[0])
+        except TextDiffError:  # such as characters that the tokenizer lacks
+            return False
+        return given <= context // 2
+
+    return usable
+
+
+def _as_argument(path: str) -> str:
+    """Return a path that cannot be taken for a flag."""
+    return os.path.join(".", path) if path.startswith("-") else path
+
+
+def _prompts(document: str) -> Iterator[str]:
+    """Yield beginnings of a text that are fit for a command line, the best one first."""
+    from textdiff.sampling.template import quoted
+
+    words = [word for word in map(_printable, document[:10_000].split()) if word]
+    while words and words[0].startswith("-"):  # would be read as a flag
+        words.pop(0)
+    for count in range(min(_WORDS, len(words)), 0, -1):
+        prompt = " ".join(words[:count])
+        if len(prompt) <= _CHARACTERS:
+            yield quoted(prompt)
+    start = _cut(words[0], _LETTERS) if words else ""
+    while start:  # fewer and fewer: a model of bytes needs several for a character
+        yield quoted(start)
+        start = _cut(start, len(start) // 2)
+
+
+def _printable(word: str) -> str:
+    """Return a word without what a terminal would act on, or not show."""
+    return "".join(character for character in word if character.isprintable())
+
+
+def _cut(text: str, length: int) -> str:
+    """Return the first characters of a text; one with marks is left out with them."""
+    if len(text) <= length:
+        return text
+    while length and _joins(text[length]):
+        length -= 1
+    return text[:length].rstrip()
+
+
+def _joins(character: str) -> bool:
+    """Return whether a character is shown as one with the character before it."""
+    return (
+        unicodedata.category(character).startswith("M") or "\U0001f3fb" <= character <= "\U0001f3ff"
+    )

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from textdiff.export.provenance import code_record, model_record
+from textdiff.export.records import code_record, model_record
 from textdiff.likelihood.bound import finite
 from textdiff.likelihood.estimates import Estimates, standard_error
 from textdiff.likelihood.estimators import ESTIMATORS, build_estimator

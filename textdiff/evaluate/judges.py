@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from textdiff.errors import CheckpointError, ConfigError, DataError
 from textdiff.export.loading import locate, read_json
-from textdiff.export.provenance import model_record
+from textdiff.export.records import model_record
 from textdiff.pipeline import TextDiffusion
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]

@@ -37,7 +37,7 @@ def find_device(name: str | torch.device | None) -> torch.device:
     """Return a device that exists here; None is the fastest.
 
     Raises:
-        ConfigError: there is no such device, or it holds no numbers.
+        ConfigError: the device does not exist here, or holds no numbers.
     """
     try:
         device = torch.device(name or default_device())
@@ -136,7 +136,7 @@ def locate_export(path: str | Path) -> Path:
     """Return the folder of an export, of a run that has one, or of a model fetched from the hub.
 
     Raises:
-        CheckpointError: there is no model, with what there is instead.
+        CheckpointError: it holds something else, which the message names.
     """
     folder = locate(path)
     if (folder / "config.json").is_file():
@@ -151,6 +151,10 @@ def locate_export(path: str | Path) -> Path:
     raise CheckpointError(f"{path} holds no model: it has no config.json; give {instead}")
 
 
+def _unusable(reason: str) -> CheckpointError:
+    return CheckpointError(f"{reason}; export the model again")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read one of an export's JSON files.
 
@@ -160,11 +164,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing; export the model again") from None
+        raise _unusable(f"{path} is missing") from None
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); export the model again") from None
+        raise _unusable(f"{path} is damaged ({error})") from None
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is damaged (no JSON object); export the model again")
+        raise _unusable(f"{path} is damaged (no JSON object)")
     return content
 
 
@@ -182,7 +186,7 @@ def load_model(folder: Path, dtype: torch.dtype) -> TextDiffusionModel:
         )
     weights = ("model.safetensors", "model.safetensors.index.json")
     if not any((folder / name).is_file() for name in weights):
-        raise CheckpointError(f"{folder}/model.safetensors is missing; export the model again")
+        raise _unusable(f"{folder}/model.safetensors is missing")
     model: TextDiffusionModel
     try:
         model, info = TextDiffusionModel.from_pretrained(
@@ -193,20 +197,16 @@ def load_model(folder: Path, dtype: torch.dtype) -> TextDiffusionModel:
             use_safetensors=True,
         )
     except Exception as error:
-        raise CheckpointError(
-            f"{folder} cannot be loaded, a file is damaged or does not fit ({first_line(error)}); "
-            "export the model again"
-        ) from None
+        reason = f"a file is damaged or does not fit ({first_line(error)})"
+        raise _unusable(f"{folder} cannot be loaded, {reason}") from None
     for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if info.get(what):
-            raise CheckpointError(
-                f"{folder}/model.safetensors does not fit config.json ({what.replace('_', ' ')}: "
-                f"{sorted(map(str, info[what]))[0]}); export the model again"
-            )
+            keys = f"{what.replace('_', ' ')}: {min(map(str, info[what]))}"
+            raise _unusable(f"{folder}/model.safetensors does not fit config.json ({keys})")
     return model
 
 
-def load_tokenizer(folder: Path, config: TextDiffusionConfig) -> PreTrainedTokenizerFast:
+def load_exported_tokenizer(folder: Path, config: TextDiffusionConfig) -> PreTrainedTokenizerFast:
     """Return the tokenizer of an export.
 
     Raises:
@@ -214,26 +214,23 @@ def load_tokenizer(folder: Path, config: TextDiffusionConfig) -> PreTrainedToken
     """
     file = folder / "tokenizer.json"
     if not any((folder / name).is_file() for name in (file.name, "tokenizer_config.json")):
-        raise CheckpointError(f"{file} is missing; export the model again")
+        raise _unusable(f"{file} is missing")
     try:
         tokenizer: PreTrainedTokenizerFast = auto_tokenizer(folder, local_files_only=True)
     except Exception as error:
-        what = (
-            f"is damaged ({first_line(error)})"
-            if file.is_file()
-            else f"cannot be read without {file}"
-        )
-        raise CheckpointError(f"the tokenizer in {folder} {what}; export the model again") from None
+        damaged = f"is damaged ({first_line(error)})"
+        what = damaged if file.is_file() else f"cannot be read without {file}"
+        raise _unusable(f"the tokenizer in {folder} {what}") from None
     if tokenizer.mask_token_id is None:
-        raise CheckpointError(
+        raise _unusable(
             f"the tokenizer in {folder} has no mask token, which the model was trained with "
-            "(mask_token in tokenizer_config.json); export the model again"
+            "(mask_token in tokenizer_config.json)"
         )
     role = mask_role(tokenizer)
     if role is not None:
         raise CheckpointError(
             f"the tokenizer in {folder} has {tokenizer.mask_token!r} as mask token and as {role}, "
-            "which cannot be told apart; train with a mask token of its own"
+            "which cannot be distinguished; train with a mask token of its own"
         )
     if tokenizer.mask_token_id != config.mask_token_id or len(tokenizer) > config.vocab_size:
         raise CheckpointError(

@@ -1,1 +1,1 @@
-"""What a run will need, worked out before it: memory per device, and operations."""
+"""Needs of a run, computed before it: memory per device, and operations."""

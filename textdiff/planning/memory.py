@@ -1,7 +1,7 @@
 """Memory of a training step on one device: one equation per function, all in bytes.
 
-The largest of four moments is the peak: the loss, when all activations of a micro-batch and the
-head's work space are alive; the start and the end of the backward pass; the update. Weights,
+The largest of four moments is the peak: the loss, the start of the backward pass, its end, and the
+update. At the loss all activations of a micro-batch and the head's work space are alive. Weights,
 gradients, optimizer state and averages are float32; activations that products read are bfloat16
 under autocast, the residual stream is not. Python and its libraries (0.48 GB measured) and a CUDA
 context are not counted.
@@ -26,8 +26,8 @@ def peak_memory(run: RunSizes) -> dict[str, int]:
 
     On a CPU freed memory leaves holes between activations that glibc's allocator cannot use again:
     `resident` adds a third of the activations and the work spaces once more. The fit to 15 measured
-    configurations is within 15 % (`evals/estimate_check.py`); with MALLOC_MMAP_THRESHOLD_=1048576
-    in the environment nothing is kept and training is a quarter to a half slower.
+    configurations is within 15 % (`evals/estimate_check.py`). With MALLOC_MMAP_THRESHOLD_=1048576
+    in the environment nothing is kept, and training is a quarter to a half slower.
     """
     share = run.devices if run.sharded else 1
     weights = FLOAT * run.counts.total // share

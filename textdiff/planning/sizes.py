@@ -171,10 +171,10 @@ def _size(parameters: Iterable[Tensor]) -> int:
 def training_flops(run: RunSizes) -> float:
     """Return operations per data token: forward, twice that backward, recomputed blocks.
 
-    A product of a position with a matrix of p parameters takes 2 p, attention 4 H per pair and
-    layer, the head 2 H V at scored positions. Block diffusion with blocks of b has
-    (L b + b^2 N (N - 1) / 2 + b^2 N (N + 1) / 2) / L = L + b allowed pairs per position in both
-    streams, N = L / b (Sec. 3.1, arXiv:2503.09573).
+    A product of a position with a matrix of p parameters takes 2 p. Attention takes 4 H per pair
+    and layer, the head 2 H V at scored positions. In block diffusion both streams together have
+    L + b allowed pairs per position, for blocks of b and N = L / b (Sec. 3.1, arXiv:2503.09573):
+    `(L b + b^2 N (N - 1) / 2 + b^2 N (N + 1) / 2) / L`.
     """
     model, length = run.config.model, run.config.data.sequence_length
     pairs: float = length

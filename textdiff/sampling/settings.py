@@ -293,6 +293,7 @@ def explain_option(error: ErrorDetails) -> str:
         "int_type": "give a whole number",
         "int_from_float": "give a whole number",
         "int_parsing": "give a whole number",
+        "too_short": "an empty string; give at least one character",
         "string_too_short": "an empty string; give at least one character",
         "tuple_type": "give a text or a list of texts",
         "string_type": "give a text",

@@ -50,11 +50,8 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
         rank: int = 0,
         processes: int = 1,
     ):
-        self.sequences = sequences
-        self.family = family
-        self.config = config
-        self.rank = rank
-        self.processes = processes
+        self.sequences, self.family, self.config = sequences, family, config
+        self.rank, self.processes = rank, processes
         fixed = config.diffusion.noise.range
         start = ALL_RATES if fixed == "search" else fixed
         self.ranges: dict[int | None, Rates] = dict.fromkeys(config.diffusion.block_sizes, start)

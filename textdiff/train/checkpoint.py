@@ -1,6 +1,6 @@
 """Training checkpoints: tensors and JSON in `checkpoints/step-NNNNNN/`, written beside and renamed.
 
-A manifest holds the size and SHA-256 of every file; it is written last, so a folder without a
+A manifest holds the size and SHA-256 of every file. It is written last, so a folder without a
 fitting one was never finished or is damaged. It also holds the format, which is read before
 anything else: what a newer version wrote is refused, not taken for damage. Nothing is unpickled:
 tensors load with `weights_only`.
@@ -96,7 +96,7 @@ def checkpoints(root: Path) -> list[Path]:
 def rescue(root: Path) -> str:
     """Return how a run that cannot write is continued, as the end of a sentence."""
     saved = checkpoints(root)
-    left = f"the newest checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+    left = f"the newest checkpoint is {saved[-1]}" if saved else "no checkpoint is saved yet"
     return f"{left}; make room or allow writing there, then start the same command again"
 
 

@@ -1,7 +1,7 @@
 """The processes of a run: what they do together, and weights that are spread over them (FSDP2).
 
 A sharded tensor is a `DTensor`. Everything that leaves the training step (validation, samples,
-checkpoints, exports) sees whole tensors, so nothing of it depends on the sharding, and a run may be
+checkpoints, exports) sees whole tensors. So nothing of it depends on the sharding, and a run may be
 continued on another number of processes. Gathering is a collective: every process calls
 it, in the same order.
 """
@@ -82,7 +82,7 @@ def gather(state: Any, keep: bool) -> Any:
 
     Args:
         state: tensors and other values.
-        keep: whether this process wants the result; elsewhere sharded tensors become empty.
+        keep: whether this process needs the result; elsewhere sharded tensors become empty.
     """
     if isinstance(state, Mapping):
         return {key: gather(value, keep) for key, value in state.items()}
@@ -211,8 +211,8 @@ def report_lost_process(state: Accelerator | PartialState) -> Iterator[None]:
         lost = isinstance(error, dist.DistError) or any(sign in str(error) for sign in _SIGNS)
         if state.num_processes == 1 or not lost:
             raise
-        late = "Timed out" in str(error) or "timeout" in str(error)
-        what = "did not answer in time" if late else "ended unexpectedly"
+        timed_out = "Timed out" in str(error) or "timeout" in str(error)
+        what = "did not answer in time" if timed_out else "ended unexpectedly"
         raise LostProcessError(
             f"process {state.process_index} of {state.num_processes} stops: another process {what} "
             "(its own output says why, or the system killed it for memory); start the same command "

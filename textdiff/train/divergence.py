@@ -1,7 +1,7 @@
 """Steps whose loss or gradient is not finite: kept out of the weights, and explained.
 
 Nothing waits for the device at every step. A flag on the device stays up from the first such step
-on, and fused optimizers read it there and leave weights and moments alone, as they do under torch's
+on. Fused optimizers read it there and leave weights and moments alone, as they do under torch's
 `GradScaler`. The loop reads the flag when it logs, validates or saves. The weights are then what
 they were before that step, and its samples, pure functions of the seed, can be tried one by one.
 """
@@ -30,8 +30,8 @@ from textdiff.train.distributed import full_tensor
 class DivergenceGuard:
     """Guard that keeps optimizers from steps whose gradient is not finite, and notes the first.
 
-    Optimizers that cannot read a flag on the device (Muon, sharded parameters) are held back by
-    the host, which waits for the norm at every step then.
+    Muon and optimizers of sharded parameters cannot read a flag on the device. The CPU holds them
+    back, and waits for the norm at every step then.
 
     Args:
         optimizers: those of the run, as they come from `Accelerator.prepare` or plain.
@@ -129,27 +129,25 @@ def try_samples(
     """
     findings = []
     size = batches.config.train.global_batch_size
-    for micro_step in range(batches.accumulation):
-        for slot in batches.slots(micro_step):
-            batch = batches.batch(step, slot[None])
-            with _LargestOutput(module) as largest:
-                loss, _ = module(batch.to(device))
-            loss = loss / batch.x0.numel()
-            module.zero_grad()
-            torch.autograd.backward(propagate_nonfinite(loss))
-            norm, parameter = _gradient(module)
-            findings.append(
-                SampleFinding(
-                    sample=step * size + int(slot),
-                    slot=int(slot),
-                    mask_rate=_mask_rate(batch),
-                    loss=float(loss.detach()),
-                    largest_output=largest.value,
-                    grad_norm=norm,
-                    parameter=parameter,
-                    text=decode(batch.x0[0].tolist())[:200],
-                )
-            )
+    for slot in torch.cat([batches.slots(number) for number in range(batches.accumulation)]):
+        batch = batches.batch(step, slot[None])
+        with _LargestOutput(module) as largest:
+            loss, _ = module(batch.to(device))
+        loss = loss / batch.x0.numel()
+        module.zero_grad()
+        torch.autograd.backward(propagate_nonfinite(loss))
+        norm, parameter = _gradient(module)
+        finding = SampleFinding(
+            sample=step * size + int(slot),
+            slot=int(slot),
+            mask_rate=_mask_rate(batch),
+            loss=float(loss.detach()),
+            largest_output=largest.value,
+            grad_norm=norm,
+            parameter=parameter,
+            text=decode(batch.x0[0].tolist())[:200],
+        )
+        findings.append(finding)
     module.zero_grad()
     return findings
 

@@ -63,8 +63,8 @@ class Prompts:
 def scored_share(blocks: Blocks, share: float) -> float:
     """Return the expected share of a row's positions that are not part of a prompt.
 
-    A prompt takes as many positions of its block as its end lies behind the block's beginning, and
-    the end is uniform on the L places of the row.
+    A prompt takes the positions between its block's beginning and its own end, which is uniform on
+    the L places of the row.
     """
     place = torch.arange(blocks.length) % blocks.size
     return 1.0 - share * float(place.sum()) / blocks.length**2

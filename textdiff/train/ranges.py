@@ -4,12 +4,12 @@ Rates near 0 and 1 make the loss of a short block noisy: with one token masked i
 largest, with all of them the context says least. A range U[low, high] of rates in between trains
 steadier gradients, and which range is best depends on the block size.
 
-What is measured is the training loss itself, in nats per token of a block and with its weight, over
-blocks of the rows that training reads next (not of validation text, whose bound the choice would
-touch). Draws of a range are those draws of the full range whose rate lies in it, so one pass over
-4096 blocks or more measures every range, on common random numbers. The weight stays what it is for
-every range: its width is at least 1/2, so no range starts above the rate 1/2, where the paper drops
-it. What comes out depends on the weights, the seed and the step alone.
+The measurement is of the training loss itself, in nats per token of a block and with its weight.
+It takes blocks of the rows that training reads next, not of validation text, whose bound the choice
+would touch. Draws of a range are those draws of the full range whose rate is in
+it. So one pass over 4096 blocks or more measures every range, on common random numbers. The weight
+is the same for every range: its width is at least 1/2, so no range starts above the rate 1/2, where
+the paper drops it. What comes out depends on the weights, the seed and the step alone.
 """
 
 from collections.abc import Callable

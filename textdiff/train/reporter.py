@@ -93,10 +93,13 @@ class MetricsFile:
 
     def __init__(self, path: Path, step: int, bound_step: int):
         self.path = path
+        text = path.read_text(encoding="utf-8") if step > 0 and path.exists() else ""
         kept = []
-        for line in self._lines() if step > 0 else []:
-            values = json.loads(line)
-            if values["step"] <= (bound_step if "bound_nats" in values else step):
+        for line in text.splitlines(keepends=True):
+            values = (
+                json.loads(line) if line.endswith("}\n") else {}
+            )  # a kill may leave half a line
+            if values and values["step"] <= (bound_step if "bound_nats" in values else step):
                 kept.append(line)
         # Renamed into place: a kill between emptying and filling would lose what is kept.
         with whole_file(path) as scratch:
@@ -106,11 +109,3 @@ class MetricsFile:
         """Add a line."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(values) + "\n")
-
-    def _lines(self) -> list[str]:
-        if not self.path.exists():
-            return []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [
-            line for line in lines if line.endswith("}\n")
-        ]  # a killed run may leave half a line

@@ -1,19 +1,21 @@
 """State that a run continues from: weights, their averages, optimizers and counters."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from textdiff.config import Config
 from textdiff.data.corpus import Corpus
 from textdiff.diffusion.family import Family
-from textdiff.export.card import write_export
 from textdiff.export.loading import family_of
+from textdiff.export.records import write_export
 from textdiff.likelihood.bound import Bound
 from textdiff.models import TextDiffusionModel
 from textdiff.pipeline import TextDiffusion
@@ -29,7 +31,6 @@ from textdiff.train.distributed import (
     meta_copy,
     on_main,
 )
-from textdiff.train.ema import EMA
 from textdiff.train.setup import check_resume, sample_defaults
 
 
@@ -176,3 +177,54 @@ class RunState:
         if record["bound"] is not None:
             self.bound = Bound(**record["bound"])
         self.batches.ranges = {size: tuple(rates) for size, rates in record["noise_ranges"]}
+
+
+class EMA:
+    """Averaged parameters, float32.
+
+    The decay warms up as min(decay, (1 + n) / (10 + n)), so early averages do not remember the
+    initialisation. A decay of 0 follows the weights themselves. Averages of sharded parameters are
+    sharded like them.
+
+    Args:
+        model: whose parameters are averaged.
+        decay: final decay.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.names = [name for name, _ in model.named_parameters()]
+        self.shadow = [p.detach().clone() for p in model.parameters()]
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move the average towards the current weights."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(self.shadow, [p.detach() for p in model.parameters()], 1.0 - decay)
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """Put the average into the model, in evaluation mode, while entered."""
+        parameters = list(model.parameters())
+        kept = [p.data for p in parameters]
+        training = model.training
+        model.eval()
+        try:
+            for parameter, average in zip(parameters, self.shadow, strict=True):
+                parameter.data = average
+            yield
+        finally:
+            for parameter, data in zip(parameters, kept, strict=True):
+                parameter.data = data
+            model.train(training)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the averages by parameter name."""
+        return dict(zip(self.names, self.shadow, strict=True))
+
+    def load_state_dict(self, state: dict[str, Tensor], updates: int) -> None:
+        """Restore averages and their count."""
+        self.updates = updates
+        load_tensors(self.state_dict(), state)

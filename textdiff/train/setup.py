@@ -20,7 +20,7 @@ from textdiff.data.tokenizer import excluded_ids, vocabulary_size
 from textdiff.diffusion.family import Family
 from textdiff.errors import CheckpointError, ConfigError
 from textdiff.export.loading import family_of
-from textdiff.export.provenance import code_record
+from textdiff.export.records import code_record
 from textdiff.models import TextDiffusionConfig, TextDiffusionModel
 from textdiff.models.attention import unavailable
 from textdiff.pipeline import TextDiffusion
@@ -144,9 +144,8 @@ def _misfit(
             return f"the model section: its {name} is {old}, not {new}"
     if (source.model.exponents is None) != (model.exponents is None):
         return "diffusion.schedule: one of the two is learned, with weights that the other lacks"
-    old_ids, new_ids = (
-        t.convert_ids_to_tokens(range(len(t))) for t in (source.tokenizer, tokenizer)
-    )
+    pair = (source.tokenizer, tokenizer)
+    old_ids, new_ids = (each.convert_ids_to_tokens(range(len(each))) for each in pair)
     if old_ids != new_ids:
         differ = sum(a != b for a, b in zip(old_ids, new_ids, strict=False))
         return (
@@ -176,16 +175,13 @@ def check_resume(
     Raises:
         CheckpointError: naming everything that must not change and did.
     """
-    changed = _config_changes(
-        _validated(state["config"], directory), config.model_dump(mode="json")
-    )
-    if changed:
+    before = _validated(state["config"], directory)
+    if changed := _config_changes(before, config.model_dump(mode="json")):
         raise CheckpointError(
             f"{directory} holds a run with {'; '.join(changed)}; restore it, choose another "
             "run.dir, or start over with --resume never"
         )
-    changed = _record_changes(state["corpus"], corpus)
-    if changed:
+    if changed := _record_changes(state["corpus"], corpus):
         more = f"; and {len(changed) - SHOWN} more" if len(changed) > SHOWN else ""
         raise CheckpointError(
             f"the corpus is not what the run in {directory} was trained on: "
@@ -201,7 +197,7 @@ def _validated(before: dict[str, Any], directory: Path) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors()[0]
         raise CheckpointError(
-            f"the run in {directory} has a config that this textdiff does not know "
+            f"the run in {directory} has a config that this textdiff cannot read "
             f"({'.'.join(map(str, first['loc']))}: {first['msg']}); continue it with the version "
             "that wrote it, or start over with --resume never",
             code="unknown_config",
@@ -210,14 +206,15 @@ def _validated(before: dict[str, Any], directory: Path) -> dict[str, Any]:
 
 def _config_changes(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """List the keys that must not change and did, with the old value and the new one."""
-    pairs = {"run.seed": (before["run"]["seed"], now["run"]["seed"])}
-    for section in FIXED:
-        for key in sorted(set(now[section]) - MAY_CHANGE.get(section, set())):
-            pairs[f"{section}.{key}"] = (before[section].get(key), now[section][key])
+    keys = [("run", "seed")] + [
+        (section, key)
+        for section in FIXED
+        for key in sorted(set(now[section]) - MAY_CHANGE.get(section, set()))
+    ]
     return [
-        f"{key} = {old!r} where the config says {new!r}"
-        for key, (old, new) in pairs.items()
-        if old != new
+        f"{section}.{key} = {old!r} where the config says {new!r}"
+        for section, key in keys
+        if (old := before[section].get(key)) != (new := now[section][key])
     ]
 
 

@@ -19,26 +19,16 @@ from textdiff.config import Config
 from textdiff.data.corpus import Corpus
 from textdiff.diffusion.randomness import Stream, bits
 from textdiff.loss import training_loss
-from textdiff.storage import writing
+from textdiff.signals import StopRequest
+from textdiff.storage import report_failed_writes
 from textdiff.train.batches import TrainingBatches
-from textdiff.train.checkpoint import (
-    rescue,
-)
-from textdiff.train.distributed import (
-    Vote,
-    check_engine,
-    full_tensor,
-)
+from textdiff.train.checkpoint import rescue
+from textdiff.train.distributed import Vote, check_engine, full_tensor
 from textdiff.train.divergence import DivergenceGuard, diagnose, propagate_nonfinite
-from textdiff.train.optim import (
-    build_optimizers,
-    lr_multiplier,
-    set_learning_rate,
-)
+from textdiff.train.optim import build_optimizers, lr_multiplier, set_learning_rate
 from textdiff.train.reporter import MetricsFile, Reporter, evaluation_values
 from textdiff.train.run_state import Progress, RunState
 from textdiff.train.setup import build_model, write_facts
-from textdiff.train.signals import StopRequest
 from textdiff.train.validation import Validation
 
 
@@ -65,20 +55,13 @@ class Trainer:
         reporter: Reporter,
         resume: str = "auto",
     ):
-        self.config = config
-        self.corpus = corpus
-        self.accelerator = accelerator
+        self.config, self.corpus, self.accelerator = config, corpus, accelerator
         self.reporter = reporter if accelerator.is_main_process else Reporter()
         self.directory = Path(config.run.dir)
         torch.manual_seed(config.run.seed)
         model, family = build_model(config, corpus.tokenizer, accelerator.device)
-        self.batches = TrainingBatches(
-            corpus.train,
-            family.on_cpu,
-            config,
-            accelerator.process_index,
-            accelerator.num_processes,
-        )
+        ranks = accelerator.process_index, accelerator.num_processes
+        self.batches = TrainingBatches(corpus.train, family.on_cpu, config, *ranks)
         optimizers = build_optimizers(model, config.train)
         if config.train.compile:
             for block in model.blocks:
@@ -113,7 +96,7 @@ class Trainer:
             0, or the number of the signal that stopped the run (with everything saved).
         """
         saved = self.directory / "checkpoints"
-        with writing(self.directory, lambda: rescue(saved)):
+        with report_failed_writes(self.directory, lambda: rescue(saved)):
             self._start()
             signalled = self._loop()
             if not signalled:

@@ -14,11 +14,10 @@ from textdiff.sampling.callbacks import Callback, FinishedRow
 from textdiff.sampling.job import Job
 from textdiff.sampling.segment import Step
 from textdiff.view.cells import Pieces, Reader
-from textdiff.view.film import Film
 from textdiff.view.live import LiveRows
 from textdiff.view.progress import unfailing
+from textdiff.view.recorders import Film, Trace
 from textdiff.view.streams import check_written, has_reader
-from textdiff.view.trace import Trace
 
 SEPARATOR = "\n\n---\n\n"
 

@@ -14,7 +14,7 @@ from textdiff.sampling.job import Job
 from textdiff.sampling.segment import Step
 from textdiff.view.cells import Cell, Kind, Reader
 from textdiff.view.progress import ECHO
-from textdiff.view.row_steps import RowStep, RowSteps, given_of
+from textdiff.view.recorders import RowStep, RowSteps, given_of
 
 SECONDS = 4.0
 """Fast models are slowed down, so that a whole animation takes about so long."""
@@ -175,7 +175,7 @@ STYLES: dict[Kind, str] = {
     Kind.LOST: "underline magenta",
     Kind.CUT: "dim",
 }
-"""Told apart without colours, too: bold, reversed, dim, underlined."""
+"""Distinct without colours, too: bold, reversed, dim, underlined."""
 
 
 @dataclass
@@ -190,10 +190,10 @@ class Line:
     parts: list[tuple[str, Kind, int]] = field(default_factory=list)
     width: int = 0
 
-    def add(self, part: tuple[str, Kind, int]) -> None:
+    def add(self, character: tuple[str, Kind, int]) -> None:
         """Append a character."""
-        self.parts.append(part)
-        self.width += cell_len(part[0])
+        self.parts.append(character)
+        self.width += cell_len(character[0])
 
     def text(self) -> Text:
         """Return the line with its styles."""
@@ -228,8 +228,8 @@ def _break(line: Line, coming: str) -> Line:
     if start == 0:
         return rest
     moved, line.parts = line.parts[start:], line.parts[:start]
-    for part in moved:
-        rest.add(part)
+    for character in moved:
+        rest.add(character)
     return rest
 
 

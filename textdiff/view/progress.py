@@ -68,7 +68,7 @@ class _StderrBar:
 
 
 class ProgressBar(_StderrBar):
-    """Bar of (done, total); silent where standard error is not a terminal.
+    """Bar of (done, total) and a title; silent where standard error is not a terminal.
 
     Args:
         title: what progresses.
@@ -79,12 +79,8 @@ class ProgressBar(_StderrBar):
         super().__init__(shown=shown)
         self.task = self.bar.add_task(title, total=None)
 
-    def rename(self, title: str) -> None:
-        """Change the title."""
-        self.bar.update(self.task, description=title)
-
-    def _show(self, done: int, total: int) -> None:
-        self.bar.update(self.task, completed=done, total=total)
+    def _show(self, done: int, total: int, title: str | None = None) -> None:
+        self.bar.update(self.task, completed=done, total=total, description=title)
 
 
 class BatchBar(_StderrBar):
@@ -94,7 +90,7 @@ class BatchBar(_StderrBar):
 
     Args:
         title: what is done.
-        rows: rows of the whole job.
+        rows: rows of the job.
         shown: False for processes that have nothing to say.
     """
 
@@ -123,8 +119,8 @@ class BatchBar(_StderrBar):
 class PreparationView(_StderrBar):
     """Stages of a corpus's preparation, from (stage, done, total).
 
-    A terminal gets a bar for each stage; anything else a line when a stage begins, one every half
-    minute, and one when it is done.
+    A terminal gets a bar for each stage. Anything else gets a line when a stage begins, one every
+    half minute, and one when it is done.
 
     Args:
         shown: False for processes that have nothing to say.
@@ -190,8 +186,8 @@ ECHO = 2
 class Bars(Progress):
     """Bars that end short of the edge of the terminal.
 
-    Behind a line that reaches it the ^C would begin a new one, and what is cleared then would not
-    be the line that was drawn.
+    After a line that reaches it the ^C would begin a new line. Then another line than the one that
+    was drawn would be cleared.
     """
 
     def get_renderable(self) -> RenderableType:
@@ -217,7 +213,7 @@ def unfailing(view: T) -> T:
     """Return the same view, whose methods raise no errors: after the first one they do nothing.
 
     Args:
-        view: a progress bar, a reporter, a watcher: something whose results nobody needs.
+        view: a progress bar, a reporter, a watcher: something whose results no caller needs.
     """
     return cast(T, _Unfailing(view))
 

@@ -153,8 +153,3 @@ class LiveView(PlainView):
         if self.values:
             parts.append(f"{self.values['tokens_per_second']:,.0f} tok/s")
         self.progress.update(self.training, figures="  ".join(parts))
-
-
-def training_view(console: Console) -> PlainView:
-    """Return the view that suits where the output goes."""
-    return LiveView(console) if console.is_terminal else PlainView(console)

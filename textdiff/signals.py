@@ -1,10 +1,12 @@
-"""Stopping politely: the first signal finishes the step and saves, a Ctrl-C after it aborts."""
+"""Stops by signals: a verb does at SIGTERM and SIGHUP what it does at Ctrl-C; a run saves first."""
 
 import os
 import select
 import signal
-from contextlib import suppress
-from types import FrameType, TracebackType
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
 
 _PATIENCE = 1.0
 """Seconds that a reader may take to make room."""
@@ -30,12 +32,7 @@ class StopRequest:
             self._before[number] = signal.signal(number, self._remember)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -58,3 +55,43 @@ def _leave_blocked_streams() -> None:
                 nowhere = os.open(os.devnull, os.O_WRONLY)
                 os.dup2(nowhere, number)
                 os.close(nowhere)
+
+
+_NUMBERS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+
+
+class Interruption(KeyboardInterrupt):
+    """KeyboardInterrupt by another signal.
+
+    Attributes:
+        number: the signal.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise `Interruption` in the main thread at the first SIGTERM or SIGHUP while entered.
+
+    Only where the system's default is in force: `nohup` has SIGHUP ignored, and a program that
+    calls a verb may have handlers of its own.
+    """
+    ours = []
+    if threading.current_thread() is threading.main_thread():
+        ours = [number for number in _NUMBERS if signal.getsignal(number) is signal.SIG_DFL]
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        for each in ours:  # a shell and the system both send SIGHUP: once is enough
+            signal.signal(each, signal.SIG_IGN)
+        raise Interruption(number)
+
+    for number in ours:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
