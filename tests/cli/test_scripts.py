@@ -228,8 +228,8 @@ def test_the_part_that_a_cpu_can_check(root, tmp_path, capsys):
 @pytest.mark.slow
 def test_a_wrong_kernel_is_found(root, monkeypatch):
     module = check_gpu(root)
-    right = attention._BACKENDS["sdpa"]
-    monkeypatch.setitem(attention._BACKENDS, "sdpa", lambda *a, **k: 1.01 * right(*a, **k))
+    right = attention.BACKENDS["sdpa"]
+    monkeypatch.setitem(attention.BACKENDS, "sdpa", lambda *a, **k: 1.01 * right(*a, **k))
     checks = list(module.attention_checks(torch.device("cpu")))
     wrong = {check.name.split(",")[0] for check in checks if not check.passed}
     assert wrong == {"sdpa"}

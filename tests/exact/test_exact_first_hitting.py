@@ -14,7 +14,8 @@ from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.errors import ConfigError
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.rules import build_rule
-from textdiff.sampling.rules.ancestral import Ancestral, FirstHitting, hitting_times
+from textdiff.sampling.rules.ancestral import Ancestral
+from textdiff.sampling.rules.first_hitting import FirstHitting, hitting_times
 from textdiff.sampling.segment import Segment
 
 LEVELS = 8

@@ -13,7 +13,8 @@ from torch import Tensor
 from textdiff.diffusion.objectives import Prediction
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.guidance import GuidedPrediction
-from textdiff.sampling.rules.ancestral import Ancestral, FirstHitting
+from textdiff.sampling.rules.ancestral import Ancestral
+from textdiff.sampling.rules.first_hitting import FirstHitting
 from textdiff.sampling.rules.predictor_corrector import PredictorCorrector
 from textdiff.sampling.rules.scores import Tweedie
 

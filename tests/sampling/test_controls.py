@@ -19,7 +19,7 @@ from textdiff.sampling.context import Context, SegmentInfo
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens
 from textdiff.sampling.job import Job
-from textdiff.sampling.rules.ancestral import FirstHitting
+from textdiff.sampling.rules.first_hitting import FirstHitting
 from textdiff.sampling.settings import SamplingConfig
 
 VOCABULARY = Vocabulary.of(4, 3)

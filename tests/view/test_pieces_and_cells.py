@@ -3,8 +3,7 @@
 import pytest
 from rich.cells import cell_len
 
-from textdiff.config import BpeTokenizer
-from textdiff.data.sections import ByteTokenizer
+from textdiff.data.sections import BpeTokenizer, ByteTokenizer
 from textdiff.data.tokenizer import train_tokenizer
 from textdiff.view.cells import BREAK_TEXT, END, OPEN_TEXT, Kind, Pieces, Reader, visible
 from textdiff.view.live import lay_out, visible_lines

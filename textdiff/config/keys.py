@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from textdiff.config import Config
+from textdiff.config.schema import Config
 from textdiff.errors import closest
 from textdiff.registry import NameOf, OneOf
 from textdiff.section import Section

@@ -18,8 +18,8 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import PydanticUndefined
 
-from textdiff.config import Config
 from textdiff.config.keys import at, explain, is_list, keys, leaves, section_kind, variants
+from textdiff.config.schema import Config
 from textdiff.data.plain_data import parse_json, parse_yaml, read_yaml
 from textdiff.errors import ConfigError
 from textdiff.section import Section

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from textdiff.errors import ConfigError
 from textdiff.registry import Registry
-from textdiff.sampling.rules.ancestral import Ancestral, FirstHitting
+from textdiff.sampling.rules.ancestral import Ancestral
+from textdiff.sampling.rules.first_hitting import FirstHitting
 from textdiff.sampling.rules.ordered import Confidence, EntropyBound, Threshold
 from textdiff.sampling.rules.predictor_corrector import PredictorCorrector
 from textdiff.sampling.rules.remask import Remask
