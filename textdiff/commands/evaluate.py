@@ -186,19 +186,23 @@ def evaluate(
     chosen = find_suite(suite)
     sweep.check(suite, chosen.sweeps)
     measure.check()
-    if sampling.stop or sampling.suffix:
-        raise ConfigError(
-            f"{'--stop' if sampling.stop else '--suffix'} fixes how texts end, and free ones are "
-            "measured: leave it out"
-        )
-    options = {k: v for k, v in sampling.options().items() if k not in ("stop", "suffix")}
-    result = _run(chosen, _suite_options(model, loading, measure, options, sweep))
+    result = _run(chosen, _suite_options(model, loading, measure, _free(sampling), sweep))
     sweep.write(result.record)
     if json_output or sweep.output == STANDARD_OUTPUT:
         print_json(result.record, indent=1)
     else:
         print("\n".join(result.lines))
     return 0
+
+
+def _free(sampling: Sampling) -> dict[str, Any]:
+    """Return options of texts that end by themselves."""
+    if sampling.stop or sampling.suffix:
+        raise ConfigError(
+            f"{'--stop' if sampling.stop else '--suffix'} fixes how texts end, and free ones are "
+            "measured: leave it out"
+        )
+    return {k: v for k, v in sampling.options().items() if k not in ("stop", "suffix")}
 
 
 def _suite_options(
