@@ -1,10 +1,10 @@
 """Ancestral sampling: x_s drawn from its posterior, down the grid t_0 = 1 > ... > t_T = 0.
 
-Under absorbing noise (Eq. 7, arXiv:2406.07524) a masked position is revealed between t and s with
-probability (alpha_s - alpha_t) / (1 - alpha_t), whatever the network predicts. So the step at which
-each position is revealed is drawn ahead, from one uniform; a row calls the network only at steps
-that reveal something, and rows do not wait for each other's steps. Under noise that replaces tokens
-every open position is drawn anew at every step; so is every mask where some tokens are masked
+Under absorbing noise a mask is revealed between t and s with probability (alpha_s - alpha_t) / (1 -
+alpha_t), whatever the network predicts (Eq. 7, arXiv:2406.07524). So the step at which each
+position is revealed is drawn ahead, from one uniform. A row calls the network only at steps that
+reveal something, and rows do not wait for each other's steps. Under noise that replaces tokens
+every open position is drawn anew at every step. So is every mask where some tokens are masked
 faster than others, since then the prediction decides when a position is revealed, too. Where the
 network may predict the mask, it decides that as well, and each step reveals by its own chance.
 """
@@ -121,10 +121,10 @@ class FirstHitting(Rule):
     """Reveals one open position per network call; `steps` is not used.
 
     Between two reveals nothing happens, so the walk may go from reveal to reveal. With k masks left
-    the next noise level is lambda_{k-1} = lambda_k u^(1/k), and every masked position is equally
-    likely (Sec. 4.1, arXiv:2409.02908). It is the limit of `ancestral` for many steps. The levels
-    are the order statistics of k independent ones, which is how they are drawn here: from the
-    uniforms of `ancestral`, so that with enough steps the two agree token for token.
+    the next noise level is lambda_{k-1} = lambda_k u^(1/k). Every masked position is equally likely
+    (Sec. 4.1, arXiv:2409.02908). It is the limit of `ancestral` for many steps. The levels are the
+    order statistics of k independent ones, which is how they are drawn here: from the uniforms of
+    `ancestral`, so that with enough steps the two agree token for token.
     """
 
     kind: Literal["first_hitting"] = "first_hitting"
