@@ -110,7 +110,7 @@ def test_flags_complete_what_a_file_leaves_inconsistent(tmp_path):
         (["--data.sources.3.source=x"], "`data.sources` has one entry, 0"),
         (["--train.steps.more=x"], "unknown option --train.steps.more"),
         (["--tokenizer", "char"], "--tokenizer is a section of keys, such as {kind: char}"),
-        (["--tokenizer.path", "x"], "--tokenizer.path: there is no key"),
+        (["--tokenizer.path", "x"], "--tokenizer.path: the schema has no key"),
         (["--tokenizer", '{"kind": "bpe", "kind": "char"}'], "'kind' stands twice"),
         (["--data.sources", "[{source: a, source: b}]"], "`0.source` stands on line 1 and again"),
         (["--tokenizer", '{"kind": '], "--tokenizer: not valid YAML"),
@@ -118,7 +118,7 @@ def test_flags_complete_what_a_file_leaves_inconsistent(tmp_path):
         (["--train.steps", "0"], "--train.steps: Input should be greater than or equal to 1"),
         (["--run.dir", ""], "--run.dir: it is blank"),
         (["--run.dir", "  "], "--run.dir: it is blank"),
-        (["--run.dir", "~no such user/x"], "there is no such user"),
+        (["--run.dir", "~no such user/x"], "unknown user"),
     ],
 )
 def test_refusals_are_one_sentence(tmp_path, words, said):

@@ -164,7 +164,7 @@ class PositionTerms:
 class _ChunkedSum(torch.autograd.Function):
     """Sums the training loss over chunks of positions, taking each chunk's gradient at once.
 
-    Its inputs are those of the head, then the parameters of head and schedule; it returns the
+    Its inputs are those of the head, then the parameters of head and schedule. It returns the
     training loss, summed, and [N] terms of the negative ELBO without gradient.
     """
 
@@ -241,11 +241,11 @@ class DenoisingLoss(nn.Module):
 class LearnedScheduleLoss(nn.Module):
     """A denoiser and the schedule it is trained with, by two masks z_1, z_2 of every example.
 
-    With f the loss of a mask in nats and q its probability at time t, which both depend on the
-    schedule's w, the gradient of E_q[f] is E_q[f' + f (ln q)']. The second term is estimated by
-    (f_1 - f_2) ((ln q_1)' - (ln q_2)') / 2, where each mask's loss is the other's baseline
-    (leave-one-out REINFORCE, App. I.2, arXiv:2406.04329), and per block, because the loss of a
-    block depends on its own mask alone. Nothing is differentiated through the masks.
+    Let f be the loss of a mask in nats and q its probability at time t, which both depend on the
+    schedule's w. The gradient of E_q[f] is E_q[f' + f (ln q)']. The second term is estimated by
+    (f_1 - f_2) ((ln q_1)' - (ln q_2)') / 2. Each mask's loss is the other's baseline (leave-one-out
+    REINFORCE, App. I.2, arXiv:2406.04329). It is taken per block, because the loss of a block
+    depends on its own mask alone. Nothing is differentiated through the masks.
 
     Args:
         denoiser: the network.

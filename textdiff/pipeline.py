@@ -89,7 +89,7 @@ class TextDiffusion(TextScorer):
 
         Raises:
             CheckpointError: a file is missing, damaged or does not fit the others.
-            ConfigError: there is no such device or dtype.
+            ConfigError: an unknown device or dtype.
         """
         where, kind = find_device(device), find_dtype(dtype)
         folder = locate_export(path)
@@ -103,7 +103,7 @@ class TextDiffusion(TextScorer):
         """Return the same model on another device.
 
         Raises:
-            ConfigError: there is no such device.
+            ConfigError: an unknown device.
         """
         where = find_device(device)
         model = self.model.to(where)
@@ -180,7 +180,7 @@ class TextDiffusion(TextScorer):
 
         Raises:
             ConfigError: an option out of range, or a prompt that would not be seen.
-            DataError: a prompt with characters the tokenizer does not know.
+            DataError: a prompt with characters that the tokenizer was not trained on.
         """
         request = self.prepare(prompts, **options)
         _log_losses(request)
@@ -236,7 +236,7 @@ class TextDiffusion(TextScorer):
         batch_size = whole_number("batch_size", batch_size)
         if batch_size < 1:
             raise ConfigError(f"batch_size {batch_size}: give at least 1")
-        parts = {part for callback in callbacks for part in callback.parts}
+        parts = {name for callback in callbacks for name in callback.parts}
         done: list[FinishedRow] = []
         calls = row_calls = 0
         for first in range(0, len(request.job.prompts), 16 * batch_size):

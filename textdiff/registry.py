@@ -72,7 +72,7 @@ class Registry(Mapping[str, type[M]], Generic[M]):
     def _reason(self, kind: str, error: ValidationError) -> str:
         """Say what is wrong with the first option that was refused."""
         item = error.errors(include_url=False)[0]
-        name = ".".join(str(part) for part in item["loc"])
+        name = ".".join(map(str, item["loc"]))
         if item["type"] == "extra_forbidden":
             known = [field for field in self[kind].model_fields if field != "kind"]
             return f"no option {name!r}; " + (closest(name, known) if known else "it has none")

@@ -44,7 +44,7 @@ def _expanded(path: str) -> str:
         return path
     full = os.path.expanduser(path)
     if full.startswith("~") and not os.path.exists(path):
-        raise ValueError(f"{path}: there is no such user; write ./{path} if that is a name")
+        raise ValueError(f"{path}: unknown user; write ./{path} if that is a name")
     return full
 
 

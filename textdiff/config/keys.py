@@ -228,5 +228,5 @@ def _unknown_key(path: tuple[str, ...], flag: str | None, raw: Any) -> str:
     kind = f" of kind {section_kind(section)}" if section_kind(section) else ""
     place = f"{'.'.join(path[:-1]) or 'the config'}{kind}"
     hint = closest(path[-1], section.model_fields)
-    start = "unknown key" if flag is None else f"{flag}: there is no key"
+    start = "unknown key" if flag is None else f"{flag}: the schema has no key"
     return f"{start} `{'.'.join(path)}` in {place}; {hint}"

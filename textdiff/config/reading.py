@@ -71,7 +71,7 @@ def validate(
 
 
 def to_yaml(config: Config) -> str:
-    """The resolved config as YAML, every key written out."""
+    """Return the resolved config as YAML, every key written out."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None)
 
 
@@ -221,7 +221,7 @@ def _default(path: tuple[str, ...], with_kind: bool) -> Any:
 
 
 def _unknown(name: str, own: Sequence[str]) -> str:
-    """Say that there is no such flag, and what it may have been meant to be."""
+    """Say that a flag is unknown, and what it may have been meant to be."""
     typed = "--" + name.lstrip("-").replace("_", "-")
     index = re.search(r"\.(\d+)\.", typed)
     known = ["--" + ".".join(path).replace("_", "-") for path in keys()]

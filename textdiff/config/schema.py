@@ -1,7 +1,7 @@
 """Schema of a run: one YAML file, nine sections, every key checked.
 
-Sections are frozen; unknown keys are refused. Sections of a package stand in the package.
-Nothing here imports torch.
+Sections are frozen; unknown keys are refused. Those of a package stand in the package. Nothing here
+imports torch.
 """
 
 from typing import Literal
@@ -17,7 +17,7 @@ from textdiff.section import Number, PathText, Section, Whole
 
 
 class RunConfig(Section):
-    """Where the run lives and what seeds it."""
+    """Folder and seed of a run."""
 
     dir: PathText = Field(
         "runs/run", description="directory the run writes to: new, empty or an earlier run's"
@@ -101,7 +101,7 @@ class TrainConfig(Section):
     def _divides(self) -> "TrainConfig":
         if self.global_batch_size % self.micro_batch_size:
             raise ValueError(
-                f"global_batch_size {self.global_batch_size} is no multiple of micro_batch_size "
+                f"global_batch_size {self.global_batch_size} is not a multiple of micro_batch_size "
                 f"{self.micro_batch_size}"
             )
         return self

@@ -34,7 +34,7 @@ NOISE_MAKERS: dict[str, Callable[[Rates], NoiseMaker]] = {"count": ByCount, "tim
 
 
 class NoiseConfig(Section):
-    """How training noise is drawn."""
+    """Draw of training noise."""
 
     draw: Annotated[str, NameOf(NOISE_MAKERS)] = Field(
         "count", description="draw the number of masked tokens, or a time"

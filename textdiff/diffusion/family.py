@@ -113,8 +113,8 @@ class Family:
         """Return survival probabilities as a network with time conditioning reads them.
 
         Where nothing survives, sigma is infinite, which no network can read: alpha is 1 / (n + 1)
-        there, the mean in training by count when all n tokens of a block are corrupted; for a whole
-        sequence 0.001, whatever its length, because padding must not matter.
+        there, the mean in training by count when all n tokens of a block are corrupted. For a whole
+        sequence it is 0.001, whatever its length, because padding must not matter.
         """
         return alpha.where(alpha > 0.0, 1.0 / (self.block_size + 1.0) if self.block_size else 1e-3)
 

@@ -1,9 +1,9 @@
 """The noise of a batch: one frozen bundle, and the makers that choose what is corrupted.
 
 Drawn by count the masked bound has the finite weight n / k and needs no cut-off in time (Eq. 3.8,
-arXiv:2406.03736); drawn by time its variance grows without limit as the cut-off vanishes. The
+arXiv:2406.03736). Drawn by time its variance grows without limit as the cut-off vanishes. The
 weight of every maker is that of the masked bound, the density of d lambda / lambda with lambda = 1
-- alpha; objectives of other processes rescale it.
+- alpha. Objectives of other processes rescale it.
 
 Positions may have rate exponents: with exponent w a position is corrupted by the level lambda with
 probability lambda ** w. That is u ** (1 / w) in place of u, the level at which it is corrupted. The
@@ -174,15 +174,14 @@ def counts(n: Tensor, rates: Rates, from_zero: bool) -> tuple[Tensor, Tensor]:
 class ByCount(NoiseMaker):
     """A count k of a block's n positions, uniform on 1..n or between mask rates; weight n / k.
 
-    The mask rate that a network reads is the k-th smallest uniform, which is Beta(k, n - k + 1) as
+    The mask rate that a network reads is the k-th smallest uniform. It is Beta(k, n - k + 1), as
     the time-conditioned bound needs, and independent of *which* positions are corrupted.
 
     Where the objective scores all positions, it also does where none is corrupted: k is uniform on
-    0..n. Given k > 0, rate and positions
-    have the density lambda^(k-1) (1 - lambda)^(n-k) k / (n + 1) where independent ones at a uniform
-    rate have lambda^k (1 - lambda)^(n-k): the weight (n + 1) / k makes up for it, up to the factor
-    lambda that every weight here is short of. Given k = 0 the rate is Beta(1, n + 1) and the weight
-    1 / lambda.
+    0..n. Given k > 0, the density of rate and positions is lambda^(k-1) (1 - lambda)^(n-k) k / (n +
+    1). Independent ones at a uniform rate have lambda^k (1 - lambda)^(n-k): the weight (n + 1) / k
+    makes up for it, up to the factor lambda that every weight here is short of. Given k = 0 the
+    rate is Beta(1, n + 1) and the weight 1 / lambda.
     """
 
     rates: Rates = ALL_RATES

@@ -2,7 +2,7 @@
 
 A token survives until the noise level `alpha` with that probability; otherwise it becomes the mask
 or a uniformly drawn clean token. Absorbing, uniform and hybrid noise differ only in how the mass
-that did not survive is divided between the two (`shares`); marginals, transitions, posteriors and
+that did not survive is divided between the two (`shares`). Marginals, transitions, posteriors and
 scores follow from it.
 
 States are the V vocabulary rows. `Vocabulary` excludes the ids that are not clean tokens (mask,
@@ -172,9 +172,9 @@ class ForwardProcess(ABC):
     def likelihood(self, xt: Tensor, alpha_s: Tensor, alpha_t: Tensor) -> Tensor:
         """Return [N, V] q(x_t | x_s = y) for every state y, at x_t [N].
 
-        It is a row of the exponential of the integrated rate matrix, in closed form; for absorbing
-        and uniform noise of exp((sigma_t - sigma_s) Q) with Q = target 1^T - I (Sec. 3.1,
-        arXiv:2310.16834).
+        It is a row of the exponential of the integrated rate matrix, in closed form. For absorbing
+        and uniform noise it is a row of exp((sigma_t - sigma_s) Q) with Q = target 1^T - I (Sec.
+        3.1, arXiv:2310.16834).
         """
         ratio, m, b = self._between(alpha_s.double(), alpha_t.double())
         arrived = torch.where(xt == self.mask_token_id, m, b)

@@ -2,7 +2,7 @@
 
 A uniform is a pure function of what it is for: (seed, stream, row, block, step, position). Nothing
 depends on the batch a row happens to sit in, on the rank that computes it, or on numbers drawn
-before, so runs resume, rows batch and networks shard without changing a single draw. The hash
+before. So runs resume, rows batch and networks shard without changing a single draw. The hash
 chains the 64-bit finaliser of Steele et al. (SplitMix64, OOPSLA 2014, Fig. 16) once per key, in
 integer torch operations that give the same bits on every device.
 """
@@ -69,7 +69,7 @@ def bits(
     """Return 64 random bits as int64, for every element of the broadcast of the arguments.
 
     Keys enter one after another, smallest shapes first when the caller broadcasts `[B, 1]` rows
-    against `[L]` positions, so only the last round runs on the full shape.
+    against `[L]` positions. So only the last round runs on the full shape.
     """
     keys = [row, block, step, position]
     device = next((key.device for key in keys if isinstance(key, Tensor)), None)

@@ -54,7 +54,10 @@ class NoiseSchedule(Section):
         return -torch.log(self.alpha(t))
 
     def elbo_weight(self, t: Tensor) -> Tensor:
-        """-alpha'(t) / (1 - alpha(t)): weight of the masked bound (Eq. 10, arXiv:2406.07524)."""
+        """Return the masked bound's weight, -alpha'(t) / (1 - alpha(t)).
+
+        This is Eq. 10, arXiv:2406.07524.
+        """
         return -self.dalpha(t) / (1.0 - self.alpha(t))
 
     @property
@@ -174,8 +177,8 @@ class Geometric(NoiseSchedule):
 class HybridSchedule(NoiseSchedule):
     """The schedule of hybrid noise (arXiv:2503.04482).
 
-    alpha = (1 - t) / (1 + c), the mask has t / (1 + c) and all tokens together c / (1 + c), where
-    c = B sqrt(t (1 - t)) and B = 2 p / (1 - p) (Eq. 5 and 9 there, with gamma = 1).
+    alpha = (1 - t) / (1 + c), the mask has t / (1 + c) and all tokens together c / (1 + c). Here c
+    = B sqrt(t (1 - t)) and B = 2 p / (1 - p) (Eq. 5 and 9 there, with gamma = 1).
     """
 
     kind: Literal["hybrid"] = "hybrid"
@@ -191,11 +194,11 @@ class HybridSchedule(NoiseSchedule):
         return 2.0 * self.uniform / (1.0 - self.uniform)
 
     def uniform_mass(self, t: Tensor) -> Tensor:
-        """c(t)."""
+        """Return c(t)."""
         return self.scale * (t * (1.0 - t)).clamp(min=0.0).sqrt()
 
     def uniform_mass_slope(self, t: Tensor) -> Tensor:
-        """c'(t)."""
+        """Return c'(t)."""
         return self.scale * (0.5 - t) / (t * (1.0 - t)).sqrt()
 
     def alpha(self, t: Tensor) -> Tensor:
@@ -220,7 +223,7 @@ class Learned(NoiseSchedule):
     """alpha(t) = 1 - t ** w, one learned w per token (arXiv:2406.04329).
 
     By itself it is the noise level 1 - t that all tokens share (Sec. 6 there), which networks with
-    time conditioning read; the process corrupts each token by its own exponent.
+    time conditioning read. The process corrupts each token by its own exponent.
     """
 
     kind: Literal["learned"] = "learned"
@@ -251,7 +254,7 @@ class Learned(NoiseSchedule):
         return copy
 
     def token_exponents(self, rows: int) -> Tensor:
-        """[V] float64 exponents of `rows` tokens as they are now, with gradient where learned."""
+        """Return [V] float64 exponents of `rows` tokens, with gradient where learned."""
         module = self.learned
         values: Tensor | None = self._exponents if module is None else module().double()
         if values is None:

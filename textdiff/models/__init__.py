@@ -1,7 +1,7 @@
 """The denoiser and its configuration, registered with transformers' Auto classes.
 
 Modules here import each other relatively and nothing else of textdiff, so that they travel with a
-checkpoint. There are no subfolders: transformers copies the code into one folder.
+checkpoint. Without subfolders: transformers copies the code into one folder.
 """
 
 from transformers import AutoConfig, AutoModelForMaskedLM

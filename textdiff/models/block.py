@@ -31,7 +31,7 @@ class GeluMLP(nn.Sequential):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., H] -> [..., H]."""
+        """Map [..., H] to [..., H]."""
         if not trains_on_cpu(x):
             return in_pieces(super().forward, x)
         first, _, last = self
@@ -48,7 +48,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(inner, size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., H] -> [..., H]."""
+        """Map [..., H] to [..., H]."""
         if not trains_on_cpu(x):
             return in_pieces(self._plain, x)
         return swiglu_mlp(x, self.gate_up.weight, self.down.weight)
@@ -193,6 +193,6 @@ class OutputLayer(nn.Module):
             self.adaLN_modulation = modulation(config.conditioning_size, config.hidden_size, 2)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """[..., H] (with one condition [..., C] each) -> [..., V] raw logits."""
+        """Map [..., H], with one condition [..., C] each, to [..., V] raw logits."""
         chunks = self.adaLN_modulation(condition) if self.adaln else None
         return self.linear(Modulation(chunks, None, 2).modulate(self.norm_final(x), 0))

@@ -2,7 +2,7 @@
 
 One tensor for the whole generation, [layers, 2, slots, heads, capacity, D], keys after rotation.
 A slot is one row of text; slots hold different numbers of tokens. Every call writes the keys and
-values of all its tokens at their places and reads back what may be seen; those of noisy tokens are
+values of all its tokens at their places and reads back what may be seen. Those of noisy tokens are
 written over until their block is finished, so that nothing has to be kept apart.
 
 It is exact where finished tokens depend on nothing later: in causal and block causal layouts, as

@@ -45,7 +45,7 @@ class TextDiffusionConfig(PreTrainedConfig):
         time_conditioning: whether the true noise level enters (else adaln always sees sigma = 0).
         conditioning_size: width of the noise-level embedding.
         rope_theta: base of the rotary frequencies.
-        excluded_token_ids: ids besides the mask that are no clean token (never predicted).
+        excluded_token_ids: ids besides the mask that are not clean tokens (never predicted).
         diffusion: process, schedule, objective and block size as plain data.
     """
 
@@ -73,7 +73,7 @@ class TextDiffusionConfig(PreTrainedConfig):
 
     @property
     def initial_exponent(self) -> float | None:
-        """Where a learned schedule's exponents start; None: the schedule has no parameters."""
+        """Start of a learned schedule's exponents; None: the schedule has no parameters."""
         schedule = (self.diffusion or {}).get("schedule", {})
         return schedule["exponent"] if schedule.get("kind") == "learned" else None
 
@@ -100,7 +100,7 @@ def check_options(options: dict[str, Any]) -> None:
 
     Raises:
         ValueError: an option that other models have.
-        TypeError: an option that nobody knows.
+        TypeError: an unknown option.
     """
     for name, value in options.items():
         if name in REFUSED:

@@ -1,12 +1,12 @@
 """Attention over [noisy; clean] without the empty three quarters of its 2L x 2L square.
 
-A chunk of positions needs, for the queries of both streams, the clean tokens before it and the
-2c x 2c square of its own clean and noisy tokens, most of which is allowed. So every chunk is one
-plain product with [clean prefix, clean chunk, noisy chunk], and only the square has a mask. From
-the last chunk to the first these keys are the beginning of one buffer: the clean stream, whose end
-is no longer needed and is overwritten by each chunk's noisy tokens. Probabilities are kept for the
-backward pass where they are no larger than queries, keys and values; longer sequences compute them
-again, so that memory stays linear in the length.
+A chunk of positions needs, for the queries of both streams, the clean tokens before it. It also
+needs the 2c x 2c square of its own clean and noisy tokens, most of which is allowed. So every chunk
+is one plain product with [clean prefix, clean chunk, noisy chunk], and only the square has a mask.
+From the last chunk to the first these keys are the beginning of one buffer: the clean stream, whose
+end is no longer needed and is overwritten by each chunk's noisy tokens. Probabilities are kept for
+the backward pass where they are not larger than queries, keys and values. Longer sequences compute
+them again, so that memory stays linear in the length.
 
 Shapes: B rows, H heads, L positions per stream, D channels, c positions per chunk, P rows and heads
 together.

@@ -27,7 +27,7 @@ CHUNK_BYTES = 2**22
 
 
 def applies(x: Tensor) -> bool:
-    """Whether the chunked kernels run on this tensor: eagerly, on a CPU."""
+    """Return whether the chunked kernels run on this tensor: eagerly, on a CPU."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
@@ -62,7 +62,7 @@ def rotate(projected: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
 def half_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attend on a CPU in bfloat16 or float16, for training: [B, H, T, D] -> [B, H, T, D].
 
-    The backward pass of torch's flash kernel is no faster than in float32 there; plain batched
+    The backward pass of torch's flash kernel is not faster than in float32 there; plain batched
     products over recomputed probabilities take half its time.
 
     Args:

@@ -1,8 +1,8 @@
-"""How a CPU runs the MLPs: some rows at a time, and in training by a backward pass of their own.
+"""MLPs on a CPU: some rows at a time, and in training by a backward pass of their own.
 
 Training keeps the result of the first product alone; the activation is made again in the backward
-pass. The tanh form of gelu is h s(z) with z = sqrt(8 / pi) (h + 0.044715 h^3) and s the logistic
-function, for (1 + tanh(z / 2)) / 2 = s(z): its value and its slope cost one exponential.
+pass. The tanh form of gelu is h s(z) with z = sqrt(8 / pi) (h + 0.044715 h^3). Here s is the
+logistic function, for (1 + tanh(z / 2)) / 2 = s(z): its value and its slope cost one exponential.
 
 Shapes: N rows, H channels, I inner channels.
 """
@@ -23,7 +23,7 @@ PIECE = 2**17
 
 
 def trains_on_cpu(x: Tensor) -> bool:
-    """Whether the MLPs' own backward pass applies: half precision gains nothing from it."""
+    """Return whether the MLPs' own backward pass applies; half precision gains nothing from it."""
     if not (cpu_kernels.applies(x) and torch.is_grad_enabled()):
         return False
     return x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
@@ -152,8 +152,9 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> None
 def _rows(x: Tensor) -> int:
     """Return how many rows of x are worked on at once.
 
-    Their intermediate values, up to eight times as wide, should stay near the core, and below the
-    32 MiB from which on glibc takes a buffer from the system anew every time, cleared.
+    Their intermediate values, up to eight times as wide, should stay near the core. They should
+    also stay below the 32 MiB from which on glibc takes a buffer from the system anew every time,
+    cleared.
     """
     room = 2 * cpu_kernels.CHUNK_BYTES * torch.get_num_threads()
     return max(1, min(x.numel() // x.shape[-1], room // (8 * x.shape[-1] * x.itemsize)))

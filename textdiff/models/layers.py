@@ -22,7 +22,7 @@ class TokenEmbedding(nn.Module):
         self.embedding = nn.Parameter(torch.empty(vocab_size, hidden_size))
 
     def forward(self, ids: Tensor) -> Tensor:
-        """[...] ids -> [..., H]."""
+        """Map [...] ids to [..., H]."""
         return functional.embedding(ids, self.embedding)
 
 
@@ -38,7 +38,7 @@ class NoiseEmbedding(nn.Module):
         )
 
     def forward(self, sigma: Tensor) -> Tensor:
-        """[...] noise levels -> [..., C]."""
+        """Map [...] noise levels to [..., C]."""
         dtype = self.mlp[0].weight.dtype
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         steps = torch.arange(self.frequencies, device=sigma.device, dtype=wide) / self.frequencies
@@ -59,7 +59,7 @@ class TokenExponents(nn.Module):
         self.raw = nn.Parameter(torch.full((vocab_size,), self.start))
 
     def forward(self) -> Tensor:
-        """[V] float64."""
+        """Return [V] float64."""
         return functional.softplus(self.raw.double())
 
 
@@ -71,7 +71,7 @@ class LayerNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., H] -> [..., H]."""
+        """Map [..., H] to [..., H]."""
         return functional.layer_norm(x, self.weight.shape, self.weight, eps=1e-5)
 
 
@@ -83,7 +83,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., H] -> [..., H]."""
+        """Map [..., H] to [..., H]."""
         return functional.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), eps=1e-5)
 
 

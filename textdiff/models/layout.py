@@ -53,7 +53,7 @@ class Layout:
 
     @property
     def is_dense(self) -> bool:
-        """Whether everything sees everything, so that no mask is needed."""
+        """True where everything sees everything, so that no mask is needed."""
         return self.kind == "full" and self.document_ids is None
 
     def allows(self, query: Tensor, key: Tensor, length: int) -> Tensor:

@@ -2,9 +2,9 @@
 
 In a full-sequence model every token attends to all others, so the keys and values of a finished
 one change with each new token. `ApproximatePredictor` ignores that: those of tokens that are final
-when a segment begins stay as in the segment's first call, when the rest was still noise (prefix and
-dual caches of arXiv:2505.22618, with the segment as their block).
-Letters: A active rows, S canvas positions, r rows and T tokens of one call, N predicted positions.
+when a segment begins stay as in the segment's first call. The rest was still noise then. (Prefix
+and dual caches of arXiv:2505.22618, with the segment as their block.) Letters: A active rows, S
+canvas positions, r rows and T tokens of one call, N predicted positions.
 """
 
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ class CachedPredictor(Predictor):
                 groups.setdefault(tuple(ids[:length]), []).append(row)
         leaders = torch.tensor([group[0] for group in groups.values()], dtype=torch.int64)
         longest = int(known.max())
-        # In a ring, what is written must not lie where its own block still looks.
+        # In a ring, what is written must not be where its own block still looks.
         step = longest if self.window is None else 2 * self.size
         for start in range(0, longest, max(1, step)):
             rows = leaders[known[leaders] > start]

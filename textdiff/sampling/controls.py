@@ -33,7 +33,7 @@ SHAPING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 @dataclass(frozen=True, init=False)
 class Controls:
-    """How the drawing distribution departs from the model's.
+    """Departures of the drawing distribution from the model's.
 
     Attributes:
         config: temperature, truncation, penalty and least length; its other options act elsewhere.
@@ -41,7 +41,7 @@ class Controls:
             linearly in time. The penalty multiplies log-probabilities (arXiv:1909.05858; its
             scores are raw logits, whose zero has no meaning). Shares: arXiv:2407.01082.
         banned: token ids that are never drawn.
-        end_token: is not drawn where fixed text follows it; None: there is no such token.
+        end_token: is not drawn where fixed text follows it; None: the model draws none.
         hooks: the user's own; see `Hook`.
         constraint: what generated text has to look like; None: anything.
         info: what surrounds the canvas; the engine adds it.
@@ -78,13 +78,13 @@ class Controls:
 
     @property
     def neutral(self) -> bool:
-        """Whether tokens are drawn from the model's distribution, ends of texts apart."""
+        """True where tokens are drawn from the model's distribution, ends of texts apart."""
         changed = [getattr(self.config, n) != getattr(NEUTRAL, n) for n in SHAPING]
         return not (any(changed) or self.banned or self.hooks or self.constraint)
 
     @property
     def greedy(self) -> bool:
-        """Whether the most likely token is taken."""
+        """True where the most likely token is taken."""
         return max(self.config.temperatures) == 0.0
 
     def tempered(self, temperature: float) -> "Controls":
@@ -125,25 +125,25 @@ class Controls:
         if allowed is None:
             return log_x0
         log_x0 = log_x0.where(allowed, -torch.inf)
-        # Where the model knows no other token than banned ones, all others are alike.
+        # Where only banned tokens are possible, all others are alike.
         stuck = log_x0.amax(-1, keepdim=True) == -torch.inf
         return torch.where(stuck & allowed, 0.0, log_x0)
 
     def probabilities(self, log_x0: Tensor, context: Context | None = None) -> Tensor:
         """Return float64 weights [N, V] to draw from; they need not add up to one."""
-        heat = self.heat(context, log_x0.device)
-        return self.truncated(self.shaped(log_x0, context), heat)
+        temperature = self.temperature(context, log_x0.device)
+        return self.truncated(self.shaped(log_x0, context), temperature)
 
-    def truncated(self, log_weights: Tensor, heat: float | Tensor) -> Tensor:
+    def truncated(self, log_weights: Tensor, temperature: float | Tensor) -> Tensor:
         """Return float64 weights [N, V] after temperature and truncation.
 
         Args:
             log_weights: [N, V].
-            heat: the temperature, or [N, 1] of them.
+            temperature: the temperature, or [N, 1] of them.
         """
         logits = log_weights.double()
         # The largest is 0, so that no temperature makes all of them infinite.
-        logits = (logits - logits.amax(-1, keepdim=True)) / heat
+        logits = (logits - logits.amax(-1, keepdim=True)) / temperature
         top_k, top_p, share = (getattr(self.config, name) for name in SHAPING[1:4])
         if top_k is not None and top_k < logits.shape[-1]:
             smallest = logits.topk(top_k).values[:, -1:]
@@ -192,7 +192,7 @@ class Controls:
             allowed[:, self.end_token] &= ~early
         return allowed
 
-    def heat(self, context: Context | None, device: torch.device) -> float | Tensor:
+    def temperature(self, context: Context | None, device: torch.device) -> float | Tensor:
         """Return the temperature, or [N, 1] of them."""
         first, last = self.config.temperatures
         if context is None or first == last:

@@ -1,7 +1,7 @@
 """Draws of tokens: one float64 uniform each through the inverse distribution function.
 
 Positions are chosen before the network runs, so a rule never races positions against tokens in
-float32, which silently cuts off the tail of the vocabulary (Sec. 4, arXiv:2409.02908).
+float32. Such a race silently cuts off the tail of the vocabulary (Sec. 4, arXiv:2409.02908).
 Letters: N drawn positions, V vocabulary.
 """
 
@@ -33,18 +33,16 @@ def draw_tokens(
         [N] int64; a token of probability zero is never drawn.
     """
     shaped = controls.shaped(log_x0, context)  # [N, V]
-    if controls.constraint is None or context is None:
-        if controls.greedy:
-            return shaped.argmax(-1)
-        return inverse_cdf(controls.truncated(shaped, controls.heat(context, log_x0.device)), u)
-    heat = controls.heat(context, log_x0.device)
+    temperature = controls.temperature(context, log_x0.device)
 
-    def choose(log_weights: Tensor, which: Tensor) -> Tensor:
+    def choose(log_weights: Tensor, which: Tensor | slice = slice(None)) -> Tensor:
         if controls.greedy:
             return log_weights.argmax(-1)
-        temperature = heat[which] if isinstance(heat, Tensor) else heat
-        return inverse_cdf(controls.truncated(log_weights, temperature), u[which])
+        at = temperature[which] if isinstance(temperature, Tensor) else temperature
+        return inverse_cdf(controls.truncated(log_weights, at), u[which])
 
+    if controls.constraint is None or context is None:
+        return choose(shaped)
     return _draw_jointly(shaped, controls, context, choose)
 
 

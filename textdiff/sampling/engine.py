@@ -1,6 +1,6 @@
 """The engine: prompts become canvases, and a decoding rule fills them segment by segment.
 
-Rows are active in slots, together but each at a segment of its own; a row that is done leaves at
+Rows are active in slots, together but each at a segment of its own. A row that is done leaves at
 the end of its segment and a waiting one takes its slot. The result of a row does not depend on the
 rows beside it: its uniforms are keyed by its index in the job, and it sees none of the others.
 Letters: R rows of the job, A active ones, S columns of a canvas, W columns of the texts.
@@ -78,8 +78,8 @@ class Engine:
     def run(self) -> Iterator[Step]:
         """Yield the canvas of all rows after every network call of the rule.
 
-        The canvas [R, W] and the positions of a step are those of the whole job; what has not begun
-        is noise. `t` is 0 for rows that are not active, `final` counts the tokens of each row that
+        The canvas [R, W] and the positions of a step are those of all rows; what has not begun
+        is noise. `t` is 0 for rows that are not active. `final` counts the tokens of each row that
         were final before the step's segments, `ends` where these end.
 
         Raises:
@@ -140,7 +140,7 @@ class Engine:
         """Return which places of the texts may be written, [R, W] bool.
 
         Places beyond the end of a row hold noise. Masks stay there; where noise is tokens, they are
-        drawn like all others, and nobody looks at them.
+        drawn like all others, and are not read.
         """
         given = self.job.given
         written = torch.nn.functional.pad(~given, (0, self.width - given.shape[1]), value=True)

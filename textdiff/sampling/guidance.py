@@ -7,10 +7,10 @@ log-probabilities (Sec. 3.1, arXiv:2412.10193; unsupervised, arXiv:2502.09992):
 
 The unconditional one has masks in place of the prompt. Networks of masked diffusion are trained on
 masks; those of uniform noise are if training hid prompts (`diffusion.noise.prompt_dropout`). In
-blocks, whole blocks before the first open place are left out and the text begins after them, since
-no network is trained on stretches of masks among finished blocks.
+blocks, whole blocks before the first open place are left out and the text begins after them. No
+network is trained on stretches of masks among finished blocks.
 
-Where a mask is revealed, the two distributions of the clean token are mixed; where noise has put a
+Where a mask is revealed, the two distributions of the clean token are mixed. Where noise has put a
 token, those of the *next* token are (Sec. 3.1, arXiv:2412.10193), which no distribution of the
 clean token gives. Letters: N positions, V vocabulary.
 """
@@ -34,14 +34,8 @@ def check_guidance(weight: float, family: Family) -> None:
     """Refuse guidance that is not defined.
 
     Raises:
-        ConfigError: a weight that is not finite or below -1, or noise without a mask and a network
-            that was not trained with masked prompts.
+        ConfigError: noise without a mask, and a network that was not trained with masked prompts.
     """
-    if not -1.0 <= weight < float("inf"):
-        raise ConfigError(
-            f"guidance {weight}: give -1 or more (0 is none, -1 ignores the prompt)",
-            code="guidance_out_of_range",
-        )
     if weight and not family.process.has_mask and not family.hides_prompts:
         raise ConfigError(
             f"guidance compares with a text whose prompt is masked, {family.process.name} noise "
@@ -175,8 +169,8 @@ class GuidedPrediction(Prediction):
     def reweighed(self, drawn: Prediction, keep_scores: bool) -> "GuidedPrediction":
         """Return the guided prediction whose mixture controls have turned into `drawn`.
 
-        Both predictions are multiplied by what the mixture was multiplied by, so that a temperature
-        or a ban acts once, on what is drawn at last, and not on each side of a quotient.
+        Both predictions are multiplied by what the mixture was multiplied by. So a temperature or a
+        ban acts once, on what is drawn at last, and not on each side of a quotient.
 
         Args:
             drawn: [N, V] log-probabilities of the clean token that take the mixture's place.

@@ -49,7 +49,7 @@ class Job:
         return self.keys or [(self.seed, self.first_row + row) for row in range(count)]
 
     def part(self, start: int, stop: int) -> "Job":
-        """Return the rows from `start` to before `stop`, as they are in the whole job."""
+        """Return the rows from `start` to before `stop`, as they are among all rows."""
         rows = slice(start, stop)
         return replace(
             self,
@@ -105,7 +105,7 @@ class Job:
     def onwards(self) -> Tensor:
         """[R, W + 1] first open place of each row from every place on; past the last, its length.
 
-        What lies between is given, so a row that is finished up to here is so up to there.
+        What is between is fixed, so a row that is finished up to here is so up to there.
         """
         width, lengths = self.given.shape[1], self.lengths[:, None]
         at = torch.arange(width).where(~self.given, lengths).minimum(lengths)
@@ -251,7 +251,7 @@ class Rows:
 
     @property
     def unfinished(self) -> bool:
-        """Whether a row is active or waits."""
+        """True while a row is active or waits."""
         return bool(self.active or self.waiting)
 
     def admit(self) -> list[int]:

@@ -69,7 +69,7 @@ class Predictor(ABC):
         Args:
             text: [A, W] tokens of the rows from their beginning, final before the segment.
             starts: [A] CPU position at which each canvas starts.
-            widths: [A] CPU positions of each canvas; what lies beyond is padding.
+            widths: [A] CPU positions of each canvas; what is beyond is padding.
             frozen: [A, S] bool on the CPU, canvas positions that the segment does not change.
         """
 

@@ -44,7 +44,7 @@ class Request:
 
     @property
     def controls(self) -> Controls:
-        """How the drawing distribution departs from the model's."""
+        """Departures of the drawing distribution from the model's."""
         return Controls(
             self.config,
             hooks=self.hooks,

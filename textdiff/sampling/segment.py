@@ -1,7 +1,7 @@
 """A segment of the active rows, which the engine builds and a decoding rule fills.
 
-A rule predicts positions, draws tokens for some of them and yields the step that writes them; this
-stands here once, for clean tokens (`reveal`, `write`) and noisy ones (`redraw`). Letters: R rows, S
+A rule predicts positions, draws tokens for some of them and yields the step that writes them. This
+is here once, for clean tokens (`reveal`, `write`) and noisy ones (`redraw`). Letters: R rows, S
 positions of the canvas, N positions of one call, V vocabulary.
 """
 
@@ -71,9 +71,9 @@ class Step:
     def dependence(self) -> Tensor | None:
         """[R] nats that revealing the changed positions at once may cost; needs `entropy`.
 
-        The sum of their entropies less the largest bounds their total correlation, so that the sum
-        over steps, on average over texts, bounds the divergence from revealing them one by one if
-        the network's conditionals are those of one joint distribution (arXiv:2505.24857).
+        The sum of their entropies less the largest bounds their total correlation. On average over
+        texts, the sum over steps bounds the divergence from revealing them one by one. The
+        network's conditionals must be those of one joint distribution (arXiv:2505.24857).
         """
         if self.entropy is None:
             return None
@@ -124,7 +124,7 @@ class Segment:
         return u.to(self.canvas.device)
 
     def context(self, positions: Tensor, t: Tensor) -> Context:
-        """Return where positions lie, for controls that depend on it."""
+        """Return where positions are, for controls that depend on it."""
         return Context(self.canvas, positions, t, self.process.vocabulary)
 
     def predict(self, positions: Tensor, t: Tensor) -> Prediction:

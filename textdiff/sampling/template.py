@@ -88,7 +88,7 @@ def parse_prompts(
 
     Raises:
         ConfigError: see `pieces_of`, and a suffix to a text that has holes of its own.
-        DataError: characters that the tokenizer does not know.
+        DataError: characters that the tokenizer was not trained on.
     """
     split = [pieces_of(text) for text in texts]
     given = []

@@ -7,8 +7,8 @@ prediction, and fills the optional parts of the steps that the rule yields:
     for step in rule(replace(segment, denoise=watch)):
         step = watch.fill(step)
 
-No token depends on them. Drafts cost the output layer at every masked position of the rows that
-are called; confidences and entropies cost nothing that the rule has not asked for.
+No token depends on them. Drafts cost the output layer at every masked position of the rows that are
+called. Confidences and entropies cost nothing that the rule has not asked for.
 """
 
 from collections.abc import Collection
@@ -42,9 +42,9 @@ class Watch:
     def __init__(
         self, denoise: Denoise, process: ForwardProcess, frozen: Tensor, parts: Collection[str]
     ):
-        for part in parts:
-            if part not in PARTS:
-                raise ConfigError(f"steps have no part {part!r}; {closest(part, PARTS)}")
+        for name in set(parts) - set(PARTS):
+            hint = closest(name, PARTS)
+            raise ConfigError(f"steps have no part {name!r}; {hint}", code="unknown_part")
         self.denoise, self.process, self.frozen, self.parts = denoise, process, frozen, parts
         self.likely: Tensor | None = None  # [R, L] likeliest tokens, each row's of its last call
 

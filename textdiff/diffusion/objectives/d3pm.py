@@ -1,9 +1,9 @@
 """Diffusion in T steps: the Kullback-Leibler divergence of exact posteriors (arXiv:2107.03006).
 
 Each of the steps i = 1..T contributes KL(q(x_s | x_t, x_0) || p(x_s | x_t)) with t = i / T and
-s = (i - 1) / T; the first one's is the reconstruction. p averages the posteriors of single clean
-tokens over the network's p(x_0 | x_t) (`mixture`, Eq. 4 there) or plugs that distribution into the
-posterior's formula (`plugged`, Eq. 16 of arXiv:2406.07524).
+s = (i - 1) / T. That of the first is the reconstruction. p averages the posteriors of single clean
+tokens over the network's p(x_0 | x_t) (`mixture`, Eq. 4 there). Or it plugs that distribution into
+the posterior's formula (`plugged`, Eq. 16 of arXiv:2406.07524).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class D3PM(Objective):
     """Diffusion in T steps with exact posteriors (arXiv:2107.03006).
 
     Under absorbing noise `mixture` never predicts the mask, and the divergence is weighted
-    cross-entropy. `plugged` lets the network put mass on the mask, as published baselines do;
-    sampling then leaves a mask masked with the probability that the bound counts.
+    cross-entropy. `plugged` lets the network put mass on the mask, as published baselines do.
+    Sampling then leaves a mask masked with the probability that the bound counts.
     """
 
     kind: Literal["d3pm"] = "d3pm"

@@ -1,7 +1,7 @@
 """Sums of exponentials of log-scores, also where they are beyond the log-scores' own dtype.
 
 exp(x) overflows float32 beyond x = 88.7 and float64 beyond 709.7. The sums here are float64 and
-taken relative to each row's largest log-score where that is beyond `SAFE`; up to there they are
+taken relative to each row's largest log-score where that is beyond `SAFE`. Up to there they are
 what the dtype gives, bit for bit. A gradient too large for the dtype is its largest number.
 """
 

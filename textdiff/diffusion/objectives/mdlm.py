@@ -74,9 +74,9 @@ class MDLM(_MaskedCrossEntropy):
 class GenMD4(MDLM):
     """Masked diffusion with a learned exponent per token (GenMD4, Sec. 6, arXiv:2406.04329).
 
-    A masked token v is revealed between t and s = t - h with probability 1 - (s / t) ** w_v, which
-    is h w_v / t to first order. The model reveals v with c(v) times that, so the divergence of its
-    reverse transition from the true one is (Eq. 12 there), per unit of time,
+    A masked token v is revealed between t and s = t - h with probability 1 - (s / t) ** w_v. That
+    is h w_v / t to first order. The model reveals v with c(v) times that. The divergence of its
+    reverse transition from the true one is, per unit of time (Eq. 12 there),
 
         (1 / t) (-w_x (ln c(x) + 1) + sum_v w_v c(v)).
 

@@ -96,7 +96,7 @@ class Objective(Section):
 
     @property
     def trains_on_bound(self) -> bool:
-        """Whether training weights terms as the bound does."""
+        """True where training weights terms as the bound does."""
         return True
 
     def misfit(self, process: str) -> str | None:
@@ -143,7 +143,7 @@ class Objective(Section):
 
     @property
     def predicts_mask(self) -> bool:
-        """Whether the network may predict the mask, and so decides when a mask is revealed."""
+        """True where the network may predict the mask, and so decides when a mask is revealed."""
         return False
 
     @property

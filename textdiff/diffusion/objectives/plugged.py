@@ -1,10 +1,11 @@
 """Uniform and hybrid noise in continuous time with the clean token's distribution plugged in.
 
-With q(j) = alpha x(j) + b on the K clean tokens, x being either one token (x0) or the network's
-distribution, the bounds are made of two divergences: Kullback-Leibler, and Itakura-Saito at the
-current token. Since one of the two distributions is constant but for one entry, the sum over the
-vocabulary needs the network's alone: no one-hot row is built (the closed form of arXiv:2506.10892,
-App. B). The optimum is the posterior of a token given the *other* tokens of x_t, not x_t itself.
+Let q(j) = alpha x(j) + b on the K clean tokens, x being either one token (x0) or the network's
+distribution. Then the bounds are made of two divergences: Kullback-Leibler, and Itakura-Saito at
+the current token. Since one of the two distributions is constant but for one entry, the sum over
+the vocabulary needs the network's alone: no one-hot row is built (the closed form of
+arXiv:2506.10892, App. B). The optimum is the posterior of a token given the *other* tokens of x_t,
+not x_t itself.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class GIDD(Objective):
     """Masks and uniform noise at once (arXiv:2503.04482).
 
     The bound (Eq. 11 there) weights the divergences by the token at the position: the mask, the
-    clean token, or another token. `clipped` clips its rate per unit of time at 2; `dynamic` gives
+    clean token, or another token. `clipped` clips its rate per unit of time at 2. `dynamic` gives
     masks 2, uniform tokens 1 and clean ones B / K times sqrt(t / (1 - t)) (Sec. 3.4). The reported
     bound is the same.
     """

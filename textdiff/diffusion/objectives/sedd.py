@@ -1,10 +1,10 @@
 """Score entropy: the network's output is the log ratio of probabilities (arXiv:2310.16834).
 
 Under absorbing noise only masked positions contribute. Their outputs are scaled by 1 / (e^sigma -
-1) (App. C.1 there) and by 1 / K, so that they need not grow with the noise and start near the
-truth; the ratio alpha / (1 - alpha) then cancels from the loss, which is cross-entropy plus Z - 1 -
-ln Z for scores that add up to Z times what they should. Under uniform noise every position
-contributes, and outputs are the log ratios themselves.
+1) (App. C.1 there) and by 1 / K. So they need not grow with the noise and start near the truth. The
+ratio alpha / (1 - alpha) then cancels from the loss. It is cross-entropy plus Z - 1 - ln Z for
+scores that add up to Z times what they should. Under uniform noise every position contributes, and
+outputs are the log ratios themselves.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class SEDDAbsorbing(SEDD):
 class SEDDUniform(SEDD):
     """Score entropy under uniform noise (Eq. 5, arXiv:2310.16834), at every position.
 
-    With b = (1 - alpha) / K the true ratios at x_t = x0 are all b / (alpha + b); elsewhere they are
+    With b = (1 - alpha) / K the true ratios at x_t = x0 are all b / (alpha + b). Elsewhere they are
     1, and the inverse of that at x0. All of them tend to 1 as alpha does to 0, and the bound is
-    infinite for scores that do not; so outputs are scaled by alpha / (alpha + b), which is about 1
+    infinite for scores that do not. So outputs are scaled by alpha / (alpha + b), which is about 1
     until hardly any clean token is left.
     """
 

@@ -1,6 +1,6 @@
 """Constraints on generated text: after each token, they decide which may still be drawn.
 
-Tokens that are drawn in one network call must be possible together, so under a constraint a row's
+Tokens that are drawn in one network call must be possible together. So under a constraint a row's
 are drawn one after the other, from left to right. A grammar of your own is a class with the methods
 of `Constraint`. Letters: N drawn positions, V vocabulary.
 """

@@ -108,14 +108,14 @@ def _determined(
 
 @dataclass(frozen=True)
 class TokenAutomaton:
-    """What each token does to each state.
+    """Moves from state to state, by tokens.
 
     Attributes:
         moves: [Q, C] state after a token of each class.
         classes: [V] class of each token.
         inner: [Q] bool: whether a hole that text follows may end in each state.
         final: [Q] bool: whether an open end may; there the end-of-text token is a way to end.
-        end_class: class of the end-of-text token, which is its own; None: there is no such token.
+        end_class: class of the end-of-text token, which is its own; None: the model draws none.
     """
 
     moves: Tensor

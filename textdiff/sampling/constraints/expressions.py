@@ -141,7 +141,7 @@ def read(pattern: str, machine: Nondeterministic) -> Add:
     reader = _Reader(pattern, machine)
     add = reader.choice()
     if reader.at < len(pattern):
-        raise reader.error("there is no group to close")
+        raise reader.error("no group is open here")
     return add
 
 

@@ -1,8 +1,8 @@
 """The text of every hole matches a pattern, holds no banned string and every forced one.
 
-Positions are revealed in any order, so what may stand at one of them depends on both sides: on the
-states that the automaton can be in there, read from the left, and on those from which the rest of
-the hole can still be accepted, read from the right. Of the positions that are drawn in one call the
+Positions are revealed in any order, so what may stand at one of them depends on both sides. From
+the left these are the states that the automaton can be in there. From the right, those from which
+the rest of the hole can still be accepted. Of the positions that are drawn in one call the
 predictions are known; their weights together are:
 
     b_i(q) = sum over tokens v of p_i(v) b_{i+1}(q after v),
@@ -10,10 +10,10 @@ predictions are known; their weights together are:
 the backward recursion of a hidden Markov model, as a search for the best text has it with maxima
 (arXiv:2505.23061). Of positions that stay open nothing is assumed but that some token will stand
 there: the best b counts, in place of the sum. (Whether any token at all will do depends on those
-drawn further right, and that question takes sets of states.) So tokens drawn together follow
-exactly the product of their predictions given that the text matches, if none of the hole stays
-open; one token per call follows its prediction given that a match is still possible. Letters: A
-rows, S columns of the canvas, N drawn positions, V vocabulary, Q states, C classes of tokens.
+drawn further right. That question takes sets of states.) Tokens drawn together follow exactly the
+product of their predictions given that the text matches. This holds if none of the hole stays open.
+One token per call follows its prediction given that a match is still possible. Letters: A rows, S
+columns of the canvas, N drawn positions, V vocabulary, Q states, C classes of tokens.
 """
 
 from collections.abc import Sequence
@@ -225,7 +225,7 @@ class PatternDraws:
         return ahead[::-1]
 
     def _beyond(self, row: int, width: int) -> Tensor:
-        """Return [Q] log-weights of the states at the end of the canvas, by what lies beyond."""
+        """Return [Q] log-weights of the states at the end of the canvas, by what is beyond."""
         info = self.info
         start, length = int(info.starts[row]) + width, int(info.lengths[row])
         tail, given = int(info.tails[row]), info.given[row, start:length].nonzero()

@@ -1,10 +1,10 @@
 """Ancestral sampling: x_s drawn from its posterior, down the grid t_0 = 1 > ... > t_T = 0.
 
-Under absorbing noise (Eq. 7, arXiv:2406.07524) a masked position is revealed between t and s with
-probability (alpha_s - alpha_t) / (1 - alpha_t), whatever the network predicts. So the step at which
-each position is revealed is drawn ahead, from one uniform; a row calls the network only at steps
-that reveal something, and rows do not wait for each other's steps. Under noise that replaces tokens
-every open position is drawn anew at every step; so is every mask where some tokens are masked
+Under absorbing noise a mask is revealed between t and s with probability (alpha_s - alpha_t) / (1 -
+alpha_t), whatever the network predicts (Eq. 7, arXiv:2406.07524). So the step at which each
+position is revealed is drawn ahead, from one uniform. A row calls the network only at steps that
+reveal something, and rows do not wait for each other's steps. Under noise that replaces tokens
+every open position is drawn anew at every step. So is every mask where some tokens are masked
 faster than others, since then the prediction decides when a position is revealed, too. Where the
 network may predict the mask, it decides that as well, and each step reveals by its own chance.
 """

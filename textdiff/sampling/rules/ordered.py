@@ -68,10 +68,10 @@ class Confidence(OrderedRule):
 class Threshold(OrderedRule):
     """Reveals what is likely enough, and what is needed to be done in `steps` calls.
 
-    Enough is a largest probability of at least `threshold`, or, for n positions revealed together,
-    (n + 1)(1 - c_n) < `factor` with c_n the smallest of theirs (both arXiv:2505.22618). At factor 1
-    the tokens most likely together are those most likely one by one. A threshold promises that
-    only for up to 1 / (1 - threshold) - 1 of them.
+    Enough is a largest probability of at least `threshold`. With `factor`, n positions are revealed
+    together if (n + 1)(1 - c_n) < `factor`, c_n being the smallest of theirs (both
+    arXiv:2505.22618). At factor 1 the tokens most likely together are those most likely one by one.
+    A threshold promises that only for up to 1 / (1 - threshold) - 1 of them.
     """
 
     kind: Literal["threshold"] = "threshold"
@@ -112,6 +112,6 @@ class EntropyBound(OrderedRule):
         yield from unmask_in_order(segment, low_entropy, self._safe)
 
     def _safe(self, ranked: Tensor, left: Tensor, calls: int) -> Tensor:
-        nats = -ranked  # infinite where there is no mask
+        nats = -ranked  # infinite where nothing is masked
         before = nats.cumsum(1) - nats.cummax(1).values
         return torch.maximum((before <= self.entropy_bound).sum(1), even_share(left, calls))

@@ -11,7 +11,7 @@ limit of many steps.
 
 Finished texts can then be corrected at their least likely tokens (self-correction,
 arXiv:2503.04482): each further call draws all positions at a low temperature and a little noise,
-and commits the most probable token that differs, until the share of positions that hold the
+and commits the most probable token that differs. It ends when the share of positions that hold the
 network's own likeliest token has stopped rising.
 """
 

@@ -50,7 +50,7 @@ class Interval:
 
     @property
     def last(self) -> bool:
-        """Whether no noise is left at its end."""
+        """True where no noise is left at its end."""
         return self.index + 1 == self.steps
 
     def alphas(self, tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Remasking (ReMDM): revealed tokens may be masked again, and drawn anew (arXiv:2503.00307).
 
-From t to s a revealed token is masked with probability sigma, and a masked one is revealed with
+From t to s a revealed token is masked with probability sigma. A masked one is revealed with
 (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t), so that as many are masked at s as without (Sec. 3
 there). The `remasking` strategies choose sigma <= sigma_max = min(1, (1 - alpha_s) / alpha_t):
 
@@ -12,7 +12,7 @@ there). The `remasking` strategies choose sigma <= sigma_max = min(1, (1 - alpha
              alpha until `t_off`; then plain steps to the end
 
 Which positions change at which step does not depend on the predictions, except for `conf` on
-earlier ones; so a call is made for rows only at steps that reveal something in them.
+earlier ones. So a call is made for rows only at steps that reveal something in them.
 """
 
 from __future__ import annotations

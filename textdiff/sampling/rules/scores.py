@@ -2,8 +2,8 @@
 
 Where nothing of the text survives (alpha = 0) scores say nothing about time: they are all 0 under
 absorbing noise and all 1 under uniform noise. From there the first step is drawn from the posterior
-of the clean tokens that the score implies; the last is Tweedie's to no noise, without the mask
-(the denoising step of App. C.2, arXiv:2310.16834). Letters: N open positions, V vocabulary.
+of the clean tokens that the score implies. The last is Tweedie's to no noise, without the mask (the
+denoising step of App. C.2, arXiv:2310.16834). Letters: N open positions, V vocabulary.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ class Tweedie(ScoreRule):
     """Follows the exact step of the score, position by position (Thm. 4.2, arXiv:2310.16834).
 
     Its authors' code calls it `analytic`. Under absorbing noise a mask is revealed with probability
-    (alpha_s / alpha_t - 1) times the sum of its scores, and becomes y in proportion to its score of
-    y; these are two draws, so no race in float32 cuts off the tail.
+    (alpha_s / alpha_t - 1) times the sum of its scores. It becomes y in proportion to its score of
+    y. These are two draws, so no race in float32 cuts off the tail.
     """
 
     kind: Literal["tweedie"] = "tweedie"

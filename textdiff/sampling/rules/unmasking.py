@@ -100,7 +100,7 @@ def unmask_in_order(
     """Reveal the first few masks of each row in an order that the network gives.
 
     The order is read from the raw distributions and the tokens are drawn afterwards, at the chosen
-    positions alone, so with one token per call the texts follow the network's chain of
+    positions alone. So with one token per call the texts follow the network's chain of
     conditionals, in whatever order. (Published code draws first and orders by the drawn token's
     probability, which prefers likely tokens; at temperature 0 that is the same.)
 
@@ -139,7 +139,7 @@ def unmask_in_order(
 def steady(scores: Tensor, dtype: torch.dtype) -> Tensor:
     """Round scores so far that those equal but for rounding in `dtype` are equal.
 
-    A stable sort takes them from left to right. Equal scores are no accident: where nothing is
+    A stable sort takes them from left to right. Equal scores are not an accident: where nothing is
     revealed yet, relative positions do not tell one masked token from another, and kernels round
     them differently from batch to batch.
     """
