@@ -1,7 +1,7 @@
 """First hitting: one masked position per network call, each at the time it is revealed.
 
-Between two reveals nothing happens, so the walk may go from reveal to reveal: with k masks left the
-next noise level is lambda_{k-1} = lambda_k u^(1/k), and every masked position is equally likely
+Between two reveals nothing happens, so the walk may go from reveal to reveal. With k masks left the
+next noise level is lambda_{k-1} = lambda_k u^(1/k). Every masked position is equally likely
 (Sec. 4.1, arXiv:2409.02908). It is the limit of `ancestral` for many steps. The levels are the
 order statistics of k independent ones, which is how they are drawn here: from the uniforms that
 `ancestral` would use, so that with enough steps the two agree token for token.
