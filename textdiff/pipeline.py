@@ -133,10 +133,10 @@ class TextDiffusion(TextScorer):
         """
         if block_size is not None:
             block_size = whole_number("block size", block_size)
-        if block_size is not None and not 1 <= block_size <= self.context:
-            raise ConfigError(
-                f"block size {block_size}: give 1 to {self.context}, the context of the model"
-            )
+            if not 1 <= block_size <= self.context:
+                raise ConfigError(
+                    f"block size {block_size}: give 1 to {self.context}, the context of the model"
+                )
         fixed = self.family.objective.shifted  # left to right it could not read blocks
         if block_size not in self.block_sizes and (trained or fixed):
             raise ConfigError(
@@ -156,8 +156,6 @@ class TextDiffusion(TextScorer):
         (folder / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n")
         if self.folder is not None and (known := training_record(self.folder)):
             (folder / TRAINING_FILE).write_text(json.dumps(known, indent=2) + "\n")
-
-    # --- generation ---
 
     def generate(
         self,
@@ -184,8 +182,8 @@ class TextDiffusion(TextScorer):
         """
         request = self.prepare(prompts, **options)
         _log_losses(request)
-        streamers = [] if streamer is None else [StreamerCallback(streamer)]
-        return self.run(request, batch_size, [*callbacks, *streamers])
+        more = [] if streamer is None else [StreamerCallback(streamer)]
+        return self.run(request, batch_size, [*callbacks, *more])
 
     def prepare(
         self,
@@ -235,7 +233,7 @@ class TextDiffusion(TextScorer):
         """
         batch_size = whole_number("batch_size", batch_size)
         if batch_size < 1:
-            raise ConfigError(f"batch_size {batch_size}: give at least 1")
+            raise ConfigError(f"batch_size {batch_size}: give at least 1", code="no_rows")
         parts = {name for callback in callbacks for name in callback.parts}
         done: list[FinishedRow] = []
         calls = row_calls = 0
@@ -271,7 +269,7 @@ class TextDiffusion(TextScorer):
             prompts: tokens of each row's prompt, or of all up to its open end.
         """
         ends = zip(rows, prompts, strict=True)
-        return [self.decode(self._reader.until_end(ids, start)) for ids, start in ends]
+        return [self.decode(self._reader.until_end(*pair)) for pair in ends]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return token ids as text, without special tokens and a space that the tokenizer added."""
@@ -287,18 +285,17 @@ class TextDiffusion(TextScorer):
 
     @property
     def context_limit(self) -> ContextLimit:
-        """Tokens that the network sees at once."""
+        """Tokens that the network reads at once."""
         return ContextLimit(self.context, self.family.block_size)
 
 
 def _in_blocks(sizes: Sequence[int | None]) -> str:
     """Block sizes in words."""
-    whole = ["on whole sequences"] if None in sizes else []
-    blocks = [str(size) for size in sizes if size is not None]
-    return " and ".join([*whole, *(["in blocks of " + " and ".join(blocks)] if blocks else [])])
+    blocks = " and ".join(str(size) for size in sizes if size is not None)
+    whole = "on whole sequences" if None in sizes else ""
+    return " and ".join(filter(None, [whole, blocks and f"in blocks of {blocks}"]))
 
 
 def _log_losses(request: Request) -> None:
-    """Log what the model does not see of the prompts."""
-    for sentence in request.lost:
+    for sentence in request.lost:  # of the prompts, which the model does not read
         _log.warning("%s", sentence)

@@ -21,7 +21,7 @@ from textdiff.errors import DataError, TextDiffError
 from textdiff.pipeline import TextDiffusion
 from textdiff.sampling.callbacks import FinishedRow
 from textdiff.sampling.request import Request
-from textdiff.sampling.settings import SamplingConfig, explain_option
+from textdiff.sampling.settings import SamplingConfig, refused_option
 from textdiff.sampling.template import HOLE
 from textdiff.section import Section, Whole
 
@@ -215,8 +215,7 @@ def _line_keys(given: dict[str, Any]) -> LineKeys:
     try:
         return LineKeys.model_validate(given, strict=True)
     except ValidationError as error:
-        item = error.errors(include_url=False)[0]
-        raise DataError(explain_option(item), code=item["type"]) from None
+        raise refused_option(error, DataError) from None
 
 
 def _prompt(keys: LineKeys, job: LineDefaults) -> str:

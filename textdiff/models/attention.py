@@ -87,29 +87,37 @@ def prepare(
     if cache is not None:  # few queries with a mask of their own
         return Attention("eager" if backend == "eager" else "sdpa", cache.mask, cache=cache)
     if backend == "flash_attention_2":
-        if layout.document_ids is not None or layout.kind not in ("full", "causal"):
-            documents = "" if layout.document_ids is None else " with documents"
-            raise ValueError(
-                f"flash_attention_2 cannot run the {layout.kind} layout{documents}; "
-                "use sdpa or flex_attention"
-            )
-        return Attention(backend, causal=layout.kind == "causal")
+        return _for_flash(layout)
     if backend == "flex_attention" and not layout.is_dense:
-        from torch.nn.attention.flex_attention import create_block_mask
-
-        rows = None if layout.document_ids is None else batch
-        rule = layout.mask_mod(total)
-        mask = create_block_mask(rule, rows, None, total, total, device=device)
-        if layout.streams == 1:
-            return Attention(backend, mask)
-        noisy = create_block_mask(rule, rows, None, total // 2, total, device=device)
-        return Attention(backend, mask, noisy=noisy)
+        return _for_flex(layout, total, device, batch)
     if backend == "sdpa" and layout.streams == 2:
         length = total // 2
         if device.type == "cpu" and not compiled:
             return Attention(backend, streams=layout)
         return Attention(backend, layout.mask(total, device), length=length)
     return Attention(backend, layout.mask(total, device))
+
+
+def _for_flash(layout: Layout) -> Attention:
+    if layout.document_ids is not None or layout.kind not in ("full", "causal"):
+        documents = "" if layout.document_ids is None else " with documents"
+        raise ValueError(
+            f"flash_attention_2 cannot run the {layout.kind} layout{documents}; "
+            "use sdpa or flex_attention"
+        )
+    return Attention("flash_attention_2", causal=layout.kind == "causal")
+
+
+def _for_flex(layout: Layout, total: int, device: torch.device, batch: int) -> Attention:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    rows = None if layout.document_ids is None else batch
+    rule = layout.mask_mod(total)
+    mask = create_block_mask(rule, rows, None, total, total, device=device)
+    if layout.streams == 1:
+        return Attention("flex_attention", mask)
+    noisy = create_block_mask(rule, rows, None, total // 2, total, device=device)
+    return Attention("flex_attention", mask, noisy=noisy)
 
 
 def attend(attention: Attention, q: Tensor, k: Tensor, v: Tensor, layer: int = 0) -> Tensor:

@@ -51,12 +51,8 @@ class Job:
     def part(self, start: int, stop: int) -> "Job":
         """Return the rows from `start` to before `stop`, as they are among all rows."""
         rows = slice(start, stop)
-        return replace(
-            self,
-            prompts=self.prompts[rows],
-            new_tokens=self.new_tokens[rows],
-            keys=self.row_keys[rows],
-        )
+        prompts, counts = self.prompts[rows], self.new_tokens[rows]
+        return replace(self, prompts=prompts, new_tokens=counts, keys=self.row_keys[rows])
 
     @classmethod
     def joined(cls, jobs: "Sequence[Job]") -> "Job":
@@ -71,10 +67,8 @@ class Job:
     @property
     def lengths(self) -> Tensor:
         """[R] tokens of each finished row, if nothing ends it earlier."""
-        return torch.tensor(
-            [len(p) + n for p, n in zip(self.prompts, self.new_tokens, strict=True)],
-            dtype=torch.int64,
-        )
+        counts = [len(p) + n for p, n in zip(self.prompts, self.new_tokens, strict=True)]
+        return torch.tensor(counts, dtype=torch.int64)
 
     @cached_property
     def given(self) -> Tensor:
@@ -256,10 +250,8 @@ class Rows:
 
     def admit(self) -> list[int]:
         """Give free slots to waiting rows; return these rows."""
-        new = [
-            self.waiting.popleft()
-            for _ in range(min(len(self.waiting), self.slots - len(self.active)))
-        ]
+        count = min(len(self.waiting), self.slots - len(self.active))
+        new = [self.waiting.popleft() for _ in range(count)]
         self.active += new
         return new
 

@@ -18,9 +18,9 @@ from pydantic import (
     ValidationError,
     field_validator,
 )
-from pydantic_core import ErrorDetails, PydanticCustomError, PydanticKnownError
+from pydantic_core import PydanticCustomError, PydanticKnownError
 
-from textdiff.errors import CheckpointError, ConfigError, closest
+from textdiff.errors import CheckpointError, ConfigError, TextDiffError, closest
 from textdiff.section import Number, Section, Whole
 
 MOST_TOKENS = 10_000_000  # of a text; more would be a slip, and tables larger than memory
@@ -113,9 +113,8 @@ def _utf8(text: str) -> str:
 
 
 def _cache(value: Any) -> Any:
-    return (
-        {None: "auto", True: "on", False: "off"}[value] if value in (None, True, False) else value
-    )
+    named = {None: "auto", True: "on", False: "off"}
+    return named[value] if value in (None, True, False) else value
 
 
 Count = Annotated[Whole, BeforeValidator(_integer)]
@@ -234,18 +233,15 @@ class SamplingConfig(Section):
         """
         wanted = _renamed({key: value for key, value in changes.items() if value is not None})
         fields = type(self).model_fields
-        for name in wanted:
-            if name not in fields:
-                raise ConfigError(
-                    f"unknown option {name!r}; {closest(name, fields)}", code="unknown_option"
-                )
+        for name in [name for name in wanted if name not in fields]:
+            hint = closest(name, fields)
+            raise ConfigError(f"unknown option {name!r}; {hint}", code="unknown_option")
         if wanted.get("rule", self.rule) != self.rule:
             wanted.setdefault("knobs", {})
         try:
             return type(self).model_validate(dict(self) | wanted, strict=True)
         except ValidationError as error:
-            item = error.errors(include_url=False)[0]
-            raise ConfigError(explain_option(item), code=item["type"]) from None
+            raise refused_option(error) from None
 
     @classmethod
     def from_export(cls, content: Mapping[str, Any]) -> "SamplingConfig":
@@ -259,9 +255,7 @@ class SamplingConfig(Section):
         try:
             return SamplingConfig(**{k: v for k, v in given.items() if v is not None})
         except ValidationError as error:
-            item = error.errors(include_url=False)[0]
-            message = f"generation_config.json: {explain_option(item)}"
-            raise CheckpointError(message, code=item["type"]) from None
+            raise refused_option(error, CheckpointError, "generation_config.json: ") from None
 
     def to_export(self) -> dict[str, Any]:
         """Return the content of a `generation_config.json`."""
@@ -278,30 +272,30 @@ def _renamed(options: Mapping[str, Any]) -> dict[str, Any]:
     return rest if steps is None else rest | {"steps": steps}
 
 
-def explain_option(error: ErrorDetails) -> str:
-    """Say in one sentence why an option was refused."""
+def refused_option(
+    refused: ValidationError, kind: type[TextDiffError] = ConfigError, where: str = ""
+) -> TextDiffError:
+    """Return an error that says in one sentence why an option was refused."""
+    error = refused.errors(include_url=False)[0]
     context = {
         key: f"{value:.12g}" if isinstance(value, int | float) else value
         for key, value in error.get("ctx", {}).items()
     }
     message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    reasons = {
+    whole = dict.fromkeys(("int_type", "int_from_float", "int_parsing"), "give a whole number")
+    reasons = whole | {
         "greater_than_equal": "give at least {ge}",
         "greater_than": "give more than {gt}",
         "less_than_equal": "give at most {le}",
         "literal_error": "give one of {expected}",
-        "int_type": "give a whole number",
-        "int_from_float": "give a whole number",
-        "int_parsing": "give a whole number",
         "too_short": "an empty string; give at least one character",
         "string_too_short": "an empty string; give at least one character",
         "tuple_type": "give a text or a list of texts",
         "string_type": "give a text",
         "string_unicode": "it is not UTF-8 text, and no text can hold it",
-        "value_error": message,
-        "unknown_rule": message,
+        **dict.fromkeys(("value_error", "unknown_rule"), message),
     }
     reason = reasons.get(error["type"], f"give {message}").format(**context)
     name, *index = error["loc"] or ("options",)
     name = f"{name}[{index[0]}]" if index and isinstance(index[0], int) else name
-    return f"{name} {error['input']!r:.60}: {reason}"
+    return kind(f"{where}{name} {error['input']!r:.60}: {reason}", code=error["type"])
