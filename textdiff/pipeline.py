@@ -2,8 +2,6 @@
 
 td = TextDiffusion.from_pretrained("runs/quickstart/export")
 print(td.generate("The iterator", num_samples=2).texts)
-for step in td.stream("The iterator"):
-    print(td.tokenizer.decode(step.canvas[0]))
 print(td.score(["Return a new list."])[0].perplexity)
 """
 
@@ -293,9 +291,9 @@ def _in_blocks(sizes: Sequence[int | None]) -> str:
     """Block sizes in words."""
     blocks = " and ".join(str(size) for size in sizes if size is not None)
     whole = "on whole sequences" if None in sizes else ""
-    return " and ".join(filter(None, [whole, blocks and f"in blocks of {blocks}"]))
+    return " and ".join(filter(None, (whole, blocks and f"in blocks of {blocks}")))
 
 
 def _log_losses(request: Request) -> None:
-    for sentence in request.lost:  # of the prompts, which the model does not read
+    for sentence in request.lost:
         _log.warning("%s", sentence)

@@ -15,6 +15,7 @@ from textdiff.commands.arguments import (
     writable,
 )
 from textdiff.errors import ConfigError
+from textdiff.sampling.rules import RULES
 from textdiff.sampling.settings import SamplingConfig, read_knobs
 from textdiff.section import Section
 
@@ -29,6 +30,16 @@ def _flag_type(annotation: Any) -> Any:
     return tuple[str, ...] if origin in (tuple, dict) else annotation
 
 
+def _of_rules(name: str) -> str:
+    """Return what the registry of rules adds to an option's help."""
+    if name == "rule":
+        return ": " + ", ".join(RULES)
+    knobs = [
+        f"{kind} has {', '.join(rule.knobs())}" for kind, rule in RULES.items() if rule.knobs()
+    ]
+    return "; " + "; ".join(knobs) if name == "knobs" else ""
+
+
 def _flags() -> dict[str, Any]:
     """Return type and default of every flag; unset ones take the model's own default."""
     flags: dict[str, Any] = {}
@@ -36,7 +47,7 @@ def _flags() -> dict[str, Any]:
         kind, meaning = _flag_type(option.annotation), str(option.description)
         default = () if get_origin(kind) is tuple else option.default if name == "cache" else None
         kind = kind | None if default is None else kind
-        meaning = f"{meaning[0].upper()}{meaning[1:]}."
+        meaning = f"{meaning[0].upper()}{meaning[1:]}{_of_rules(name)}."
         flags[name] = (kind, Field(default, description=meaning))
     flags["suffix"] = (str, Field("", description="Text that follows what is generated."))
     flags["seed"] = (int, Field(0, description="Seed; the same seed gives the same text."))

@@ -1,7 +1,6 @@
-"""Options of a generation: each declared, described and checked once, for all who set it.
+"""Options of a generation: each declared, described and checked once, without torch.
 
-The section `sample` of a config, `generation_config.json`, flags, lines of batch files, sweeps and
-Python callers read `SamplingConfig`. Imports no torch, so that help stays quick.
+Configs, `generation_config.json`, flags, lines of batch files, sweeps and Python read it.
 """
 
 import json
