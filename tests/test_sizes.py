@@ -18,7 +18,7 @@ REASONS: dict[str, str] = {
     "commands/compare.py:compare": "half of it is the docstring, which is the help of the verb",
     "models/cache.py:exact_slice": "half of it says which positions the slice holds",
     "models/denoiser.py:forward": "the signature of transformers' models, argument by argument",
-    "models/denoiser.py:hidden": "the network from tokens to hidden states, read from top to bottom",
+    "models/denoiser.py:hidden": "the network, from tokens to hidden states",
     "sampling/constraints/automata.py:byte_automaton": "one subset construction",
     "sampling/constraints/automata.py:of": "one walk of the vocabulary through the automaton",
     "sampling/template.py:parse_prompts": "half of it is the docstring and the refusals",
