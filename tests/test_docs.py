@@ -44,7 +44,6 @@ def test_every_choice_is_explained(root, registry):
     assert [name for name in registry if f"`{name}`" not in text] == []
 
 
-@pytest.mark.xfail(strict=True, reason="the page describes modules that are about to move")
 def test_every_module_that_the_architecture_names_exists(root):
     page = (root / "docs" / "architecture.md").read_text()
     paths = set(re.findall(r"`((?:textdiff|tests)/[\w./]*)`", page))

@@ -132,7 +132,8 @@ class StreamerCallback(Callback):
         """
         if len(job.prompts) != 1:
             raise ConfigError(
-                f"a streamer takes one row, not {len(job.prompts)}; generate one at a time"
+                f"a streamer takes one row, not {len(job.prompts)}; generate one at a time",
+                code="several_rows",
             )
         prompt = job.leading(0)
         self.sent = len(prompt)

@@ -52,14 +52,16 @@ def pieces_of(text: str) -> list[str | int]:
     if wrong:
         raise ConfigError(
             f"{wrong[0]!r} in the prompt is not a hole: write [MASK:n] for n tokens, or \\[MASK "
-            "for these characters"
+            "for these characters",
+            code="not_a_hole",
         )
     for hole in HOLE.finditer(text):
         digits = "1" if hole[1] is None else hole[1].strip()
         if not (LENGTH.fullmatch(digits) and 0 < int(digits) <= MOST_TOKENS):
             raise ConfigError(
                 f"hole {hole[0]:.40} at character {hole.start() + 1} of the template: give its "
-                f"length in tokens, 1 to {MOST_TOKENS}, such as [MASK:5]"
+                f"length in tokens, 1 to {MOST_TOKENS}, such as [MASK:5]",
+                code="wrong_length_of_hole",
             )
         pieces += [text[end : hole.start()], int(digits)]
         end = hole.end()
@@ -105,7 +107,8 @@ def parse_prompts(
         if holes and suffix:
             raise ConfigError(
                 "a suffix follows what is generated after a prompt; in a template with holes write "
-                "it after the last hole"
+                "it after the last hole",
+                code="suffix_of_template",
             )
         row: list[int | None] = []
         lost: list[str] = []
@@ -151,13 +154,15 @@ def _encoded(
         if not bool(clean[torch.from_numpy(ids).long()].all()):
             raise DataError(
                 f"the prompt {piece.text!r:.60} has characters that the tokenizer was not trained "
-                "on"
+                "on",
+                code="foreign_characters",
             )
         loss = encoded.losses.get(number)
         if loss is not None and bool((ids == encoded.unknown).all()) and piece.whole:
             raise DataError(
                 f"nothing is left of the prompt {piece.text!r:.60} in tokens: the tokenizer does "
-                "not know what stands in it; write another, or use another model"
+                "not know what stands in it; write another, or use another model",
+                code="nothing_left_of_prompt",
             )
         said = f"the model does not see {piece.text!r:.60} as it is written: its tokenizer loses "
         pieces.append((ids.tolist(), [] if loss is None else [f"{said}a part ({loss})"]))
