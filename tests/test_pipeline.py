@@ -169,8 +169,9 @@ def test_orders_joined_are_those_apart(held):
 
 
 def test_streamer_refuses_a_batch(held):
-    with refused(ConfigError, "streamer_rows", "one row"):
+    with pytest.raises(ConfigError) as error:
         held.generate("ab", num_samples=2, streamer=Recorder())
+    assert error.value.code == "several_rows"
 
 
 def test_stream_ends_where_generate_does(held):
@@ -199,8 +200,9 @@ def test_default_length_shrinks_to_the_context_and_an_explicit_one_does_not(full
     prompt = "x" * 20
     assert len(full.generate(prompt).sequences[0]) == 24
     assert len(full.generate(prompt, max_new_tokens=50).sequences[0]) == 70
-    with refused(ConfigError, "no_room", "shorten the prompt, or give a stride"):
+    with pytest.raises(ConfigError) as error:
         full.generate("x" * 24)
+    assert error.value.code == "no_room"
     assert len(full.generate("x" * 30, stride=8, max_new_tokens=9).sequences[0]) == 39
 
 
@@ -281,10 +283,12 @@ def test_texts_around_holes(held):
     assert ended.texts[0] == f"ab{ended.completions[0]}!"
     assert len(ended.sequences[0]) == 7
     assert ended.sequences[1] == held.generate(["ab", "cd"], max_new_tokens=4, seed=1).sequences[1]
-    with refused(ConfigError, "suffix_of_template", "after the last hole"):
+    with pytest.raises(ConfigError) as error:
         held.generate("[MASK]", suffix="x")
-    with refused(ConfigError, "not_one_suffix_each", "3 suffixes for 1 prompts"):
+    assert error.value.code == "suffix_of_template"
+    with pytest.raises(ConfigError) as error:
         held.generate("a", suffix=["x", "y", "z"])
+    assert error.value.code == "not_one_suffix_each"
 
 
 def test_patterns_bans_and_hooks(held):
@@ -327,8 +331,9 @@ def test_a_pattern_is_made_once(held, monkeypatch):
 
 @pytest.mark.parametrize("option", [{"stop": "b\udcff"}, {"ban": ["\ud800"]}, {"regex": "\ud800"}])
 def test_strings_that_no_text_can_hold_are_refused(held, option):
-    with refused(ConfigError, "string_unicode", "not UTF-8"):
+    with pytest.raises(ConfigError) as error:
         held.generate("ab", **option)
+    assert error.value.code == "string_unicode"
 
 
 def test_defaults_may_name_one_banned_string_or_none():
@@ -375,8 +380,9 @@ def test_a_grammar_of_a_users_own(full):
 
 
 def test_unknown_option(held):
-    with refused(ConfigError, "unknown_option", "unknown option 'temprature'"):
+    with pytest.raises(ConfigError) as error:
         held.generate("", temprature=1.0)
+    assert error.value.code == "unknown_option"
 
 
 def test_score_agrees_with_estimate(held):
@@ -414,10 +420,12 @@ def test_compare_with_another_model(held):
 
 
 def test_choices_that_exclude_each_other(held):
-    with refused(ConfigError, "prompts_and_spans", "exclude each other"):
+    with pytest.raises(ConfigError) as error:
         held.estimate(["ab"], prompts=["a"], spans=[[(0, 1)]])
-    with refused(ConfigError, "protocol_fixes_chunks", "fixes its chunks"):
+    assert error.value.code == "prompts_and_spans"
+    with pytest.raises(ConfigError) as error:
         held.estimate(["ab"], protocol="mdlm", stride=4)
+    assert error.value.code == "protocol_fixes_chunks"
 
 
 def test_autoregressive_models_are_exact_under_a_protocol():
@@ -520,15 +528,19 @@ def test_texts_are_scored_with_their_ends(held):
 
 
 def test_ends_that_have_no_probability_are_refused(held):
-    with refused(ConfigError, "spans_and_end_of_text", "spans"):
+    with pytest.raises(ConfigError) as error:
         held.estimate(["abc"], spans=[[(0, 1)]], end_of_text=True)
-    with refused(ConfigError, "protocol_fixes_chunks", "fixes its chunks"):
+    assert error.value.code == "spans_and_end_of_text"
+    with pytest.raises(ConfigError) as error:
         held.estimate(["abc"], protocol="bd3lm", end_of_text=True)
+    assert error.value.code == "protocol_fixes_chunks"
     endless = train_tokenizer(ByteTokenizer(), [])
     endless.eos_token = None
     other = TextDiffusion(held.model, endless, held.family, held.defaults)
-    with refused(ConfigError, "no_end_of_text_token", "no end-of-text token"):
+    with pytest.raises(ConfigError) as error:
         other.estimate(["abc"], end_of_text=True)
+    assert error.value.code == "no_end_of_text_token"
     endless.eos_token = "<|pad|>"
-    with pytest.raises(ConfigError, match=r"cannot predict <\|pad\|>"):
+    with pytest.raises(ConfigError) as error:
         other.estimate(["abc"], end_of_text=True)
+    assert error.value.code == "end_of_text_not_predicted"

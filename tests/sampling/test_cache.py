@@ -200,12 +200,14 @@ class TestWindow:
 
     @pytest.mark.parametrize("window", [3, 6, -4])
     def test_out_of_range_is_refused(self, model, window):
-        with pytest.raises(ConfigError, match=r"multiple of the block size, 4|give at least 0"):
+        with pytest.raises(ConfigError) as error:
             rows_of(model, tiny_family(4), Job([[]], [4]), window=window)
+        assert error.value.code in ("window_not_in_blocks", "greater_than_equal")
 
     def test_means_nothing_to_a_full_sequence_model(self, model):
-        with pytest.raises(ConfigError, match="stride"):
+        with pytest.raises(ConfigError) as error:
             rows_of(model, tiny_family(), Job([[]], [4]), window=4)
+        assert error.value.code == "window_of_full_sequence"
 
 
 def one_layer():
@@ -216,8 +218,9 @@ def one_layer():
 
 
 def test_a_full_sequence_model_is_refused_a_cache(model):
-    with pytest.raises(ConfigError, match="approximation"):
+    with pytest.raises(ConfigError) as error:
         rows_of(model, tiny_family(), Job([[]], [4]), cache=True)
+    assert error.value.code == "cache_not_exact"
 
 
 def test_a_cache_refuses_layouts_whose_past_depends_on_the_future(model):
@@ -253,9 +256,11 @@ class TestStride:
 
     @pytest.mark.parametrize("stride", [0, CONTEXT + 1])
     def test_out_of_range_is_refused(self, model, stride):
-        with pytest.raises(ConfigError, match=rf"1..{CONTEXT}|give at least 1"):
+        with pytest.raises(ConfigError) as error:
             rows_of(model, tiny_family(), Job([[]], [4]), stride=stride)
+        assert error.value.code in ("stride_out_of_range", "greater_than_equal")
 
     def test_means_nothing_to_a_model_in_blocks(self, model):
-        with pytest.raises(ConfigError, match="full-sequence"):
+        with pytest.raises(ConfigError) as error:
             rows_of(model, tiny_family(4), Job([[]], [4]), stride=4)
+        assert error.value.code == "stride_in_blocks"

@@ -45,8 +45,9 @@ def test_templates_suffixes_and_several_prompts(words, prompt, options, lost):
 
 @pytest.mark.parametrize("options", [{"prompts": "☃☃ ☃"}, {"prompts": "  "}, {"suffix": "☃"}])
 def test_a_prompt_of_which_nothing_is_left_is_refused(words, options):
-    with pytest.raises(DataError, match="nothing is left"):
+    with pytest.raises(DataError) as error:
         words.generate(**options)
+    assert error.value.code == "nothing_left_of_prompt"
 
 
 def test_lines_of_a_file(words):

@@ -133,7 +133,7 @@ class StreamerCallback(Callback):
         if len(job.prompts) != 1:
             raise ConfigError(
                 f"a streamer takes one row, not {len(job.prompts)}; generate one at a time",
-                code="streamer_rows",
+                code="several_rows",
             )
         prompt = job.leading(0)
         self.sent = len(prompt)

@@ -115,7 +115,8 @@ class Engine:
                 "a cache of a full-sequence model would be an approximation: every token sees all "
                 "others, so what a finished one computes changes with each new token; generate "
                 "without a cache, accept that with --cache approximate (cache='approximate' in "
-                "Python), or train in blocks (diffusion.block_size)"
+                "Python), or train in blocks (diffusion.block_size)",
+                code="cache_not_exact",
             )
         if not in_blocks:
             return ApproximatePredictor(self.model, self.family, self.rows.slots, self.width)
@@ -123,7 +124,8 @@ class Engine:
             raise ConfigError(
                 "the cache of a model in blocks is exact, as finished tokens see nothing later: "
                 "use --cache on (cache=True in Python); an approximate one is for full-sequence "
-                "models"
+                "models",
+                code="cache_is_exact",
             )
         return CachedPredictor(self.model, self.family, self.rows.slots, self.width, window)
 

@@ -132,10 +132,14 @@ class ContextLimit:
         if self.block_size is not None:
             raise ConfigError(
                 f"stride {wanted}: a model in blocks finishes {self.block_size} tokens at a time; "
-                "stride is for full-sequence models"
+                "stride is for full-sequence models",
+                code="stride_in_blocks",
             )
         if not 1 <= wanted <= self.context:
-            raise ConfigError(f"stride {wanted} must be in 1..{self.context}, the model's context")
+            raise ConfigError(
+                f"stride {wanted} must be in 1..{self.context}, the model's context",
+                code="stride_out_of_range",
+            )
         return wanted
 
     def window(self, wanted: int | None, longest: int) -> int | None:
@@ -161,7 +165,8 @@ class ContextLimit:
                     "a full-sequence model always sees its whole context; give a stride instead"
                     if size is None
                     else f"give a multiple of the block size, {size}"
-                )
+                ),
+                code="window_of_full_sequence" if size is None else "window_not_in_blocks",
             )
         return wanted or None
 

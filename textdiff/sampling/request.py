@@ -220,7 +220,8 @@ def _new_tokens(
     if prompt.suffix and limit.block_size is None and new > room:
         raise ConfigError(
             f"prompt and suffix take {given} of the {limit.context} tokens that the model sees at "
-            f"once, which leaves {room} to generate, not {wanted}; give fewer max_new_tokens"
+            f"once, which leaves {room} to generate, not {wanted}; give fewer max_new_tokens",
+            code="too_little_room",
         )
     return new
 
@@ -239,5 +240,6 @@ def _check_template(prompt: ParsedPrompt, limit: ContextLimit) -> None:
     what = f"a hole of {longest}" if longest > limit.context else f"a template of {length}"
     raise ConfigError(
         f"{what} tokens is longer than the model's context of {limit.context} tokens; a "
-        "full-sequence model has to see all of it at once: shorten it, or use a model in blocks"
+        "full-sequence model has to see all of it at once: shorten it, or use a model in blocks",
+        code="template_too_long",
     )

@@ -52,14 +52,16 @@ def pieces_of(text: str) -> list[str | int]:
     if wrong:
         raise ConfigError(
             f"{wrong[0]!r} in the prompt is not a hole: write [MASK:n] for n tokens, or \\[MASK "
-            "for these characters"
+            "for these characters",
+            code="not_a_hole",
         )
     for hole in HOLE.finditer(text):
         digits = "1" if hole[1] is None else hole[1].strip()
         if not (LENGTH.fullmatch(digits) and 0 < int(digits) <= MOST_TOKENS):
             raise ConfigError(
                 f"hole {hole[0]:.40} at character {hole.start() + 1} of the template: give its "
-                f"length in tokens, 1 to {MOST_TOKENS}, such as [MASK:5]"
+                f"length in tokens, 1 to {MOST_TOKENS}, such as [MASK:5]",
+                code="wrong_length_of_hole",
             )
         pieces += [text[end : hole.start()], int(digits)]
         end = hole.end()
@@ -153,13 +155,14 @@ def _encoded(
             raise DataError(
                 f"the prompt {piece.text!r:.60} has characters that the tokenizer was not trained "
                 "on",
-                code="foreign_tokens",
+                code="foreign_characters",
             )
         loss = encoded.losses.get(number)
         if loss is not None and bool((ids == encoded.unknown).all()) and piece.whole:
             raise DataError(
                 f"nothing is left of the prompt {piece.text!r:.60} in tokens: the tokenizer does "
-                "not know what stands in it; write another, or use another model"
+                "not know what stands in it; write another, or use another model",
+                code="nothing_left_of_prompt",
             )
         said = f"the model does not see {piece.text!r:.60} as it is written: its tokenizer loses "
         pieces.append((ids.tolist(), [] if loss is None else [f"{said}a part ({loss})"]))
