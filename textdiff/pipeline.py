@@ -250,10 +250,9 @@ class TextDiffusion(TextScorer):
         parts: Collection[str] = (),
         **options: Any,
     ) -> Iterator[Step]:
-        """Yield a `Step` after every network call.
+        """Yield a `Step` after every network call; takes the options of `prepare`, in one batch.
 
-        Takes the options of `prepare`, in one batch, and `parts`: those optional parts of steps
-        (`draft`, `confidence`, `entropy`) that are to be filled.
+        `parts` are optional parts of steps (`draft`, `confidence`, `entropy`) to be filled.
         """
         request = self.prepare(prompts, **options)
         _log_losses(request)

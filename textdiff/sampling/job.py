@@ -136,10 +136,8 @@ class ContextLimit:
                 code="stride_in_blocks",
             )
         if not 1 <= wanted <= self.context:
-            raise ConfigError(
-                f"stride {wanted} must be in 1..{self.context}, the model's context",
-                code="stride_out_of_range",
-            )
+            allowed = f"must be in 1..{self.context}, the model's context"
+            raise ConfigError(f"stride {wanted} {allowed}", code="stride_out_of_range")
         return wanted
 
     def window(self, wanted: int | None, longest: int) -> int | None:

@@ -93,14 +93,7 @@ def parse_prompts(
         DataError: characters that the tokenizer was not trained on.
     """
     split = [pieces_of(text) for text in texts]
-    given = []
-    for pieces, suffix in zip(split, suffixes, strict=True):
-        for number, piece in enumerate(pieces):
-            if isinstance(piece, str):
-                given.append(_Given(piece, later=number > 0, whole=len(pieces) == 1))
-        if suffix:
-            given.append(_Given(suffix, later=True, whole=True))
-    encoded = iter(_encoded(tokenizer, given, clean))
+    encoded = iter(_encoded(tokenizer, _given_texts(split, suffixes), clean))
     forms = []
     for pieces, suffix in zip(split, suffixes, strict=True):
         holes = any(isinstance(piece, int) for piece in pieces)
@@ -137,6 +130,17 @@ class _Given:
     text: str
     later: bool
     whole: bool
+
+
+def _given_texts(split: Sequence[list[str | int]], suffixes: Sequence[str]) -> list[_Given]:
+    given = []
+    for pieces, suffix in zip(split, suffixes, strict=True):
+        for number, piece in enumerate(pieces):
+            if isinstance(piece, str):
+                given.append(_Given(piece, later=number > 0, whole=len(pieces) == 1))
+        if suffix:
+            given.append(_Given(suffix, later=True, whole=True))
+    return given
 
 
 def _encoded(
