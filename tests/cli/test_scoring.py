@@ -331,7 +331,7 @@ def test_wrong_usage(exports, prose, words, code, said, capsys):
         ('{"text": "fine"', [], "line 2"),
         ('{"text": "fine"}', ["--prompt-column", "prompt"], "no key 'prompt'"),
         ('{"text": "fine", "prompt": 3}', ["--prompt-column", "prompt"], "'prompt' holds int"),
-        ('{"text": "fine", "prompt": [[2, 9]]}', ["--spans-column", "prompt"], "must lie in order"),
+        ('{"text": "fine", "prompt": [[2, 9]]}', ["--spans-column", "prompt"], "must be in order"),
         ('{"text": "fine", "prompt": [2]}', ["--spans-column", "prompt"], "[start, end]"),
         ('{"text": "fine", "prompt": []}', ["--spans-column", "prompt"], "no token to score"),
     ],

@@ -60,7 +60,7 @@ def test_nothing_given_is_nothing_done_or_a_sentence(held):
     assert held.score([]) == []
     assert held.generate([], max_new_tokens=2).texts == []
     for empty in (held.estimate, held.windows, lambda texts: held.compare(held, texts)):
-        with refused(DataError, "no_text", "no text given"):
+        with refused(DataError, "no_texts", "no text given"):
             empty([])
     with refused(DataError, "no_token_to_score", "no token to score"):
         held.score([""])
