@@ -496,7 +496,7 @@ def test_unknown_characters_are_refused(tmp_path):
     held.model.config.mask_token_id = tokenizer.mask_token_id
     held.model.config.excluded_token_ids = [tokenizer.unk_token_id]
     held.family = family_of(held.model.config, torch.device("cpu"))
-    with refused(DataError, "foreign_tokens", "not trained on"):
+    with refused(DataError, "foreign_characters", "not trained on"):
         held.generate("abz")
     with refused(DataError, "foreign_tokens", "cannot predict"):
         held.score(["abz"])
