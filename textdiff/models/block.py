@@ -97,7 +97,7 @@ def spread(rows: Tensor, which: Tensor) -> Tensor:
     return functional.embedding(which, rows.flatten(1)).unflatten(-1, rows.shape[1:])
 
 
-class TransformerBlock(nn.Module):
+class Block(nn.Module):
     """Attention and MLP, each normalised before and added to the residual stream."""
 
     def __init__(self, config: TextDiffusionConfig, layer: int):

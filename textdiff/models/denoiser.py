@@ -20,7 +20,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import MaskedLMOutput
 
 from .attention import prepare, unavailable
-from .block import BlockInputs, OutputLayer, TransformerBlock, UniqueRows, spread
+from .block import Block, BlockInputs, OutputLayer, UniqueRows, spread
 from .cache import CacheSlice, KVCache
 from .configuration import TextDiffusionConfig, check_options, cross_entropy, resize
 from .cpu_kernels import applies
@@ -43,14 +43,14 @@ class TextDiffusionModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
-    _no_split_modules: ClassVar[list[str]] = ["TransformerBlock"]
+    _no_split_modules: ClassVar[list[str]] = ["Block"]
 
     def __init__(self, config: TextDiffusionConfig):
         super().__init__(config)
         self.vocab_embed = TokenEmbedding(config.vocab_size, config.hidden_size)
         self.sigma_map = NoiseEmbedding(config.conditioning_size) if config.adaln else None
         self.blocks = nn.ModuleList(
-            TransformerBlock(config, layer) for layer in range(config.num_hidden_layers)
+            Block(config, layer) for layer in range(config.num_hidden_layers)
         )
         self.output_layer = OutputLayer(config)
         exponent = config.initial_exponent
