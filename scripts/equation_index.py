@@ -86,7 +86,7 @@ class Symbol:
 
     @property
     def telling(self) -> set[str]:
-        """What the name of a test of this symbol may hold."""
+        """Return words that the name of a test of this symbol may hold."""
         return {self.path.stem, snake(self.name.rpartition(".")[2]).strip("_")}
 
 

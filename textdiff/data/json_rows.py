@@ -23,7 +23,7 @@ Line = tuple[int, int, bytes]
 """A line's number, its offset in the file and its bytes."""
 
 Row = tuple[str, dict[str, Any]]
-"""Where a row stands, for messages, and the row."""
+"""Name of a row in messages, and the row."""
 
 
 def read_lines(path: Path, column: str, omissions: Omissions) -> Iterator[str]:

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 from textdiff.data.backend import continuation, opening
 
 END = "∎"
-"""How an end-of-text token is shown."""
+"""Sign of an end-of-text token on a screen."""
 
 _BEGINNING = -1  # stands for the token before a text
 _BROKEN = "\ufffd"

@@ -55,7 +55,7 @@ PARTS = 4
 """Parts of equal chance under the fixed density; the pilot draws one row in each."""
 
 BELIEF = 8.0
-"""How many measured blocks the fixed density counts for."""
+"""Measured blocks that the fixed density counts for."""
 
 NEGLIGIBLE = 1e-3
 """Nats per block below which what is missed may be rounding."""
