@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.noise import ByTime, Noise, NoiseUniforms, draw_noise
 from textdiff.diffusion.objectives import Prediction
-from textdiff.models import CAUSAL, TextDiffusionModel, shift_right, training_layout
+from textdiff.models import CAUSAL, Denoiser, shift_right, training_layout
 
 # Logits alive at once: 2 ** 22 of them are 16 MiB in float32, which memory allocators reuse.
 CHUNK_LOGITS = 2**22
@@ -103,7 +103,7 @@ class PositionTerms:
         batch: the corrupted batch.
     """
 
-    def __init__(self, denoiser: TextDiffusionModel, family: Family, batch: Batch):
+    def __init__(self, denoiser: Denoiser, family: Family, batch: Batch):
         tokens, layout = batch.xt, training_layout(batch.block_size)
         if family.objective.shifted:
             tokens = shift_right(batch.x0, family.process.mask_token_id, batch.document_ids)
@@ -210,7 +210,7 @@ def _chunked_sum(terms: PositionTerms, *learned: Tensor) -> tuple[Tensor, Tensor
     return _ChunkedSum.apply(terms, len(inputs), *inputs, *parameters)  # type: ignore[no-any-return,no-untyped-call]
 
 
-def training_loss(denoiser: TextDiffusionModel, family: Family) -> nn.Module:
+def training_loss(denoiser: Denoiser, family: Family) -> nn.Module:
     """Return the module that a family trains with."""
     return (LearnedScheduleLoss if family.learned else DenoisingLoss)(denoiser, family)
 
@@ -223,7 +223,7 @@ class DenoisingLoss(nn.Module):
         family: process, schedule and objective; the block size is the batch's.
     """
 
-    def __init__(self, denoiser: TextDiffusionModel, family: Family):
+    def __init__(self, denoiser: Denoiser, family: Family):
         super().__init__()
         self.denoiser = denoiser
         self.family = family
@@ -252,7 +252,7 @@ class LearnedScheduleLoss(nn.Module):
         family: its schedule is `learned`.
     """
 
-    def __init__(self, denoiser: TextDiffusionModel, family: Family):
+    def __init__(self, denoiser: Denoiser, family: Family):
         super().__init__()
         assert family.learned is not None
         self.denoiser = denoiser

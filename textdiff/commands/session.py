@@ -58,7 +58,7 @@ class Session:
         written = "all at once" if size is None else f"in blocks of {size}"
         return (
             f"{self.name}: {count / 1e6:,.1f} M parameters on {network.device}, "
-            f"{network.config.max_position_embeddings} tokens of context, written {written}\n"
+            f"{network.context} tokens of context, written {written}\n"
             "Type a prompt, or /help."
         )
 

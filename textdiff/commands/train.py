@@ -135,7 +135,7 @@ def commands_to_try(
 def accepts(model: "TextDiffusion") -> Callable[[str], bool]:
     """Return a test of prompts: whether a model takes one, and has as much room again."""
 
-    context = int(model.model.config.max_position_embeddings)
+    context = model.model.context
 
     def usable(prompt: str) -> bool:
         try:

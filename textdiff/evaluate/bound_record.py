@@ -41,7 +41,7 @@ def evaluation_record(
         "estimator_settings": _settings(model, estimates.estimator, options, protocol),
         "seed": options.get("seed", 0),
         "dtype": str(next(model.model.parameters()).dtype).removeprefix("torch."),
-        "context": int(model.model.config.max_position_embeddings),
+        "context": model.model.context,
         "block_size": model.family.block_size,
         "stride": options.get("stride"),
         "end_of_text": estimates.windows.ends is not None,

@@ -112,7 +112,7 @@ class ExportJudge:
 
     def judge(self, texts: Sequence[str], progress: Progress) -> Judgement:
         """See `Judge`."""
-        context = int(self.model.model.config.max_position_embeddings)
+        context = self.model.model.context
         try:
             estimates = self.model.estimate(
                 texts,
@@ -150,7 +150,7 @@ class ExportJudge:
             "tokenizer_sha256": origin["tokenizer_sha256"],
             "parameters": sum(p.numel() for p in self.model.model.parameters()),
             "dtype": str(self.model.model.dtype).removeprefix("torch."),
-            "context": int(self.model.model.config.max_position_embeddings),
+            "context": self.model.model.context,
             "first_token": "scored, from nothing before it",
         }
 

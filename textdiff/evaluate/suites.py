@@ -194,7 +194,7 @@ class SuiteOptions:
     def length(self) -> int:
         """Tokens of a sampled row, and of a piece of real text."""
         settings = self.model.defaults.merge(max_new_tokens=self.options.get("max_new_tokens"))
-        context = int(self.model.model.config.max_position_embeddings)
+        context = self.model.model.context
         explicit = self.options.get("max_new_tokens") is not None
         return settings.max_new_tokens if explicit else min(settings.max_new_tokens, context)
 

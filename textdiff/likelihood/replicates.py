@@ -34,7 +34,7 @@ from textdiff.likelihood.stopping import (
     model_digest,
 )
 from textdiff.likelihood.windows import Windows, with_rest
-from textdiff.models import TextDiffusionModel
+from textdiff.models import Denoiser
 
 END = "end_of_text"
 """The part of a bound that belongs to documents' ends."""
@@ -43,7 +43,7 @@ Parts = dict[str, Tensor]
 
 
 def estimate(
-    denoiser: TextDiffusionModel,
+    denoiser: Denoiser,
     family: Family,
     windows: Windows,
     *,
@@ -68,7 +68,7 @@ def estimate(
     own = {f.name: options.pop(f.name) for f in fields(EstimateOptions) if f.name in options}
     run = EstimateOptions(**own)
     chosen = build_estimator(estimator or default_estimator(family), **options)
-    windows = with_rest(windows, family, int(denoiser.config.max_position_embeddings))
+    windows = with_rest(windows, family, denoiser.context)
     _check(chosen, denoiser, family, windows, run.attribute)
     draws = ReplicateDraws(Scorer(denoiser, family, run.batch_tokens), windows, chosen, seed, run)
     saved = SavedReplicates.open(run.state, draws.fingerprint if run.state else {}, draws.split)
@@ -257,7 +257,7 @@ class ReplicateDraws:
 
 def _check(
     estimator: Estimator,
-    denoiser: TextDiffusionModel,
+    denoiser: Denoiser,
     family: Family,
     windows: Windows,
     attribute: bool,

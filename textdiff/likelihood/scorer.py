@@ -11,7 +11,7 @@ from textdiff.diffusion.noise import Noise
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.objectives.objective import pick
 from textdiff.loss import Batch, PositionTerms, corrupt
-from textdiff.models import TextDiffusionModel
+from textdiff.models import Denoiser
 
 Reading = Callable[[PositionTerms, slice, Prediction], Tensor]
 """Reads [n] float64 nats off the predictions at one chunk of positions."""
@@ -53,7 +53,7 @@ class Scorer:
         rows: rows that the network has been run on.
     """
 
-    def __init__(self, denoiser: TextDiffusionModel, family: Family, batch_tokens: int):
+    def __init__(self, denoiser: Denoiser, family: Family, batch_tokens: int):
         self.denoiser = denoiser
         self.family = family
         self.host = family.on_cpu

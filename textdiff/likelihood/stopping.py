@@ -29,7 +29,7 @@ from textdiff.errors import CheckpointError, ConfigError
 from textdiff.likelihood.bound import student_t_quantile
 from textdiff.likelihood.estimators.estimator import Estimator
 from textdiff.likelihood.windows import Windows
-from textdiff.models import TextDiffusionModel
+from textdiff.models import Denoiser
 from textdiff.storage import whole_file
 
 MIN_REPLICATES = 8
@@ -258,7 +258,7 @@ def _stacked(rows: list[Tensor]) -> Tensor:
     return torch.stack(rows) if rows else torch.zeros(0)
 
 
-def model_digest(denoiser: TextDiffusionModel, family: Family) -> str:
+def model_digest(denoiser: Denoiser, family: Family) -> str:
     """Return a hash of a network's weights and of the family it is evaluated in."""
     digest = hashlib.sha256()
     for name, value in sorted(denoiser.state_dict().items()):

@@ -19,7 +19,7 @@ from textdiff.likelihood.replicates import estimate
 from textdiff.likelihood.scored_texts import Span, scored_pieces, windows_of
 from textdiff.likelihood.stopping import MIN_REPLICATES
 from textdiff.likelihood.windows import Windows, end_token
-from textdiff.models import TextDiffusionModel
+from textdiff.models import Denoiser
 
 COUNTS = ("replicates", "samples", "orders", "timesteps", "batch_tokens")
 """Options of `likelihood.estimate` that are whole numbers."""
@@ -39,14 +39,14 @@ class TextScorer:
             predicted.
     """
 
-    model: TextDiffusionModel
+    model: Denoiser
     tokenizer: PreTrainedTokenizerFast
     family: Family
 
     @property
     def context(self) -> int:
         """Tokens that the network reads at once."""
-        return int(self.model.config.max_position_embeddings)
+        return self.model.context
 
     def windows(
         self,

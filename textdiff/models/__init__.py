@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM
 from .cache import CacheSlice as CacheSlice
 from .configuration import TextDiffusionConfig as TextDiffusionConfig
 from .denoiser import TextDiffusionModel as TextDiffusionModel
+from .interface import Denoiser as Denoiser
 from .layout import CAUSAL as CAUSAL
 from .layout import FULL as FULL
 from .layout import Layout as Layout

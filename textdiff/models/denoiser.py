@@ -24,6 +24,7 @@ from .block import Block, BlockInputs, OutputLayer, UniqueRows, spread
 from .cache import CacheSlice, KVCache
 from .configuration import TextDiffusionConfig, check_options, cross_entropy, resize
 from .cpu_kernels import applies
+from .interface import Denoiser
 from .layers import LayerNorm, NoiseEmbedding, RMSNorm, Rotary, TokenEmbedding, TokenExponents
 from .layout import FULL, Layout
 
@@ -33,7 +34,7 @@ UNIQUE_FROM = 512
 UNIQUE_SHARE = 0.25
 
 
-class TextDiffusionModel(PreTrainedModel):
+class TextDiffusionModel(PreTrainedModel, Denoiser):
     """A Transformer denoiser with the Hugging Face interface (save, load, push, Auto classes)."""
 
     config_class = TextDiffusionConfig

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.objectives import Prediction
-from textdiff.models import CacheSlice, TextDiffusionModel
+from textdiff.models import CacheSlice, Denoiser
 from textdiff.sampling.predictor import Predictor, in_groups
 
 
@@ -29,9 +29,7 @@ class CachedPredictor(Predictor):
         window: tokens before a block that it attends to, a multiple of the block size; None: all.
     """
 
-    def __init__(
-        self, model: TextDiffusionModel, family: Family, slots: int, room: int, window: int | None
-    ):
+    def __init__(self, model: Denoiser, family: Family, slots: int, room: int, window: int | None):
         super().__init__(model, family)
         assert family.block_size is not None
         self.size = family.block_size
@@ -159,10 +157,10 @@ class ApproximatePredictor(Predictor):
         room: tokens of the longest row.
     """
 
-    def __init__(self, model: TextDiffusionModel, family: Family, slots: int, room: int):
+    def __init__(self, model: Denoiser, family: Family, slots: int, room: int):
         super().__init__(model, family)
         # One place more than the canvas has is for padding of rows with fewer positions.
-        self.cache = model.new_cache(slots, 1 + min(room, model.config.max_position_embeddings))
+        self.cache = model.new_cache(slots, 1 + min(room, model.context))
 
     def enter(self, text: Tensor, starts: Tensor, widths: Tensor, frozen: Tensor) -> None:
         """Forget what is stored: it was at other positions, and noise that is now text."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.randomness import Stream, signed, uniforms
 from textdiff.errors import ConfigError
-from textdiff.models import TextDiffusionModel
+from textdiff.models import Denoiser
 from textdiff.sampling.cached import ApproximatePredictor, CachedPredictor
 from textdiff.sampling.context import SegmentInfo
 from textdiff.sampling.guidance import GuidedPredictor, check_guidance
@@ -45,7 +45,7 @@ class Engine:
 
     def __init__(
         self,
-        model: TextDiffusionModel,
+        model: Denoiser,
         family: Family,
         request: Request,
         slots: int | None = None,
@@ -55,7 +55,7 @@ class Engine:
         self.job, self.config, self.controls = request.job, request.config, request.controls
         self.lengths = self.job.lengths  # [R]
         self.rule = build_rule(self.config.rule, family, self.config.knobs)
-        self.limit = ContextLimit(model.config.max_position_embeddings, family.block_size)
+        self.limit = ContextLimit(model.context, family.block_size)
         stride = self.limit.stride(self.config.stride)
         self.segments = Segments(family.block_size, self.limit.context, stride)
         self.width = self.segments.room(self.lengths)

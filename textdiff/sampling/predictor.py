@@ -13,7 +13,7 @@ from torch import Tensor
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.objectives import Prediction
 from textdiff.errors import CheckpointError, overflow_advice
-from textdiff.models import CAUSAL, FULL, Layout, TextDiffusionModel, sampling_layout, shift_right
+from textdiff.models import CAUSAL, FULL, Denoiser, Layout, sampling_layout, shift_right
 
 
 class Predictor(ABC):
@@ -28,7 +28,7 @@ class Predictor(ABC):
         rows: rows of these calls together.
     """
 
-    def __init__(self, model: TextDiffusionModel, family: Family):
+    def __init__(self, model: Denoiser, family: Family):
         self.model = model
         self.family = family
         self.shifted = family.objective.shifted
@@ -137,7 +137,7 @@ class PlainPredictor(Predictor):
 
     def __init__(
         self,
-        model: TextDiffusionModel,
+        model: Denoiser,
         family: Family,
         widths: Tensor | None = None,
         window: int | None = None,

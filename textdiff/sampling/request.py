@@ -11,7 +11,7 @@ from textdiff.checks import checked_texts, one_or_more
 from textdiff.data.tokenizer import end_id, token_bytes
 from textdiff.diffusion.family import Family
 from textdiff.errors import ConfigError
-from textdiff.models import TextDiffusionModel
+from textdiff.models import Denoiser
 from textdiff.sampling.constraints import Constraint
 from textdiff.sampling.constraints.pattern import Pattern, build_pattern
 from textdiff.sampling.controls import NEUTRAL, Controls, Hook
@@ -71,9 +71,7 @@ class Preparer:
         tokenizer: encodes prompts.
     """
 
-    def __init__(
-        self, model: TextDiffusionModel, family: Family, tokenizer: PreTrainedTokenizerFast
-    ):
+    def __init__(self, model: Denoiser, family: Family, tokenizer: PreTrainedTokenizerFast):
         self.model, self.family, self.tokenizer = model, family, tokenizer
         self.clean = family.process.vocabulary.clean.cpu()  # [V]
 

@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from textdiff.config import Config
 from textdiff.errors import ConfigError, LostProcessError, TextDiffError
 from textdiff.export.loading import cpu_only
-from textdiff.models import TextDiffusionModel
+from textdiff.models import Denoiser
 from textdiff.train.optim import resolve_precision
 
 T = TypeVar("T")
@@ -119,10 +119,10 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     optimizer.load_state_dict({**state, "state": sharded})
 
 
-def meta_copy(model: TextDiffusionModel) -> TextDiffusionModel:
+def meta_copy(model: Denoiser) -> Denoiser:
     """Return the same network on the meta device, for `materialized`."""
     with torch.device("meta"):
-        copy = TextDiffusionModel(model.config)
+        copy = type(model)(model.config)
     copy.eval()
     return copy
 

@@ -22,7 +22,7 @@ from textdiff.diffusion.family import Blocks, Family
 from textdiff.diffusion.noise import Noise, Rates, counts
 from textdiff.diffusion.randomness import Stream, bits
 from textdiff.loss import PositionTerms, corrupt
-from textdiff.models import TextDiffusionModel
+from textdiff.models import Denoiser
 from textdiff.train.batches import TrainingBatches
 
 _GRID = 20  # ranges start and end at multiples of 1/20
@@ -54,7 +54,7 @@ class RangeChoice:
 
 
 def search_range(
-    denoiser: TextDiffusionModel,
+    denoiser: Denoiser,
     family: Family,
     batches: TrainingBatches,
     step: int,
@@ -86,7 +86,7 @@ def search_range(
 
 @torch.no_grad()
 def block_losses(
-    denoiser: TextDiffusionModel,
+    denoiser: Denoiser,
     family: Family,
     batches: TrainingBatches,
     step: int,

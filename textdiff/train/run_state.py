@@ -17,7 +17,7 @@ from textdiff.diffusion.family import Family
 from textdiff.export.loading import family_of
 from textdiff.export.records import write_export
 from textdiff.likelihood.bound import Bound
-from textdiff.models import TextDiffusionModel
+from textdiff.models import Denoiser
 from textdiff.pipeline import TextDiffusion
 from textdiff.storage import sweep
 from textdiff.train.batches import TrainingBatches
@@ -76,7 +76,7 @@ class RunState:
         config: Config,
         corpus: Corpus,
         accelerator: Accelerator,
-        model: tuple[TextDiffusionModel, Family],
+        model: tuple[Denoiser, Family],
         optimizers: Sequence[Optimizer],
         batches: TrainingBatches,
     ):

@@ -21,7 +21,7 @@ from textdiff.diffusion.family import Family
 from textdiff.errors import CheckpointError, ConfigError
 from textdiff.export.loading import family_of
 from textdiff.export.records import code_record
-from textdiff.models import TextDiffusionConfig, TextDiffusionModel
+from textdiff.models import Denoiser, TextDiffusionConfig, TextDiffusionModel
 from textdiff.models.attention import unavailable
 from textdiff.pipeline import TextDiffusion
 from textdiff.sampling.rules import check_rule
@@ -94,7 +94,7 @@ def architecture(config: Config, vocabulary: int, **special_ids: Any) -> TextDif
 
 def build_model(
     config: Config, tokenizer: PreTrainedTokenizerFast, device: torch.device
-) -> tuple[TextDiffusionModel, Family]:
+) -> tuple[Denoiser, Family]:
     """Return the network on its device and its family; weights from `train.init_from` where set.
 
     Raises:

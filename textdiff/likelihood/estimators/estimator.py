@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from textdiff.diffusion.randomness import Index, Stream
     from textdiff.likelihood.scorer import Scorer
     from textdiff.likelihood.windows import Windows
-    from textdiff.models import TextDiffusionModel
+    from textdiff.models import Denoiser
 
     Parts = dict[str, Tensor]
     """Nats of each part of a bound at every position, [B, L] float64 each."""
@@ -237,7 +237,7 @@ class Estimator(Section, ABC):
         """The parts of the bound that `score` returns."""
         return ("diffusion",)
 
-    def check(self, denoiser: TextDiffusionModel, family: Family, windows: Windows) -> None:
+    def check(self, denoiser: Denoiser, family: Family, windows: Windows) -> None:
         """Refuse networks, families and texts that it cannot score.
 
         Raises:
@@ -257,7 +257,7 @@ class Estimator(Section, ABC):
                 f"unlike {process} noise; use masked_count or time",
                 code="not_absorbing",
             )
-        if self.time_free and getattr(denoiser.config, "time_conditioning", False):
+        if self.time_free and denoiser.time_conditioning:
             raise ConfigError(
                 f"estimator {self.kind} needs predictions that depend on the visible tokens alone, "
                 "but this network also reads the noise level; use masked_count",

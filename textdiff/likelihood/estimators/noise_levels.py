@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from textdiff.likelihood.estimators.estimator import Parts
     from textdiff.likelihood.scorer import Scorer
     from textdiff.likelihood.windows import Windows
-    from textdiff.models import TextDiffusionModel
+    from textdiff.models import Denoiser
 
 
 class MaskedCount(Estimator):
@@ -179,7 +179,7 @@ class FiniteT(Estimator):
     def parts(self) -> tuple[str, ...]:
         return BOUNDARY
 
-    def check(self, denoiser: TextDiffusionModel, family: Family, windows: Windows) -> None:
+    def check(self, denoiser: Denoiser, family: Family, windows: Windows) -> None:
         if self._steps(family) is None:
             raise ConfigError(
                 "estimator finite_t needs a number of steps, and this model is of continuous time; "

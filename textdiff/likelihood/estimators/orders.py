@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from textdiff.likelihood.estimators.estimator import Parts
     from textdiff.likelihood.scorer import Reading, Scorer
     from textdiff.likelihood.windows import Windows
-    from textdiff.models import TextDiffusionModel
+    from textdiff.models import Denoiser
 
 
 LARGEST = 14
@@ -112,7 +112,7 @@ class Exact(Estimator):
     absorbing: ClassVar[bool] = True
     time_free: ClassVar[bool] = True
 
-    def check(self, denoiser: TextDiffusionModel, family: Family, windows: Windows) -> None:
+    def check(self, denoiser: Denoiser, family: Family, windows: Windows) -> None:
         super().check(denoiser, family, windows)
         size = windows.most_scored(family)
         if size > LARGEST:

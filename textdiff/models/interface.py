@@ -1,0 +1,83 @@
+"""The network as the rest of textdiff uses it: our own Transformer, or one of transformers.
+
+Shapes: B rows, L positions, T = L or 2L inputs, H hidden, N selected positions, V vocabulary.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedConfig
+
+from .cache import CacheSlice, KVCache
+from .layers import TokenExponents
+from .layout import FULL, Layout
+
+
+class Denoiser(nn.Module):
+    """Network that reads noisy tokens and predicts clean ones.
+
+    Attributes:
+        config: its configuration, with `vocab_size`, `mask_token_id`, `excluded_token_ids` and
+            `diffusion`, the family it was trained for.
+        blocks: Transformer blocks, which are compiled, sharded and recomputed one by one.
+        output_layer: head; maps what `hidden` returns to raw logits [..., V].
+        exponents: parameters of a learned schedule; None: the schedule has none.
+    """
+
+    config: PreTrainedConfig
+    blocks: nn.ModuleList
+    output_layer: nn.Module
+    exponents: TokenExponents | None
+
+    @property
+    def context(self) -> int:
+        """Tokens that it was trained to see at once."""
+        return int(self.config.max_position_embeddings)
+
+    @property
+    def time_conditioning(self) -> bool:
+        """True where the noise level enters."""
+        return bool(self.config.time_conditioning)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.parameters()).device
+
+    def hidden(
+        self,
+        input_ids: Tensor,
+        context_ids: Tensor | None = None,
+        sigma: Tensor | None = None,
+        layout: Layout = FULL,
+        positions: Tensor | None = None,
+        cache: CacheSlice | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return hidden states of the noisy stream for the head.
+
+        Args:
+            input_ids: [B, L] noisy tokens.
+            context_ids: [B, L] clean tokens, for the `block_diffusion` layout alone.
+            sigma: [B] or [B, blocks] total noise; read only with `time_conditioning`.
+            layout: who sees whom.
+            positions: [N] flat indices into B * L at which they are wanted; None: everywhere.
+            cache: keys and values of the tokens before these, to which theirs are added; it fixes
+                their positions and replaces the layout's mask.
+
+        Returns:
+            [N, H], or [B, L, H], and conditions of the head of that shape, or None.
+        """
+        raise NotImplementedError
+
+    def new_cache(self, slots: int, capacity: int) -> KVCache:
+        """Return an empty cache for `slots` rows of `capacity` tokens (a ring for longer ones)."""
+        raise NotImplementedError
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write configuration and weights."""
+        raise NotImplementedError
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Recompute blocks in the backward pass."""
+        raise NotImplementedError
