@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from children import child, finished
+from children import FORKS, child, finished, forks
 
 TESTS = Path(__file__).resolve().parent
 STARTERS = {"run", "call", "check_call", "check_output", "Popen", "fork", "forkpty", "system"}
@@ -51,6 +51,22 @@ print(subprocess.Popen([sys.executable, "-c", {orphan!r}], start_new_session=Tru
         assert process.wait() == 0
         assert left.is_running()
     assert not left.is_running() or left.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_fork_has_a_session_and_an_end():
+    heard = FORKS.Queue()
+    with forks(lambda: heard.put((os.getpid(), os.getsid(0))), lambda: time.sleep(100)):
+        number, session = heard.get(timeout=60)
+        assert number == session != os.getsid(0)
+    assert not psutil.Process().children()
+    with pytest.raises(AssertionError, match=r"did not end within 0\.1 s"):
+        wait_for_a_fork_that_hangs()
+
+
+def wait_for_a_fork_that_hangs() -> None:
+    with forks(lambda: time.sleep(100), seconds=0.1):
+        (process,) = psutil.Process().children()
+        process.wait(60)
 
 
 @pytest.mark.parametrize("processes", [0, pytest.param(1, marks=pytest.mark.slow)])
