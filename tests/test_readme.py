@@ -34,7 +34,7 @@ def textdiff(words: list[str], cwd: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def quickstart(tmp_path_factory) -> tuple[Path, str]:
+def quickstart(tmp_path_factory, documentation) -> tuple[Path, str]:
     """The first README command, in a folder of its own."""
     root = Path(__file__).resolve().parent.parent
     readme = (root / "README.md").read_text()
@@ -43,7 +43,9 @@ def quickstart(tmp_path_factory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("clone")
     (folder / "configs").symlink_to(root / "configs")
     words = shlex.split(command[1])
-    return folder, textdiff([*words, f"--data.cache-dir={folder}/cache", *FASTER], folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("textdiff.data.python_docs.python_docs", lambda: documentation)
+        return folder, textdiff([*words, f"--data.cache-dir={folder}/cache", *FASTER], folder)
 
 
 def test_readme_holds_the_test_command(root):
