@@ -6,20 +6,23 @@ is gone. One that outlives its limit writes where each of its Python processes i
 them, and fails the test with what it said.
 """
 
+import multiprocessing
 import os
 import signal
 import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import IO, Any
 
 import psutil
 
 LIMIT_SECONDS = 300.0  # many times what any child needs, on a busy machine too
+FORKS = multiprocessing.get_context("fork")
 _MARK = "TEXTDIFF_TEST_CHILD"
 
 
@@ -155,3 +158,47 @@ def finished(
     except AssertionError as error:
         raise AssertionError(f"{error}\n{said[0]}\n{said[1]}") from None
     return subprocess.CompletedProcess(list(words), code, *said)
+
+
+@contextmanager
+def forks(*works: Callable[[], object], seconds: float = LIMIT_SECONDS) -> Iterator[None]:
+    """Forks of the tests that run beside them: what they need is imported already, in seconds.
+
+    They start no process themselves. Queues to them are made by `FORKS`.
+
+    Args:
+        works: what each of them does.
+        seconds: their limit.
+
+    Raises:
+        AssertionError: one was still there when its time was up.
+    """
+    processes = [FORKS.Process(target=_in_a_session, args=(work,), daemon=True) for work in works]
+    late = threading.Event()
+    timer = threading.Timer(seconds, _end_late, (processes, late))
+    for process in processes:
+        process.start()
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        _end(processes)
+    assert not late.is_set(), f"{works} did not end within {seconds} s"
+
+
+def _in_a_session(work: Callable[[], object]) -> None:
+    os.setsid()
+    work()
+
+
+def _end_late(processes: Sequence[BaseProcess], late: threading.Event) -> None:
+    late.set()
+    _end(processes)
+
+
+def _end(processes: Sequence[BaseProcess]) -> None:
+    for process in processes:
+        process.kill()
+    for process in processes:
+        process.join(10)

@@ -2,6 +2,8 @@
 cost more than they bring; processes share the tests instead."""
 
 import faulthandler
+import gc
+import json
 import os
 import resource
 import signal
@@ -14,6 +16,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import psutil
 import pytest
 import torch
+from filelock import FileLock
 
 torch.set_num_threads(1)
 
@@ -46,6 +49,12 @@ def pytest_configure(config):
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
+def pytest_collection_finish():
+    """What was imported stays: full collections, half a second each, need not look at it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def root() -> Path:
     return ROOT
@@ -58,3 +67,17 @@ def data_folder() -> Path:
     if not folder:
         pytest.skip("TEXTDIFF_DATA is not set")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def documentation(tmp_path_factory, request) -> list[str]:
+    """This Python's own prose. To parse it takes seconds: one worker does it for all."""
+    from textdiff.data.python_docs import python_docs
+
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if hasattr(request.config, "workerinput") else folder
+    path = folder / "documentation.json"
+    with FileLock(folder / "documentation.lock"):
+        if not path.exists():
+            path.write_text(json.dumps(python_docs()))
+    return json.loads(path.read_text())

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from children import child, finished
+from children import FORKS, child, finished, forks
+from source_trees import nodes
 
 TESTS = Path(__file__).resolve().parent
 STARTERS = {"run", "call", "check_call", "check_output", "Popen", "fork", "forkpty", "system"}
@@ -53,6 +54,22 @@ print(subprocess.Popen([sys.executable, "-c", {orphan!r}], start_new_session=Tru
     assert not left.is_running() or left.status() == psutil.STATUS_ZOMBIE
 
 
+def test_a_fork_has_a_session_and_an_end():
+    heard = FORKS.Queue()
+    with forks(lambda: heard.put((os.getpid(), os.getsid(0))), lambda: time.sleep(100)):
+        number, session = heard.get(timeout=60)
+        assert number == session != os.getsid(0)
+    assert not psutil.Process().children()
+    with pytest.raises(AssertionError, match=r"did not end within 0\.1 s"):
+        wait_for_a_fork_that_hangs()
+
+
+def wait_for_a_fork_that_hangs() -> None:
+    with forks(lambda: time.sleep(100), seconds=0.1):
+        (process,) = psutil.Process().children()
+        process.wait(60)
+
+
 @pytest.mark.parametrize("processes", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_time_limit_from_outside_is_told(tmp_path, processes):
     """What SIGTERM makes of pytest: the place, and no traceback of an innocent test."""
@@ -76,19 +93,19 @@ def test_a_time_limit_from_outside_is_told(tmp_path, processes):
     assert not psutil.pid_exists(int(begun.read_text()))
 
 
-@pytest.mark.parametrize(
-    "path",
-    sorted(set(TESTS.rglob("*.py")) - set(TESTS.glob("manual/*.py"))),
-    ids=lambda path: path.stem,
-)
-def test_no_other_way_to_start_a_process(path):
+def test_no_other_way_to_start_a_process():
     """All of them have a session, a limit and an end; `multiprocessing` only by `spawn`."""
-    if path.name == "children.py":
-        return
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            owner = node.func.value.id if isinstance(node.func.value, ast.Name) else ""
-            if owner in ("subprocess", "os"):
-                assert node.func.attr not in STARTERS, f"line {node.lineno}"
-            if owner == "multiprocessing":
-                assert [argument.value for argument in node.args] == ["spawn"], f"{node.lineno}"
+    others = set(TESTS.rglob("*.py")) - {*TESTS.glob("manual/*.py"), TESTS / "children.py"}
+    calls = [
+        (f"{path.name}:{node.lineno}", node.func.value.id, node)
+        for path in sorted(others)
+        for node in nodes(path)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        if isinstance(node.func.value, ast.Name)
+    ]
+    assert len(calls) > 1000
+    for place, owner, call in calls:
+        if owner in ("subprocess", "os"):
+            assert call.func.attr not in STARTERS, place
+        if owner == "multiprocessing":
+            assert [argument.value for argument in call.args] == ["spawn"], place

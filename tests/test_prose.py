@@ -11,11 +11,11 @@ import sys
 import tokenize
 from collections import Counter
 from collections.abc import Callable, Iterator
-from functools import cache
 from itertools import chain
 from pathlib import Path
 
 import pytest
+from source_trees import nodes, tree
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -107,18 +107,13 @@ def pages() -> list[Path]:
     return [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-@cache
-def tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
-
-
 def name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
 def documented(path: Path) -> Iterator[tuple[ast.AST, str]]:
     """Nodes with a docstring, and it."""
-    for node in ast.walk(tree(path)):
+    for node in nodes(path):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             text = ast.get_docstring(node)
             if text:
@@ -238,7 +233,7 @@ def paragraphs(path: Path) -> Iterator[tuple[int, str]]:
 
 def variables() -> Iterator[Place]:
     for path in modules():
-        for node in ast.walk(tree(path)):
+        for node in nodes(path):
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
                 if node.id in VARIABLES:
                     yield name(path), node.lineno, node.id
@@ -248,7 +243,7 @@ def variables() -> Iterator[Place]:
 
 def definitions() -> Iterator[Place]:
     for path in modules():
-        for node in ast.walk(tree(path)):
+        for node in nodes(path):
             if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name in NAMES:
                 yield name(path), node.lineno, f"{node.name}: {NAMES[node.name]}"
 

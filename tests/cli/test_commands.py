@@ -1,6 +1,7 @@
 """The command line as a user meets it: results, sentences for mistakes, exit codes."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -174,13 +175,17 @@ def test_knobs_of_the_default_rule_are_not_those_of_another():
     assert settings.merge(rule="ancestral").knobs == {}
 
 
-def test_generate_to_a_pipe_is_plain_text(trained):
+def test_generate_to_a_pipe_is_plain_text(trained, monkeypatch, capsys):
     words = ["generate", str(trained / "export"), "The", "--max-new-tokens", "5", "--watch"]
-    done = run_textdiff(*words)
-    assert done.returncode == 0
-    assert done.stdout.startswith("The")
-    assert "\x1b" not in done.stdout
-    assert done.stderr == ""
+    reading, writing = os.pipe()
+    with open(reading) as pipe, open(writing, "w") as stdout, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", stdout)
+        assert main(words) == 0
+        stdout.close()
+        shown = pipe.read()
+    assert shown.startswith("The")
+    assert "\x1b" not in shown
+    assert capsys.readouterr().err == ""
 
 
 def test_an_approximation_is_told_once(trained, capsys):

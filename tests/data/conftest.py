@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from textdiff.data.document_stream import Documents, from_texts
-from textdiff.data.python_docs import python_docs
 from textdiff.data.sections import BpeTokenizer, ByteTokenizer, CharTokenizer
 from textdiff.data.tokenizer import train_tokenizer
 
@@ -25,12 +24,6 @@ def story() -> str:
 def corpus() -> list[str]:
     """Forty different documents of different lengths."""
     return [f"Chapter {n}.\n" + STORY * (1 + n % 5) for n in range(40)]
-
-
-@pytest.fixture(scope="session")
-def documentation() -> list[str]:
-    """This Python's own prose, read once."""
-    return python_docs()
 
 
 @pytest.fixture(scope="session")

@@ -136,12 +136,12 @@ def test_random_times_state_too_small_an_error_and_say_so(table):
         TableDenoiser(table), family(), repetitions(REPETITIONS), estimator="time", seed=4
     )
     assert ESTIMATORS["time"].caveat
-    bounds = [found.document(index) for index in range(REPETITIONS)]
+    bounds, exact = [found.document(index) for index in range(REPETITIONS)], truth(table)
     given = [bound.interval() for bound in bounds if bound.is_reliable]
-    held = sum(low <= truth(table) <= high for low, high in given)
+    held = sum(low <= exact <= high for low, high in given)
     assert 0.9 <= len(given) / REPETITIONS < 0.97  # a draw that weighs much is seen, if it is there
     assert 0.9 <= held / len(given) <= 0.95
-    plain = [b.mean - truth(table) for b in bounds]
+    plain = [b.mean - exact for b in bounds]
     widths = [QUANTILES(found.replicates - 1) * b.stderr for b in bounds]
     uncorrected = sum(abs(x) <= width for x, width in zip(plain, widths, strict=True))
     assert 0.86 <= uncorrected / REPETITIONS <= 0.92
@@ -188,19 +188,23 @@ def test_intervals_of_a_wanted_precision(windows, seed, name, options, ratio):
     def drawn(count: int) -> torch.Tensor:
         return pool[torch.randint(len(pool), (count,), generator=draw)]
 
-    covered, errors, used, repetitions = 0, [], [], 2000
-    for _ in range(repetitions):
-        pilot = drawn(max(first, LEAST_PILOT))
-        count = max(first, replicates_for(precision, pilot / size))
-        found = Estimates({"diffusion": drawn(count)[:, None]}, one, pilot=pilot).bound()
-        half = QUANTILES(found.pilot - 1) * found.stderr
-        assert half <= math.log1p(precision) * (1.0 + 1e-12)
-        covered += abs(found.mean - exact / size) <= half
-        errors.append((found.mean * size - exact) / float(pool.std()) * math.sqrt(count))
-        used.append(count)
-    assert 0.93 <= covered / repetitions <= 0.97
+    repetitions, planned = 2000, max(first, LEAST_PILOT)
+    pilots = drawn(repetitions * planned).view(repetitions, planned)
+    used = [max(first, replicates_for(precision, pilot / size)) for pilot in pilots]
+    runs = drawn(sum(used)).split(used)
+    means = torch.stack([run.mean() for run in runs])  # [repetitions], as their errors
+    root = torch.tensor(used, dtype=torch.float64).sqrt()
+    stderrs = pilots.std(1) / root
+    for run, pilot, mean, stderr in zip(runs[:50], pilots, means, stderrs, strict=False):
+        found = Estimates({"diffusion": run[:, None]}, one, pilot=pilot).bound()
+        stated = found.mean * size, found.stderr * size, found.pilot
+        assert stated == pytest.approx((float(mean), float(stderr), planned), rel=1e-12)
+    half = QUANTILES(planned - 1) * stderrs
+    assert (half / size <= math.log1p(precision) * (1.0 + 1e-12)).all()
+    assert 0.93 <= float(((means - exact).abs() <= half).double().mean()) <= 0.97
+    errors = (means - exact) / pool.std() * root
     bias = 4 * math.sqrt(1.0 / repetitions + max(used) / len(pool))
-    assert abs(sum(errors) / repetitions) < bias  # in standard errors
+    assert abs(float(errors.mean())) < bias  # in standard errors
     assert sum(used) / repetitions > ratio * first
 
 

@@ -34,7 +34,7 @@ def transition(process, alpha_s: Tensor, alpha_t: Tensor) -> Tensor:
 
 
 def rates(name: str, t: Tensor) -> Tensor:
-    """[ROWS, ROWS] dq/dt = R q, from the derivative of the marginals by differences."""
+    """[..., ROWS, ROWS] dq/dt = R q, from the derivative of the marginals by differences."""
     h = 1e-6
     states = list(STATES[name])
     alpha, before = kernel(name, t - h)
@@ -42,12 +42,13 @@ def rates(name: str, t: Tensor) -> Tensor:
     slope = (after - before) / (2.0 * h)
     alpha = kernel(name, t)[0]
     decay = (kernel(name, t + h)[0] - kernel(name, t - h)[0]) / (2.0 * h) / alpha
-    rate = torch.zeros(ROWS, ROWS, dtype=torch.float64)
+    rate = torch.zeros(*t.shape, ROWS, ROWS, dtype=torch.float64)
     # q' = decay q + what arrives, the same from every state.
-    other = kernel(name, t)[1][:, CLEAN[0]] - alpha * point(CLEAN[0])
-    arrive = slope[:, CLEAN[0]] - decay * alpha * point(CLEAN[0]) - decay * other
+    alpha, decay = alpha.unsqueeze(-1), decay.unsqueeze(-1)
+    other = kernel(name, t)[1][..., CLEAN[0]] - alpha * point(CLEAN[0])
+    arrive = slope[..., CLEAN[0]] - decay * alpha * point(CLEAN[0]) - decay * other
     for y in states:
-        rate[:, y] = arrive + decay * point(y)
+        rate[..., y] = arrive + decay * point(y)
     return rate
 
 
@@ -57,9 +58,8 @@ def test_transition_is_the_exponential_of_the_rates(name):
     s, t, count = 0.2, 0.8, 2000
     states = list(STATES[name])
     product = torch.eye(len(states), dtype=torch.float64)
-    for step in range(count):
-        middle = t_(s + (step + 0.5) * (t - s) / count)
-        small = torch.linalg.matrix_exp(rates(name, middle) * (t - s) / count)
+    middles = s + (torch.arange(count, dtype=torch.float64) + 0.5) * (t - s) / count
+    for small in torch.linalg.matrix_exp(rates(name, middles) * (t - s) / count):
         product = small[states][:, states] @ product
     alpha = [kernel(name, t_(x))[0] for x in (s, t)]
     found = transition(process_of(name), *alpha)

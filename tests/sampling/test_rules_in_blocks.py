@@ -1,7 +1,6 @@
 """Every rule inside the block loop: with and without a cache, in any company, at any block size."""
 
 import pytest
-import torch
 from engines import generate
 from tiny_models import CLEAN, MASK, ROWS, tiny_model
 
@@ -47,7 +46,7 @@ def test_rows_depend_on_nothing_but_themselves(model, kind, process, schedule, r
             family,
             job,
             rule=rule,
-            steps=3,
+            steps=2 if block_size == 1 else 3,
             controls=Controls(),
             cache=cache,
             slots=slots,
@@ -67,4 +66,4 @@ def test_rows_depend_on_nothing_but_themselves(model, kind, process, schedule, r
     assert rows(job, slots=2) == together
     if block_size is not None:
         assert rows(job, cache=True) == together
-    assert not torch.equal(torch.tensor(together[3]), torch.tensor(rows(Job(PROMPTS, NEW))[3]))
+    assert rows(Job(PROMPTS[3:4], NEW[3:4], first_row=3, seed=4)) != together[3:4]

@@ -1,22 +1,27 @@
 """Several processes agree, stop together and notice a death; killed runs go on bit for bit."""
 
 import importlib.util
-import multiprocessing
 import os
 import signal
 import socket
+import struct
 import sys
 import time
 from contextlib import ExitStack
 from datetime import timedelta
+from functools import partial
+from multiprocessing import resource_sharer
 from pathlib import Path
 from subprocess import STDOUT
 
 import psutil
 import pytest
-from children import Watch, child, finished
+from accelerate import PartialState
+from children import FORKS, Watch, child, finished, forks
 
+import textdiff.train.distributed as processes
 from textdiff.errors import DataError, LostProcessError
+from textdiff.train.batches import _start_worker
 
 pytestmark = pytest.mark.dist
 AT_MOST_SECONDS = 20.0  # for a survivor to end; far below the timeout of half an hour
@@ -163,25 +168,30 @@ def test_one_of_several_processes_ends_without_taking_the_interpreter_down():
     assert done.stdout == ""
 
 
+def lose_training_process(heard) -> None:
+    """Is a data-loader worker whose training process dies, and breaks by itself afterwards."""
+    kinds = []
+    sys.excepthook = lambda kind, error, trace: kinds.append(kind)
+    _start_worker(0)
+    address, _ = resource_sharer.DupFd(0)._id
+    caller = socket.socket(socket.AF_UNIX)
+    caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    caller.connect(address)
+    caller.recv(4)
+    caller.close()
+    resource_sharer.stop(10)
+    try:
+        raise ValueError("a row of no length")
+    except ValueError:
+        sys.excepthook(*sys.exc_info())
+    heard.put(kinds)
+
+
 def test_a_worker_whose_training_process_dies_in_the_middle_of_a_batch_is_silent():
     """And still reports what is its own."""
-    program = (
-        "import sys, socket, struct\n"
-        "from multiprocessing import reduction, resource_sharer\n"
-        "from textdiff.train.batches import _start_worker\n"
-        "_start_worker(0)\n"
-        "address, _ = resource_sharer.DupFd(0)._id\n"
-        "caller = socket.socket(socket.AF_UNIX)\n"
-        "caller.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))\n"
-        "caller.connect(address)\n"
-        "caller.recv(4)\n"
-        "caller.close()\n"
-        "resource_sharer.stop(10)\n"
-        "raise ValueError('a row of no length')\n"
-    )
-    said = finished([sys.executable, "-c", program]).stderr
-    assert said.count("Traceback") == 1
-    assert "a row of no length" in said
+    heard = FORKS.Queue()
+    with forks(partial(lose_training_process, heard), seconds=60):
+        assert heard.get(timeout=60) == [ValueError]
 
 
 # --- what processes do together ------------------------------------------------------------------
@@ -191,11 +201,8 @@ def member(rank: int, port: int, end: str, results) -> None:
     """One of two processes; the second one ends in some way halfway through."""
     address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     os.environ.update(address, RANK=str(rank), LOCAL_RANK=str(rank))
-    from accelerate import PartialState
-
-    import textdiff.train.distributed as processes
-
-    processes.TIMEOUT = timedelta(seconds=6)
+    PartialState._reset_state()  # of runs in the process that this one was forked from
+    processes.TIMEOUT = timedelta(seconds=4)
     state = PartialState(cpu=True, timeout=processes.TIMEOUT)
 
     def refuse() -> None:
@@ -223,21 +230,13 @@ def member(rank: int, port: int, end: str, results) -> None:
     ("end", "what"), [("SIGKILL", "ended unexpectedly"), ("SIGSTOP", "did not answer in time")]
 )
 def test_agreement_and_loss(end, what):
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
+    results = FORKS.Queue()
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    pair = [context.Process(target=member, args=(r, port, end, results)) for r in (0, 1)]
-    for process in pair:
-        process.start()
-    try:
-        heard = dict(results.get(timeout=60) for _ in pair)
+    with forks(*(partial(member, rank, port, end, results) for rank in (0, 1)), seconds=240):
+        heard = dict(results.get(timeout=60) for _ in (0, 1))
         assert heard[0] == heard[1] == ["from 0", 8, "no such corpus"]
         rank, sentence = results.get(timeout=AT_MOST_SECONDS)
         assert rank == 0
         assert f"process 0 of 2 stops: another process {what}" in sentence
-    finally:
-        for process in pair:
-            process.kill()
-            process.join(10)

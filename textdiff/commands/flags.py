@@ -12,7 +12,7 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
@@ -246,7 +246,7 @@ def options_of(function: Callable[..., Any]) -> Iterator[Option]:
         meaning = meanings.get(name, "")
         yield Option(flag, (name,), _bare(hints[name]), parameter.default, meaning)
     for parameter_name, group in groups.items():
-        own, meanings = get_type_hints(group, include_extras=True), _field_docs(group)
+        own, meanings = get_type_hints(group, include_extras=True), dict(_field_docs(group))
         if issubclass(group, BaseModel):
             meanings |= {n: f.description for n, f in group.model_fields.items() if f.description}
             defaults = {n: f.default for n, f in group.model_fields.items()}
@@ -287,7 +287,8 @@ def _argument_docs(function: Callable[..., Any]) -> dict[str, str]:
     return {name: " ".join(text.split()) for name, text in entries}
 
 
-def _field_docs(group: type) -> dict[str, str]:
+@functools.cache  # to parse the source takes longer than the rest of a command line
+def _field_docs(group: type) -> Mapping[str, str]:
     """Return the text below each field of a class."""
     (tree,) = ast.parse(dedent(inspect.getsource(group))).body
     pairs = zip(tree.body, tree.body[1:], strict=False) if isinstance(tree, ast.ClassDef) else ()

@@ -50,7 +50,10 @@ class TextBackends(NamedTuple):
 
 def serialize(tokenizer: PreTrainedTokenizerFast) -> str:
     """Return the backend as JSON, without the truncation and padding that calls leave in it."""
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend = tokenizer.backend_tokenizer
+    if backend.truncation is None and backend.padding is None:
+        return str(backend.to_str())
+    backend = Tokenizer.from_str(backend.to_str())
     backend.no_truncation()
     backend.no_padding()
     return str(backend.to_str())

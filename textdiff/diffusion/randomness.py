@@ -4,16 +4,22 @@ A uniform is a pure function of what it is for: (seed, stream, row, block, step,
 depends on the batch a row happens to sit in, on the rank that computes it, or on numbers drawn
 before. So runs resume, rows batch and networks shard without changing a single draw. The hash
 chains the 64-bit finaliser of Steele et al. (SplitMix64, OOPSLA 2014, Fig. 16) once per key, in
-integer torch operations that give the same bits on every device.
+integer operations that give the same bits on every device.
+
+On the CPU they are operations of numpy: on few numbers, those of torch take five times as long.
 """
 
 import operator
 from enum import IntEnum
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Index = int | Tensor
+Words = int | NDArray[np.int64] | Tensor
 
 
 class Stream(IntEnum):
@@ -47,14 +53,33 @@ _MIX_1 = _wrap(0xBF58476D1CE4E5B9)
 _MIX_2 = _wrap(0x94D049BB133111EB)
 
 
-def _shift(x: Tensor, bits: int) -> Tensor:
+def _words(key: Index) -> Words:
+    """Return a key as a number, as an array if it is on the CPU, or as it is."""
+    if not isinstance(key, Tensor):
+        return operator.index(key)
+    key = key.to(torch.int64)
+    if key.device.type != "cpu":
+        return key
+    return key.numpy() if key.ndim else int(key)
+
+
+def _shift(x: Any, bits: int) -> Any:
     """Shift int64 to the right logically."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    shifted = x >> bits
+    shifted &= (1 << (64 - bits)) - 1
+    return shifted
 
 
-def _mix(x: Tensor) -> Tensor:
-    x = (x ^ _shift(x, 30)) * _MIX_1
-    x = (x ^ _shift(x, 27)) * _MIX_2
+def _times(x: Any, shifted: Any, factor: int) -> Any:
+    """Return (x ^ shifted) * factor in 64 bits, in the place of `shifted`."""
+    shifted ^= x
+    shifted *= factor
+    return signed(shifted) if isinstance(shifted, int) else shifted
+
+
+def _mix(x: Any) -> Any:
+    x = _times(x, _shift(x, 30), _MIX_1)
+    x = _times(x, _shift(x, 27), _MIX_2)
     return x ^ _shift(x, 31)
 
 
@@ -71,15 +96,11 @@ def bits(
     Keys enter one after another, smallest shapes first when the caller broadcasts `[B, 1]` rows
     against `[L]` positions. So only the last round runs on the full shape.
     """
-    keys = [row, block, step, position]
-    device = next((key.device for key in keys if isinstance(key, Tensor)), None)
-    if not isinstance(seed, Tensor):
-        seed = torch.tensor(signed(seed), device=device)
-    state = _mix(seed ^ _GOLDEN)
-    for key in [int(stream), *keys]:
-        key = key.to(torch.int64) if isinstance(key, Tensor) else torch.tensor(key, device=device)
-        state = _mix((state ^ _mix(key + _GOLDEN)) + _GOLDEN)
-    return state
+    state = _mix((_words(seed) if isinstance(seed, Tensor) else signed(seed)) ^ _GOLDEN)
+    for key in (int(stream), row, block, step, position):
+        mixed = state ^ _mix(_words(key) + _GOLDEN)
+        state = _mix(mixed + _GOLDEN)
+    return torch.as_tensor(state)
 
 
 def uniforms(
@@ -106,7 +127,7 @@ def uniforms(
     Returns:
         A tensor of the broadcast shape of the arguments.
     """
-    mantissa = _shift(bits(seed, stream, row, block, step, position), 12)
+    mantissa: Tensor = _shift(bits(seed, stream, row, block, step, position), 12)
     return (mantissa.to(torch.float64) + 0.5) * 2.0**-52
 
 

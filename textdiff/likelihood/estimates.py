@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ class Estimates:
     tokens: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)
     rows: int = 0
 
-    @property
+    @cached_property
     def nats(self) -> Tensor:
         """[R, D] nats, all parts together."""
         return torch.stack(list(self.parts.values())).sum(0)
@@ -164,8 +165,9 @@ class Estimates:
 
     def _of_windows(self, spread: Tensor, which: slice) -> Tensor:
         """Return the columns of [R, W] nats that belong to some documents."""
-        chosen = torch.arange(len(self.windows.document_tokens))[which]
-        return spread[:, torch.isin(self.windows.document, chosen)]
+        start, stop, _ = which.indices(len(self.windows.document_tokens))
+        ends = torch.searchsorted(self.windows.document, torch.tensor([start, stop]))
+        return spread[:, slice(*ends.tolist())].contiguous()
 
     def _nothing(self, which: slice) -> str:
         """Return the message about documents without a token, which have no nats per token."""

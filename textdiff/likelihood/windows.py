@@ -78,10 +78,10 @@ class Windows:
     @cached_property
     def lengths(self) -> Tensor:
         """[W] int64, positions of each window."""
-        return self._sizes if self.rest is None else self._sizes + self.rest
+        return self.sizes if self.rest is None else self.sizes + self.rest
 
     @cached_property
-    def _sizes(self) -> Tensor:
+    def sizes(self) -> Tensor:
         """[W] int64, tokens of each window."""
         return torch.tensor([len(tokens) for tokens in self.tokens])
 
@@ -98,7 +98,7 @@ class Windows:
         chosen = torch.as_tensor(which)
         at = torch.arange(int(self.lengths[chosen].max()))
         real = at < self.lengths[chosen, None]  # [B, longest]
-        text = at < self._sizes[chosen, None]  # [B, longest], False at what follows a text
+        text = at < self.sizes[chosen, None]  # [B, longest], False at what follows a text
         x0 = torch.full(text.shape, pad)
         x0[text] = torch.from_numpy(np.concatenate([self.tokens[w] for w in which]))
         if self.scored is None:
@@ -293,6 +293,6 @@ def with_rest(windows: Windows, family: Family, context: int) -> Windows:
     if not stays_masked(windows, family):
         return windows
     size = family.block_size or context
-    lengths = torch.tensor([len(tokens) for tokens in windows.tokens])
+    lengths = windows.sizes
     whole = (-(-lengths // size) * size).clamp(max=context)
     return replace(windows, rest=whole - lengths)

@@ -127,7 +127,7 @@ def strata(
     """
     from textdiff.diffusion.randomness import Stream, uniforms
 
-    lengths = torch.tensor([len(tokens) for tokens in windows.tokens])  # [W]
+    lengths = windows.sizes  # [W]
     size = family.blocks(int(lengths.max())).size
     block = torch.arange(-(-int(lengths.max()) // size))
     draw = torch.arange(draws)[:, None]
