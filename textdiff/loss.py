@@ -33,7 +33,7 @@ class Batch:
         xt: [B, L] int64 noisy tokens.
         positions: [N] int64 flat indices of the positions that contribute to the loss.
         noise: the noise at those positions, [N] each.
-        sigma: [B, blocks] total noise per block.
+        sigma: [B, blocks] total noise per block, or what else the family's networks read.
         document_ids: [B, L] (-1: padding), or None where attention ignores documents.
         block_size: tokens per block; None: the whole sequence.
     """
@@ -90,7 +90,7 @@ def corrupt(family: Family, x0: Tensor, noise: Noise, document_ids: Tensor | Non
     positions = family.objective.positions(noise).flatten().nonzero().squeeze(1)
     starts = torch.arange(0, x0.shape[1], family.blocks(x0.shape[1]).size)
     alpha = family.known_alpha(noise.alpha.expand(x0.shape)[:, starts])
-    sigma = -torch.log(alpha).float()  # [B, blocks]
+    sigma = family.network_time(alpha)  # [B, blocks]
     return Batch(x0, xt, positions, noise.at(positions), sigma, document_ids, family.block_size)
 
 

@@ -5,7 +5,7 @@ It is independent of the network and of the decoding rule. Blocks factorise the 
 sequence, blocks of one token are autoregressive.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,6 +72,7 @@ class Family:
         block_size: tokens per block; None: the whole sequence.
         timesteps: T where time is discrete; None: continuous time.
         hides_prompts: whether training showed masks in a prompt's place, whatever the noise.
+        time_input: key of `TIME_INPUTS`: what networks with time conditioning read.
     """
 
     process: ForwardProcess
@@ -80,6 +81,7 @@ class Family:
     block_size: int | None
     timesteps: int | None = None
     hides_prompts: bool = False
+    time_input: str = "sigma"
 
     @property
     def learned(self) -> nn.Module | None:
@@ -118,6 +120,17 @@ class Family:
         """
         return alpha.where(alpha > 0.0, 1.0 / (self.block_size + 1.0) if self.block_size else 1e-3)
 
+    def network_time(self, alpha: Tensor) -> Tensor:
+        """Return what the network reads at survival probabilities from `known_alpha`, float32."""
+        return TIME_INPUTS[self.time_input](self.schedule, alpha).float()
+
+
+TIME_INPUTS: dict[str, Callable[[NoiseSchedule, Tensor], Tensor]] = {
+    "sigma": lambda schedule, alpha: -torch.log(alpha),
+    "time": lambda schedule, alpha: schedule.t_of_alpha(alpha),
+}
+"""Inputs of networks with time conditioning: total noise sigma = -log alpha, or t itself."""
+
 
 def block_sizes(spec: Mapping[str, Any]) -> tuple[int | None, ...]:
     """List the block sizes of plain data as `build_family` takes it; the default comes first."""
@@ -135,8 +148,8 @@ def build_family(
 
     Args:
         spec: `process`, `schedule` and `objective` (each with its `kind`), `block_size` (of a
-            list the first), `timesteps` and `prompt_dropout`; the layout of `diffusion` in an
-            export's `config.json`.
+            list the first), `timesteps`, `prompt_dropout` and `time_input` (`sigma` if absent);
+            the layout of `diffusion` in an export's `config.json`.
         vocabulary: which ids are clean tokens.
         device: where the vocabulary's tables are.
         exponents: the module that holds a learned schedule's; None: they stay where they start.
@@ -153,6 +166,9 @@ def build_family(
     if problem:
         raise ConfigError(problem, code="excluded_choice")
     schedule = schedule.with_exponents(exponents)
+    time_input = spec.get("time_input", "sigma")
+    if time_input not in TIME_INPUTS:
+        raise unknown("time input", time_input, TIME_INPUTS)
     vocabulary = vocabulary.to(device) if device is not None else vocabulary
     process = PROCESSES[name].under(schedule, vocabulary)
     return Family(
@@ -162,6 +178,7 @@ def build_family(
         block_size=block_sizes(spec)[0],
         timesteps=spec.get("timesteps"),
         hides_prompts=spec.get("prompt_dropout", 0.0) > 0.0,
+        time_input=time_input,
     )
 
 

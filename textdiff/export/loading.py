@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from textdiff.data.tokenizer import auto_tokenizer, mask_role
 from textdiff.diffusion.family import Family, build_family
@@ -51,7 +51,7 @@ def find_device(name: str | torch.device | None) -> torch.device:
 
 
 def family_of(
-    config: TextDiffusionConfig, device: torch.device, exponents: nn.Module | None = None
+    config: PreTrainedConfig, device: torch.device, exponents: nn.Module | None = None
 ) -> Family:
     """Return the diffusion family that a model's configuration names.
 
@@ -63,7 +63,7 @@ def family_of(
     Raises:
         CheckpointError: the configuration does not say.
     """
-    if config.diffusion is None or config.mask_token_id is None:
+    if getattr(config, "diffusion", None) is None or config.mask_token_id is None:
         raise CheckpointError(
             "config.json has no `diffusion` section or no mask_token_id: it is not a "
             "textdiff export"
@@ -71,7 +71,7 @@ def family_of(
     vocabulary = Vocabulary.of(
         config.vocab_size, config.mask_token_id, config.excluded_token_ids or ()
     )
-    if config.initial_exponent is not None and exponents is None:
+    if getattr(config, "initial_exponent", None) is not None and exponents is None:
         raise CheckpointError("the schedule is learned: its family needs the model's exponents")
     try:
         return build_family(config.diffusion, vocabulary, device, exponents)
@@ -98,12 +98,13 @@ def cpu_only() -> bool:
     return not torch.accelerator.is_available() or torch.backends.mps.is_available()
 
 
-def locate(path: str | Path, patterns: list[str] | None = None) -> Path:
+def locate(path: str | Path, patterns: list[str] | None = None, files: bool = False) -> Path:
     """Return the folder of an export, of a run that has one, or of a model fetched from the hub.
 
     Args:
-        path: where it is.
+        path: where it is; a hub id may end in a revision, `owner/name@branch`.
         patterns: names of the files to fetch; None: all.
+        files: whether `path` may be a file, which is returned then.
 
     Raises:
         CheckpointError: there is nothing of that name, or it holds git-lfs pointers.
@@ -115,6 +116,8 @@ def locate(path: str | Path, patterns: list[str] | None = None) -> Path:
         refuse_pointers(folder, CheckpointError)
         return folder
     if folder.is_file():
+        if files:
+            return folder
         raise CheckpointError(f"{path} is a file; give the export directory that holds config.json")
     if str(path).count("/") != 1 or str(path).startswith((".", "/", "~", "runs/")):
         raise CheckpointError(
@@ -124,7 +127,8 @@ def locate(path: str | Path, patterns: list[str] | None = None) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(str(path), allow_patterns=patterns))
+        name, _, revision = str(path).partition("@")
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
     except Exception as error:
         raise CheckpointError(
             f"{path}: no such directory, and the hub could not be reached for a model of that name "
@@ -170,6 +174,14 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise _unusable(f"{path} is damaged (no JSON object)")
     return content
+
+
+def is_export(place: Path) -> bool:
+    """Return whether a folder holds a network that textdiff wrote."""
+    try:
+        return read_json(place / "config.json").get("model_type") == "textdiff"
+    except CheckpointError:
+        return False
 
 
 def load_model(folder: Path, dtype: torch.dtype) -> TextDiffusionModel:

@@ -189,7 +189,7 @@ class PlainPredictor(Predictor):
 
     def _sigma(self, alpha: Tensor, before: Tensor, end: int) -> Tensor:
         """Return [r, 1] noise, or [r, blocks] with zero noise in the finished ones."""
-        sigma = -torch.log(alpha).float().unsqueeze(1)
+        sigma = self.family.network_time(alpha).unsqueeze(1)
         size = self.family.block_size
         if size is None:
             return sigma
