@@ -5,7 +5,7 @@ It is independent of the network and of the decoding rule. Blocks factorise the 
 sequence, blocks of one token are autoregressive.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from textdiff.diffusion.noise import ALL_RATES, ByStep, NoiseMaker, Rates
 from textdiff.diffusion.objectives import OBJECTIVES, Objective
 from textdiff.diffusion.process import ForwardProcess, Vocabulary
 from textdiff.diffusion.schedule import NoiseSchedule
+from textdiff.diffusion.time_input import TIME_INPUTS
 from textdiff.errors import ConfigError, unknown
 
 
@@ -83,6 +84,11 @@ class Family:
     hides_prompts: bool = False
     time_input: str = "sigma"
 
+    def __post_init__(self) -> None:
+        """Refuse a name that no registry has."""
+        if self.time_input not in TIME_INPUTS:
+            raise unknown("time input", self.time_input, TIME_INPUTS)
+
     @property
     def learned(self) -> nn.Module | None:
         """Module that training learns besides the network, and noise depends on; None: nothing."""
@@ -125,13 +131,6 @@ class Family:
         return TIME_INPUTS[self.time_input](self.schedule, alpha).float()
 
 
-TIME_INPUTS: dict[str, Callable[[NoiseSchedule, Tensor], Tensor]] = {
-    "sigma": lambda schedule, alpha: -torch.log(alpha),
-    "time": lambda schedule, alpha: schedule.t_of_alpha(alpha),
-}
-"""Inputs of networks with time conditioning: total noise sigma = -log alpha, or t itself."""
-
-
 def block_sizes(spec: Mapping[str, Any]) -> tuple[int | None, ...]:
     """List the block sizes of plain data as `build_family` takes it; the default comes first."""
     listed = spec["block_size"]
@@ -148,8 +147,8 @@ def build_family(
 
     Args:
         spec: `process`, `schedule` and `objective` (each with its `kind`), `block_size` (of a
-            list the first), `timesteps`, `prompt_dropout` and `time_input` (`sigma` if absent);
-            the layout of `diffusion` in an export's `config.json`.
+            list the first), `timesteps`, `prompt_dropout`, `time_input` (`sigma` if absent); the
+            layout of `diffusion` in an export's `config.json`.
         vocabulary: which ids are clean tokens.
         device: where the vocabulary's tables are.
         exponents: the module that holds a learned schedule's; None: they stay where they start.
@@ -166,9 +165,6 @@ def build_family(
     if problem:
         raise ConfigError(problem, code="excluded_choice")
     schedule = schedule.with_exponents(exponents)
-    time_input = spec.get("time_input", "sigma")
-    if time_input not in TIME_INPUTS:
-        raise unknown("time input", time_input, TIME_INPUTS)
     vocabulary = vocabulary.to(device) if device is not None else vocabulary
     process = PROCESSES[name].under(schedule, vocabulary)
     return Family(
@@ -178,7 +174,7 @@ def build_family(
         block_size=block_sizes(spec)[0],
         timesteps=spec.get("timesteps"),
         hides_prompts=spec.get("prompt_dropout", 0.0) > 0.0,
-        time_input=time_input,
+        time_input=spec.get("time_input", "sigma"),
     )
 
 

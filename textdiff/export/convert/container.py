@@ -138,7 +138,7 @@ def read_tensors(file: Path) -> dict[str, Any]:
     """
     try:
         if file.suffix == ".safetensors":
-            return load_file(file)
+            return dict(load_file(file))
         content = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError) as error:
         message = f"{file} is damaged or not a file of weights ({first_line(error)})"
