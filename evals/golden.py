@@ -39,7 +39,7 @@ def golden_folder() -> Path | None:
 
 
 def row(name: str, comparisons: list[Comparison]) -> dict[str, object]:
-    """Return a line of the table: per kind, the largest difference and the worst share of its tolerance."""
+    """Return a line of the table: by kind the largest difference, and the worst share of a tolerance."""
     line: dict[str, object] = {"family": name, "quantities": len(comparisons)}
     for kind in COLUMNS:
         of_kind = [c.difference for c in comparisons if c.kind == kind]
@@ -58,11 +58,15 @@ def main() -> None:
     if folder is None:
         sys.exit("set TEXTDIFF_DATA to the data folder that has golden/ beside it")
     table, details = [], {}
-    print(f"{'family':20} {'logits':>9} {'log-prob.':>9} {'losses':>9} {'prob.':>9}  worst/tolerance")
+    print(
+        f"{'family':20} {'logits':>9} {'log-prob.':>9} {'losses':>9} {'prob.':>9}  worst/tolerance"
+    )
     for name in job.families:
         comparisons = measure(folder, name)
         table.append(line := row(name, comparisons))
-        details[name] = {c.name: {"difference": c.difference, "tolerance": c.tolerance} for c in comparisons}
+        details[name] = {
+            c.name: {"difference": c.difference, "tolerance": c.tolerance} for c in comparisons
+        }
         cells = " ".join("        –" if line[k] is None else f"{line[k]:9.1e}" for k in COLUMNS)
         print(f"{name:20} {cells}  {line['share_of_tolerance']:.2f}")
     record = {

@@ -49,13 +49,15 @@ def mdlm(golden: Golden) -> Iterator[Comparison]:
         if f"{name}/t" in golden:
             alpha = 1.0 - golden[f"{name}/t"].double()[:, None]
             noise = golden.noise_of(alpha, 1.0 / (1.0 - alpha), golden["x_t"], alpha + 1.0 / steps)
-            yield golden.compare(f"{name}/nelbo", golden.terms(golden["x0"], golden["x_t"], noise)[0])
+            yield golden.compare(
+                f"{name}/nelbo", golden.terms(golden["x0"], golden["x_t"], noise)[0]
+            )
     yield from masked_steps(golden)
 
 
 def masked_steps(golden: Golden) -> Iterator[Comparison]:
     """Yield weights of one ancestral, cached and analytic step, and both endings."""
-    process, schedule, xt = golden.family.process, golden.family.schedule, golden["x_t"]
+    process, xt = golden.family.process, golden["x_t"]
     flat, where = xt.flatten(), golden.masked.expand(2, -1, -1)
     steps: dict[str, list[Tensor]] = {"ddpm": [], "ddpm_cache": [], "analytic": []}
     for t, s in zip(golden["sampler/t"].double(), golden["sampler/s"].double(), strict=True):
@@ -70,7 +72,9 @@ def masked_steps(golden: Golden) -> Iterator[Comparison]:
         alpha_s, alpha_t = (golden.alpha(a).expand(len(flat)) for a in (s, t))
         score = process.log_score(log_x0, flat, alpha_t)
         weights = process.staggered_score(score, alpha_s, alpha_t)
-        steps["analytic"].append(rows(weights * process.likelihood(flat, alpha_s, alpha_t), len(xt)))
+        steps["analytic"].append(
+            rows(weights * process.likelihood(flat, alpha_s, alpha_t), len(xt))
+        )
     normalise(golden, "sampler/analytic")  # its mask has lost digits where little survives
     for name, values in steps.items():
         yield golden.compare(f"sampler/{name}", torch.stack(values), where)
@@ -191,8 +195,13 @@ def left_to_right(golden: Golden) -> Iterator[Comparison]:
     official = golden.cases["log_probs"][..., :clean]
     golden.cases["log_probs"] = official
     yield golden.compare("log_probs", log_x0)
-    nll = -log_x0[:, :-1].gather(-1, x0[:, 1:, None]).squeeze(-1)
-    yield golden.compare("nll", nll)
+    # As perplexity computes it: the first token has no term, and its input is hidden.
+    family = golden.in_objective(OBJECTIVES.build("ar", {"start": 0}))
+    noise = golden.noise_of(
+        torch.zeros(1, 1), torch.ones(1, 1), torch.full_like(x0, golden.rows - 1)
+    )
+    noise.u[:, 0] = 2.0
+    yield golden.compare("nll", golden.terms(x0, x0, noise, None, family)[0][:, 1:])
 
 
 # --- scores --------------------------------------------------------------------------------------
@@ -213,7 +222,11 @@ def scores(golden: Golden, prefix: str = "") -> Iterator[Comparison]:
     yield golden.compare(f"{prefix}nelbo", nelbo)
     if f"{prefix}loss" in golden:
         slope = -family.schedule.dalpha(t.double()) / alpha
-        yield golden.compare("dsigma", slope) if "dsigma" in golden else golden.compare("sigma", sigma)
+        yield (
+            golden.compare("dsigma", slope)
+            if "dsigma" in golden
+            else golden.compare("sigma", sigma)
+        )
         yield golden.compare(f"{prefix}score_entropy", nelbo / slope[:, None])
         yield golden.compare(f"{prefix}loss", nelbo.sum(1))
 
@@ -221,7 +234,7 @@ def scores(golden: Golden, prefix: str = "") -> Iterator[Comparison]:
 def score_steps(golden: Golden) -> Iterator[Comparison]:
     """`scores`, one step of each official sampler, and the last one."""
     yield from scores(golden)
-    xt, dt = golden["x_t"], golden["sampler/dt"].double()
+    dt = golden["sampler/dt"].double()
     for name, rule in {"euler": Euler(), "analytic": Tweedie()}.items():
         weights = [score_step(golden, rule, t, t - dt) for t in golden["sampler/t"].double()]
         where = None if golden.family.process.replaces_tokens else golden.masked.expand(2, -1, -1)
@@ -288,7 +301,7 @@ def uniform(golden: Golden, eps: float) -> Iterator[Comparison]:
 
 def posteriors(golden: Golden) -> Iterator[Tensor]:
     """Yield [B, L, V] probabilities of the next tokens in each recorded step."""
-    process, schedule, xt = golden.family.process, golden.family.schedule, golden["x_t"]
+    process, xt = golden.family.process, golden["x_t"]
     for t, s in zip(golden["sampler/t"].double(), golden["sampler/s"].double(), strict=True):
         alphas = (golden.alpha(a).expand(xt.numel()) for a in (s, t))
         yield rows(process.posterior(log_x0_at(golden, t), xt.flatten(), *alphas), len(xt))
@@ -333,7 +346,7 @@ MEASURES: dict[str, tuple[Callable[[Golden], Iterator[Comparison]], str]] = {
     "sedd-checkpoint": (partial(scores, prefix="ema/"), "checkpoints-meta/checkpoint.pth"),
     "sedd-noeos": (scores, ""),
     "bd3lm-owt": (blocks, ""),
-    "bd3lm-lightning": (block_average, ""),
+    "bd3lm-lightning": (block_average, "13-150000.ckpt"),
     "bd3lm-hf-lightning": (block_average, "last.ckpt"),
     "ar-owt": (left_to_right, ""),
     "udlm": (partial(uniform, eps=0.0), ""),

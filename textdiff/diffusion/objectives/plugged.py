@@ -84,9 +84,9 @@ class GIDD(Objective):
 
     The bound (Eq. 11 there) weights the divergences by the token at the position: the mask, the
     clean token, or another token. `clipped` clips its rate per unit of time at 2. `dynamic` gives
-    masks 2, uniform tokens 1 and clean ones B / K times sqrt(t / (1 - t)) (Sec. 3.4). `released` are
-    those of the authors' code: B / (K + 1) times exp(sigmoid(-t) / 2) for clean ones, with which
-    the published models were trained. The reported bound is the same.
+    masks 2, uniform tokens 1 and clean ones B / K times sqrt(t / (1 - t)) (Sec. 3.4). `released`
+    is the authors' code, by which the published models were trained: clean ones have B / (K + 1)
+    times exp(sigmoid(-t) / 2). The reported bound is the same.
     """
 
     kind: Literal["gidd"] = "gidd"
