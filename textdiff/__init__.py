@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from textdiff.export.published import load_denoiser
     from textdiff.models import TextDiffusionConfig, TextDiffusionModel
     from textdiff.pipeline import TextDiffusion
 
@@ -17,9 +18,16 @@ _HOME = {
     "TextDiffusion": "textdiff.pipeline",
     "TextDiffusionConfig": "textdiff.models",
     "TextDiffusionModel": "textdiff.models",
+    "load_denoiser": "textdiff.export.published",
 }
 
-__all__ = ["TextDiffusion", "TextDiffusionConfig", "TextDiffusionModel", "__version__"]
+__all__ = [
+    "TextDiffusion",
+    "TextDiffusionConfig",
+    "TextDiffusionModel",
+    "__version__",
+    "load_denoiser",
+]
 
 
 def __getattr__(name: str) -> Any:

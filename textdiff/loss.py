@@ -33,7 +33,7 @@ class Batch:
         xt: [B, L] int64 noisy tokens.
         positions: [N] int64 flat indices of the positions that contribute to the loss.
         noise: the noise at those positions, [N] each.
-        sigma: [B, blocks] total noise per block.
+        sigma: [B, blocks] total noise per block, or what else the family's networks read.
         document_ids: [B, L] (-1: padding), or None where attention ignores documents.
         block_size: tokens per block; None: the whole sequence.
     """
@@ -90,8 +90,20 @@ def corrupt(family: Family, x0: Tensor, noise: Noise, document_ids: Tensor | Non
     positions = family.objective.positions(noise).flatten().nonzero().squeeze(1)
     starts = torch.arange(0, x0.shape[1], family.blocks(x0.shape[1]).size)
     alpha = family.known_alpha(noise.alpha.expand(x0.shape)[:, starts])
-    sigma = -torch.log(alpha).float()  # [B, blocks]
+    sigma = family.network_time(alpha)  # [B, blocks]
     return Batch(x0, xt, positions, noise.at(positions), sigma, document_ids, family.block_size)
+
+
+def _without_starts(batch: Batch) -> Tensor | None:
+    """Return [B, L] document ids that hide the first input where the first token has no term."""
+    first = torch.zeros_like(batch.x0, dtype=torch.bool).flatten()  # [B L]
+    first[batch.positions] = True
+    hidden = ~first.view(batch.x0.shape)[:, 0]  # [B]
+    if batch.document_ids is None and not bool(hidden.any()):
+        return None
+    ids = torch.zeros_like(batch.x0) if batch.document_ids is None else batch.document_ids.clone()
+    ids[:, 0] = ids[:, 0].masked_fill(hidden, -1)
+    return ids
 
 
 class PositionTerms:
@@ -104,13 +116,13 @@ class PositionTerms:
     """
 
     def __init__(self, denoiser: Denoiser, family: Family, batch: Batch):
-        tokens, layout = batch.xt, training_layout(batch.block_size)
+        tokens, layout, ids = batch.xt, training_layout(batch.block_size), batch.document_ids
         if family.objective.shifted:
-            tokens = shift_right(batch.x0, family.process.mask_token_id, batch.document_ids)
-            layout = CAUSAL
+            tokens, layout = shift_right(batch.x0, family.objective.first_input, ids), CAUSAL
+            ids = _without_starts(batch) if family.objective.has_own_start else ids
         context = batch.x0 if layout.streams == 2 else None
         self.hidden, self.condition = denoiser.hidden(
-            tokens, context, batch.sigma, layout.within(batch.document_ids), batch.positions
+            tokens, context, batch.sigma, layout.within(ids), batch.positions
         )
         self.x0 = batch.x0.flatten()[batch.positions]  # [N]
         self.xt = batch.xt.flatten()[batch.positions]  # [N]

@@ -22,13 +22,16 @@ from textdiff.export.loading import (
     family_of,
     find_device,
     find_dtype,
+    is_export,
     load_exported_tokenizer,
     load_model,
     locate_export,
     read_json,
 )
+from textdiff.export.published import build_network, open_published
 from textdiff.export.records import TRAINING_FILE, training_record
 from textdiff.likelihood.text_scorer import TextScorer
+from textdiff.models import Denoiser
 from textdiff.sampling.callbacks import (
     Callback,
     FinishedRow,
@@ -77,25 +80,37 @@ class TextDiffusion(TextScorer):
         path: str | Path,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
+        *,
+        tokenizer: str | None = None,
+        family: str | None = None,
     ) -> "TextDiffusion":
-        """Load an export directory, a run directory that has one, or a hub id.
+        """Load an export, a run that has one, or a published checkpoint, from here or the hub.
 
         Args:
-            path: where the export is.
+            path: folder of an export, a run or a published checkpoint, file of its weights, or hub
+                id, also with a revision: `owner/name@branch`.
             device: torch device; None: CUDA, else Apple's MPS, else the CPU.
             dtype: `float32`, `float64`, `bfloat16` or `float16`.
+            tokenizer: folder or hub id of a published checkpoint's tokenizer; None: its own.
+            family: name of the family of a published checkpoint; None: it is recognised.
 
         Raises:
             CheckpointError: a file is missing, damaged or does not fit the others.
             ConfigError: an unknown device or dtype.
         """
         where, kind = find_device(device), find_dtype(dtype)
-        folder = locate_export(path)
-        model = load_model(folder, kind).to(where).eval()
-        tokenizer = load_exported_tokenizer(folder, model.config)
-        defaults = SamplingConfig.from_export(read_json(folder / "generation_config.json"))
-        family = family_of(model.config, where, model.exponents)
-        return cls(model, tokenizer, family, defaults, folder)
+        place = locate_export(path)
+        model: Denoiser
+        if is_export(place):
+            model = load_model(place, kind)
+            own = load_exported_tokenizer(place, model.config)
+            defaults = SamplingConfig.from_export(read_json(place / "generation_config.json"))
+        else:
+            published, own = open_published(place, tokenizer, family)
+            model, defaults = build_network(published, kind), SamplingConfig()
+        model = model.to(where).eval()
+        described = family_of(model.config, where, model.exponents)
+        return cls(model, own, described, defaults, place if place.is_dir() else place.parent)
 
     def to(self, device: str | torch.device) -> "TextDiffusion":
         """Return the same model on another device.

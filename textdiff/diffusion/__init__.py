@@ -22,6 +22,7 @@ from textdiff.diffusion.schedule import (
     NoiseSchedule,
     Polynomial,
 )
+from textdiff.diffusion.time_input import TIME_INPUTS
 from textdiff.registry import NameOf, OneOf, Registry
 from textdiff.section import Number, Section, Whole
 
@@ -92,6 +93,9 @@ class DiffusionConfig(Section):
     )
     timesteps: Whole | None = Field(
         None, ge=1, description="steps of discrete time; null: continuous time"
+    )
+    time_input: Annotated[str, NameOf(TIME_INPUTS)] = Field(
+        "sigma", description="input of networks with time conditioning: total noise, or time"
     )
 
     @property

@@ -18,6 +18,7 @@ from textdiff.diffusion.noise import ALL_RATES, ByStep, NoiseMaker, Rates
 from textdiff.diffusion.objectives import OBJECTIVES, Objective
 from textdiff.diffusion.process import ForwardProcess, Vocabulary
 from textdiff.diffusion.schedule import NoiseSchedule
+from textdiff.diffusion.time_input import TIME_INPUTS
 from textdiff.errors import ConfigError, unknown
 
 
@@ -72,6 +73,7 @@ class Family:
         block_size: tokens per block; None: the whole sequence.
         timesteps: T where time is discrete; None: continuous time.
         hides_prompts: whether training showed masks in a prompt's place, whatever the noise.
+        time_input: key of `TIME_INPUTS`: what networks with time conditioning read.
     """
 
     process: ForwardProcess
@@ -80,6 +82,12 @@ class Family:
     block_size: int | None
     timesteps: int | None = None
     hides_prompts: bool = False
+    time_input: str = "sigma"
+
+    def __post_init__(self) -> None:
+        """Refuse a name that no registry has."""
+        if self.time_input not in TIME_INPUTS:
+            raise unknown("time input", self.time_input, TIME_INPUTS)
 
     @property
     def learned(self) -> nn.Module | None:
@@ -118,6 +126,10 @@ class Family:
         """
         return alpha.where(alpha > 0.0, 1.0 / (self.block_size + 1.0) if self.block_size else 1e-3)
 
+    def network_time(self, alpha: Tensor) -> Tensor:
+        """Return what the network reads at survival probabilities from `known_alpha`, float32."""
+        return TIME_INPUTS[self.time_input](self.schedule, alpha).float()
+
 
 def block_sizes(spec: Mapping[str, Any]) -> tuple[int | None, ...]:
     """List the block sizes of plain data as `build_family` takes it; the default comes first."""
@@ -135,8 +147,8 @@ def build_family(
 
     Args:
         spec: `process`, `schedule` and `objective` (each with its `kind`), `block_size` (of a
-            list the first), `timesteps` and `prompt_dropout`; the layout of `diffusion` in an
-            export's `config.json`.
+            list the first), `timesteps`, `prompt_dropout`, `time_input` (`sigma` if absent); the
+            layout of `diffusion` in an export's `config.json`.
         vocabulary: which ids are clean tokens.
         device: where the vocabulary's tables are.
         exponents: the module that holds a learned schedule's; None: they stay where they start.
@@ -162,6 +174,7 @@ def build_family(
         block_size=block_sizes(spec)[0],
         timesteps=spec.get("timesteps"),
         hides_prompts=spec.get("prompt_dropout", 0.0) > 0.0,
+        time_input=spec.get("time_input", "sigma"),
     )
 
 

@@ -21,6 +21,9 @@ DTYPES: dict[str, torch.dtype] = {
     n: getattr(torch, n) for n in ("float32", "float64", "bfloat16", "float16")
 }
 
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+"""Names of files that may hold a network's weights end so."""
+
 
 def find_dtype(name: str | torch.dtype) -> torch.dtype:
     """Return the torch dtype of a network.
@@ -100,12 +103,13 @@ def cpu_only() -> bool:
     return not torch.accelerator.is_available() or torch.backends.mps.is_available()
 
 
-def locate(path: str | Path, patterns: list[str] | None = None) -> Path:
+def locate(path: str | Path, patterns: list[str] | None = None, files: bool = False) -> Path:
     """Return the folder of an export, of a run that has one, or of a model fetched from the hub.
 
     Args:
-        path: where it is.
+        path: where it is; a hub id may end in a revision, `owner/name@branch`.
         patterns: names of the files to fetch; None: all.
+        files: whether `path` may be a file of weights, which is returned then.
 
     Raises:
         CheckpointError: there is nothing of that name, or it holds git-lfs pointers.
@@ -117,6 +121,8 @@ def locate(path: str | Path, patterns: list[str] | None = None) -> Path:
         refuse_pointers(folder, CheckpointError)
         return folder
     if folder.is_file():
+        if files and folder.suffix in WEIGHT_SUFFIXES:
+            return folder
         raise CheckpointError(f"{path} is a file; give the export directory that holds config.json")
     if str(path).count("/") != 1 or str(path).startswith((".", "/", "~", "runs/")):
         raise CheckpointError(
@@ -126,7 +132,8 @@ def locate(path: str | Path, patterns: list[str] | None = None) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(str(path), allow_patterns=patterns))
+        name, _, branch = str(path).partition("@")
+        return Path(snapshot_download(name, revision=branch or None, allow_patterns=patterns))
     except Exception as error:
         raise CheckpointError(
             f"{path}: no such directory, and the hub could not be reached for a model of that name "
@@ -135,19 +142,23 @@ def locate(path: str | Path, patterns: list[str] | None = None) -> Path:
 
 
 def locate_export(path: str | Path) -> Path:
-    """Return the folder of an export, of a run that has one, or of a model fetched from the hub.
+    """Return the folder of a model: an export, a run that has one, or a published checkpoint.
+
+    A model of the hub is fetched. A file of weights is returned as it is.
 
     Raises:
         CheckpointError: it holds something else, which the message names.
     """
-    folder = locate(path)
-    if (folder / "config.json").is_file():
+    folder = locate(path, files=True)
+    if folder.is_file() or (folder / "config.json").is_file():
         return folder
     if (folder / "config.yaml").is_file() and (folder / "metrics.jsonl").is_file():
         raise CheckpointError(
             f"{path} is a run without an export, which it gets with its first checkpoint; continue "
             f"it with textdiff train {path}/config.yaml"
         )
+    if any(p.suffix in WEIGHT_SUFFIXES or p.name == ".hydra" for p in folder.iterdir()):
+        return folder
     inside = sorted(folder.glob("*/export/config.json")) + sorted(folder.glob("*/config.json"))
     instead = inside[0].parent if inside else "a run's export directory (runs/NAME/export)"
     raise CheckpointError(f"{path} holds no model: it has no config.json; give {instead}")
@@ -174,20 +185,22 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def is_export(place: Path) -> bool:
+    """Return whether a folder holds a network that textdiff wrote."""
+    try:
+        content = read_json(place / "config.json")
+    except CheckpointError:
+        return False
+    return content.get("model_type") == "textdiff" or "diffusion" in content
+
+
 def load_model(folder: Path, dtype: torch.dtype) -> Denoiser:
     """Return the network of an export, on the CPU.
 
     Raises:
         CheckpointError: a file is missing, damaged, or does not fit the configuration.
     """
-    content = read_json(folder / "config.json")
-    own = content.get("model_type") == "textdiff"
-    if not own and "diffusion" not in content:
-        raise CheckpointError(
-            f"{folder}/config.json is of a {content.get('model_type')!r} model, not a textdiff "
-            "export",
-            code="not_an_export",
-        )
+    own = read_json(folder / "config.json").get("model_type") == "textdiff"
     weights = ("model.safetensors", "model.safetensors.index.json")
     if not any((folder / name).is_file() for name in weights):
         raise _unusable(f"{folder}/model.safetensors is missing")

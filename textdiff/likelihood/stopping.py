@@ -270,6 +270,8 @@ def model_digest(denoiser: Denoiser, family: Family) -> str:
     process = type(family.process).__name__
     digest.update(f"{process} {kind.__name__} {said}".encode())
     digest.update(f"{family.block_size} {family.timesteps}".encode())
+    if family.time_input != "sigma":
+        digest.update(family.time_input.encode())
     if family.learned is not None:
         for name, value in sorted(family.learned.state_dict().items()):
             digest.update(f"{name} {value.tolist()}".encode())

@@ -113,7 +113,7 @@ class CachedPredictor(Predictor):
         else:
             tokens = torch.cat([self._inputs(text, begins, length - self.size), active], dim=1)
         sigma = torch.zeros(len(rows), length // self.size)
-        sigma[:, -1] = -torch.log(alpha)
+        sigma[:, -1] = self.family.network_time(alpha)
         view = self._view(begins, length, rows)
         self.stored[rows] = self.starts[rows] + (self.size if self.shifted else 0)
         return self._logits(tokens, sigma, at, layout=self.layout, cache=view)
@@ -136,7 +136,7 @@ class CachedPredictor(Predictor):
         if not self.shifted:
             return text.gather(1, at.to(text.device))
         before = text.gather(1, (at - 1).clamp(min=0).to(text.device))
-        return before.masked_fill((at == 0).to(text.device), self.family.process.mask_token_id)
+        return before.masked_fill((at == 0).to(text.device), self.family.objective.first_input)
 
     def _view(self, begins: Tensor, length: int, slots: Tensor) -> CacheSlice:
         return self.cache.exact_slice(
@@ -187,7 +187,7 @@ class ApproximatePredictor(Predictor):
         rank = runs.cumsum(1) - 1  # [r, S] index among the row's T tokens
         return self._logits(
             tokens.gather(1, at.clamp(max=canvas.shape[1] - 1).to(canvas.device)),
-            -torch.log(alpha[rows]).float().unsqueeze(1),
+            self.family.network_time(alpha[rows]).unsqueeze(1),
             where * at.shape[1] + rank[where, positions % canvas.shape[1]],
             layout=self.layout,
             cache=self.cache.approximate_slice(at, self.widths[rows], _unless_first(rows)),

@@ -167,7 +167,7 @@ class PlainPredictor(Predictor):
         tokens = self._compose(canvas, rows, end)  # [r, end]
         alpha = self._alpha(t[rows])
         logits = self._logits(
-            shift_right(tokens, self.family.process.mask_token_id) if self.shifted else tokens,
+            shift_right(tokens, self.family.objective.first_input) if self.shifted else tokens,
             self._sigma(alpha, before, end),
             where * end + before[where] + positions % width,
             layout=self.layout.within(self._documents(lengths, end, canvas.device)),
@@ -189,7 +189,7 @@ class PlainPredictor(Predictor):
 
     def _sigma(self, alpha: Tensor, before: Tensor, end: int) -> Tensor:
         """Return [r, 1] noise, or [r, blocks] with zero noise in the finished ones."""
-        sigma = -torch.log(alpha).float().unsqueeze(1)
+        sigma = self.family.network_time(alpha).unsqueeze(1)
         size = self.family.block_size
         if size is None:
             return sigma

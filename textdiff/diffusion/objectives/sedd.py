@@ -3,14 +3,17 @@
 Under absorbing noise only masked positions contribute. Their outputs are scaled by 1 / (e^sigma -
 1) (App. C.1 there) and by 1 / K. So they need not grow with the noise and start near the truth. The
 ratio alpha / (1 - alpha) then cancels from the loss. It is cross-entropy plus Z - 1 - ln Z for
-scores that add up to Z times what they should. Under uniform noise every position contributes, and
-outputs are the log ratios themselves.
+scores that add up to Z times what they should. Under uniform noise every position contributes.
+Published uniform models, and absorbing ones with `scale_by_sigma: false`, have outputs that are the
+log ratios themselves: `scaled: false`.
 """
 
 from __future__ import annotations
 
 import math
 from typing import Literal
+
+from pydantic import Field
 
 from textdiff.diffusion.noise import Noise
 from textdiff.diffusion.objectives.objective import (
@@ -28,6 +31,10 @@ class SEDD(Objective):
     """Score entropy: the network predicts log ratios (arXiv:2310.16834)."""
 
     kind: Literal["sedd"] = "sedd"
+    scaled: bool = Field(
+        True,
+        description="scale outputs by the noise level; false: they are the log ratios themselves",
+    )
 
     processes = ("absorbing", "uniform")
     reason = "its score entropy is written for noise of one kind; gidd takes both"
@@ -41,9 +48,10 @@ class SEDDAbsorbing(SEDD):
     """Score entropy under absorbing noise (Eq. 5 and 9, arXiv:2310.16834)."""
 
     def predict(self, logits: Tensor, xt: Tensor, alpha: Tensor) -> Prediction:
-        ratio = torch.log(alpha) - torch.log1p(-alpha) - math.log(self.vocabulary.count)
         score = wide(logits).masked_fill(~self.vocabulary.clean, -torch.inf)
-        score = score + ratio[:, None].to(score.dtype)
+        if self.scaled:
+            ratio = torch.log(alpha) - torch.log1p(-alpha) - math.log(self.vocabulary.count)
+            score = score + ratio[:, None].to(score.dtype)
         return Prediction(lambda: clean_log_softmax(logits, self.vocabulary), score)
 
     def nelbo_terms(self, prediction: Prediction, x0: Tensor, xt: Tensor, noise: Noise) -> Tensor:
@@ -68,7 +76,8 @@ class SEDDUniform(SEDD):
 
     def predict(self, logits: Tensor, xt: Tensor, alpha: Tensor) -> Prediction:
         score = wide(logits).masked_fill(~self.vocabulary.clean, -torch.inf)
-        score = score * self.scale(alpha)[:, None].to(score.dtype)
+        if self.scaled:
+            score = score * self.scale(alpha)[:, None].to(score.dtype)
         score = score.scatter(-1, xt[:, None], 0.0)
         return Prediction(lambda: self.process.log_x0(score, xt, alpha).to(score.dtype), score)
 

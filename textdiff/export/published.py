@@ -1,0 +1,160 @@
+"""Checkpoints of other codes as networks and families of ours, without a tokenizer.
+
+`load_denoiser` takes exports of textdiff, published folders and files, and hub ids alike.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+
+from textdiff.diffusion.family import Family
+from textdiff.errors import CheckpointError
+from textdiff.export.convert import CheckpointFamily, Converted, find_checkpoint_family
+from textdiff.export.convert.container import CheckpointFiles, read_checkpoint
+from textdiff.export.convert.published_tokenizer import find_tokenizer, with_special_tokens
+from textdiff.export.loading import (
+    family_of,
+    find_device,
+    find_dtype,
+    is_export,
+    load_model,
+    locate_export,
+)
+from textdiff.models import Denoiser, TextDiffusionConfig, TextDiffusionModel
+
+SHOWN = 4  # names of weights that a message lists
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published checkpoint that was read.
+
+    Attributes:
+        checkpoint: its files' content.
+        family: the family that it is of.
+        converted: configuration and weights in our terms.
+    """
+
+    checkpoint: CheckpointFiles
+    family: CheckpointFamily
+    converted: Converted
+
+
+def load_denoiser(
+    path: str | Path,
+    family: str | None = None,
+    device: str | torch.device | None = "cpu",
+    dtype: str | torch.dtype = "float32",
+) -> tuple[Denoiser, Family]:
+    """Return the network and the diffusion family of a model, without a tokenizer.
+
+    Its logits are the raw ones of the code that trained it. Ids that a checkpoint lacks, such as a
+    mask, are appended as rows that are never predicted.
+
+    Args:
+        path: export, run that has one, published folder or file of weights, or hub id, also with a
+            revision: `owner/name@branch`.
+        family: name of the family of published checkpoints; None: it is recognised.
+        device: torch device; None: the fastest.
+        dtype: of the network.
+
+    Raises:
+        CheckpointError: a file is missing or damaged, needs unpickling, or is of no known family.
+        ConfigError: an unknown device, dtype or family.
+    """
+    where, kind = find_device(device), find_dtype(dtype)
+    place = locate_export(path)
+    model: Denoiser
+    if is_export(place):
+        model = load_model(place, kind)
+    else:
+        model = build_network(read_published(place, family), kind)
+    model = model.to(where).eval()
+    return model, family_of(model.config, where, model.exponents)
+
+
+def open_published(
+    place: Path, tokenizer: str | None = None, family: str | None = None
+) -> tuple[Published, PreTrainedTokenizerFast]:
+    """Read a published checkpoint and its tokenizer, which fit each other.
+
+    Args:
+        place: its folder, or the file of its weights.
+        tokenizer: folder or hub id of its tokenizer; None: that of the folder, else the published.
+        family: name of the family of checkpoints; None: it is recognised.
+
+    Raises:
+        CheckpointError: it cannot be read, or has no tokenizer that fits.
+        ConfigError: an unknown family.
+        DataError: the tokenizer that was named cannot be loaded.
+    """
+    published = read_published(place, family)
+    own = find_tokenizer(place, published.converted, tokenizer)
+    converted, own = with_special_tokens(published.converted, own)
+    return replace(published, converted=converted), own
+
+
+def read_published(place: Path, family: str | None = None) -> Published:
+    """Read a published checkpoint from its folder or file.
+
+    Args:
+        place: where it is.
+        family: name of the family of checkpoints; None: it is recognised.
+
+    Raises:
+        CheckpointError: see `load_denoiser`.
+        ConfigError: an unknown family.
+    """
+    checkpoint = read_checkpoint(place)
+    known = find_checkpoint_family(place, checkpoint.config, list(checkpoint.weights), family)
+    return Published(checkpoint, known, known.convert(checkpoint.config, checkpoint.weights))
+
+
+def build_network(published: Published, dtype: torch.dtype) -> Denoiser:
+    """Return the network of a published checkpoint, on the CPU.
+
+    Raises:
+        CheckpointError: weights are missing, left over or of another shape.
+    """
+    config, weights = published.converted.config, published.converted.weights
+    with torch.device("meta"):
+        model = _network(config)
+    _check_weights(published, {name: tuple(v.shape) for name, v in model.state_dict().items()})
+    model.load_state_dict({name: v.to(dtype) for name, v in weights.items()}, assign=True)
+    return model
+
+
+def _network(config: PreTrainedConfig) -> Denoiser:
+    """Return the network that a configuration describes, without weights."""
+    assert isinstance(config, TextDiffusionConfig)
+    return TextDiffusionModel(config)
+
+
+def _check_weights(published: Published, wanted: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse weights that are missing, left over or of another shape than those `wanted`."""
+    weights = published.converted.weights
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    problems = {
+        "missing": [name for name in wanted if name not in shapes],
+        "left over": [name for name in shapes if name not in wanted],
+        "of another shape": [
+            f"{name} {shapes[name]} instead of {shape}"
+            for name, shape in wanted.items()
+            if name in shapes and shapes[name] != shape
+        ],
+    }
+    lists = [f"{what}: {_listed(names)}" for what, names in problems.items() if names]
+    if lists:
+        raise CheckpointError(
+            f"{published.checkpoint.file} does not fit family {published.family.kind} and its "
+            f"config ({'; '.join(lists)}); name another family with --from, or fetch it again",
+            code="weights_do_not_fit",
+        )
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
