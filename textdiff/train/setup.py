@@ -81,8 +81,9 @@ def architecture(config: Config, vocabulary: int, **special_ids: Any) -> TextDif
         **{name: getattr(network, name) for name in names},
         diffusion={
             **config.diffusion.model_dump(
-                mode="json", include={"process", "schedule", "objective", "block_size", "timesteps"}
+                mode="json", include={"process", "schedule", "block_size", "timesteps"}
             ),
+            "objective": config.diffusion.objective.to_export(),
             "prompt_dropout": config.diffusion.noise.prompt_dropout,
         },
         **special_ids,
