@@ -9,7 +9,6 @@ and nothing is computed twice.
 Letters: B rows, L positions, N positions that contribute to the loss, H hidden size.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,89 +17,83 @@ from torch import Tensor, nn
 from textdiff.diffusion.corruption import Batch as Batch
 from textdiff.diffusion.corruption import CleanBatch as CleanBatch
 from textdiff.diffusion.corruption import corrupt as corrupt
+from textdiff.diffusion.corruption import log_mask as log_mask
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.noise import ByTime, Noise, draw_noise
 from textdiff.diffusion.objectives import Prediction
-from textdiff.models import CAUSAL, Denoiser, Layout, left_neighbours, shift_right, training_layout
+from textdiff.diffusion.objectives.objective import clean_log_softmax, pick
+from textdiff.models import CAUSAL, Denoiser, Reads, shift_right, training_layout
 
 # Logits alive at once: 2 ** 22 of them are 16 MiB in float32, which memory allocators reuse.
 CHUNK_LOGITS = 2**22
 
 
-@dataclass(frozen=True)
-class Reads:
-    """Places of the hidden states that predict the N positions of a batch.
+class HeadTerms:
+    """Hidden states for the head, which runs on some of them at a time.
 
     Attributes:
-        noisy: [N] flat indices into the noisy stream.
-        clean: [M] flat indices into the clean stream; None: none of them is read.
-        index: [N] which of these N + M states predicts each position; None: the N in order.
+        inputs: of the head: hidden states [N, H] and, with adaln, conditions [N, C].
+
+    Args:
+        denoiser: the network.
+        inputs: as above.
     """
 
-    noisy: Tensor
-    clean: Tensor | None = None
-    index: Tensor | None = None
+    def __init__(self, denoiser: Denoiser, inputs: list[Tensor]):
+        self.inputs = inputs
+        self.head = denoiser.output_layer
+        self.chunk_size = max(1, CHUNK_LOGITS // denoiser.config.vocab_size)
 
-    @classmethod
-    def of(cls, batch: Batch, layout: Layout) -> "Reads":
-        """Return the places one before the positions, for a network that predicts what follows.
+    def chunks(self) -> list[slice]:
+        """Return slices of positions whose logits are alive together."""
+        size = self.chunk_size
+        return [slice(i, i + size) for i in range(0, len(self.inputs[0]), size)]
 
-        What is before a block is the clean end of the last one, as in generation. All these ends
-        are read, needed or not: their number then depends on no tensor's values.
+    def losses(self, chunk: slice, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return [n] training losses and [n] nats of one chunk.
+
+        Args:
+            chunk: the positions.
+            *inputs: that chunk of `inputs`, as leaves of a graph where gradients are wanted.
         """
-        rows, length = batch.x0.shape
-        positions = batch.positions
-        before = left_neighbours(positions, length, layout.document_ids)
-        if layout.streams == 1:
-            return cls(before)
-        size = min(layout.block_size or length, length)
-        ends = torch.arange(size - 1, length - 1, size, device=positions.device)  # [blocks - 1]
-        clean = (torch.arange(rows, device=positions.device)[:, None] * length + ends).flatten()
-        row, column = positions // length, positions % length
-        own = len(positions) + row * len(ends) + column // size - 1
-        crosses = (before < positions) & (column % size == 0)
-        index = torch.arange(len(positions), device=positions.device)
-        return cls(before, clean, torch.where(crosses, own, index))
-
-    def ordered(self, states: Tensor) -> Tensor:
-        """Return the states [N, ...] of the positions, of those at N + M places."""
-        return states if self.index is None else states[self.index]
+        raise NotImplementedError
 
 
-class PositionTerms:
+class PositionTerms(HeadTerms):
     """Hidden states at the positions that contribute, and the objective on top of them.
 
     Args:
         denoiser: the network; its trunk runs here, its head when called.
         family: process, schedule and objective; the block size is the batch's.
         batch: the corrupted batch.
+        training: whether the next-token loss of the clean stream is wanted, too.
+
+    Attributes:
+        following: the terms of that loss; None: there is none.
     """
 
-    def __init__(self, denoiser: Denoiser, family: Family, batch: Batch):
-        tokens, layout = batch.xt, training_layout(batch.block_size)
+    def __init__(self, denoiser: Denoiser, family: Family, batch: Batch, training: bool = False):
+        tokens = batch.xt
+        layout = training_layout(batch.block_size, family.causal_context)
         if family.objective.shifted:
             tokens = shift_right(batch.x0, family.process.mask_token_id, batch.document_ids)
             layout = CAUSAL
         layout = layout.within(batch.document_ids)
         context = batch.x0 if layout.streams == 2 else None
-        reads = Reads.of(batch, layout) if family.objective.shift else Reads(batch.positions)
+        clean = training and family.objective.ar_weight > 0.0
+        reads = Reads.of(batch.positions, batch.x0.shape, layout, family.objective.shift, clean)
         more: Any = {} if reads.clean is None else {"context_positions": reads.clean}
-        hidden, condition = denoiser.hidden(
-            tokens, context, batch.sigma, layout, reads.noisy, **more
-        )
-        self.hidden = reads.ordered(hidden)  # [N, H]
-        self.condition = None if condition is None else reads.ordered(condition)
+        outputs = denoiser.hidden(tokens, context, batch.sigma, layout, reads.noisy, **more)
+        states = [x for x in outputs if x is not None]
+        super().__init__(denoiser, [reads.ordered(x) for x in states])
+        self.following: NextTokenTerms | None = None
+        if clean:
+            rest = [x[len(reads.noisy) :] for x in states]
+            self.following = NextTokenTerms(denoiser, rest, family, batch)
         self.x0 = batch.x0.flatten()[batch.positions]  # [N]
         self.xt = batch.xt.flatten()[batch.positions]  # [N]
         self.noise = batch.noise
-        self.head = denoiser.output_layer
         self.objective = family.objective
-        self.chunk_size = max(1, CHUNK_LOGITS // denoiser.config.vocab_size)
-
-    @property
-    def inputs(self) -> list[Tensor]:
-        """Inputs of the head: hidden states [N, H] and, with adaln, conditions [N, C]."""
-        return [self.hidden] if self.condition is None else [self.hidden, self.condition]
 
     def predict(self, chunk: slice, *inputs: Tensor) -> Prediction:
         """Predict one chunk of positions.
@@ -125,11 +118,6 @@ class PositionTerms:
         """Return [n] clean tokens, [n] noisy tokens and the noise of one chunk."""
         return self.x0[chunk], self.xt[chunk], self.noise.map(lambda value: value[chunk])
 
-    def chunks(self) -> list[slice]:
-        """Return slices of positions whose logits are alive together."""
-        size = self.chunk_size
-        return [slice(i, i + size) for i in range(0, len(self.x0), size)]
-
     def all(self) -> Tensor:
         """Return [N] nats at every position, without gradients."""
         terms = [
@@ -137,6 +125,36 @@ class PositionTerms:
             for chunk in self.chunks()
         ]
         return torch.cat(terms) if terms else torch.zeros(0, dtype=torch.float64)
+
+
+class NextTokenTerms(HeadTerms):
+    """Cross-entropy of each clean token given those before it, at the place before it.
+
+    Without a place before it in its document a token has none. Neither do hidden prompts.
+
+    Args:
+        denoiser: the network.
+        inputs: of the head, at all B * L places of the clean stream, which is causal.
+        family: its objective has the weight.
+        batch: the batch.
+    """
+
+    def __init__(self, denoiser: Denoiser, inputs: list[Tensor], family: Family, batch: Batch):
+        super().__init__(denoiser, inputs)
+        self.weight, self.vocabulary = family.objective.ar_weight, family.process.vocabulary
+        target = batch.x0.roll(-1, dims=1)  # [B, L]
+        scored = self.vocabulary.clean[target]
+        scored[:, -1] = False
+        if (ids := batch.document_ids) is not None:
+            scored = scored & (ids == ids.roll(-1, dims=1)) & (ids >= 0)
+        self.scored = scored.flatten()
+        self.target = target.where(scored, self.vocabulary.ids[0]).flatten()
+
+    def losses(self, chunk: slice, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return [n] weighted and [n] unweighted nats of one chunk."""
+        log_x0 = clean_log_softmax(self.head(*inputs), self.vocabulary)
+        nats = -pick(log_x0, self.target[chunk]) * self.scored[chunk]
+        return self.weight * nats, nats
 
 
 class _ChunkedSum(torch.autograd.Function):
@@ -147,9 +165,7 @@ class _ChunkedSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, terms: PositionTerms, count: int, *tensors: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, terms: HeadTerms, count: int, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         inputs, parameters = tensors[:count], tensors[count:]
         total = torch.zeros((), dtype=torch.float64, device=inputs[0].device)
         nelbos = total.new_zeros(len(inputs[0]))
@@ -176,7 +192,15 @@ class _ChunkedSum(torch.autograd.Function):
         return None, None, *(grad.mul_(grad_loss) for grad in ctx.saved_tensors)
 
 
-def _chunked_sum(terms: PositionTerms, *learned: Tensor) -> tuple[Tensor, Tensor]:
+def _training_sum(terms: PositionTerms, *learned: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the summed training loss, next tokens included, and [N] terms; see `_chunked_sum`."""
+    loss, nelbo = _chunked_sum(terms, *learned)
+    if terms.following is None:
+        return loss, nelbo
+    return loss + _chunked_sum(terms.following)[0], nelbo
+
+
+def _chunked_sum(terms: HeadTerms, *learned: Tensor) -> tuple[Tensor, Tensor]:
     """Return the summed training loss and [N] detached negative ELBO terms.
 
     Args:
@@ -212,7 +236,8 @@ class DenoisingLoss(nn.Module):
         Returns:
             The training loss, and the detached negative ELBO sample of the same noise.
         """
-        loss, nelbo = _chunked_sum(PositionTerms(self.denoiser, self.family, batch))
+        terms = PositionTerms(self.denoiser, self.family, batch, training=True)
+        loss, nelbo = _training_sum(terms)
         return loss, nelbo.sum()
 
 
@@ -251,8 +276,8 @@ class LearnedScheduleLoss(nn.Module):
             noise = draw_noise(family, x0, batch.uniforms, ByTime())
             ids = batch.document_ids
             masked = corrupt(family, x0, noise, None if ids is None else ids.repeat(2, 1))
-        terms = PositionTerms(self.denoiser, family, masked)
-        loss, nelbo = _chunked_sum(terms, *self.schedule.parameters())
+        terms = PositionTerms(self.denoiser, family, masked, training=True)
+        loss, nelbo = _training_sum(terms, *self.schedule.parameters())
         nats = nelbo.new_zeros(x0.numel()).index_add(0, masked.positions, nelbo).view(x0.shape)
         f_1, f_2 = blocks.split(nats, 0.0).sum(-1).chunk(2)  # [B, blocks] each
         log_q = blocks.split(log_mask(noise, self.schedule()[x0]), 0.0).sum(-1)
@@ -260,16 +285,3 @@ class LearnedScheduleLoss(nn.Module):
         q_1, q_2 = log_q.chunk(2)
         score = ((f_1 - f_2) * (q_1 - q_2)).sum() / 2
         return loss / 2 + score, nelbo.sum() / 2
-
-
-def log_mask(noise: Noise, exponent: Tensor) -> Tensor:
-    """Return the log-probability of each position's mask bit, [B, L].
-
-    A position is masked with probability threshold ** exponent.
-
-    Args:
-        noise: drawn by time.
-        exponent: [B, L] rate exponents.
-    """
-    log_masked = exponent * noise.threshold.log()
-    return torch.where(noise.corrupted, log_masked, torch.log(-torch.expm1(log_masked)))

@@ -65,6 +65,9 @@ class World:
         at = torch.arange(end)
         block = at // self.size
         allowed = block[None, :] <= block[:, None]
+        if self.family.causal_context:
+            finished = at[:, None] < start
+            allowed &= ~finished | (at[None, :] <= at[:, None])
         logits = dense(self.model, torch.tensor(tokens[:end]), allowed)
         if self.family.objective.shift:
             logits = logits[(at - 1).clamp(min=0)]

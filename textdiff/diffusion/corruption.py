@@ -81,3 +81,16 @@ def corrupt(family: Family, x0: Tensor, noise: Noise, document_ids: Tensor | Non
     alpha = family.known_alpha(noise.alpha.expand(x0.shape)[:, starts])
     sigma = -torch.log(alpha).float()  # [B, blocks]
     return Batch(x0, xt, positions, noise.at(positions), sigma, document_ids, family.block_size)
+
+
+def log_mask(noise: Noise, exponent: Tensor) -> Tensor:
+    """Return the log-probability of each position's mask bit, [B, L].
+
+    A position is masked with probability threshold ** exponent.
+
+    Args:
+        noise: drawn by time.
+        exponent: [B, L] rate exponents.
+    """
+    log_masked = exponent * noise.threshold.log()
+    return torch.where(noise.corrupted, log_masked, torch.log(-torch.expm1(log_masked)))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.objectives import Prediction
-from textdiff.models import CacheSlice, Denoiser, left_neighbours
+from textdiff.models import CacheSlice, Denoiser, Layout, left_neighbours
 from textdiff.sampling.predictor import Predictor, in_groups
 
 
@@ -158,9 +158,10 @@ class CachedPredictor(Predictor):
             tokens = torch.cat([self._inputs(text, begins, length - self.size), active], dim=1)
         sigma = torch.zeros(len(rows), length // self.size)
         sigma[:, -1] = -torch.log(alpha)
-        view = self._view(begins, length, rows)
+        layout = self.layout.after(self.starts[rows])
+        view = self._view(layout, begins, length, rows)
         self.stored[rows] = self.starts[rows] + (self.size if self.shifted else 0)
-        return self._logits(tokens, sigma, at, layout=self.layout, cache=view)
+        return self._logits(tokens, sigma, at, layout=layout, cache=view)
 
     def _store(
         self,
@@ -181,7 +182,7 @@ class CachedPredictor(Predictor):
             torch.zeros(len(rows), length // self.size),
             at if self.shift else at[:0],
             layout=self.layout,
-            cache=self._view(begins, length, slots),
+            cache=self._view(self.layout, begins, length, slots),
         )
         self._keep_ends(slots, logits)
 
@@ -193,10 +194,8 @@ class CachedPredictor(Predictor):
         before = text.gather(1, (at - 1).clamp(min=0).to(text.device))
         return before.masked_fill((at == 0).to(text.device), self.family.process.mask_token_id)
 
-    def _view(self, begins: Tensor, length: int, slots: Tensor) -> CacheSlice:
-        return self.cache.exact_slice(
-            self.layout, begins, length, _unless_first(slots), self.window
-        )
+    def _view(self, layout: Layout, begins: Tensor, length: int, slots: Tensor) -> CacheSlice:
+        return self.cache.exact_slice(layout, begins, length, _unless_first(slots), self.window)
 
 
 class ApproximatePredictor(Predictor):

@@ -41,7 +41,8 @@ class Predictor(ABC):
         self.family = family
         self.shifted = family.objective.shifted
         self.shift = family.objective.shift
-        self.layout: Layout = CAUSAL if self.shifted else sampling_layout(family.block_size)
+        in_blocks = sampling_layout(family.block_size, family.causal_context)
+        self.layout: Layout = CAUSAL if self.shifted else in_blocks
         self.calls = 0
         self.rows = 0
         self._broken = torch.zeros((), dtype=torch.bool, device=model.device)
@@ -176,11 +177,12 @@ class PlainPredictor(Predictor):
         tokens = self._compose(canvas, rows, end)  # [r, end]
         alpha = self._alpha(t[rows])
         at = where * end + before[where] + positions % width
+        layout = self.layout.within(self._documents(lengths, end, canvas.device))
         logits = self._logits(
             shift_right(tokens, self.family.process.mask_token_id) if self.shifted else tokens,
             self._sigma(alpha, before, end),
             left_neighbours(at, end) if self.shift else at,
-            layout=self.layout.within(self._documents(lengths, end, canvas.device)),
+            layout=layout.after(before.to(canvas.device)),
         )
         return self._predicted(logits, canvas, positions, alpha[where])
 

@@ -113,10 +113,10 @@ class AR(_MaskedCrossEntropy):
 
     @model_validator(mode="after")
     def _left_to_right(self) -> AR:
-        if self.shift:
+        if self.shift or self.ar_weight:
             raise ValueError(
-                "objective ar predicts the next token by itself: set shift: false (shift is for "
-                "objectives that fill masks with a network that predicted the next token)"
+                "objective ar predicts the next token by itself: set shift: false and ar_weight: 0 "
+                "(they are for objectives that fill masks)"
             )
         return self
 
