@@ -1,6 +1,6 @@
 """The loss of corrupted batches, which training minimises and likelihood sums.
 
-`corrupt` makes a `Batch`, `PositionTerms` runs the network on it and applies the objective at the
+`corrupt` made a `Batch`; `PositionTerms` runs the network on it and applies the objective at the
 positions that contribute. `DenoisingLoss` is the module that training wraps; `LearnedScheduleLoss`
 replaces it where the noise schedule has parameters too. The head and the objective run in chunks
 of positions whose gradients are taken at once, so that the logits of a batch never exist together
@@ -9,89 +9,54 @@ and nothing is computed twice.
 Letters: B rows, L positions, N positions that contribute to the loss, H hidden size.
 """
 
-from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from textdiff.diffusion.corruption import Batch as Batch
+from textdiff.diffusion.corruption import CleanBatch as CleanBatch
+from textdiff.diffusion.corruption import corrupt as corrupt
+from textdiff.diffusion.corruption import log_mask as log_mask
 from textdiff.diffusion.family import Family
-from textdiff.diffusion.noise import ByTime, Noise, NoiseUniforms, draw_noise
+from textdiff.diffusion.noise import ByTime, Noise, draw_noise
 from textdiff.diffusion.objectives import Prediction
-from textdiff.models import CAUSAL, Denoiser, shift_right, training_layout
+from textdiff.diffusion.objectives.objective import clean_log_softmax, pick
+from textdiff.models import CAUSAL, Denoiser, Reads, shift_right, training_layout
 
 # Logits alive at once: 2 ** 22 of them are 16 MiB in float32, which memory allocators reuse.
 CHUNK_LOGITS = 2**22
 
 
-@dataclass(frozen=True)
-class Batch:
-    """A corrupted batch of B rows.
+class HeadTerms:
+    """Hidden states for the head, which runs on some of them at a time.
 
     Attributes:
-        x0: [B, L] int64 clean tokens.
-        xt: [B, L] int64 noisy tokens.
-        positions: [N] int64 flat indices of the positions that contribute to the loss.
-        noise: the noise at those positions, [N] each.
-        sigma: [B, blocks] total noise per block, or what else the family's networks read.
-        document_ids: [B, L] (-1: padding), or None where attention ignores documents.
-        block_size: tokens per block; None: the whole sequence.
+        inputs: of the head: hidden states [N, H] and, with adaln, conditions [N, C].
+
+    Args:
+        denoiser: the network.
+        inputs: as above.
     """
 
-    x0: Tensor
-    xt: Tensor
-    positions: Tensor
-    noise: Noise
-    sigma: Tensor
-    document_ids: Tensor | None
-    block_size: int | None
+    def __init__(self, denoiser: Denoiser, inputs: list[Tensor]):
+        self.inputs = inputs
+        self.head = denoiser.output_layer
+        self.chunk_size = max(1, CHUNK_LOGITS // denoiser.config.vocab_size)
 
-    def to(self, device: torch.device) -> "Batch":
-        """Copy the batch to a device without waiting."""
-        return replace(self, **_on(device, self))
+    def chunks(self) -> list[slice]:
+        """Return slices of positions whose logits are alive together."""
+        size = self.chunk_size
+        return [slice(i, i + size) for i in range(0, len(self.inputs[0]), size)]
 
+    def losses(self, chunk: slice, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return [n] training losses and [n] nats of one chunk.
 
-@dataclass(frozen=True)
-class CleanBatch:
-    """A batch of B rows that is corrupted on the device, by a schedule that is being learned.
-
-    Attributes:
-        x0: [B, L] int64 clean tokens.
-        uniforms: of 2 B rows: two masks of every row, at the same times.
-        document_ids: [B, L], or None where attention ignores documents.
-        block_size: tokens per block; None: the whole sequence.
-    """
-
-    x0: Tensor
-    uniforms: NoiseUniforms
-    document_ids: Tensor | None
-    block_size: int | None
-
-    def to(self, device: torch.device) -> "CleanBatch":
-        """Copy the batch to a device without waiting."""
-        return replace(self, **_on(device, self))
-
-
-def _on(device: torch.device, batch: Batch | CleanBatch) -> dict[str, Any]:
-    """Return copies on a device of a batch's tensors and bundles of tensors, by name."""
-
-    def move(value: Tensor) -> Tensor:
-        return value.to(device, non_blocking=True)
-
-    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    moved = {name: move(v) for name, v in values.items() if isinstance(v, Tensor)}
-    bundles = {n: v.map(move) for n, v in values.items() if isinstance(v, Noise | NoiseUniforms)}
-    return moved | bundles
-
-
-def corrupt(family: Family, x0: Tensor, noise: Noise, document_ids: Tensor | None) -> Batch:
-    """Corrupt x0 [B, L] on the CPU, where noise is made and positions are counted."""
-    xt = family.process.corrupt(x0, noise)
-    positions = family.objective.positions(noise).flatten().nonzero().squeeze(1)
-    starts = torch.arange(0, x0.shape[1], family.blocks(x0.shape[1]).size)
-    alpha = family.known_alpha(noise.alpha.expand(x0.shape)[:, starts])
-    sigma = family.network_time(alpha)  # [B, blocks]
-    return Batch(x0, xt, positions, noise.at(positions), sigma, document_ids, family.block_size)
+        Args:
+            chunk: the positions.
+            *inputs: that chunk of `inputs`, as leaves of a graph where gradients are wanted.
+        """
+        raise NotImplementedError
 
 
 def _without_starts(batch: Batch) -> Tensor | None:
@@ -106,35 +71,41 @@ def _without_starts(batch: Batch) -> Tensor | None:
     return ids
 
 
-class PositionTerms:
+class PositionTerms(HeadTerms):
     """Hidden states at the positions that contribute, and the objective on top of them.
 
     Args:
         denoiser: the network; its trunk runs here, its head when called.
         family: process, schedule and objective; the block size is the batch's.
         batch: the corrupted batch.
+        training: whether the next-token loss of the clean stream is wanted, too.
+
+    Attributes:
+        following: the terms of that loss; None: there is none.
     """
 
-    def __init__(self, denoiser: Denoiser, family: Family, batch: Batch):
-        tokens, layout, ids = batch.xt, training_layout(batch.block_size), batch.document_ids
+    def __init__(self, denoiser: Denoiser, family: Family, batch: Batch, training: bool = False):
+        tokens, ids = batch.xt, batch.document_ids
+        layout = training_layout(batch.block_size, family.causal_context)
         if family.objective.shifted:
             tokens, layout = shift_right(batch.x0, family.objective.first_input, ids), CAUSAL
             ids = _without_starts(batch) if family.objective.has_own_start else ids
+        layout = layout.within(ids)
         context = batch.x0 if layout.streams == 2 else None
-        self.hidden, self.condition = denoiser.hidden(
-            tokens, context, batch.sigma, layout.within(ids), batch.positions
-        )
+        clean = training and family.objective.ar_weight > 0.0
+        reads = Reads.of(batch.positions, batch.x0.shape, layout, family.objective.shift, clean)
+        more: Any = {} if reads.clean is None else {"context_positions": reads.clean}
+        outputs = denoiser.hidden(tokens, context, batch.sigma, layout, reads.noisy, **more)
+        states = [x for x in outputs if x is not None]
+        super().__init__(denoiser, [reads.ordered(x) for x in states])
+        self.following: NextTokenTerms | None = None
+        if clean:
+            rest = [x[len(reads.noisy) :] for x in states]
+            self.following = NextTokenTerms(denoiser, rest, family, batch)
         self.x0 = batch.x0.flatten()[batch.positions]  # [N]
         self.xt = batch.xt.flatten()[batch.positions]  # [N]
         self.noise = batch.noise
-        self.head = denoiser.output_layer
         self.objective = family.objective
-        self.chunk_size = max(1, CHUNK_LOGITS // denoiser.config.vocab_size)
-
-    @property
-    def inputs(self) -> list[Tensor]:
-        """Inputs of the head: hidden states [N, H] and, with adaln, conditions [N, C]."""
-        return [self.hidden] if self.condition is None else [self.hidden, self.condition]
 
     def predict(self, chunk: slice, *inputs: Tensor) -> Prediction:
         """Predict one chunk of positions.
@@ -159,11 +130,6 @@ class PositionTerms:
         """Return [n] clean tokens, [n] noisy tokens and the noise of one chunk."""
         return self.x0[chunk], self.xt[chunk], self.noise.map(lambda value: value[chunk])
 
-    def chunks(self) -> list[slice]:
-        """Return slices of positions whose logits are alive together."""
-        size = self.chunk_size
-        return [slice(i, i + size) for i in range(0, len(self.x0), size)]
-
     def all(self) -> Tensor:
         """Return [N] nats at every position, without gradients."""
         terms = [
@@ -171,6 +137,36 @@ class PositionTerms:
             for chunk in self.chunks()
         ]
         return torch.cat(terms) if terms else torch.zeros(0, dtype=torch.float64)
+
+
+class NextTokenTerms(HeadTerms):
+    """Cross-entropy of each clean token given those before it, at the place before it.
+
+    Without a place before it in its document a token has none. Neither do hidden prompts.
+
+    Args:
+        denoiser: the network.
+        inputs: of the head, at all B * L places of the clean stream, which is causal.
+        family: its objective has the weight.
+        batch: the batch.
+    """
+
+    def __init__(self, denoiser: Denoiser, inputs: list[Tensor], family: Family, batch: Batch):
+        super().__init__(denoiser, inputs)
+        self.weight, self.vocabulary = family.objective.ar_weight, family.process.vocabulary
+        target = batch.x0.roll(-1, dims=1)  # [B, L]
+        scored = self.vocabulary.clean[target]
+        scored[:, -1] = False
+        if (ids := batch.document_ids) is not None:
+            scored = scored & (ids == ids.roll(-1, dims=1)) & (ids >= 0)
+        self.scored = scored.flatten()
+        self.target = target.where(scored, self.vocabulary.ids[0]).flatten()
+
+    def losses(self, chunk: slice, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return [n] weighted and [n] unweighted nats of one chunk."""
+        log_x0 = clean_log_softmax(self.head(*inputs), self.vocabulary)
+        nats = -pick(log_x0, self.target[chunk]) * self.scored[chunk]
+        return self.weight * nats, nats
 
 
 class _ChunkedSum(torch.autograd.Function):
@@ -181,9 +177,7 @@ class _ChunkedSum(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, terms: PositionTerms, count: int, *tensors: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, terms: HeadTerms, count: int, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         inputs, parameters = tensors[:count], tensors[count:]
         total = torch.zeros((), dtype=torch.float64, device=inputs[0].device)
         nelbos = total.new_zeros(len(inputs[0]))
@@ -210,7 +204,15 @@ class _ChunkedSum(torch.autograd.Function):
         return None, None, *(grad.mul_(grad_loss) for grad in ctx.saved_tensors)
 
 
-def _chunked_sum(terms: PositionTerms, *learned: Tensor) -> tuple[Tensor, Tensor]:
+def _training_sum(terms: PositionTerms, *learned: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the summed training loss, next tokens included, and [N] terms; see `_chunked_sum`."""
+    loss, nelbo = _chunked_sum(terms, *learned)
+    if terms.following is None:
+        return loss, nelbo
+    return loss + _chunked_sum(terms.following)[0], nelbo
+
+
+def _chunked_sum(terms: HeadTerms, *learned: Tensor) -> tuple[Tensor, Tensor]:
     """Return the summed training loss and [N] detached negative ELBO terms.
 
     Args:
@@ -246,7 +248,8 @@ class DenoisingLoss(nn.Module):
         Returns:
             The training loss, and the detached negative ELBO sample of the same noise.
         """
-        loss, nelbo = _chunked_sum(PositionTerms(self.denoiser, self.family, batch))
+        terms = PositionTerms(self.denoiser, self.family, batch, training=True)
+        loss, nelbo = _training_sum(terms)
         return loss, nelbo.sum()
 
 
@@ -285,8 +288,8 @@ class LearnedScheduleLoss(nn.Module):
             noise = draw_noise(family, x0, batch.uniforms, ByTime())
             ids = batch.document_ids
             masked = corrupt(family, x0, noise, None if ids is None else ids.repeat(2, 1))
-        terms = PositionTerms(self.denoiser, family, masked)
-        loss, nelbo = _chunked_sum(terms, *self.schedule.parameters())
+        terms = PositionTerms(self.denoiser, family, masked, training=True)
+        loss, nelbo = _training_sum(terms, *self.schedule.parameters())
         nats = nelbo.new_zeros(x0.numel()).index_add(0, masked.positions, nelbo).view(x0.shape)
         f_1, f_2 = blocks.split(nats, 0.0).sum(-1).chunk(2)  # [B, blocks] each
         log_q = blocks.split(log_mask(noise, self.schedule()[x0]), 0.0).sum(-1)
@@ -294,16 +297,3 @@ class LearnedScheduleLoss(nn.Module):
         q_1, q_2 = log_q.chunk(2)
         score = ((f_1 - f_2) * (q_1 - q_2)).sum() / 2
         return loss / 2 + score, nelbo.sum() / 2
-
-
-def log_mask(noise: Noise, exponent: Tensor) -> Tensor:
-    """Return the log-probability of each position's mask bit, [B, L].
-
-    A position is masked with probability threshold ** exponent.
-
-    Args:
-        noise: drawn by time.
-        exponent: [B, L] rate exponents.
-    """
-    log_masked = exponent * noise.threshold.log()
-    return torch.where(noise.corrupted, log_masked, torch.log(-torch.expm1(log_masked)))

@@ -35,12 +35,12 @@ def run(attention, streams, dtype=torch.float64):
 
 @pytest.mark.parametrize("streams", [1, 2])
 @pytest.mark.parametrize("ids", [None, IDS], ids=["rows", "documents"])
-@pytest.mark.parametrize("block", [1, 4, 5])
+@pytest.mark.parametrize(("block", "causal"), [(1, False), (4, False), (5, False), (4, True)])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)], ids=["64", "32"]
 )
-def test_equals_the_dense_mask(block, ids, streams, dtype, tolerance):
-    layout = Layout("block_diffusion", block, ids)
+def test_equals_the_dense_mask(block, causal, ids, streams, dtype, tolerance):
+    layout = Layout("block_diffusion", block, ids, causal)
     chunked, dense = (prepare(b, layout, 2 * LENGTH, CPU, ROWS) for b in ("sdpa", "eager"))
     assert chunked.streams is layout
     for found, wanted in zip(run(chunked, streams, dtype), run(dense, streams, dtype), strict=True):

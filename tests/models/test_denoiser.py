@@ -190,11 +190,15 @@ def test_block_diffusion_layout_streams():
     assert clean.tolist() == [False] * 8 + [True] * 4
 
 
-def test_block_diffusion_equals_one_pass_per_block_with_a_clean_prefix():
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_block_diffusion_equals_one_pass_per_block_with_a_clean_prefix(causal, backend):
     model = tiny(adaln=True, time_conditioning=True)
+    model.set_attn_implementation(backend)
     noisy, clean = torch.randint(0, 10, (2, 1, 12)).unbind(0)
     sigma = torch.tensor([[0.3, 1.0, 2.0]])
-    together = model(noisy, clean, sigma=sigma, layout=Layout("block_diffusion", 4)).logits
+    two_streams = Layout("block_diffusion", 4, causal_context=causal)
+    together = model(noisy, clean, sigma=sigma, layout=two_streams).logits
     for block in range(3):
         end = 4 * (block + 1)
         levels = torch.zeros(1, block + 1)
@@ -202,7 +206,7 @@ def test_block_diffusion_equals_one_pass_per_block_with_a_clean_prefix():
         alone = model(
             torch.cat([clean[:, : end - 4], noisy[:, end - 4 : end]], dim=1),
             sigma=levels,
-            layout=Layout("block_causal", 4),
+            layout=Layout("block_causal", 4, None, causal).after(torch.tensor([end - 4])),
         ).logits
         torch.testing.assert_close(
             together[:, end - 4 : end], alone[:, end - 4 :], rtol=0, atol=1e-10
@@ -233,6 +237,25 @@ def test_attention_mask_is_padding():
     torch.testing.assert_close(
         model(padded, attention_mask=mask).logits[:, :6], model(ids).logits, rtol=0, atol=1e-12
     )
+
+
+@pytest.mark.parametrize("backend", ["eager", "sdpa"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_hidden_states_of_the_clean_stream_are_those_of_clean_tokens_alone(causal, backend):
+    model = tiny(adaln=True, time_conditioning=True)
+    model.set_attn_implementation(backend)
+    noisy, clean = torch.randint(0, 10, (2, 2, 12)).unbind(0)
+    sigma, at = torch.rand(2, 3).double(), torch.tensor([3, 4, 17])
+    two_streams = Layout("block_diffusion", 4, causal_context=causal)
+    hidden, condition = model.hidden(
+        noisy, clean, sigma, two_streams, at, context_positions=torch.arange(24)
+    )
+    found = model.output_layer(hidden, condition)
+    own = model(noisy, clean, sigma, two_streams, at).logits
+    torch.testing.assert_close(found[:3], own, rtol=0, atol=1e-12)
+    layout = Layout("causal") if causal else Layout("block_causal", 4)
+    alone = model(clean, sigma=0 * sigma[:, :1], layout=layout).logits.flatten(0, 1)
+    torch.testing.assert_close(found[3:], alone, rtol=0, atol=1e-12)
 
 
 def test_streams_must_match_the_layout():
@@ -300,6 +323,15 @@ def test_flex_attention_agrees_and_refuses_to_train_on_a_cpu():
         expected = model(ids, layout=layout).logits
         model.set_attn_implementation("flex_attention")
         torch.testing.assert_close(model(ids, layout=layout).logits, expected, rtol=0, atol=1e-5)
+        for layout, context in (
+            (Layout("block_causal", 4, None, True).after(torch.tensor([8])), None),
+            (Layout("block_diffusion", 4, causal_context=True), ids),
+        ):
+            model.set_attn_implementation("eager")
+            expected = model(ids, context, layout=layout).logits
+            model.set_attn_implementation("flex_attention")
+            found = model(ids, context, layout=layout).logits
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match="cannot train on a CPU"):
         model(ids)
 
@@ -386,9 +418,9 @@ def test_projecting_unique_tokens_once_changes_nothing(options, checkpointed, st
     levels = torch.rand(3, 3 if streams == 2 else 1)
     projected, results = [], []
     model.blocks[0].attn_qkv.register_forward_pre_hook(lambda _, x: projected.append(x[0].shape[1]))
-    monkeypatch.setattr("textdiff.models.denoiser.UNIQUE_SHARE", 1.0)
+    monkeypatch.setattr("textdiff.models.block.UNIQUE_SHARE", 1.0)
     for least in (10**9, 1):
-        monkeypatch.setattr("textdiff.models.denoiser.UNIQUE_FROM", least)
+        monkeypatch.setattr("textdiff.models.block.UNIQUE_FROM", least)
         logits = model(ids, context if streams == 2 else None, levels, layout).logits
         gradients = torch.autograd.grad(logits.square().sum(), list(model.parameters()))
         results.append([logits, *gradients])

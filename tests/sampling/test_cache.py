@@ -64,8 +64,34 @@ def test_noise_that_draws_tokens_is_cached_alike(case):
     assert rows_of(model, family, job, cache=True, slots=4) == plain
 
 
-def test_predictions_agree_at_every_call(model, monkeypatch):
-    family, job = tiny_family(4), Job(PROMPTS, NEW, seed=5)
+HOLES = [[None, None, CLEAN[2]] * 3, [CLEAN[1]] * 8 + [None] * 2, [CLEAN[4]] * 4 + [None, CLEAN[6]]]
+
+
+ADAPTED = pytest.mark.parametrize(
+    "options", [{"shift": True}, {"ar_weight": 0.5}, {"shift": True, "ar_weight": 0.5}], ids=str
+)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+@ADAPTED
+def test_adapted_networks_are_cached_alike(model, size, guidance, options):
+    """Outputs about the next token, and finished tokens that see only those before them.
+
+    The first token of a block may be read at the end of the last one, whichever call stored that.
+    """
+    family, job = tiny_family(size, **options), Job(PROMPTS + HOLES, [*NEW, 3, 7, 0], seed=5)
+    plain = rows_of(model, family, job, guidance=guidance)
+    for slots in (None, 2):
+        found = rows_of(model, family, job, cache=True, slots=slots, guidance=guidance)
+        assert found == plain
+    if "shift" in options:
+        assert rows_of(model, tiny_family(size), job, guidance=guidance) != plain
+
+
+@pytest.mark.parametrize("options", [{}, {"shift": True}, {"ar_weight": 0.5}], ids=str)
+def test_predictions_agree_at_every_call(model, options, monkeypatch):
+    family, job = tiny_family(4, **options), Job(PROMPTS, NEW, seed=5)
     predict, seen = MDLM.predict, []
 
     def watched(self, logits, xt, alpha):
@@ -195,6 +221,14 @@ class TestWindow:
         family, job = tiny_family(4), Job(PROMPTS, NEW, seed=5)
         plain = rows_of(model, family, job, window=8)
         assert plain != rows_of(model, family, job)
+        for slots in (None, 2):
+            assert rows_of(model, family, job, window=8, cache=True, slots=slots) == plain
+
+    @ADAPTED
+    def test_adapted_networks_see_the_window(self, options):
+        model, family = one_layer(), tiny_family(4, **options)
+        job = Job(PROMPTS + HOLES, [*NEW, 3, 7, 0], seed=5)
+        plain = rows_of(model, family, job, window=8)
         for slots in (None, 2):
             assert rows_of(model, family, job, window=8, cache=True, slots=slots) == plain
 

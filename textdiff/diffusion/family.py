@@ -95,6 +95,11 @@ class Family:
         return self.schedule.learned
 
     @property
+    def causal_context(self) -> bool:
+        """True where finished tokens see only those before them: training predicts them as well."""
+        return self.objective.ar_weight > 0.0
+
+    @property
     def on_cpu(self) -> "Family":
         """The family with its tables on the CPU, where noise is made."""
         return self._with_process(self.process.to(torch.device("cpu")))

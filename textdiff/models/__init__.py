@@ -16,6 +16,8 @@ from .layout import Layout as Layout
 from .layout import sampling_layout as sampling_layout
 from .layout import shift_right as shift_right
 from .layout import training_layout as training_layout
+from .reads import Reads as Reads
+from .reads import left_neighbours as left_neighbours
 
 AutoConfig.register("textdiff", TextDiffusionConfig)
 AutoModelForMaskedLM.register(TextDiffusionConfig, TextDiffusionModel)

@@ -133,7 +133,7 @@ def _for_flash(layout: Layout) -> Attention:
 def _for_flex(layout: Layout, total: int, device: torch.device, batch: int) -> Attention:
     from torch.nn.attention.flex_attention import create_block_mask
 
-    rows = None if layout.document_ids is None else batch
+    rows = None if layout.document_ids is None and layout.finished is None else batch
     rule = layout.mask_mod(total)
     mask = create_block_mask(rule, rows, None, total, total, device=device)
     if layout.streams == 1:

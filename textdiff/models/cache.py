@@ -47,7 +47,8 @@ class KVCache:
         """Return the places that one call on some slots writes and reads.
 
         Args:
-            layout: causal or block causal, over all tokens of a row.
+            layout: causal or block causal, over all tokens of a row. Where its context is causal,
+                `finished` [R] counts those of each row, on the CPU.
             starts: [R] position of the first token of each row, on the CPU.
             length: T tokens of each row in this call.
             slots: [R] slots of the rows, on the CPU; None: the first R.
@@ -66,16 +67,18 @@ class KVCache:
         width = min(end, self.capacity)
         at = starts[:, None] + torch.arange(length)  # [R, T]
         same = bool((starts == starts[0]).all())
-        size = layout.block_size if layout.kind == "block_causal" else 1
-        assert size is not None
+        size = _block_size(layout)
+        # Tokens of one block see the same, unless they are finished and their context is causal.
+        noisy = layout.finished is not None and bool((layout.finished <= starts).all())
+        alike = noisy or not layout.causal_context
         if same and end <= self.capacity and window is None:
             place: Tensor | slice = slice(int(starts[0]), end)
             held = torch.arange(width)[None]
-            mask = None if length == size else _visible(held, at[:1], size, None)
+            mask = None if length == size and alike else _visible(held, at[:1], layout, None)
         else:
             place = (at % self.capacity).to(device)
             held = _held(starts + length, self.capacity, width)
-            mask = _visible(held, at, size, window)
+            mask = _visible(held, at, layout, window)
         return CacheSlice(
             self.store,
             at[0] if same else at,
@@ -124,18 +127,25 @@ def _held(ends: Tensor, capacity: int, width: int) -> Tensor:
     return last - (last - torch.arange(width)) % capacity
 
 
-def _visible(held: Tensor, at: Tensor, size: int, window: int | None) -> Tensor:
+def _block_size(layout: Layout) -> int:
+    return layout.block_size if layout.kind == "block_causal" else 1
+
+
+def _visible(held: Tensor, at: Tensor, layout: Layout, window: int | None) -> Tensor:
     """Return [R, 1, T, width] bool: tokens see their block and earlier ones, within the window.
 
     Args:
         held: [R, width] positions of the places.
         at: [R, T] positions of the tokens.
-        size: tokens per block.
+        layout: causal or block causal.
         window: tokens before a block that it sees; None: all.
     """
+    size = _block_size(layout)
     block = at // size
     held = held[:, None, :]
-    seen = (held >= 0) & (held // size <= block[:, :, None])
+    finished = None if layout.finished is None else layout.finished[: len(at), None, None]
+    length = int(at.max()) + 1
+    seen = (held >= 0) & layout.allows(at[:, :, None], held, length, finished)
     if window is not None:
         seen &= held >= (block * size - window)[:, :, None]
     return seen.unsqueeze(1)

@@ -53,7 +53,7 @@ class Chunks:
         assert layout.block_size is not None
         room = CHUNK // dtype.itemsize
         size = min(layout.block_size * max(1, room // layout.block_size), length)
-        square = Layout(layout.kind, layout.block_size).mask(2 * size, torch.device("cpu"))
+        square = layout.within(None).mask(2 * size, torch.device("cpu"))
         assert square is not None
         return cls(length, size, square.roll(size, dims=1), layout.document_ids)
 

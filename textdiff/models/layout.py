@@ -10,6 +10,11 @@
 In `block_diffusion` the input is [noisy; clean], 2L long: noisy sees its own noisy block and
 earlier clean blocks, clean sees its own and earlier clean blocks (Sec. 3.1, arXiv:2503.09573).
 
+With `causal_context` finished tokens see only those before them, also within their block. In
+`block_causal`, `finished` says how many tokens of each row are finished: the others see their whole
+block. That is the layout of a network that is trained on its clean stream as well, from left to
+right: each of these tokens would otherwise see the one that it predicts.
+
 Document ids confine all of them to documents; a position of id -1 is padding that no other sees.
 """
 
@@ -30,11 +35,16 @@ class Layout:
         kind: one of `KINDS`.
         block_size: tokens per block, for the two block kinds.
         document_ids: [B, L] integer ids; None: every row is one document.
+        causal_context: whether finished tokens see only those before them, in the two block kinds.
+        finished: [B] tokens of each row that are finished, for `block_causal` with
+            `causal_context`; None: all of them.
     """
 
     kind: str = "full"
     block_size: int | None = None
     document_ids: Tensor | None = None
+    causal_context: bool = False
+    finished: Tensor | None = None
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -46,6 +56,10 @@ class Layout:
         """Return the same layout confined to documents."""
         return replace(self, document_ids=document_ids)
 
+    def after(self, finished: Tensor) -> "Layout":
+        """Return the same layout of rows of which some tokens [B] are finished."""
+        return replace(self, finished=finished) if self.causal_context else self
+
     @property
     def streams(self) -> int:
         """Copies of the sequence in the input: 2 for block diffusion training."""
@@ -56,13 +70,16 @@ class Layout:
         """True where everything sees everything, so that no mask is needed."""
         return self.kind == "full" and self.document_ids is None
 
-    def allows(self, query: Tensor, key: Tensor, length: int) -> Tensor:
+    def allows(
+        self, query: Tensor, key: Tensor, length: int, finished: Tensor | None = None
+    ) -> Tensor:
         """Return whether position `query` sees `key`, by broadcasting; documents aside.
 
         Args:
             query: integer positions in the (one- or two-stream) input.
             key: likewise.
             length: L, the length of one stream.
+            finished: tokens of the query's row that are finished; None: all of them.
         """
         if self.kind == "full":
             return (query >= 0) & (key >= 0)
@@ -71,26 +88,34 @@ class Layout:
         query_block = (query % length) // self.block_size
         key_block = (key % length) // self.block_size
         if self.kind == "block_causal":
-            return key_block <= query_block
+            if not self.causal_context:
+                return key_block <= query_block
+            seen = key <= query
+            if finished is None:
+                return seen
+            return seen | ((key_block <= query_block) & (query >= finished))
         query_clean, key_clean = query >= length, key >= length
         own_noisy = ~query_clean & ~key_clean & (key_block == query_block)
         earlier_clean = key_clean & (key_block < query_block)
         own_clean = query_clean & key_clean & (key_block == query_block)
+        if self.causal_context:
+            own_clean = own_clean & (key <= query)
         return own_noisy | earlier_clean | own_clean
 
     def mask(self, total: int, device: torch.device) -> Tensor | None:
         """Return the boolean mask for `total` positions, True where attention is allowed.
 
         Returns:
-            None when dense, [total, total], or [B, 1, total, total] with documents. A padding
+            None when dense, [total, total], or [B, 1, total, total] where rows differ. A padding
             position sees itself, so that no row of a softmax is empty.
         """
         if self.is_dense:
             return None
         at = torch.arange(total, device=device)
-        allowed = self.allows(at[:, None], at[None, :], total // self.streams)
+        finished = None if self.finished is None else self.finished.to(device)[:, None, None]
+        allowed = self.allows(at[:, None], at[None, :], total // self.streams, finished)
         if self.document_ids is None:
-            return allowed
+            return allowed if finished is None else allowed.unsqueeze(1)
         ids = self.document_ids.repeat(1, self.streams)
         same = (ids[:, :, None] == ids[:, None, :]) & (ids >= 0)[:, None, :]
         return ((allowed & same) | (at[:, None] == at[None, :])).unsqueeze(1)
@@ -99,9 +124,10 @@ class Layout:
         """Return the same mask as a FlexAttention `mask_mod(batch, head, query, key)`."""
         length = total // self.streams
         ids = None if self.document_ids is None else self.document_ids.repeat(1, self.streams)
+        done = self.finished
 
         def allowed(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            visible = self.allows(query, key, length)
+            visible = self.allows(query, key, length, None if done is None else done[batch])
             if ids is None:
                 return visible
             same = (ids[batch, query] == ids[batch, key]) & (ids[batch, key] >= 0)
@@ -151,11 +177,20 @@ def noise_levels(levels: Tensor, layout: Layout, length: int) -> tuple[Tensor, T
     return levels, index
 
 
-def training_layout(block_size: int | None) -> Layout:
+def both_streams(noisy: Tensor, clean: Tensor, length: int) -> Tensor:
+    """Return [N + M] flat indices into B * 2L of positions [N] and [M] of the two streams."""
+    return torch.cat([noisy + noisy // length * length, clean + (clean // length + 1) * length])
+
+
+def training_layout(block_size: int | None, causal_context: bool = False) -> Layout:
     """Return the layout of training and likelihood: in blocks, with the clean context."""
-    return FULL if block_size is None else Layout("block_diffusion", block_size)
+    if block_size is None:
+        return FULL
+    return Layout("block_diffusion", block_size, causal_context=causal_context)
 
 
-def sampling_layout(block_size: int | None) -> Layout:
+def sampling_layout(block_size: int | None, causal_context: bool = False) -> Layout:
     """Return the layout of generation: earlier blocks are finished, later ones invisible."""
-    return FULL if block_size is None else Layout("block_causal", block_size)
+    if block_size is None:
+        return FULL
+    return Layout("block_causal", block_size, causal_context=causal_context)

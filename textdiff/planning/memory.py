@@ -159,7 +159,9 @@ def loss(run: RunSizes) -> int:
     They hold the gradients of its parameters, summed and of this chunk (also in bfloat16), its
     inputs with their gradients, and a chunk of logits.
     """
-    positions = run.tokens // run.streams  # at most: the fullest micro-batch may be all masks
+    # At most: the fullest micro-batch may be all masks. Clean positions may have a loss, too.
+    clean = run.config.diffusion.objective.ar_weight > 0.0
+    positions = run.tokens // run.streams * (2 if clean else 1)
     chunk = min(positions, max(1, CHUNK_LOGITS // run.vocabulary))
     logits = FLOAT * LOGIT_TENSORS * chunk * run.vocabulary
     gradients = (2 * FLOAT + (HALF if run.half else 0)) * run.counts.head

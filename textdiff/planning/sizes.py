@@ -59,7 +59,8 @@ class RunSizes:
         vocabulary: V, rows of embedding and head.
         streams: copies of the sequence that the blocks read; 2 in block diffusion: clean and noisy.
         draws: masks of every example in a step: 2 where the schedule is learned.
-        scored: average fraction of the positions that contribute to the loss.
+        scored: average fraction of the positions that contribute to the loss; more than 1 where
+            clean ones do as well.
         half: whether products are computed in bfloat16.
         chunked: whether the CPU's own kernels run.
         devices: processes that share the work.
@@ -129,6 +130,7 @@ def run_sizes(
     blocks = [size for size in config.diffusion.block_sizes if size is not None]
     spec = config.diffusion.model_dump(mode="json") | {"block_size": blocks[0] if blocks else None}
     objective = build_family(spec, Vocabulary.of(4, 3)).objective
+    masked = 1.0 if objective.scores_all_positions or objective.shifted else None
     rates = config.diffusion.noise.range
     low, high = rates if isinstance(rates, tuple) else (0.0, 1.0)
     return RunSizes(
@@ -137,7 +139,7 @@ def run_sizes(
         vocabulary=vocabulary,
         streams=2 if blocks and not objective.shifted else 1,
         draws=1 if model.exponents is None else 2,
-        scored=1.0 if objective.scores_all_positions or objective.shifted else (low + high) / 2,
+        scored=(masked or (low + high) / 2) + (1.0 if objective.ar_weight else 0.0),
         half=half,
         chunked=chunked,
         devices=devices,

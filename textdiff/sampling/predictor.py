@@ -13,7 +13,15 @@ from torch import Tensor
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.objectives import Prediction
 from textdiff.errors import CheckpointError, overflow_advice
-from textdiff.models import CAUSAL, FULL, Denoiser, Layout, sampling_layout, shift_right
+from textdiff.models import (
+    CAUSAL,
+    FULL,
+    Denoiser,
+    Layout,
+    left_neighbours,
+    sampling_layout,
+    shift_right,
+)
 
 
 class Predictor(ABC):
@@ -32,7 +40,9 @@ class Predictor(ABC):
         self.model = model
         self.family = family
         self.shifted = family.objective.shifted
-        self.layout: Layout = CAUSAL if self.shifted else sampling_layout(family.block_size)
+        self.shift = family.objective.shift
+        in_blocks = sampling_layout(family.block_size, family.causal_context)
+        self.layout: Layout = CAUSAL if self.shifted else in_blocks
         self.calls = 0
         self.rows = 0
         self._broken = torch.zeros((), dtype=torch.bool, device=model.device)
@@ -166,11 +176,13 @@ class PlainPredictor(Predictor):
         end = int(lengths.max())
         tokens = self._compose(canvas, rows, end)  # [r, end]
         alpha = self._alpha(t[rows])
+        at = where * end + before[where] + positions % width
+        layout = self.layout.within(self._documents(lengths, end, canvas.device))
         logits = self._logits(
             shift_right(tokens, self.family.objective.first_input) if self.shifted else tokens,
             self._sigma(alpha, before, end),
-            where * end + before[where] + positions % width,
-            layout=self.layout.within(self._documents(lengths, end, canvas.device)),
+            left_neighbours(at, end) if self.shift else at,
+            layout=layout.after(before.to(canvas.device)),
         )
         return self._predicted(logits, canvas, positions, alpha[where])
 

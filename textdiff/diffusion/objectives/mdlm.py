@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, cast
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from textdiff.diffusion.noise import Noise
 from textdiff.diffusion.objectives.objective import Objective, Prediction, clean_log_softmax, pick
@@ -123,6 +123,15 @@ class AR(_MaskedCrossEntropy):
     @property
     def has_own_start(self) -> bool:
         return self.start is not None
+
+    @model_validator(mode="after")
+    def _left_to_right(self) -> AR:
+        if self.shift or self.ar_weight:
+            raise ValueError(
+                "objective ar predicts the next token by itself: set shift: false and ar_weight: 0 "
+                "(they are for objectives that fill masks)"
+            )
+        return self
 
     def refusal(self, choices: DiffusionConfig) -> str | None:
         problem = super().refusal(choices)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import PrivateAttr
+from pydantic import Field, PrivateAttr
 
 from textdiff.diffusion.noise import Noise
 from textdiff.diffusion.process import ForwardProcess, Vocabulary
 from textdiff.lazy import Tensor, torch
-from textdiff.section import Section
+from textdiff.section import Number, Section
 
 if TYPE_CHECKING:
     from textdiff.diffusion import DiffusionConfig
@@ -79,6 +79,15 @@ class Objective(Section):
     """
 
     kind: str
+    shift: bool = Field(
+        False, description="the output at a position is about the next token, as in an AR network"
+    )
+    ar_weight: Number = Field(
+        0.0,
+        ge=0.0,
+        description="weight of the next-token loss on the clean text of blocks, which then attends "
+        "from left to right; it is not part of the bound",
+    )
 
     processes: ClassVar[tuple[str, ...]]
     reason: ClassVar[str] = "its bound is that of other noise"
@@ -117,7 +126,19 @@ class Objective(Section):
             return f"objective {self.kind} is diffusion in steps: set timesteps, for example 1000"
         if choices.timesteps is not None and not self.in_steps:
             return f"objective {self.kind} is in continuous time: set timesteps: null"
+        if self.ar_weight and None in choices.block_sizes:
+            return (
+                "objective.ar_weight trains the clean text beside noisy blocks, which a whole "
+                "sequence (block_size: null) does not have: set block_size, for example 16, or "
+                "ar_weight: 0"
+            )
         return None
+
+    def to_export(self) -> dict[str, Any]:
+        """Return the options as plain data; those that earlier versions lack only where set."""
+        later = [name for name in ("shift", "ar_weight") if getattr(self, name)]
+        earlier = set(type(self).model_fields) - set(Objective.model_fields)
+        return self.model_dump(mode="json", include={"kind", *earlier, *later})
 
     # --- on a process ---
 
