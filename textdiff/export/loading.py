@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from textdiff.data.tokenizer import auto_tokenizer, mask_role
 from textdiff.diffusion.family import Family, build_family
@@ -51,7 +51,7 @@ def find_device(name: str | torch.device | None) -> torch.device:
 
 
 def family_of(
-    config: TextDiffusionConfig, device: torch.device, exponents: nn.Module | None = None
+    config: PreTrainedConfig, device: torch.device, exponents: nn.Module | None = None
 ) -> Family:
     """Return the diffusion family that a model's configuration names.
 

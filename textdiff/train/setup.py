@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from pydantic import ValidationError
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from textdiff.config import Config
 from textdiff.config.reading import to_yaml
@@ -21,7 +21,7 @@ from textdiff.diffusion.family import Family
 from textdiff.errors import CheckpointError, ConfigError
 from textdiff.export.loading import family_of
 from textdiff.export.records import code_record
-from textdiff.models import Denoiser, TextDiffusionConfig, TextDiffusionModel
+from textdiff.models import Denoiser
 from textdiff.models.attention import unavailable
 from textdiff.pipeline import TextDiffusion
 from textdiff.sampling.rules import check_rule
@@ -50,7 +50,7 @@ MAY_CHANGE = {
 SHOWN = 3  # differences between corpora that a sentence names
 
 
-def model_config(config: Config, tokenizer: PreTrainedTokenizerFast) -> TextDiffusionConfig:
+def model_config(config: Config, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
     """Return the denoiser's configuration for a config and a tokenizer."""
     excluded = set(excluded_ids(tokenizer)) - {tokenizer.mask_token_id}
     return architecture(
@@ -63,7 +63,7 @@ def model_config(config: Config, tokenizer: PreTrainedTokenizerFast) -> TextDiff
     )
 
 
-def architecture(config: Config, vocabulary: int, **special_ids: Any) -> TextDiffusionConfig:
+def architecture(config: Config, vocabulary: int, **special_ids: Any) -> PreTrainedConfig:
     """Return the denoiser's configuration for a vocabulary of a known size.
 
     Args:
@@ -71,25 +71,13 @@ def architecture(config: Config, vocabulary: int, **special_ids: Any) -> TextDif
         vocabulary: rows of embedding and head.
         **special_ids: the tokenizer's special ids, by their names in the configuration.
     """
-    network = config.model
-    names = ("hidden_size", "mlp", "norm", "qk_norm", "dropout", "adaln", "time_conditioning")
-    built = TextDiffusionConfig(
-        vocab_size=vocabulary,
-        num_hidden_layers=network.num_layers,
-        num_attention_heads=network.num_heads,
-        max_position_embeddings=config.data.sequence_length,
-        **{name: getattr(network, name) for name in names},
-        diffusion={
-            **config.diffusion.model_dump(
-                mode="json", include={"process", "schedule", "objective", "block_size", "timesteps"}
-            ),
-            "prompt_dropout": config.diffusion.noise.prompt_dropout,
-        },
-        **special_ids,
-    )
-    # Not a constructor argument: transformers would check the package before we can say why not.
-    built._attn_implementation = network.attn_implementation
-    return built
+    names = {"process", "schedule", "objective", "block_size", "timesteps"}
+    diffusion = {
+        **config.diffusion.model_dump(mode="json", include=names),
+        "prompt_dropout": config.diffusion.noise.prompt_dropout,
+    }
+    length = config.data.sequence_length
+    return config.model.configuration(vocabulary, length, diffusion, **special_ids)
 
 
 def build_model(
@@ -104,7 +92,7 @@ def build_model(
     reason = unavailable(config.model.attn_implementation, device, gradients=True)
     if reason:
         raise ConfigError(f"model.attn_implementation: {reason}")
-    model = TextDiffusionModel(model_config(config, tokenizer))
+    model = config.model.build(model_config(config, tokenizer))
     if config.train.init_from:
         source = TextDiffusion.from_pretrained(config.train.init_from, device="cpu")
         reason = _misfit(source, model, tokenizer)
@@ -135,7 +123,7 @@ ARCHITECTURE = (
 
 
 def _misfit(
-    source: TextDiffusion, model: TextDiffusionModel, tokenizer: PreTrainedTokenizerFast
+    source: TextDiffusion, model: Denoiser, tokenizer: PreTrainedTokenizerFast
 ) -> str | None:
     """Return why weights do not fit another model, as the end of a sentence; None: they fit."""
     for name in ARCHITECTURE:
