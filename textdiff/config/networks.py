@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
+from textdiff.errors import ConfigError
 from textdiff.registry import OneOf, Registry
 from textdiff.section import Number, PathText, Section, Whole, expanded
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from textdiff.models import Denoiser
 
@@ -182,8 +183,70 @@ class TransformersNetwork(Network):
 
     @property
     def drops(self) -> bool:
-        """See `Network`: the architecture's own configuration decides."""
+        """See `Network`: an architecture may draw some by functions of its own."""
         return True
+
+    def configuration(
+        self, vocabulary: int, length: int, diffusion: Mapping[str, Any], **special_ids: Any
+    ) -> "PreTrainedConfig":
+        """See `Network`; embeddings that have more rows than the tokenizer keep them.
+
+        Raises:
+            CheckpointError: `path` names no language model that can be used.
+            ConfigError: it was made for shorter sequences.
+        """
+        from textdiff.pretrained import pretrained_configuration
+
+        config = pretrained_configuration(self.path)
+        longest = getattr(config, "max_position_embeddings", None) or length
+        if length > longest:
+            raise ConfigError(
+                f"data.sequence_length {length} is longer than the {longest} positions that "
+                f"{self.path} was made for; set it to {longest} or less",
+                code="too_long",
+            )
+        rows = max(vocabulary, config.vocab_size)
+        excluded = {*(special_ids.pop("excluded_token_ids", None) or ()), *range(vocabulary, rows)}
+        facts = {
+            **special_ids,
+            "vocab_size": rows,
+            "excluded_token_ids": sorted(excluded),
+            "diffusion": {
+                **diffusion,
+                "sequence_length": length,
+                "noise_embedding": self.noise_embedding,
+            },
+            "dtype": "float32",  # of the weights that are trained, whatever the files hold
+        }
+        for name, value in facts.items():
+            setattr(config, name, value)
+        config._attn_implementation = self.attn_implementation
+        return config
+
+    def build(self, configuration: "PreTrainedConfig") -> "Denoiser":
+        """See `Network`.
+
+        Raises:
+            ConfigError: the network cannot be a denoiser exactly.
+        """
+        return self.around(configuration, None)
+
+    def around(
+        self, configuration: "PreTrainedConfig", network: "PreTrainedModel | None"
+    ) -> "Denoiser":
+        """Return the denoiser of a language model; None: of one with random weights.
+
+        Raises:
+            ConfigError: the network cannot be a denoiser exactly.
+        """
+        from textdiff.models.backbone import TransformersDenoiser
+
+        try:
+            return TransformersDenoiser(configuration, network)
+        except ValueError as error:
+            raise ConfigError(
+                f"model.path {self.path}: {error}", code="unsupported_network"
+            ) from None
 
 
 NetworkSection = Annotated[Network, OneOf(NETWORKS, default="textdiff")]

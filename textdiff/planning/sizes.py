@@ -149,7 +149,6 @@ def _count(model: Denoiser, config: Config) -> Counts:
         _size(p for group in optimizer.param_groups for p in group["params"])
         for optimizer in build_optimizers(model, config.train)
     ]
-    matrices = {name: p for name, p in model.blocks.named_parameters() if p.ndim == 2}
     total, blocks = _size(model.parameters()), _size(model.blocks.parameters())
     return Counts(
         total=total,
@@ -158,8 +157,8 @@ def _count(model: Denoiser, config: Config) -> Counts:
         head=_size(model.output_layer.parameters()),
         block=blocks // len(model.blocks),
         root=total - blocks,
-        products=_size(p for name, p in matrices.items() if "adaLN" not in name),
-        matrices=_size(matrices.values()),
+        products=_size(model.block_matrices()),
+        matrices=_size(p for p in model.blocks.parameters() if p.ndim == 2),
     )
 
 

@@ -23,9 +23,9 @@ from textdiff.export.loading import family_of
 from textdiff.export.records import code_record
 from textdiff.models import Denoiser
 from textdiff.models.attention import unavailable
-from textdiff.pipeline import TextDiffusion
 from textdiff.sampling.rules import check_rule
 from textdiff.sampling.settings import SamplingConfig
+from textdiff.train.initial_weights import initial_network
 
 # Sections that define what is trained, and their keys that do not: a resumed run may differ only in
 # those, in `evaluate`, in `sample` and in `run.dir`.
@@ -92,56 +92,13 @@ def build_model(
     reason = unavailable(config.model.attn_implementation, device, gradients=True)
     if reason:
         raise ConfigError(f"model.attn_implementation: {reason}")
-    model = config.model.build(model_config(config, tokenizer))
-    if config.train.init_from:
-        source = TextDiffusion.from_pretrained(config.train.init_from, device="cpu")
-        reason = _misfit(source, model, tokenizer)
-        if reason:
-            raise ConfigError(f"train.init_from {config.train.init_from} does not fit {reason}")
-        model.load_state_dict(source.model.state_dict())
+    model = initial_network(config, model_config(config, tokenizer), tokenizer)
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     model.to(device)
     family = family_of(model.config, device, model.exponents)
     check_rule(config.sample.rule, family)  # now, and not when the first samples are due
     return model, family
-
-
-# What a network computes with its weights; the rest of its configuration may differ.
-ARCHITECTURE = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "mlp",
-    "norm",
-    "qk_norm",
-    "adaln",
-    "time_conditioning",
-    "conditioning_size",
-    "rope_theta",
-)
-
-
-def _misfit(
-    source: TextDiffusion, model: Denoiser, tokenizer: PreTrainedTokenizerFast
-) -> str | None:
-    """Return why weights do not fit another model, as the end of a sentence; None: they fit."""
-    for name in ARCHITECTURE:
-        old, new = getattr(source.model.config, name), getattr(model.config, name)
-        if old != new:
-            return f"the model section: its {name} is {old}, not {new}"
-    if (source.model.exponents is None) != (model.exponents is None):
-        return "diffusion.schedule: one of the two is learned, with weights that the other lacks"
-    pair = (source.tokenizer, tokenizer)
-    old_ids, new_ids = (each.convert_ids_to_tokens(range(len(each))) for each in pair)
-    if old_ids != new_ids:
-        differ = sum(a != b for a, b in zip(old_ids, new_ids, strict=False))
-        return (
-            f"the tokenizer: {differ} ids stand for other tokens ({len(old_ids)} ids there, "
-            f"{len(new_ids)} here); take its own, tokenizer: {{kind: pretrained, path: "
-            f"{source.folder}}}"
-        )
-    return None
 
 
 def sample_defaults(config: Config) -> SamplingConfig:
