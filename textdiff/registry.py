@@ -6,6 +6,7 @@ summary, its validators are its refusals. Schema, flags, help and error messages
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from pydantic import GetCoreSchemaHandler, SerializationInfo, ValidationError
@@ -79,8 +80,12 @@ class Registry(Mapping[str, type[M]], Generic[M]):
         message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
         return f"{name} {item['input']!r} {message}" if name else message
 
-    def parse(self, value: Any) -> M:
+    def parse(self, value: Any, default: str | None = None) -> M:
         """Return a member from plain data that names its `kind`; for pydantic.
+
+        Args:
+            value: a member, or its keys.
+            default: kind of data that names none; None: they are refused.
 
         Raises:
             PydanticKnownError: no section, no kind or an unknown one.
@@ -91,15 +96,16 @@ class Registry(Mapping[str, type[M]], Generic[M]):
                 return value
         if not isinstance(value, Mapping):
             raise PydanticKnownError("model_attributes_type")
-        if "kind" not in value:
+        kind = value.get("kind", default)
+        if kind is None and "kind" not in value:
             raise PydanticKnownError("union_tag_not_found", {"discriminator": "'kind'"})
-        if value["kind"] not in self:
+        if kind not in self:
             expected = ", ".join(repr(name) for name in self)
             raise PydanticKnownError(
                 "union_tag_invalid",
-                {"discriminator": "'kind'", "tag": str(value["kind"]), "expected_tags": expected},
+                {"discriminator": "'kind'", "tag": str(kind), "expected_tags": expected},
             )
-        return self[value["kind"]].model_validate(value)
+        return self[kind].model_validate(value)
 
 
 @dataclass(frozen=True)
@@ -107,14 +113,19 @@ class OneOf:
     """Annotation of a key that holds one member: `Annotated[NoiseSchedule, OneOf(SCHEDULES)]`.
 
     Members that are registered later are accepted without another word.
+
+    Attributes:
+        registry: the members.
+        default: kind of a section that names none; None: it must name one.
     """
 
     registry: Registry[Any]
+    default: str | None = None
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
     ) -> CoreSchema:
-        parse: Callable[[Any], Any] = self.registry.parse
+        parse: Callable[[Any], Any] = partial(self.registry.parse, default=self.default)
         return core_schema.no_info_plain_validator_function(
             parse,
             serialization=core_schema.plain_serializer_function_ser_schema(_dump, info_arg=True),

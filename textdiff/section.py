@@ -34,7 +34,7 @@ Whole = Annotated[int, BeforeValidator(_counted)]
 Number = Annotated[float, BeforeValidator(_counted)]
 
 
-def _expanded(path: str) -> str:
+def expanded(path: str) -> str:
     """Return a path with the home folder in place of `~`, as a shell would."""
     if not path.strip():
         raise ValueError("it is blank; give a path")
@@ -48,4 +48,4 @@ def _expanded(path: str) -> str:
     return full
 
 
-PathText = Annotated[str, AfterValidator(_expanded)]
+PathText = Annotated[str, AfterValidator(expanded)]

@@ -107,7 +107,7 @@ def test_variants(runs, name):
 def test_other_engines_are_refused(kind):
     engine = SimpleNamespace(distributed_type=DistributedType[kind], is_fsdp2=False)
     with pytest.raises(ConfigError) as error:
-        check_engine(engine)
+        check_engine(engine, None)
     assert error.value.code == "unsupported_engine"
 
 

@@ -4,11 +4,13 @@ Sections are frozen; unknown keys are refused. Those of a package stand in the p
 imports torch.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from textdiff.data.sections import BpeTokenizer, DataConfig, Tokenizer
+from textdiff.config.networks import NetworkSection, TextDiffNetwork, WeightSource, stock_source
+from textdiff.data.sections import BpeTokenizer, DataConfig, Tokenizer, TrainedTokenizer
 from textdiff.diffusion import PROCESSES, DiffusionConfig
 from textdiff.sampling.settings import SamplingConfig
 from textdiff.section import Number, PathText, Section, Whole
@@ -23,40 +25,6 @@ class RunConfig(Section):
         "runs/run", description="directory the run writes to: new, empty or an earlier run's"
     )
     seed: Whole = Field(0, ge=0, lt=2**31, description="seed of every random number of the run")
-
-
-# --- model, diffusion ----------------------------------------------------------------------------
-
-
-class ModelConfig(Section):
-    """The Transformer denoiser."""
-
-    hidden_size: Whole = Field(256, ge=2, description="width of the residual stream")
-    num_layers: Whole = Field(6, ge=1, description="Transformer blocks")
-    num_heads: Whole = Field(4, ge=1, description="attention heads; must divide hidden_size")
-    mlp: Literal["gelu", "swiglu"] = Field("gelu", description="MLP of a block (4x or 8/3x wide)")
-    norm: Literal["layernorm", "rmsnorm"] = Field("layernorm", description="pre-normalisation")
-    qk_norm: bool = Field(False, description="RMS-normalise queries and keys per head")
-    dropout: Number = Field(0.0, ge=0.0, lt=1.0, description="dropout on both residual branches")
-    adaln: bool = Field(False, description="adaptive layer norm: modulation by the noise level")
-    time_conditioning: bool = Field(
-        False, description="feed the noise level through adaln (off: adaln sees zero)"
-    )
-    attn_implementation: Literal["eager", "sdpa", "flex_attention", "flash_attention_2"] = Field(
-        "sdpa", description="attention backend, by its transformers name"
-    )
-    gradient_checkpointing: bool = Field(False, description="recompute blocks in the backward pass")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "ModelConfig":
-        if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 2:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} over num_heads {self.num_heads} must be an even "
-                "whole number (rotary positions turn pairs of channels)"
-            )
-        if self.time_conditioning and not self.adaln:
-            raise ValueError("time_conditioning enters through adaln: set adaln: true as well")
-        return self
 
 
 # --- train, evaluate, sample ---------------------------------------------------------------------
@@ -90,8 +58,10 @@ class TrainConfig(Section):
         "auto", description="auto: bf16 where the device computes it natively"
     )
     compile: bool = Field(False, description="torch.compile the Transformer blocks")
-    init_from: PathText | None = Field(
-        None, description="export directory to take the weights from"
+    init_from: WeightSource | None = Field(
+        None,
+        description="export directory to take the weights from, or hf:PATH for those of a causal "
+        "or masked language model in a folder or on the hub",
     )
     log_every: Whole = Field(10, ge=1, description="steps between log lines")
     checkpoint_every: Whole = Field(500, ge=1, description="steps between checkpoints")
@@ -130,11 +100,27 @@ class Config(Section):
     run: RunConfig = RunConfig()
     data: DataConfig = DataConfig()
     tokenizer: Tokenizer = BpeTokenizer()
-    model: ModelConfig = ModelConfig()
+    model: NetworkSection = TextDiffNetwork()
     diffusion: DiffusionConfig = DiffusionConfig()
     train: TrainConfig = TrainConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     sample: SampleConfig = SampleConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, raw: Any) -> Any:
+        """Take architecture and tokenizer from the model that gives the weights, where not set."""
+        train = raw.get("train") if isinstance(raw, Mapping) else None
+        start = train.get("init_from") if isinstance(train, Mapping) else None
+        source = stock_source(start) if isinstance(start, str) else None
+        if source is None:
+            return raw
+        kinds, filled = {"model": "transformers", "tokenizer": "pretrained"}, dict(raw)
+        for name, kind in kinds.items():
+            section = raw.get(name, {"kind": kind})
+            if isinstance(section, Mapping) and section.get("kind") == kind:
+                filled[name] = {**section, "path": section.get("path") or source}
+        return filled
 
     @model_validator(mode="after")
     def _fits(self) -> "Config":
@@ -147,14 +133,36 @@ class Config(Section):
                     f"diffusion.block_size {block} {how} data.sequence_length {length}: give a "
                     f"divisor of it such as {near}, or null for the whole sequence"
                 )
-        process, objective = self.diffusion.process, self.diffusion.objective
-        if PROCESSES[process].replaces_tokens and not self.model.time_conditioning:
-            raise ValueError(
-                f"process {process} needs model.time_conditioning: true (and adaln: true): where "
-                "tokens are replaced, masks do not show a network how noisy its input is"
-            )
-        if objective.shifted and self.model.time_conditioning:
-            raise ValueError(
-                f"objective {objective.kind} has no noise level: set model.time_conditioning: false"
-            )
+        problem = self._without_noise_level() or self._without_its_tokens()
+        if problem:
+            raise ValueError(problem)
         return self
+
+    def _without_noise_level(self) -> str | None:
+        """Return why the network cannot do with, or without, the noise level; None: it can."""
+        network, process = self.model, self.diffusion.process
+        if PROCESSES[process].replaces_tokens and not network.sees_noise:
+            return (
+                f"process {process} needs {network.noise_setting}: where tokens are replaced, "
+                "masks do not show a network how noisy its input is"
+            )
+        if self.diffusion.objective.shifted and network.sees_noise:
+            return (
+                f"objective {self.diffusion.objective.kind} has no noise level: set "
+                f"model.{network.noise_key}: false"
+            )
+        return None
+
+    def _without_its_tokens(self) -> str | None:
+        """Return why weights of another language model cannot be used here; None: they can."""
+        start = self.train.init_from
+        if stock_source(start) is None:
+            return None
+        if self.model.kind != "transformers":
+            return f"train.init_from {start} needs model.kind: transformers"
+        if isinstance(self.tokenizer, TrainedTokenizer):
+            return (
+                f"train.init_from {start} needs the tokens that its weights were trained on: set "
+                f"tokenizer: {{kind: pretrained, path: {stock_source(start)}}}"
+            )
+        return None

@@ -86,6 +86,29 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
         path: a folder (also one with only `vocab.json` and `merges.txt`) or a hub id.
 
     Raises:
+        DataError: the tokenizer does not exist, has no fast implementation, or its mask has
+            another role.
+    """
+    tokenizer = published_tokenizer(path)
+    ensure_special_tokens(tokenizer)
+    role = mask_role(tokenizer)
+    if role is not None:
+        raise DataError(
+            f"{path}: its mask token {tokenizer.mask_token!r} is its {role} too, and noise would "
+            "replace text by it; give the mask a token of its own (mask_token in "
+            "tokenizer_config.json), or remove mask_token there: one is added then",
+            code="mask_role",
+        )
+    return tokenizer
+
+
+def published_tokenizer(path: str) -> PreTrainedTokenizerFast:
+    """Load a Hugging Face tokenizer as it is.
+
+    Args:
+        path: a folder (also one with only `vocab.json` and `merges.txt`) or a hub id.
+
+    Raises:
         DataError: the tokenizer does not exist, or has no fast implementation.
     """
     folder = Path(path).expanduser()
@@ -139,10 +162,20 @@ def ensure_special_tokens(tokenizer: PreTrainedTokenizerFast) -> PreTrainedToken
     """
     # The mask first: it then has the id that published checkpoints give it, the vocabulary's size.
     if tokenizer.mask_token is None:
-        tokenizer.add_special_tokens({"mask_token": MASK})
+        tokenizer.add_special_tokens({"mask_token": _fresh(tokenizer, MASK)})
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
-        tokenizer.add_special_tokens({"pad_token": PAD})
+        tokenizer.add_special_tokens({"pad_token": _fresh(tokenizer, PAD)})
     return tokenizer
+
+
+def _fresh(tokenizer: PreTrainedTokenizerFast, token: str) -> str:
+    """Return a token that the tokenizer lacks: one it has may have another meaning."""
+    known, number = tokenizer.get_vocab(), 1
+    name = token
+    while name in known:
+        number += 1
+        name = token.replace("|>", f"_{number}|>")
+    return name
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerFast) -> int:

@@ -40,6 +40,14 @@ class Denoiser(nn.Module):
         """True where the noise level enters."""
         return bool(self.config.time_conditioning)
 
+    def block_matrices(self) -> list[nn.Parameter]:
+        """Return the blocks' matrices that multiply every position, not those of the noise level.
+
+        Muon trains them.
+        """
+        named = self.blocks.named_parameters()
+        return [p for name, p in named if p.ndim == 2 and "adaLN" not in name]
+
     @property
     def device(self) -> torch.device:
         """Device of the weights."""

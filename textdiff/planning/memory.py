@@ -51,7 +51,7 @@ def peak_memory(run: RunSizes) -> dict[str, int]:
         always + carried + casts + kept + head,
         # Gradients of the head's parameters, and their copy on the way to the optimizer.
         always + carried + casts + kept + work + 2 * FLOAT * run.counts.head,
-        always + weights + casts + kept // run.config.model.num_layers + work,
+        always + weights + casts + kept // run.blocks.layers + work,
         always + weights,
     )
     held = kept // 3 + work + head if run.chunked else 0
@@ -77,14 +77,14 @@ def communication(run: RunSizes) -> int:
 
 def activations(run: RunSizes) -> int:
     """Return the bytes that the blocks keep: all that the backward pass reads, or their inputs."""
-    model = run.config.model
-    if model.gradient_checkpointing:
-        return run.tokens * model.num_layers * FLOAT * model.hidden_size
+    layers = run.blocks.layers
+    if run.config.model.gradient_checkpointing:
+        return run.tokens * layers * FLOAT * run.blocks.hidden
     block = block_bytes(run)
     # After its attention the last block goes on with scored positions of the noisy stream alone.
     dropped = round(run.tokens * (1 - run.scored / run.streams))
     skipped = block["residual"] + block["norms"] // 2 + block["mlp"]
-    return run.tokens * model.num_layers * sum(block.values()) - dropped * skipped
+    return run.tokens * layers * sum(block.values()) - dropped * skipped
 
 
 def block_bytes(run: RunSizes) -> dict[str, int]:
@@ -95,60 +95,59 @@ def block_bytes(run: RunSizes) -> dict[str, int]:
     the gate's activation and the product). adaLN keeps norm outputs and branches; noise levels by
     block are spread to every position.
     """
-    model, e = run.config.model, run.value
-    hidden = model.hidden_size
-    mask = (2 if run.chunked else 1) if model.dropout else 0
-    statistics = STATISTICS if model.norm == "layernorm" else FLOAT * hidden + FLOAT
-    tensors = (1 if model.mlp == "gelu" else 2) * (2 if run.half or not run.chunked else 1)
-    levels = 6 + 2 if model.time_conditioning and run.streams == 2 else 0
+    blocks, e = run.blocks, run.value
+    hidden = blocks.hidden
+    mask = (2 if run.chunked else 1) if blocks.dropout else 0
+    statistics = FLOAT * hidden + FLOAT if blocks.rms else STATISTICS
+    tensors = (2 if blocks.gated else 1) * (2 if run.half or not run.chunked else 1)
+    levels = 6 + 2 if blocks.levels and run.streams == 2 else 0
     return {
         "residual": 2 * (FLOAT + mask) * hidden,
         "norms": 2 * (e * hidden + statistics),
         "attention": attention_bytes(run),
-        "mlp": tensors * e * run.inner,
-        "modulation": (2 * FLOAT + (2 + levels) * e) * hidden if model.adaln else 0,
+        "mlp": tensors * e * blocks.inner,
+        "modulation": (2 * FLOAT + (2 + levels) * e) * hidden if blocks.modulated else 0,
     }
 
 
 def attention_bytes(run: RunSizes) -> int:
     """Return the bytes per position of queries, keys, values, mixture and what a kernel keeps."""
-    model, e = run.config.model, run.value
-    kept = 4 * e * model.hidden_size
-    if model.attn_implementation == "eager":  # probabilities of all pairs
-        kept += e * model.num_heads * run.config.data.sequence_length * run.streams
+    blocks, e = run.blocks, run.value
+    kept = 4 * e * blocks.hidden
+    if run.config.model.attn_implementation == "eager":  # probabilities of all pairs
+        kept += e * blocks.heads * run.config.data.sequence_length * run.streams
     elif run.streams == 1 and not (run.half and run.chunked):
         # The flash kernels keep a log-sum-exp; that of half precision makes scores again.
-        kept += FLOAT * model.num_heads
-        kept += e * model.hidden_size if run.chunked else 0  # and another layout of the mixture
+        kept += FLOAT * blocks.heads
+        kept += e * blocks.hidden if run.chunked else 0  # and another layout of the mixture
     elif run.streams == 2 and run.chunked:
         kept += block_probabilities(run)
-    if model.qk_norm:  # the projection (float32 copies in half precision), and normalised twice
-        kept += 2 * 2 * FLOAT * model.hidden_size + 2 * FLOAT * model.num_heads
-        kept += 0 if run.half else FLOAT * model.hidden_size
+    if blocks.qk_norm:  # the projection (float32 copies in half precision), and normalised twice
+        kept += 2 * 2 * FLOAT * blocks.hidden + 2 * FLOAT * blocks.heads
+        kept += 0 if run.half else FLOAT * blocks.hidden
     return kept
 
 
 def block_probabilities(run: RunSizes) -> int:
     """Return the bytes of attention in blocks, at the block size that keeps the most."""
-    model, length = run.config.model, run.config.data.sequence_length
+    blocks, length = run.blocks, run.config.data.sequence_length
     dtype = torch.bfloat16 if run.half else torch.float32
     layouts = [
         Layout("block_diffusion", size or length) for size in run.config.diffusion.block_sizes
     ]
-    channels = model.hidden_size // model.num_heads
-    kept = max(Chunks.of(layout, length, dtype).kept(2, channels) for layout in layouts)
-    return run.value * model.num_heads * kept // (2 * length)
+    kept = max(Chunks.of(layout, length, dtype).kept(2, blocks.channels) for layout in layouts)
+    return run.value * blocks.heads * kept // (2 * length)
 
 
 def backward(run: RunSizes) -> int:
     """Return the bytes of gradients of stream, branch and MLP, and of recomputed activations."""
-    model = run.config.model
-    inner = run.tokens * run.value * run.inner * (1 if model.mlp == "gelu" else 2)
+    blocks = run.blocks
+    inner = run.tokens * run.value * blocks.inner * (2 if blocks.gated else 1)
     if run.chunked:  # some rows at a time, in float32 of activations and their gradients too
         together = 1 if run.half else 2
         inner = min(inner, 2 * CHUNK_BYTES * torch.get_num_threads()) * together
-    per_position = (FLOAT + run.value) * model.hidden_size
-    if model.gradient_checkpointing:
+    per_position = (FLOAT + run.value) * blocks.hidden
+    if run.config.model.gradient_checkpointing:
         per_position += sum(block_bytes(run).values())
     return run.tokens * per_position + inner
 
@@ -165,7 +164,7 @@ def loss(run: RunSizes) -> int:
     chunk = min(positions, max(1, CHUNK_LOGITS // run.vocabulary))
     logits = FLOAT * LOGIT_TENSORS * chunk * run.vocabulary
     gradients = (2 * FLOAT + (HALF if run.half else 0)) * run.counts.head
-    return gradients + 2 * FLOAT * positions * run.config.model.hidden_size + logits
+    return gradients + 2 * FLOAT * positions * run.blocks.hidden + logits
 
 
 def largest_micro_batch(run: RunSizes, memory: float) -> int:

@@ -16,7 +16,8 @@ from torch import Tensor
 from textdiff.config import Config
 from textdiff.diffusion.family import build_family
 from textdiff.diffusion.process import Vocabulary
-from textdiff.models import TextDiffusionModel
+from textdiff.models import Denoiser
+from textdiff.planning.blocks import BlockSizes, block_sizes_of
 from textdiff.train.optim import build_optimizers
 from textdiff.train.setup import architecture
 
@@ -56,6 +57,7 @@ class RunSizes:
     Attributes:
         config: the run's config.
         counts: numbers of parameters.
+        blocks: sizes of the network's blocks.
         vocabulary: V, rows of embedding and head.
         streams: copies of the sequence that the blocks read; 2 in block diffusion: clean and noisy.
         draws: masks of every example in a step: 2 where the schedule is learned.
@@ -69,6 +71,7 @@ class RunSizes:
 
     config: Config
     counts: Counts
+    blocks: BlockSizes
     vocabulary: int
     streams: int
     draws: int
@@ -101,12 +104,6 @@ class RunSizes:
         """Bytes of a value that a product reads."""
         return HALF if self.half else FLOAT
 
-    @property
-    def inner(self) -> int:
-        """Channels between the MLP's two products."""
-        hidden = self.config.model.hidden_size
-        return 4 * hidden if self.config.model.mlp == "gelu" else 64 * -(-8 * hidden // 192)
-
     def with_rows(self, rows: int) -> "RunSizes":
         """Return the same run with another micro-batch, accumulated as often as it then takes."""
         train = self.config.train.model_copy(update={"micro_batch_size": rows})
@@ -125,10 +122,11 @@ def run_sizes(
         chunked: the device is a CPU.
         devices: processes that share the work.
     """
+    configuration = architecture(config, vocabulary, mask_token_id=vocabulary - 1)
     with torch.device("meta"):
-        model = TextDiffusionModel(architecture(config, vocabulary, mask_token_id=vocabulary - 1))
-    blocks = [size for size in config.diffusion.block_sizes if size is not None]
-    spec = config.diffusion.model_dump(mode="json") | {"block_size": blocks[0] if blocks else None}
+        model = config.model.build(configuration)
+    sizes = [size for size in config.diffusion.block_sizes if size is not None]
+    spec = config.diffusion.model_dump(mode="json") | {"block_size": sizes[0] if sizes else None}
     objective = build_family(spec, Vocabulary.of(4, 3)).objective
     masked = 1.0 if objective.scores_all_positions or objective.shifted else None
     rates = config.diffusion.noise.range
@@ -136,8 +134,9 @@ def run_sizes(
     return RunSizes(
         config=config,
         counts=_count(model, config),
+        blocks=block_sizes_of(config.model, configuration),
         vocabulary=vocabulary,
-        streams=2 if blocks and not objective.shifted else 1,
+        streams=2 if sizes and not objective.shifted else 1,
         draws=1 if model.exponents is None else 2,
         scored=(masked or (low + high) / 2) + (1.0 if objective.ar_weight else 0.0),
         half=half,
@@ -146,13 +145,12 @@ def run_sizes(
     )
 
 
-def _count(model: TextDiffusionModel, config: Config) -> Counts:
+def _count(model: Denoiser, config: Config) -> Counts:
     """Count the parameters of a network, which may have no storage."""
     optimizers = [
         _size(p for group in optimizer.param_groups for p in group["params"])
         for optimizer in build_optimizers(model, config.train)
     ]
-    matrices = {name: p for name, p in model.blocks.named_parameters() if p.ndim == 2}
     total, blocks = _size(model.parameters()), _size(model.blocks.parameters())
     return Counts(
         total=total,
@@ -161,8 +159,8 @@ def _count(model: TextDiffusionModel, config: Config) -> Counts:
         head=_size(model.output_layer.parameters()),
         block=blocks // len(model.blocks),
         root=total - blocks,
-        products=_size(p for name, p in matrices.items() if "adaLN" not in name),
-        matrices=_size(matrices.values()),
+        products=_size(model.block_matrices()),
+        matrices=_size(p for p in model.blocks.parameters() if p.ndim == 2),
     )
 
 
@@ -178,13 +176,13 @@ def training_flops(run: RunSizes) -> float:
     L + b allowed pairs per position, for blocks of b and N = L / b (Sec. 3.1, arXiv:2503.09573):
     `(L b + b^2 N (N - 1) / 2 + b^2 N (N + 1) / 2) / L`.
     """
-    model, length = run.config.model, run.config.data.sequence_length
+    hidden, length = run.blocks.hidden, run.config.data.sequence_length
     pairs: float = length
     if run.streams == 2:
         sizes = [size or length for size in run.config.diffusion.block_sizes]
         pairs = sum(size + length for size in sizes) / len(sizes)
-    attention = 4.0 * model.hidden_size * model.num_layers * pairs
+    attention = 4.0 * run.blocks.heads * run.blocks.channels * run.blocks.layers * pairs
     blocks = 2.0 * run.counts.products * run.streams + attention
-    head = 2.0 * model.hidden_size * run.vocabulary * run.scored
-    again = blocks if model.gradient_checkpointing else 0.0
+    head = 2.0 * hidden * run.vocabulary * run.scored
+    again = blocks if run.config.model.gradient_checkpointing else 0.0
     return run.draws * (3.0 * (blocks + head) + again)

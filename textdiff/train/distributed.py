@@ -39,18 +39,25 @@ _SIGNS = ("gloo", "Connection closed by peer", "Connection reset", "pair closure
 _GUARD = 'put what the script does under `if __name__ == "__main__":`'
 
 
-def check_engine(accelerator: Accelerator) -> None:
-    """Refuse the ways to shard that training cannot continue exactly, and sets up the one it can.
+def check_engine(accelerator: Accelerator, model: Denoiser) -> None:
+    """Refuse the ways to shard that training cannot continue exactly, and set up the one it can.
 
     FSDP2 gets float32 shards under autocast, as in a run of one process: its own low precision
-    would round the loss, and the gradients of the head between chunks of positions.
+    would round the loss, and the gradients of the head between chunks of positions. The network's
+    own blocks are sharded one by one; accelerate's files name those of our Transformer.
+
+    Args:
+        accelerator: the processes of the run.
+        model: the network.
 
     Raises:
         ConfigError: DeepSpeed, Megatron or the first version of FSDP.
     """
     kind = accelerator.distributed_type
     if kind == DistributedType.FSDP and accelerator.is_fsdp2:
-        accelerator.state.fsdp_plugin.mixed_precision_policy = None
+        plugin = accelerator.state.fsdp_plugin
+        plugin.mixed_precision_policy = None
+        plugin.transformer_cls_names_to_wrap = sorted({type(b).__name__ for b in model.blocks})
         return
     reasons = {
         DistributedType.DEEPSPEED: "DeepSpeed keeps weights and optimizer state in buffers and "
@@ -120,9 +127,12 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
 
 
 def meta_copy(model: Denoiser) -> Denoiser:
-    """Return the same network on the meta device, for `materialized`."""
+    """Return the same network without storage for its parameters, for `materialized`."""
     with torch.device("meta"):
         copy = type(model)(model.config)
+    for name, buffer in model.named_buffers():
+        owner, _, leaf = name.rpartition(".")
+        copy.get_submodule(owner)._buffers[leaf] = buffer.detach().clone()
     copy.eval()
     return copy
 
@@ -130,11 +140,24 @@ def meta_copy(model: Denoiser) -> Denoiser:
 @contextmanager
 def materialized(model: nn.Module, state: Mapping[str, Tensor]) -> Iterator[None]:
     """Give a `meta_copy` whole weights while entered."""
-    model.load_state_dict({name: full_tensor(value) for name, value in state.items()}, assign=True)
+    _put(model, {name: full_tensor(value) for name, value in state.items()})
     try:
         yield
     finally:
-        model.to("meta")
+        _put(model, {name: p.detach().to("meta") for name, p in model.named_parameters()})
+
+
+def _put(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Replace parameters by name; those that modules share stay shared."""
+    places: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None:
+                places.setdefault(id(parameter), []).append((module, leaf))
+    for name, old in list(model.named_parameters()):
+        new = nn.Parameter(state[name], requires_grad=old.requires_grad)
+        for module, leaf in places[id(old)]:
+            module._parameters[leaf] = new
 
 
 def refuse_reimport() -> None:

@@ -5,25 +5,26 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from textdiff.config import TrainConfig
+from textdiff.models import Denoiser
 
 # The quintic a x + b x^3 + c x^5 takes every singular value in (0, 1] to about 1 in five rounds.
 QUINTIC = (3.4445, -4.7750, 2.0315)
 ROUNDS = 5
 
 
-def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
+def build_optimizers(model: Denoiser, config: TrainConfig) -> list[Optimizer]:
     """Build AdamW for all parameters, or Muon for the blocks' matrices and AdamW for the rest.
 
     Weight decay acts on matrices only; each group remembers its peak learning rate as `peak`.
     """
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    inner = [p for name, p in named if config.optimizer == "muon" and _is_block_matrix(name, p)]
-    chosen = {id(p) for p in inner}
-    rest = [p for _, p in named if id(p) not in chosen]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    chosen = {id(p) for p in model.block_matrices()} if config.optimizer == "muon" else set()
+    inner = [p for p in trained if id(p) in chosen]
+    rest = [p for p in trained if id(p) not in chosen]
     matrices = [p for p in rest if p.ndim >= 2]
     vectors = [p for p in rest if p.ndim < 2]
     groups = [
@@ -46,10 +47,6 @@ def build_optimizers(model: nn.Module, config: TrainConfig) -> list[Optimizer]:
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]
     return optimizers
-
-
-def _is_block_matrix(name: str, parameter: Tensor) -> bool:
-    return "blocks." in name and parameter.ndim == 2 and "adaLN" not in name
 
 
 def lr_multiplier(step: int, config: TrainConfig) -> float:

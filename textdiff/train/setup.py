@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from pydantic import ValidationError
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from textdiff.config import Config
 from textdiff.config.reading import to_yaml
@@ -21,11 +21,11 @@ from textdiff.diffusion.family import Family
 from textdiff.errors import CheckpointError, ConfigError
 from textdiff.export.loading import family_of
 from textdiff.export.records import code_record
-from textdiff.models import Denoiser, TextDiffusionConfig, TextDiffusionModel
+from textdiff.models import Denoiser
 from textdiff.models.attention import unavailable
-from textdiff.pipeline import TextDiffusion
 from textdiff.sampling.rules import check_rule
 from textdiff.sampling.settings import SamplingConfig
+from textdiff.train.initial_weights import initial_network
 
 # Sections that define what is trained, and their keys that do not: a resumed run may differ only in
 # those, in `evaluate`, in `sample` and in `run.dir`.
@@ -50,7 +50,7 @@ MAY_CHANGE = {
 SHOWN = 3  # differences between corpora that a sentence names
 
 
-def model_config(config: Config, tokenizer: PreTrainedTokenizerFast) -> TextDiffusionConfig:
+def model_config(config: Config, tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
     """Return the denoiser's configuration for a config and a tokenizer."""
     excluded = set(excluded_ids(tokenizer)) - {tokenizer.mask_token_id}
     return architecture(
@@ -63,7 +63,7 @@ def model_config(config: Config, tokenizer: PreTrainedTokenizerFast) -> TextDiff
     )
 
 
-def architecture(config: Config, vocabulary: int, **special_ids: Any) -> TextDiffusionConfig:
+def architecture(config: Config, vocabulary: int, **special_ids: Any) -> PreTrainedConfig:
     """Return the denoiser's configuration for a vocabulary of a known size.
 
     Args:
@@ -71,27 +71,14 @@ def architecture(config: Config, vocabulary: int, **special_ids: Any) -> TextDif
         vocabulary: rows of embedding and head.
         **special_ids: the tokenizer's special ids, by their names in the configuration.
     """
-    network = config.model
-    names = ("hidden_size", "mlp", "norm", "qk_norm", "dropout", "adaln", "time_conditioning")
-    built = TextDiffusionConfig(
-        vocab_size=vocabulary,
-        num_hidden_layers=network.num_layers,
-        num_attention_heads=network.num_heads,
-        max_position_embeddings=config.data.sequence_length,
-        **{name: getattr(network, name) for name in names},
-        diffusion={
-            **config.diffusion.model_dump(
-                mode="json",
-                include={"process", "schedule", "block_size", "timesteps", "time_input"},
-            ),
-            "objective": config.diffusion.objective.to_export(),
-            "prompt_dropout": config.diffusion.noise.prompt_dropout,
-        },
-        **special_ids,
-    )
-    # Not a constructor argument: transformers would check the package before we can say why not.
-    built._attn_implementation = network.attn_implementation
-    return built
+    names = {"process", "schedule", "block_size", "timesteps", "time_input"}
+    diffusion = {
+        **config.diffusion.model_dump(mode="json", include=names),
+        "objective": config.diffusion.objective.to_export(),
+        "prompt_dropout": config.diffusion.noise.prompt_dropout,
+    }
+    length = config.data.sequence_length
+    return config.model.configuration(vocabulary, length, diffusion, **special_ids)
 
 
 def build_model(
@@ -106,56 +93,13 @@ def build_model(
     reason = unavailable(config.model.attn_implementation, device, gradients=True)
     if reason:
         raise ConfigError(f"model.attn_implementation: {reason}")
-    model = TextDiffusionModel(model_config(config, tokenizer))
-    if config.train.init_from:
-        source = TextDiffusion.from_pretrained(config.train.init_from, device="cpu")
-        reason = _misfit(source, model, tokenizer)
-        if reason:
-            raise ConfigError(f"train.init_from {config.train.init_from} does not fit {reason}")
-        model.load_state_dict(source.model.state_dict())
+    model = initial_network(config, model_config(config, tokenizer), tokenizer)
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     model.to(device)
     family = family_of(model.config, device, model.exponents)
     check_rule(config.sample.rule, family)  # now, and not when the first samples are due
     return model, family
-
-
-# What a network computes with its weights; the rest of its configuration may differ.
-ARCHITECTURE = (
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "mlp",
-    "norm",
-    "qk_norm",
-    "adaln",
-    "time_conditioning",
-    "conditioning_size",
-    "rope_theta",
-)
-
-
-def _misfit(
-    source: TextDiffusion, model: TextDiffusionModel, tokenizer: PreTrainedTokenizerFast
-) -> str | None:
-    """Return why weights do not fit another model, as the end of a sentence; None: they fit."""
-    for name in ARCHITECTURE:
-        old, new = getattr(source.model.config, name), getattr(model.config, name)
-        if old != new:
-            return f"the model section: its {name} is {old}, not {new}"
-    if (source.model.exponents is None) != (model.exponents is None):
-        return "diffusion.schedule: one of the two is learned, with weights that the other lacks"
-    pair = (source.tokenizer, tokenizer)
-    old_ids, new_ids = (each.convert_ids_to_tokens(range(len(each))) for each in pair)
-    if old_ids != new_ids:
-        differ = sum(a != b for a, b in zip(old_ids, new_ids, strict=False))
-        return (
-            f"the tokenizer: {differ} ids stand for other tokens ({len(old_ids)} ids there, "
-            f"{len(new_ids)} here); take its own, tokenizer: {{kind: pretrained, path: "
-            f"{source.folder}}}"
-        )
-    return None
 
 
 def sample_defaults(config: Config) -> SamplingConfig:

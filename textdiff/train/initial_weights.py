@@ -1,0 +1,209 @@
+"""First weights of a run: random ones, those of an export, or those of a language model.
+
+A language model has rows for its own tokens alone. The mask that is added to them, and padding that
+is not the end of text, get the average row of its embedding and of its head.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+from textdiff.config import Config
+from textdiff.config.networks import TransformersNetwork, stock_source
+from textdiff.data.sections import PretrainedTokenizer
+from textdiff.data.tokenizer import published_tokenizer
+from textdiff.errors import CheckpointError, ConfigError, first_line
+from textdiff.models import Denoiser
+from textdiff.models.stock import network_class
+from textdiff.pipeline import TextDiffusion
+from textdiff.pretrained import pretrained_configuration
+
+
+def initial_network(
+    config: Config, configuration: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast
+) -> Denoiser:
+    """Return the network with the weights that `train.init_from` names, else with random ones.
+
+    Args:
+        config: the run's config.
+        configuration: the network's, for that tokenizer.
+        tokenizer: the run's.
+
+    Raises:
+        ConfigError: the weights do not fit the config or the tokenizer.
+        CheckpointError: they are missing or damaged.
+    """
+    start = config.train.init_from
+    source = stock_source(start)
+    if source is not None:
+        return _adapted(source, config, configuration, tokenizer)
+    model = config.model.build(configuration)
+    if start is not None:
+        export = TextDiffusion.from_pretrained(start, device="cpu")
+        reason = _misfit(export, model, tokenizer)
+        if reason:
+            raise ConfigError(f"train.init_from {start} does not fit {reason}", code="misfit")
+        model.load_state_dict(export.model.state_dict())
+    return model
+
+
+# --- an export -----------------------------------------------------------------------------------
+
+# What a network computes with its weights; the rest of its configuration may differ.
+ARCHITECTURE = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "mlp",
+    "norm",
+    "qk_norm",
+    "adaln",
+    "time_conditioning",
+    "conditioning_size",
+    "rope_theta",
+)
+
+
+def _misfit(
+    source: TextDiffusion, model: Denoiser, tokenizer: PreTrainedTokenizerFast
+) -> str | None:
+    """Return why weights do not fit another model, as the end of a sentence; None: they fit."""
+    for name in ("model_type", *ARCHITECTURE):
+        old, new = (getattr(each.config, name, None) for each in (source.model, model))
+        if old != new:
+            return f"the model section: its {name} is {old}, not {new}"
+    if (source.model.exponents is None) != (model.exponents is None):
+        return "diffusion.schedule: one of the two is learned, with weights that the other lacks"
+    pair = (source.tokenizer, tokenizer)
+    old_ids, new_ids = (each.convert_ids_to_tokens(range(len(each))) for each in pair)
+    if old_ids != new_ids:
+        differ = sum(a != b for a, b in zip(old_ids, new_ids, strict=False))
+        return (
+            f"the tokenizer: {differ} ids stand for other tokens ({len(old_ids)} ids there, "
+            f"{len(new_ids)} here); take its own, tokenizer: {{kind: pretrained, path: "
+            f"{source.folder}}}"
+        )
+    old_shapes, new_shapes = (
+        {name: tuple(p.shape) for name, p in each.state_dict().items()}
+        for each in (source.model, model)
+    )
+    for name in sorted(old_shapes | new_shapes):
+        old, new = old_shapes.get(name), new_shapes.get(name)
+        if old != new:
+            return f"the model section: {name} has the shape {old} there, {new} here"
+    return None
+
+
+# --- a language model ----------------------------------------------------------------------------
+
+
+def _adapted(
+    source: str, config: Config, configuration: PreTrainedConfig, tokenizer: PreTrainedTokenizerFast
+) -> Denoiser:
+    """Return a denoiser with the weights of a language model, and rows for added tokens."""
+    section = config.model
+    assert isinstance(section, TransformersNetwork)
+    own = _own_ids(config, tokenizer)
+    rows = pretrained_configuration(source).vocab_size
+    _check_rows(source, rows, own, tokenizer)
+    network = _pretrained(source, rows, configuration)
+    if configuration.vocab_size > rows:
+        network.resize_token_embeddings(configuration.vocab_size, mean_resizing=False)
+    added = [index for index in tokenizer.get_vocab().values() if index not in own]
+    known = [index for index in own if index < rows]
+    average_rows(network, sorted(added), sorted(known))
+    embedding = network.get_input_embeddings()
+    if getattr(embedding, "padding_idx", None) is not None:
+        embedding.padding_idx = configuration.pad_token_id  # never learned, so not the end of text
+    network.config.update(
+        {
+            name: getattr(configuration, name)
+            for name in ("vocab_size", "diffusion", "excluded_token_ids", "dtype")
+        }
+        | {f"{name}_token_id": getattr(configuration, f"{name}_token_id") for name in _SPECIAL}
+    )
+    network.config._attn_implementation = configuration._attn_implementation
+    return section.around(configuration, network)
+
+
+_SPECIAL = ("mask", "pad", "eos")
+
+
+def _own_ids(config: Config, tokenizer: PreTrainedTokenizerFast) -> set[int]:
+    """Return the ids that the tokenizer had before tokens were added to it."""
+    assert isinstance(config.tokenizer, PretrainedTokenizer)
+    return set(published_tokenizer(config.tokenizer.path).get_vocab().values())
+
+
+def _check_rows(source: str, rows: int, own: set[int], tokenizer: PreTrainedTokenizerFast) -> None:
+    """Refuse a tokenizer with tokens that the embedding lacks; mask and padding get new rows."""
+    beyond = sorted(
+        index for index in own - {tokenizer.mask_token_id, tokenizer.pad_token_id} if index >= rows
+    )
+    if beyond:
+        raise ConfigError(
+            f"train.init_from: {len(beyond)} tokens of the tokenizer, such as "
+            f"{tokenizer.convert_ids_to_tokens(beyond[0])!r}, have no row in the embedding of "
+            f"{source} ({rows} rows); take the tokenizer that belongs to it",
+            code="tokenizer_larger",
+        )
+
+
+def _pretrained(source: str, rows: int, configuration: PreTrainedConfig) -> PreTrainedModel:
+    """Return a language model in float32, whatever its files hold.
+
+    Raises:
+        CheckpointError: weights are missing, damaged, or of another architecture.
+    """
+    loaded = copy.deepcopy(configuration)
+    loaded.vocab_size, loaded.pad_token_id = rows, pretrained_configuration(source).pad_token_id
+    loaded._attn_implementation = "eager"  # every architecture has it; ours takes its place
+    try:
+        network, info = network_class(loaded).from_pretrained(
+            source,
+            config=loaded,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except Exception as error:  # of whatever kind files, shapes and the hub's client raise
+        raise CheckpointError(
+            f"train.init_from: the weights of {source} cannot be loaded ({first_line(error)})",
+            code="not_loaded",
+        ) from None
+    for what in ("missing_keys", "mismatched_keys"):
+        if info.get(what):
+            raise CheckpointError(
+                f"train.init_from: {source} does not hold the weights of a {loaded.model_type} "
+                f"language model ({what.replace('_', ' ')}: {min(map(str, info[what]))})",
+                code="missing_weights",
+            )
+    return network
+
+
+@torch.no_grad()
+def average_rows(network: PreTrainedModel, added: Sequence[int], known: Sequence[int]) -> None:
+    """Give added tokens the average of the known rows, in the embedding and in the head.
+
+    Random rows of another norm would cost hundreds of steps.
+    """
+    head = network.get_output_embeddings()
+    tables = [network.get_input_embeddings().weight, head.weight, getattr(head, "bias", None)]
+    for table in {id(table): table for table in tables if table is not None}.values():
+        average = table[torch.tensor(known)].mean(0, dtype=torch.float64)
+        table[torch.tensor(added, dtype=torch.int64)] = average.to(table.dtype)
+
+
+def token_notes(config: Config, tokenizer: PreTrainedTokenizerFast) -> Iterator[str]:
+    """Yield sentences about the tokens that a language model's tokenizer was given."""
+    source = stock_source(config.train.init_from)
+    if source is None:
+        return
+    own = _own_ids(config, tokenizer)
+    reasons = {"mask": "it has no mask token", "pad": "its padding is missing or its end of text"}
+    for role, reason in reasons.items():
+        index = getattr(tokenizer, f"{role}_token_id")
+        if index not in own:
+            token = tokenizer.convert_ids_to_tokens(index)
+            yield f"{source}: {reason}, so {token} is added as id {index}, of average weights"
