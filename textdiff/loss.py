@@ -1,6 +1,6 @@
 """The loss of corrupted batches, which training minimises and likelihood sums.
 
-`corrupt` makes a `Batch`, `PositionTerms` runs the network on it and applies the objective at the
+`corrupt` made a `Batch`; `PositionTerms` runs the network on it and applies the objective at the
 positions that contribute. `DenoisingLoss` is the module that training wraps; `LearnedScheduleLoss`
 replaces it where the noise schedule has parameters too. The head and the objective run in chunks
 of positions whose gradients are taken at once, so that the logits of a batch never exist together
@@ -9,89 +9,62 @@ and nothing is computed twice.
 Letters: B rows, L positions, N positions that contribute to the loss, H hidden size.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from textdiff.diffusion.corruption import Batch as Batch
+from textdiff.diffusion.corruption import CleanBatch as CleanBatch
+from textdiff.diffusion.corruption import corrupt as corrupt
 from textdiff.diffusion.family import Family
-from textdiff.diffusion.noise import ByTime, Noise, NoiseUniforms, draw_noise
+from textdiff.diffusion.noise import ByTime, Noise, draw_noise
 from textdiff.diffusion.objectives import Prediction
-from textdiff.models import CAUSAL, Denoiser, shift_right, training_layout
+from textdiff.models import CAUSAL, Denoiser, Layout, left_neighbours, shift_right, training_layout
 
 # Logits alive at once: 2 ** 22 of them are 16 MiB in float32, which memory allocators reuse.
 CHUNK_LOGITS = 2**22
 
 
 @dataclass(frozen=True)
-class Batch:
-    """A corrupted batch of B rows.
+class Reads:
+    """Places of the hidden states that predict the N positions of a batch.
 
     Attributes:
-        x0: [B, L] int64 clean tokens.
-        xt: [B, L] int64 noisy tokens.
-        positions: [N] int64 flat indices of the positions that contribute to the loss.
-        noise: the noise at those positions, [N] each.
-        sigma: [B, blocks] total noise per block, or what else the family's networks read.
-        document_ids: [B, L] (-1: padding), or None where attention ignores documents.
-        block_size: tokens per block; None: the whole sequence.
+        noisy: [N] flat indices into the noisy stream.
+        clean: [M] flat indices into the clean stream; None: none of them is read.
+        index: [N] which of these N + M states predicts each position; None: the N in order.
     """
 
-    x0: Tensor
-    xt: Tensor
-    positions: Tensor
-    noise: Noise
-    sigma: Tensor
-    document_ids: Tensor | None
-    block_size: int | None
+    noisy: Tensor
+    clean: Tensor | None = None
+    index: Tensor | None = None
 
-    def to(self, device: torch.device) -> "Batch":
-        """Copy the batch to a device without waiting."""
-        return replace(self, **_on(device, self))
+    @classmethod
+    def of(cls, batch: Batch, layout: Layout) -> "Reads":
+        """Return the places one before the positions, for a network that predicts what follows.
 
+        What is before a block is the clean end of the last one, as in generation. All these ends
+        are read, needed or not: their number then depends on no tensor's values.
+        """
+        rows, length = batch.x0.shape
+        positions = batch.positions
+        before = left_neighbours(positions, length, layout.document_ids)
+        if layout.streams == 1:
+            return cls(before)
+        size = min(layout.block_size or length, length)
+        ends = torch.arange(size - 1, length - 1, size, device=positions.device)  # [blocks - 1]
+        clean = (torch.arange(rows, device=positions.device)[:, None] * length + ends).flatten()
+        row, column = positions // length, positions % length
+        own = len(positions) + row * len(ends) + column // size - 1
+        crosses = (before < positions) & (column % size == 0)
+        index = torch.arange(len(positions), device=positions.device)
+        return cls(before, clean, torch.where(crosses, own, index))
 
-@dataclass(frozen=True)
-class CleanBatch:
-    """A batch of B rows that is corrupted on the device, by a schedule that is being learned.
-
-    Attributes:
-        x0: [B, L] int64 clean tokens.
-        uniforms: of 2 B rows: two masks of every row, at the same times.
-        document_ids: [B, L], or None where attention ignores documents.
-        block_size: tokens per block; None: the whole sequence.
-    """
-
-    x0: Tensor
-    uniforms: NoiseUniforms
-    document_ids: Tensor | None
-    block_size: int | None
-
-    def to(self, device: torch.device) -> "CleanBatch":
-        """Copy the batch to a device without waiting."""
-        return replace(self, **_on(device, self))
-
-
-def _on(device: torch.device, batch: Batch | CleanBatch) -> dict[str, Any]:
-    """Return copies on a device of a batch's tensors and bundles of tensors, by name."""
-
-    def move(value: Tensor) -> Tensor:
-        return value.to(device, non_blocking=True)
-
-    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    moved = {name: move(v) for name, v in values.items() if isinstance(v, Tensor)}
-    bundles = {n: v.map(move) for n, v in values.items() if isinstance(v, Noise | NoiseUniforms)}
-    return moved | bundles
-
-
-def corrupt(family: Family, x0: Tensor, noise: Noise, document_ids: Tensor | None) -> Batch:
-    """Corrupt x0 [B, L] on the CPU, where noise is made and positions are counted."""
-    xt = family.process.corrupt(x0, noise)
-    positions = family.objective.positions(noise).flatten().nonzero().squeeze(1)
-    starts = torch.arange(0, x0.shape[1], family.blocks(x0.shape[1]).size)
-    alpha = family.known_alpha(noise.alpha.expand(x0.shape)[:, starts])
-    sigma = family.network_time(alpha)  # [B, blocks]
-    return Batch(x0, xt, positions, noise.at(positions), sigma, document_ids, family.block_size)
+    def ordered(self, states: Tensor) -> Tensor:
+        """Return the states [N, ...] of the positions, of those at N + M places."""
+        return states if self.index is None else states[self.index]
 
 
 class PositionTerms:
@@ -108,10 +81,15 @@ class PositionTerms:
         if family.objective.shifted:
             tokens = shift_right(batch.x0, family.process.mask_token_id, batch.document_ids)
             layout = CAUSAL
+        layout = layout.within(batch.document_ids)
         context = batch.x0 if layout.streams == 2 else None
-        self.hidden, self.condition = denoiser.hidden(
-            tokens, context, batch.sigma, layout.within(batch.document_ids), batch.positions
+        reads = Reads.of(batch, layout) if family.objective.shift else Reads(batch.positions)
+        more: Any = {} if reads.clean is None else {"context_positions": reads.clean}
+        hidden, condition = denoiser.hidden(
+            tokens, context, batch.sigma, layout, reads.noisy, **more
         )
+        self.hidden = reads.ordered(hidden)  # [N, H]
+        self.condition = None if condition is None else reads.ordered(condition)
         self.x0 = batch.x0.flatten()[batch.positions]  # [N]
         self.xt = batch.xt.flatten()[batch.positions]  # [N]
         self.noise = batch.noise

@@ -386,9 +386,9 @@ def test_projecting_unique_tokens_once_changes_nothing(options, checkpointed, st
     levels = torch.rand(3, 3 if streams == 2 else 1)
     projected, results = [], []
     model.blocks[0].attn_qkv.register_forward_pre_hook(lambda _, x: projected.append(x[0].shape[1]))
-    monkeypatch.setattr("textdiff.models.denoiser.UNIQUE_SHARE", 1.0)
+    monkeypatch.setattr("textdiff.models.block.UNIQUE_SHARE", 1.0)
     for least in (10**9, 1):
-        monkeypatch.setattr("textdiff.models.denoiser.UNIQUE_FROM", least)
+        monkeypatch.setattr("textdiff.models.block.UNIQUE_FROM", least)
         logits = model(ids, context if streams == 2 else None, levels, layout).logits
         gradients = torch.autograd.grad(logits.square().sum(), list(model.parameters()))
         results.append([logits, *gradients])

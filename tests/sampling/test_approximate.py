@@ -76,8 +76,9 @@ def rows_of(model, family, job, rule="ancestral", **options):
     return [row[:n].tolist() for row, n in zip(last.canvas, job.lengths.tolist(), strict=True)]
 
 
-def test_the_first_call_of_a_segment_is_exact(model):
-    family = tiny_family()
+@pytest.mark.parametrize("shift", [False, True])
+def test_the_first_call_of_a_segment_is_exact(model, shift):
+    family = tiny_family(shift=shift)
     held, plain = entered(model, family), PlainPredictor(model, family, WIDTHS)
     torch.testing.assert_close(law(held, CANVAS), law(plain, CANVAS), rtol=0, atol=1e-12)
     canvas, left = further()

@@ -64,6 +64,21 @@ def test_noise_that_draws_tokens_is_cached_alike(case):
     assert rows_of(model, family, job, cache=True, slots=4) == plain
 
 
+HOLES = [[None, None, CLEAN[2]] * 3, [CLEAN[1]] * 8 + [None] * 2, [CLEAN[4]] * 4 + [None, CLEAN[6]]]
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+def test_outputs_about_the_next_token_are_cached_alike(model, size, guidance):
+    """The first token of a block is read at the end of the last one, whichever call stored it."""
+    family, job = tiny_family(size, shift=True), Job(PROMPTS + HOLES, [*NEW, 3, 7, 0], seed=5)
+    plain = rows_of(model, family, job, guidance=guidance)
+    for slots in (None, 2):
+        options = {"cache": True, "slots": slots, "guidance": guidance}
+        assert rows_of(model, family, job, **options) == plain
+    assert rows_of(model, tiny_family(size), job, guidance=guidance) != plain
+
+
 def test_predictions_agree_at_every_call(model, monkeypatch):
     family, job = tiny_family(4), Job(PROMPTS, NEW, seed=5)
     predict, seen = MDLM.predict, []
@@ -195,6 +210,13 @@ class TestWindow:
         family, job = tiny_family(4), Job(PROMPTS, NEW, seed=5)
         plain = rows_of(model, family, job, window=8)
         assert plain != rows_of(model, family, job)
+        for slots in (None, 2):
+            assert rows_of(model, family, job, window=8, cache=True, slots=slots) == plain
+
+    def test_outputs_about_the_next_token_see_the_window(self):
+        model, family = one_layer(), tiny_family(4, shift=True)
+        job = Job(PROMPTS + HOLES, [*NEW, 3, 7, 0], seed=5)
+        plain = rows_of(model, family, job, window=8)
         for slots in (None, 2):
             assert rows_of(model, family, job, window=8, cache=True, slots=slots) == plain
 

@@ -266,7 +266,8 @@ def model_digest(denoiser: Denoiser, family: Family) -> str:
         digest.update(
             value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
         )
-    kind, said = type(family.objective), family.objective.model_dump(exclude={"kind"})
+    kind, said = type(family.objective), family.objective.to_export()
+    del said["kind"]
     process = type(family.process).__name__
     digest.update(f"{process} {kind.__name__} {said}".encode())
     digest.update(f"{family.block_size} {family.timesteps}".encode())

@@ -17,9 +17,14 @@ from torch.nn import functional
 
 from .attention import Attention, attend
 from .configuration import TextDiffusionConfig
-from .cpu_kernels import dropout_add
+from .cpu_kernels import applies, dropout_add
 from .cpu_mlp import gelu_mlp, in_pieces, swiglu_mlp, trains_on_cpu
 from .layers import NORMS, Modulation, RMSNorm, Rotary, modulation
+
+# Projecting distinct tokens once is faster for calls of at least so many tokens, of which at most
+# this share differs: a step of a byte model takes 2 % less time, one of two streams 3 to 5 %.
+UNIQUE_FROM = 512
+UNIQUE_SHARE = 0.25
 
 
 class GeluMLP(nn.Sequential):
@@ -95,6 +100,26 @@ def spread(rows: Tensor, which: Tensor) -> Tensor:
     The backward pass of plain indexing is slower.
     """
     return functional.embedding(which, rows.flatten(1)).unflatten(-1, rows.shape[1:])
+
+
+def embed(embedding: nn.Module, tokens: Tensor, alike: bool) -> tuple[Tensor, UniqueRows | None]:
+    """Return [B, T, H] embeddings; and, on a CPU, the unique ones for the first block.
+
+    Masks are equal, and so is a token in both streams; there are few characters anyway.
+
+    Args:
+        embedding: maps [...] ids to [..., H].
+        tokens: [B, T].
+        alike: whether equal tokens are to be processed alike: they have equal noise levels, and
+            the blocks are not compiled.
+    """
+    if not alike or tokens.numel() < UNIQUE_FROM or not applies(tokens):
+        return embedding(tokens), None
+    ids, which = torch.unique(tokens, return_inverse=True)
+    if len(ids) > UNIQUE_SHARE * tokens.numel():
+        return embedding(tokens), None
+    rows = embedding(ids)  # [U, H]
+    return spread(rows, which), UniqueRows(rows.unsqueeze(0), which)
 
 
 class Block(nn.Module):

@@ -20,7 +20,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import MaskedLMOutput
 
 from .attention import prepare, unavailable
-from .block import Block, BlockInputs, OutputLayer, UniqueRows, spread
+from .block import Block, BlockInputs, OutputLayer, embed
 from .cache import CacheSlice, KVCache
 from .configuration import (
     TextDiffusionConfig,
@@ -29,15 +29,9 @@ from .configuration import (
     initial_exponent,
     resize,
 )
-from .cpu_kernels import applies
 from .interface import Denoiser
 from .layers import LayerNorm, NoiseEmbedding, RMSNorm, Rotary, TokenEmbedding, TokenExponents
-from .layout import FULL, Layout, noise_levels
-
-# Projecting distinct tokens once is faster for calls of at least so many tokens, of which at most
-# this share differs: a step of a byte model takes 2 % less time, one of two streams 3 to 5 %.
-UNIQUE_FROM = 512
-UNIQUE_SHARE = 0.25
+from .layout import FULL, Layout, both_streams, noise_levels
 
 
 class TextDiffusionModel(PreTrainedModel, Denoiser):
@@ -177,11 +171,12 @@ class TextDiffusionModel(PreTrainedModel, Denoiser):
         layout: Layout = FULL,
         positions: Tensor | None = None,
         cache: CacheSlice | None = None,
+        context_positions: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return hidden states of the noisy stream for the head; arguments as for `forward`.
+        """Return hidden states for the head; arguments as for `forward` and of the interface.
 
         The last block computes what its attention needs everywhere, and the rest of itself only at
-        `positions`.
+        `positions` and `context_positions`.
 
         Returns:
             [N, H], or [B, L, H], before the final norm, and conditions of the head, or None.
@@ -199,19 +194,23 @@ class TextDiffusionModel(PreTrainedModel, Denoiser):
             condition,
             index,
         )
-        x, unique = self._embed(tokens, condition is None or condition.shape[:2] == (1, 1))
+        alike = condition is None or condition.shape[:2] == (1, 1)
+        x, unique = embed(self.vocab_embed, tokens, alike and not compiled)
         for block in others:
             x = self._run(block, x, shared, None, None, unique)  # [B, T, H]
             unique = None
-        noisy = length if layout.streams == 2 else None
+        first, seen = (length, length) if layout.streams == 2 else (None, length)
+        if context_positions is not None:  # the clean stream goes through the last block, too
+            first, seen = None, tokens.shape[1]
+            positions = both_streams(positions, context_positions, length)
         if not compiled:
-            x = self._run(last, x, shared, noisy, positions)
+            x = self._run(last, x, shared, first, positions)
         else:  # a compiled block needs shapes that do not change with the number of positions
-            x = self._run(last, x, shared, noisy)
+            x = self._run(last, x, shared, first)
             x = x if positions is None else x.flatten(0, 1)[positions]
         if condition is not None:
-            condition = condition if index is None else condition[:, index[:length]]
-            condition = condition.expand(batch, length, -1)
+            condition = condition if index is None else condition[:, index[:seen]]
+            condition = condition.expand(batch, seen, -1)
             condition = condition if positions is None else condition.flatten(0, 1)[positions]
         return x, condition
 
@@ -231,24 +230,6 @@ class TextDiffusionModel(PreTrainedModel, Denoiser):
         if cache is not None:
             at = cache.positions.to(device)
         return Rotary(at, self.config.head_dim, self.config.rope_theta, self._compute_dtype())
-
-    def _embed(self, tokens: Tensor, alike: bool) -> tuple[Tensor, UniqueRows | None]:
-        """Return [B, T, H] embeddings; and, on a CPU, the unique ones for the first block.
-
-        Masks are equal, and so is a token in both streams; there are few characters anyway.
-
-        Args:
-            tokens: [B, T].
-            alike: whether equal tokens have equal noise levels.
-        """
-        compiled = self.blocks[0]._compiled_call_impl is not None
-        if not alike or compiled or tokens.numel() < UNIQUE_FROM or not applies(tokens):
-            return self.vocab_embed(tokens), None
-        ids, which = torch.unique(tokens, return_inverse=True)
-        if len(ids) > UNIQUE_SHARE * tokens.numel():
-            return self.vocab_embed(tokens), None
-        rows = self.vocab_embed(ids)  # [U, H]
-        return spread(rows, which), UniqueRows(rows.unsqueeze(0), which)
 
     def _run(self, block: nn.Module, x: Tensor, shared: BlockInputs, *inputs: Any) -> Tensor:
         """Run a block, and run it again in the backward pass if memory is to be saved."""

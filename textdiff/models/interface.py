@@ -53,8 +53,9 @@ class Denoiser(nn.Module):
         layout: Layout = FULL,
         positions: Tensor | None = None,
         cache: CacheSlice | None = None,
+        context_positions: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Return hidden states of the noisy stream for the head.
+        """Return hidden states for the head: of the noisy stream, and where asked of the clean one.
 
         Args:
             input_ids: [B, L] noisy tokens.
@@ -64,9 +65,12 @@ class Denoiser(nn.Module):
             positions: [N] flat indices into B * L at which they are wanted; None: everywhere.
             cache: keys and values of the tokens before these, to which theirs are added; it fixes
                 their positions and replaces the layout's mask.
+            context_positions: [M] flat indices into B * L of the clean stream, whose hidden states
+                follow those at `positions`, which are given too; None: its last layer computes keys
+                and values alone. It is passed only where it is needed.
 
         Returns:
-            [N, H], or [B, L, H], and conditions of the head of that shape, or None.
+            [N, H], or [B, L, H], or [N + M, H], and conditions of the head of that shape, or None.
         """
         raise NotImplementedError
 

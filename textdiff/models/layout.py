@@ -151,6 +151,28 @@ def noise_levels(levels: Tensor, layout: Layout, length: int) -> tuple[Tensor, T
     return levels, index
 
 
+def left_neighbours(positions: Tensor, length: int, document_ids: Tensor | None = None) -> Tensor:
+    """Return the positions whose outputs are about `positions`, if outputs are about what follows.
+
+    That is the one before; the first of a document is read at itself, with nothing before it.
+
+    Args:
+        positions: [N] flat indices into B * L.
+        length: L.
+        document_ids: [B, L], or None where a row is one document.
+    """
+    first = positions % length == 0
+    if document_ids is not None:
+        ids = document_ids.flatten()
+        first = first | (ids[positions] != ids[(positions - 1).clamp(min=0)])
+    return torch.where(first, positions, positions - 1)
+
+
+def both_streams(noisy: Tensor, clean: Tensor, length: int) -> Tensor:
+    """Return [N + M] flat indices into B * 2L of positions [N] and [M] of the two streams."""
+    return torch.cat([noisy + noisy // length * length, clean + (clean // length + 1) * length])
+
+
 def training_layout(block_size: int | None) -> Layout:
     """Return the layout of training and likelihood: in blocks, with the clean context."""
     return FULL if block_size is None else Layout("block_diffusion", block_size)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.objectives import Prediction
-from textdiff.models import CacheSlice, Denoiser
+from textdiff.models import CacheSlice, Denoiser, left_neighbours
 from textdiff.sampling.predictor import Predictor, in_groups
 
 
@@ -39,6 +39,9 @@ class CachedPredictor(Predictor):
             slots, room if window is None else min(room, window + 2 * self.size)
         )
         self.stored = torch.zeros(0, dtype=torch.int64)  # [A] tokens in each slot
+        # [V] logits of the last one, which predict the first of the next block where outputs are
+        # about the next token. It is finished: they stay as they were when it was stored.
+        self.ends: list[Tensor | None] = []
 
     def keep(self, order: Sequence[int]) -> None:
         """Move rows to the slots of those that left."""
@@ -46,12 +49,14 @@ class CachedPredictor(Predictor):
             if slot != source:
                 self.cache.copy(source, [slot])
         self.stored = self.stored[list(order)]
+        self.ends = [self.ends[source] for source in order]
 
     def admit(self, text: Tensor, finished: Tensor) -> None:
         """Store the whole blocks of prompts, equal ones once."""
         first = len(self.stored)
         known = finished // self.size * self.size
         self.stored = torch.cat([self.stored, known])
+        self.ends += [None] * len(text)
         groups: dict[tuple[int, ...], list[int]] = {}
         for row, (ids, length) in enumerate(zip(text.tolist(), known.tolist(), strict=True)):
             if length:
@@ -62,11 +67,14 @@ class CachedPredictor(Predictor):
         step = longest if self.window is None else 2 * self.size
         for start in range(0, longest, max(1, step)):
             rows = leaders[known[leaders] > start]
-            begins = torch.full_like(rows, start)
-            self._store(text, rows, first + rows, begins, min(step, longest - start))
+            length = min(step, longest - start)
+            counts = (known[rows] - start).clamp(max=length)
+            self._store(text, rows, first + rows, torch.full_like(rows, start), length, counts)
         for leader, *others in groups.values():
             if others:
                 self.cache.copy(first + leader, [first + row for row in others])
+                for row in others:
+                    self.ends[first + row] = self.ends[first + leader]
 
     def enter(self, text: Tensor, starts: Tensor, widths: Tensor, frozen: Tensor) -> None:
         """Keep the finished blocks at hand, to be stored with the first call.
@@ -78,7 +86,8 @@ class CachedPredictor(Predictor):
         self.starts = starts
         while self.window is not None and bool((starts - self.stored > self.size).any()):
             rows = (starts - self.stored > self.size).nonzero().squeeze(1)
-            self._store(text, rows, rows, self.stored[rows], self.size)
+            counts = torch.full_like(rows, self.size)
+            self._store(text, rows, rows, self.stored[rows], self.size, counts)
             self.stored[rows] += self.size
 
     def __call__(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
@@ -94,11 +103,46 @@ class CachedPredictor(Predictor):
         def run(indices: Tensor) -> Tensor:
             called, place = torch.unique(owners[indices], return_inverse=True)
             length = int(lengths[called[0]])
-            at = place * length + (length - self.size) + positions[indices] % width
-            return self._run(canvas, called, length, alpha[torch.searchsorted(rows, called)], at)
+            column, noise = positions[indices] % width, alpha[torch.searchsorted(rows, called)]
+            if self.shift:
+                return self._run_shifted(canvas, called, length, noise, (place, column))
+            at = place * length + (length - self.size) + column
+            return self._run(canvas, called, length, noise, at)
 
         logits = in_groups(lengths[owners], run)
         return self._predicted(logits, canvas, positions, alpha[where])
+
+    def _run_shifted(
+        self,
+        canvas: Tensor,
+        rows: Tensor,
+        length: int,
+        alpha: Tensor,
+        places: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """Return logits [n, V] that predict [n] of these rows and [n] columns of the canvas.
+
+        They are read one place before; what is before a block is the end of the last one.
+        """
+        place, column = places
+        before = length - self.size  # tokens that this call stores
+        at = place * length + (before + column - 1).clamp(min=0)
+        ends = torch.arange(len(rows)) * length + before - 1 if before else at[:0]
+        logits = self._run(canvas, rows, length, alpha, torch.cat([at, ends]))
+        self._keep_ends(rows, logits[len(at) :])
+        crosses = ((column == 0) & (self.starts[rows[place]] > 0)).nonzero().squeeze(1)
+        kept = [self.ends[row] for row in rows[place[crosses]].tolist()]
+        if not kept:
+            return logits[: len(at)]
+        return logits[: len(at)].index_copy(0, crosses.to(logits.device), torch.stack(kept))
+
+    def _keep_ends(self, slots: Tensor, logits: Tensor) -> None:
+        """Keep logits [r, V] at the last stored token of some slots, or nothing if there are none.
+
+        They are copies: a view would hold the logits of the whole call.
+        """
+        for slot, row in zip(slots.tolist(), logits, strict=False):
+            self.ends[slot] = row.clone()
 
     def _run(self, canvas: Tensor, rows: Tensor, length: int, alpha: Tensor, at: Tensor) -> Tensor:
         """Return logits [n, V] of some rows whose last `length` tokens are new."""
@@ -119,16 +163,27 @@ class CachedPredictor(Predictor):
         return self._logits(tokens, sigma, at, layout=self.layout, cache=view)
 
     def _store(
-        self, text: Tensor, rows: Tensor, slots: Tensor, begins: Tensor, length: int
+        self,
+        text: Tensor,
+        rows: Tensor,
+        slots: Tensor,
+        begins: Tensor,
+        length: int,
+        counts: Tensor,
     ) -> None:
-        """Store `length` finished tokens of some rows of a text, from `begins` [r] on."""
-        self._logits(
+        """Store `length` tokens of some rows of a text, from `begins` [r] on.
+
+        The first `counts` [r] of them are finished; what follows is written over later.
+        """
+        at = torch.arange(len(rows)) * length + counts - 1
+        logits = self._logits(
             self._inputs(text[rows.to(text.device)], begins, length),
             torch.zeros(len(rows), length // self.size),
-            torch.zeros(0, dtype=torch.int64),
+            at if self.shift else at[:0],
             layout=self.layout,
             cache=self._view(begins, length, slots),
         )
+        self._keep_ends(slots, logits)
 
     def _inputs(self, text: Tensor, begins: Tensor, length: int) -> Tensor:
         """Return [r, length] the network's inputs at finished positions, from `begins` on."""
@@ -166,7 +221,9 @@ class ApproximatePredictor(Predictor):
         """Forget what is stored: it was at other positions, and noise that is now text."""
         self.widths = widths
         self.whole = torch.arange(frozen.shape[1]) < widths[:, None]  # [A, S]
-        self.open = self.whole & ~frozen
+        self.asked = self.whole & ~frozen
+        if self.shift:  # predictions are read one place before what they are about
+            self.asked[:, :-1] |= self.asked[:, 1:].clone()
         self.stored = torch.zeros(len(widths), dtype=torch.bool)  # [A] rows that had their call
 
     def __call__(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
@@ -181,14 +238,16 @@ class ApproximatePredictor(Predictor):
     def _run(self, canvas: Tensor, positions: Tensor, alpha: Tensor) -> Tensor:
         """Return [N, V] logits at positions of rows that all have had a call, or none has."""
         rows, where = torch.unique(positions // canvas.shape[1], return_inverse=True)
-        runs = (self.open if bool(self.stored[rows[0]]) else self.whole)[rows]  # [r, S]
+        runs = (self.asked if bool(self.stored[rows[0]]) else self.whole)[rows]  # [r, S]
         at = self._places(runs)  # [r, T]
         tokens = canvas[rows.to(canvas.device)]
         rank = runs.cumsum(1) - 1  # [r, S] index among the row's T tokens
+        width = canvas.shape[1]
+        columns = (left_neighbours(positions, width) if self.shift else positions) % width
         return self._logits(
             tokens.gather(1, at.clamp(max=canvas.shape[1] - 1).to(canvas.device)),
             self.family.network_time(alpha[rows]).unsqueeze(1),
-            where * at.shape[1] + rank[where, positions % canvas.shape[1]],
+            where * at.shape[1] + rank[where, columns],
             layout=self.layout,
             cache=self.cache.approximate_slice(at, self.widths[rows], _unless_first(rows)),
         )

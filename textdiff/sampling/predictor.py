@@ -13,7 +13,15 @@ from torch import Tensor
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.objectives import Prediction
 from textdiff.errors import CheckpointError, overflow_advice
-from textdiff.models import CAUSAL, FULL, Denoiser, Layout, sampling_layout, shift_right
+from textdiff.models import (
+    CAUSAL,
+    FULL,
+    Denoiser,
+    Layout,
+    left_neighbours,
+    sampling_layout,
+    shift_right,
+)
 
 
 class Predictor(ABC):
@@ -32,6 +40,7 @@ class Predictor(ABC):
         self.model = model
         self.family = family
         self.shifted = family.objective.shifted
+        self.shift = family.objective.shift
         self.layout: Layout = CAUSAL if self.shifted else sampling_layout(family.block_size)
         self.calls = 0
         self.rows = 0
@@ -166,10 +175,11 @@ class PlainPredictor(Predictor):
         end = int(lengths.max())
         tokens = self._compose(canvas, rows, end)  # [r, end]
         alpha = self._alpha(t[rows])
+        at = where * end + before[where] + positions % width
         logits = self._logits(
             shift_right(tokens, self.family.process.mask_token_id) if self.shifted else tokens,
             self._sigma(alpha, before, end),
-            where * end + before[where] + positions % width,
+            left_neighbours(at, end) if self.shift else at,
             layout=self.layout.within(self._documents(lengths, end, canvas.device)),
         )
         return self._predicted(logits, canvas, positions, alpha[where])

@@ -82,15 +82,9 @@ def architecture(config: Config, vocabulary: int, **special_ids: Any) -> TextDif
         diffusion={
             **config.diffusion.model_dump(
                 mode="json",
-                include={
-                    "process",
-                    "schedule",
-                    "objective",
-                    "block_size",
-                    "timesteps",
-                    "time_input",
-                },
+                include={"process", "schedule", "block_size", "timesteps", "time_input"},
             ),
+            "objective": config.diffusion.objective.to_export(),
             "prompt_dropout": config.diffusion.noise.prompt_dropout,
         },
         **special_ids,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, cast
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from textdiff.diffusion.noise import Noise
 from textdiff.diffusion.objectives.objective import Objective, Prediction, clean_log_softmax, pick
@@ -110,6 +110,15 @@ class AR(_MaskedCrossEntropy):
 
     reason = "it predicts one wholly masked token after the other"
     shifted = True
+
+    @model_validator(mode="after")
+    def _left_to_right(self) -> AR:
+        if self.shift:
+            raise ValueError(
+                "objective ar predicts the next token by itself: set shift: false (shift is for "
+                "objectives that fill masks with a network that predicted the next token)"
+            )
+        return self
 
     def refusal(self, choices: DiffusionConfig) -> str | None:
         problem = super().refusal(choices)

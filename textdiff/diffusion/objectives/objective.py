@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import PrivateAttr
+from pydantic import Field, PrivateAttr
 
 from textdiff.diffusion.noise import Noise
 from textdiff.diffusion.process import ForwardProcess, Vocabulary
@@ -79,6 +79,9 @@ class Objective(Section):
     """
 
     kind: str
+    shift: bool = Field(
+        False, description="the output at a position is about the next token, as in an AR network"
+    )
 
     processes: ClassVar[tuple[str, ...]]
     reason: ClassVar[str] = "its bound is that of other noise"
@@ -118,6 +121,12 @@ class Objective(Section):
         if choices.timesteps is not None and not self.in_steps:
             return f"objective {self.kind} is in continuous time: set timesteps: null"
         return None
+
+    def to_export(self) -> dict[str, Any]:
+        """Return the options as plain data; those that earlier versions lack only where set."""
+        later = [name for name in ("shift",) if getattr(self, name)]
+        earlier = set(type(self).model_fields) - set(Objective.model_fields)
+        return self.model_dump(mode="json", include={"kind", *earlier, *later})
 
     # --- on a process ---
 

@@ -1,0 +1,83 @@
+"""Corrupted batches: what noise makes of clean tokens, and which positions contribute.
+
+Letters: B rows, L positions, N positions that contribute to the loss.
+"""
+
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from textdiff.diffusion.family import Family
+from textdiff.diffusion.noise import Noise, NoiseUniforms
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A corrupted batch of B rows.
+
+    Attributes:
+        x0: [B, L] int64 clean tokens.
+        xt: [B, L] int64 noisy tokens.
+        positions: [N] int64 flat indices of the positions that contribute to the loss.
+        noise: the noise at those positions, [N] each.
+        sigma: [B, blocks] total noise per block, or what else the family's networks read.
+        document_ids: [B, L] (-1: padding), or None where attention ignores documents.
+        block_size: tokens per block; None: the whole sequence.
+    """
+
+    x0: Tensor
+    xt: Tensor
+    positions: Tensor
+    noise: Noise
+    sigma: Tensor
+    document_ids: Tensor | None
+    block_size: int | None
+
+    def to(self, device: torch.device) -> "Batch":
+        """Copy the batch to a device without waiting."""
+        return replace(self, **_on(device, self))
+
+
+@dataclass(frozen=True)
+class CleanBatch:
+    """A batch of B rows that is corrupted on the device, by a schedule that is being learned.
+
+    Attributes:
+        x0: [B, L] int64 clean tokens.
+        uniforms: of 2 B rows: two masks of every row, at the same times.
+        document_ids: [B, L], or None where attention ignores documents.
+        block_size: tokens per block; None: the whole sequence.
+    """
+
+    x0: Tensor
+    uniforms: NoiseUniforms
+    document_ids: Tensor | None
+    block_size: int | None
+
+    def to(self, device: torch.device) -> "CleanBatch":
+        """Copy the batch to a device without waiting."""
+        return replace(self, **_on(device, self))
+
+
+def _on(device: torch.device, batch: Batch | CleanBatch) -> dict[str, Any]:
+    """Return copies on a device of a batch's tensors and bundles of tensors, by name."""
+
+    def move(value: Tensor) -> Tensor:
+        return value.to(device, non_blocking=True)
+
+    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    moved = {name: move(v) for name, v in values.items() if isinstance(v, Tensor)}
+    bundles = {n: v.map(move) for n, v in values.items() if isinstance(v, Noise | NoiseUniforms)}
+    return moved | bundles
+
+
+def corrupt(family: Family, x0: Tensor, noise: Noise, document_ids: Tensor | None) -> Batch:
+    """Corrupt x0 [B, L] on the CPU, where noise is made and positions are counted."""
+    xt = family.process.corrupt(x0, noise)
+    positions = family.objective.positions(noise).flatten().nonzero().squeeze(1)
+    starts = torch.arange(0, x0.shape[1], family.blocks(x0.shape[1]).size)
+    alpha = family.known_alpha(noise.alpha.expand(x0.shape)[:, starts])
+    sigma = family.network_time(alpha)  # [B, blocks]
+    return Batch(x0, xt, positions, noise.at(positions), sigma, document_ids, family.block_size)
