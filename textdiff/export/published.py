@@ -74,7 +74,7 @@ def load_denoiser(
     if family is None and is_export(place):
         model: Denoiser = load_model(place, kind)
     else:
-        model = build_network(read_published(place, family), kind)
+        model = published_network(read_published(place, family), kind)
     model = model.to(where).eval()
     return model, family_of(model.config, where, model.exponents)
 
@@ -104,7 +104,7 @@ def _described(checkpoint: CheckpointFiles, place: Path) -> dict[str, Any]:
     return config
 
 
-def build_network(published: Published, dtype: torch.dtype) -> Denoiser:
+def published_network(published: Published, dtype: torch.dtype) -> Denoiser:
     """Return the network of a published checkpoint, on the CPU.
 
     Raises:

@@ -88,7 +88,7 @@ class LLaDACheckpoint(StockNetwork):
         """Return Llama's name of a weight."""
         inner = name.removeprefix("model.transformer.")
         if match := re.fullmatch(r"blocks\.(\d+)\.(\w+)\.(\w+)", inner):
-            layer, part, kind = match.groups()
-            return f"model.layers.{layer}.{BLOCK_NAMES.get(part, part)}.{kind}"
-        part, _, kind = inner.partition(".")
-        return f"{NAMES.get(part, part)}.{kind}"
+            layer, module, kind = match.groups()
+            return f"model.layers.{layer}.{BLOCK_NAMES.get(module, module)}.{kind}"
+        module, _, kind = inner.partition(".")
+        return f"{NAMES.get(module, module)}.{kind}"

@@ -73,8 +73,8 @@ class TinyDiffusionCheckpoint(StockNetwork):
             return "noise_embedding.weight"
         if match := re.fullmatch(r"blocks\.(\d+)\.(.+)\.weight", name):
             return f"model.layers.{match[1]}.{BLOCK_NAMES.get(match[2], match[2])}.weight"
-        part, _, kind = name.partition(".")
-        return f"{NAMES.get(part, part)}.{kind}"
+        module, _, kind = name.partition(".")
+        return f"{NAMES.get(module, module)}.{kind}"
 
     def diffusion(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return masked diffusion in steps, trained on plain cross-entropy."""

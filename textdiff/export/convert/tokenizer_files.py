@@ -32,7 +32,7 @@ def _text(token: Any) -> Any:
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """Return a JSON object; empty where there is no such file or it is damaged."""
+    """Return a JSON object; empty where the file is missing or damaged."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
