@@ -28,7 +28,7 @@ from textdiff.export.loading import (
     locate_export,
     read_json,
 )
-from textdiff.export.published import build_network, open_published
+from textdiff.export.published import open_published, published_network
 from textdiff.export.records import TRAINING_FILE, training_record
 from textdiff.likelihood.text_scorer import TextScorer
 from textdiff.models import Denoiser
@@ -107,7 +107,7 @@ class TextDiffusion(TextScorer):
             defaults = SamplingConfig.from_export(read_json(place / "generation_config.json"))
         else:
             published, own = open_published(place, tokenizer, family)
-            model, defaults = build_network(published, kind), SamplingConfig()
+            model, defaults = published_network(published, kind), SamplingConfig()
         model = model.to(where).eval()
         described = family_of(model.config, where, model.exponents)
         return cls(model, own, described, defaults, place if place.is_dir() else place.parent)

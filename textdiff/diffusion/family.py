@@ -133,7 +133,7 @@ class Family:
 
     def network_time(self, alpha: Tensor) -> Tensor:
         """Return what the network reads at survival probabilities from `known_alpha`, float32."""
-        return TIME_INPUTS[self.time_input](self.schedule, alpha).float()
+        return TIME_INPUTS[self.time_input](self, alpha).float()
 
 
 def block_sizes(spec: Mapping[str, Any]) -> tuple[int | None, ...]:

@@ -191,7 +191,7 @@ def is_export(place: Path) -> bool:
         content = read_json(place / "config.json")
     except CheckpointError:
         return False
-    return content.get("model_type") == "textdiff" or "diffusion" in content
+    return content.get("model_type") == "textdiff" or isinstance(content.get("diffusion"), dict)
 
 
 def load_model(folder: Path, dtype: torch.dtype) -> Denoiser:

@@ -6,8 +6,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from textdiff.diffusion.family import Family
@@ -15,6 +17,7 @@ from textdiff.errors import CheckpointError
 from textdiff.export.convert import CheckpointFamily, Converted, find_checkpoint_family
 from textdiff.export.convert.container import CheckpointFiles, read_checkpoint
 from textdiff.export.convert.published_tokenizer import find_tokenizer, with_special_tokens
+from textdiff.export.convert.tokenizer_files import stored_mask
 from textdiff.export.loading import (
     family_of,
     find_device,
@@ -24,6 +27,8 @@ from textdiff.export.loading import (
     locate_export,
 )
 from textdiff.models import Denoiser, TextDiffusionConfig, TextDiffusionModel
+from textdiff.models.backbone import TransformersDenoiser
+from textdiff.models.stock import network_class
 
 SHOWN = 4  # names of weights that a message lists
 
@@ -71,7 +76,7 @@ def load_denoiser(
     if is_export(place):
         model = load_model(place, kind)
     else:
-        model = build_network(read_published(place, family), kind)
+        model = published_network(read_published(place, family), kind)
     model = model.to(where).eval()
     return model, family_of(model.config, where, model.exponents)
 
@@ -109,28 +114,50 @@ def read_published(place: Path, family: str | None = None) -> Published:
         ConfigError: an unknown family.
     """
     checkpoint = read_checkpoint(place)
-    known = find_checkpoint_family(place, checkpoint.config, list(checkpoint.weights), family)
-    return Published(checkpoint, known, known.convert(checkpoint.config, checkpoint.weights))
+    config = _described(checkpoint, place)
+    known = find_checkpoint_family(place, config, list(checkpoint.weights), family)
+    return Published(checkpoint, known, known.convert(config, checkpoint.weights))
 
 
-def build_network(published: Published, dtype: torch.dtype) -> Denoiser:
+def _described(checkpoint: CheckpointFiles, place: Path) -> dict[str, Any]:
+    """Return a config with what only its folder says: its name, and the tokenizer's mask."""
+    config = checkpoint.config | {"name_or_path": str(place)}
+    if config.get("mask_token_id") is None:
+        config["mask_token_id"] = stored_mask(checkpoint.file.parent)
+    return config
+
+
+def published_network(published: Published, dtype: torch.dtype) -> Denoiser:
     """Return the network of a published checkpoint, on the CPU.
 
     Raises:
         CheckpointError: weights are missing, left over or of another shape.
     """
-    config, weights = published.converted.config, published.converted.weights
+    config = published.converted.config
+    weights = {name: value.to(dtype) for name, value in published.converted.weights.items()}
     with torch.device("meta"):
-        model = _network(config)
-    _check_weights(published, {name: tuple(v.shape) for name, v in model.state_dict().items()})
-    model.load_state_dict({name: v.to(dtype) for name, v in weights.items()}, assign=True)
+        own = isinstance(config, TextDiffusionConfig)
+        model: Denoiser = TextDiffusionModel(config) if own else TransformersDenoiser(config)
+    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    _check_weights(published, {k.removeprefix("network."): shape for k, shape in shapes.items()})
+    if not own:
+        return _backbone(config, weights, dtype)
+    model.load_state_dict(weights, assign=True)
     return model
 
 
-def _network(config: PreTrainedConfig) -> Denoiser:
-    """Return the network that a configuration describes, without weights."""
-    assert isinstance(config, TextDiffusionConfig)
-    return TextDiffusionModel(config)
+def _backbone(
+    config: PreTrainedConfig, weights: Mapping[str, Tensor], dtype: torch.dtype
+) -> TransformersDenoiser:
+    """Return a network of transformers with weights, and what surrounds it here."""
+    around = {name: value for name, value in weights.items() if name.startswith("noise_embedding.")}
+    inside = {name: value for name, value in weights.items() if name not in around}
+    # transformers fills what a state dict lacks, such as tables of rotary angles
+    kind = network_class(config)._model_mapping[type(config)]
+    network = kind.from_pretrained(None, config=config, state_dict=inside, dtype=dtype)
+    denoiser = TransformersDenoiser(config, network).to(dtype)
+    denoiser.load_state_dict(around, strict=False)
+    return denoiser
 
 
 def _check_weights(published: Published, wanted: Mapping[str, tuple[int, ...]]) -> None:

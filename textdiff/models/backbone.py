@@ -6,6 +6,7 @@ Shapes: B rows, L positions, T = L or 2L inputs, H hidden, N selected positions,
 """
 
 import copy
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,32 @@ from .backbone_attention import NAME
 from .cache import CacheSlice, KVCache
 from .configuration import initial_exponent
 from .interface import Denoiser
-from .layers import NoiseEmbedding, TokenExponents
+from .layers import NoiseEmbedding, StepEmbedding, TokenExponents
 from .layout import FULL, Layout, noise_levels
 from .probe import BackboneProbe
 from .stock import BackboneHead, build_network, first_position, network_class
 
 EXTRA_FILE = "diffusion.safetensors"
 """Weights of an export that its architecture does not have."""
+
+
+def noise_embedding(diffusion: Mapping[str, Any], size: int) -> nn.Module | None:
+    """Return the module that embeds noise levels, whose output starts at zero; None: none does.
+
+    Args:
+        diffusion: the `diffusion` section of a configuration.
+        size: C, its channels.
+    """
+    if not diffusion.get("noise_embedding"):
+        return None
+    if diffusion.get("time_input") == "step":
+        table = StepEmbedding(diffusion["timesteps"], size)
+        nn.init.zeros_(table.weight)
+        return table
+    embedding = NoiseEmbedding(size)
+    nn.init.zeros_(embedding.mlp[-1].weight)
+    nn.init.zeros_(embedding.mlp[-1].bias)
+    return embedding
 
 
 class TransformersDenoiser(Denoiser):
@@ -65,10 +85,7 @@ class TransformersDenoiser(Denoiser):
         self.network = network
         diffusion = getattr(self.config, "diffusion", None) or {}
         size = network.get_input_embeddings().weight.shape[1]
-        self.noise_embedding = NoiseEmbedding(size) if diffusion.get("noise_embedding") else None
-        if self.noise_embedding is not None:  # a network starts as it was without
-            nn.init.zeros_(self.noise_embedding.mlp[-1].weight)
-            nn.init.zeros_(self.noise_embedding.mlp[-1].bias)
+        self.noise_embedding = noise_embedding(diffusion, size)
         exponent = initial_exponent(self.config)
         rows = self.config.vocab_size
         self.exponents = None if exponent is None else TokenExponents(rows, exponent)

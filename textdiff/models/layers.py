@@ -46,6 +46,14 @@ class NoiseEmbedding(nn.Module):
         return self.mlp(torch.cat([angles.cos(), angles.sin()], dim=-1).to(dtype))
 
 
+class StepEmbedding(nn.Embedding):
+    """Learned table of the steps of discrete time."""
+
+    def forward(self, step: Tensor) -> Tensor:
+        """Map [...] indices of steps, also as real numbers, to [..., C]."""
+        return super().forward(step.round().long().clamp(0, self.num_embeddings - 1))
+
+
 class TokenExponents(nn.Module):
     """Learned schedule's exponent of every token, w = softplus(raw) > 0 (arXiv:2406.04329).
 

@@ -5,13 +5,18 @@ from typing import Any
 
 from textdiff.errors import CheckpointError
 from textdiff.export.convert.checkpoint_family import CheckpointFamily, Converted
+from textdiff.export.convert.diffugpt import DiffuGPTCheckpoint, DiffuLLaMACheckpoint
 from textdiff.export.convert.dit_ar import ARCheckpoint
 from textdiff.export.convert.dit_bd3lm import BD3LMCheckpoint
 from textdiff.export.convert.dit_gidd import GIDDCheckpoint
 from textdiff.export.convert.dit_mdlm import MDLMCheckpoint
 from textdiff.export.convert.dit_sedd import SEDDAsMDLM, SEDDCheckpoint
 from textdiff.export.convert.dit_uniform import DuoCheckpoint, UDLMCheckpoint
+from textdiff.export.convert.llada import LLaDACheckpoint
+from textdiff.export.convert.qwen import A2DCheckpoint, DreamCheckpoint, SDARCheckpoint
+from textdiff.export.convert.tiny_diffusion import TinyDiffusionCheckpoint
 from textdiff.registry import Registry
+from textdiff.sampling.settings import read_knobs
 
 CHECKPOINT_FAMILIES = Registry[CheckpointFamily](
     "checkpoint family",
@@ -24,6 +29,13 @@ CHECKPOINT_FAMILIES = Registry[CheckpointFamily](
         UDLMCheckpoint,
         DuoCheckpoint,
         GIDDCheckpoint,
+        LLaDACheckpoint,
+        DreamCheckpoint,
+        SDARCheckpoint,
+        A2DCheckpoint,
+        DiffuGPTCheckpoint,
+        DiffuLLaMACheckpoint,
+        TinyDiffusionCheckpoint,
     ],
 )
 
@@ -39,14 +51,16 @@ def find_checkpoint_family(
         place: where it is, for messages.
         config: content of its config file.
         names: names of its weights, without prefixes and buffers.
-        wanted: a family's name, which overrules recognition.
+        wanted: a family's name, which overrules recognition; options may follow it, as in
+            `sdar block_size=16`.
 
     Raises:
         CheckpointError: its family is not known.
-        ConfigError: the wanted name is unknown.
+        ConfigError: the wanted name, or an option after it, is unknown.
     """
     if wanted is not None:
-        return CHECKPOINT_FAMILIES.build(wanted)
+        name, *options = wanted.split() or [""]
+        return CHECKPOINT_FAMILIES.build(name, read_knobs(options))
     for kind, family in CHECKPOINT_FAMILIES.items():
         if family.matches(config, names):
             return CHECKPOINT_FAMILIES.build(kind)
