@@ -22,16 +22,11 @@ from textdiff.export.loading import (
     family_of,
     find_device,
     find_dtype,
-    is_export,
-    load_exported_tokenizer,
-    load_model,
     locate_export,
-    read_json,
 )
-from textdiff.export.published import open_published, published_network
+from textdiff.export.published import open_model
 from textdiff.export.records import TRAINING_FILE, training_record
 from textdiff.likelihood.text_scorer import TextScorer
-from textdiff.models import Denoiser
 from textdiff.sampling.callbacks import (
     Callback,
     FinishedRow,
@@ -100,14 +95,7 @@ class TextDiffusion(TextScorer):
         """
         where, kind = find_device(device), find_dtype(dtype)
         place = locate_export(path)
-        model: Denoiser
-        if is_export(place):
-            model = load_model(place, kind)
-            own = load_exported_tokenizer(place, model.config)
-            defaults = SamplingConfig.from_export(read_json(place / "generation_config.json"))
-        else:
-            published, own = open_published(place, tokenizer, family)
-            model, defaults = published_network(published, kind), SamplingConfig()
+        model, own, defaults = open_model(place, kind, tokenizer, family)
         model = model.to(where).eval()
         described = family_of(model.config, where, model.exponents)
         return cls(model, own, described, defaults, place if place.is_dir() else place.parent)

@@ -23,12 +23,15 @@ from textdiff.export.loading import (
     find_device,
     find_dtype,
     is_export,
+    load_exported_tokenizer,
     load_model,
     locate_export,
+    read_json,
 )
 from textdiff.models import Denoiser, TextDiffusionConfig, TextDiffusionModel
 from textdiff.models.backbone import TransformersDenoiser
 from textdiff.models.stock import network_class
+from textdiff.sampling.settings import SamplingConfig
 
 SHOWN = 4  # names of weights that a message lists
 
@@ -79,6 +82,30 @@ def load_denoiser(
         model = published_network(read_published(place, family), kind)
     model = model.to(where).eval()
     return model, family_of(model.config, where, model.exponents)
+
+
+def open_model(
+    place: Path, dtype: torch.dtype, tokenizer: str | None = None, family: str | None = None
+) -> tuple[Denoiser, PreTrainedTokenizerFast, SamplingConfig]:
+    """Return the network, the tokenizer and the sampling defaults of a model, on the CPU.
+
+    Args:
+        place: folder of an export, or folder or file of a published checkpoint.
+        dtype: of the network.
+        tokenizer: folder or hub id of a published checkpoint's tokenizer; None: its own.
+        family: name of its family of checkpoints; None: it is recognised.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or does not fit the others.
+        ConfigError: an unknown family.
+        DataError: the tokenizer that was named cannot be loaded.
+    """
+    if is_export(place):
+        model = load_model(place, dtype)
+        own = load_exported_tokenizer(place, model.config)
+        return model, own, SamplingConfig.from_export(read_json(place / "generation_config.json"))
+    published, own = open_published(place, tokenizer, family)
+    return published_network(published, dtype), own, SamplingConfig()
 
 
 def open_published(

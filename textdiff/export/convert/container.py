@@ -80,8 +80,10 @@ def find_weights(place: Path) -> Path:
     for name in NAMED:
         if (place / name).is_file():
             return place / name
-    folders = (place, place / "weights")
-    files = [p for f in folders for suffix in WEIGHT_SUFFIXES for p in sorted(f.glob(f"*{suffix}"))]
+    for folder in (place / "weights", place):
+        files = [p for suffix in WEIGHT_SUFFIXES for p in sorted(folder.glob(f"*{suffix}"))]
+        if files:
+            break
     if len(files) == 1:
         return files[0]
     if files:
