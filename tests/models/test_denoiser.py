@@ -296,23 +296,34 @@ def test_save_and_load_round_trip(tmp_path, options):
 
 
 def test_checkpoint_carries_its_code(tmp_path):
-    """`trust_remote_code` works where textdiff is not installed."""
+    """`trust_remote_code` works where textdiff is not installed, and refuses older versions."""
     import sys
 
     model = tiny()
     model.save_pretrained(tmp_path)
     program = (
         "import sys; sys.modules['textdiff'] = None\n"
-        "import torch\n"
+        "import torch, transformers\n"
         "from transformers import AutoModelForMaskedLM\n"
-        f"m = AutoModelForMaskedLM.from_pretrained({str(tmp_path)!r}, trust_remote_code=True)\n"
-        "print(m(torch.tensor([[1, 2, 3]])).logits.shape)\n"
+        "def load():\n"
+        "    place = sys.argv[1]\n"
+        "    return AutoModelForMaskedLM.from_pretrained(place, trust_remote_code=True)\n"
+        "installed, transformers.__version__ = transformers.__version__, '4.57.1'\n"
+        "try:\n"
+        "    load()\n"
+        "except ImportError as error:\n"
+        "    print(error)\n"
+        "transformers.__version__ = installed\n"
+        "print(load()(torch.tensor([[1, 2, 3]])).logits.shape)\n"
     )
     done = finished(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", program, tmp_path],
         env={"HF_HOME": str(tmp_path / "home"), "PATH": "/usr/bin", "HF_HUB_OFFLINE": "1"},
     )
-    assert "torch.Size([1, 3, 11])" in done.stdout, done.stderr[-2000:]
+    refused, shape = done.stdout.splitlines()[-2:]
+    assert refused.startswith("this textdiff model needs transformers 5.10 or newer")
+    assert "and 4.57.1 is installed" in refused
+    assert shape == "torch.Size([1, 3, 11])", done.stderr[-2000:]
 
 
 def test_flex_attention_agrees_and_refuses_to_train_on_a_cpu():

@@ -158,11 +158,12 @@ def test_candidates_are_the_full_range_and_those_half_as_wide_or_wider():
 @pytest.mark.parametrize("draw", ["count", "time"])
 def test_draws_inside_a_range_have_the_law_of_draws_of_it(draw, name, size):
     """Selecting from the full range is drawing from the range: levels, and hits given levels."""
-    chosen, blocks = family(size, name), Blocks.of(48, size)
+    length = 2 * size  # the second block's draws are for themselves
+    chosen, blocks = family(size, name), Blocks.of(length, size)
     grid = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
     v = grid[:, None].expand(-1, blocks.count)
     rows = torch.arange(len(v))[:, None]
-    u = uniforms(0, Stream.POSITION, row=rows, position=torch.arange(48))
+    u = uniforms(0, Stream.POSITION, row=rows, position=torch.arange(length))
 
     def drawn(rates):
         return draw_noise(
