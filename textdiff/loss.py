@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.noise import ByTime, Noise, NoiseUniforms, draw_noise
 from textdiff.diffusion.objectives import Prediction
-from textdiff.models import CAUSAL, Denoiser, shift_right, training_layout
+from textdiff.models import CAUSAL, Denoiser, hide_starts, shift_right, training_layout
 
 # Logits alive at once: 2 ** 22 of them are 16 MiB in float32, which memory allocators reuse.
 CHUNK_LOGITS = 2**22
@@ -94,18 +94,6 @@ def corrupt(family: Family, x0: Tensor, noise: Noise, document_ids: Tensor | Non
     return Batch(x0, xt, positions, noise.at(positions), sigma, document_ids, family.block_size)
 
 
-def _without_starts(batch: Batch) -> Tensor | None:
-    """Return [B, L] document ids that hide the first input where the first token has no term."""
-    first = torch.zeros_like(batch.x0, dtype=torch.bool).flatten()  # [B L]
-    first[batch.positions] = True
-    hidden = ~first.view(batch.x0.shape)[:, 0]  # [B]
-    if batch.document_ids is None and not bool(hidden.any()):
-        return None
-    ids = torch.zeros_like(batch.x0) if batch.document_ids is None else batch.document_ids.clone()
-    ids[:, 0] = ids[:, 0].masked_fill(hidden, -1)
-    return ids
-
-
 class PositionTerms:
     """Hidden states at the positions that contribute, and the objective on top of them.
 
@@ -119,7 +107,8 @@ class PositionTerms:
         tokens, layout, ids = batch.xt, training_layout(batch.block_size), batch.document_ids
         if family.objective.shifted:
             tokens, layout = shift_right(batch.x0, family.objective.first_input, ids), CAUSAL
-            ids = _without_starts(batch) if family.objective.has_own_start else ids
+            if family.objective.has_own_start:
+                ids = hide_starts(batch.x0, batch.positions, ids)
         context = batch.x0 if layout.streams == 2 else None
         self.hidden, self.condition = denoiser.hidden(
             tokens, context, batch.sigma, layout.within(ids), batch.positions
