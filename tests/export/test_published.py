@@ -273,6 +273,13 @@ def published(tmp_path):
     return folder
 
 
+def baseline(folder):
+    """A left-to-right one with a tokenizer."""
+    hub(folder, weights(**NO_TIME), causal=True)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
 def test_a_tokenizer_gets_the_mask_of_the_checkpoint_and_a_padding_row(published):
     held = TextDiffusion.from_pretrained(published, device="cpu")
     config, vocabulary = held.model.config, held.family.process.vocabulary
@@ -312,8 +319,11 @@ def test_every_verb_takes_a_published_checkpoint(published, tmp_path, capsys):
     assert main(["convert", model, str(tmp_path / "export")]) == 0
     assert "family mdlm" in capsys.readouterr().out
     assert main(["compare", model, str(tmp_path / "export"), str(text), "--json"]) == 0
-    record = json.loads(capsys.readouterr().out)
-    print(list(record))
+    assert json.loads(capsys.readouterr().out)["difference"]["mean"] == 0.0
+    write_converted(str(baseline(tmp_path / "ar")), tmp_path / "judge")
+    words = ["--judge", str(tmp_path / "judge"), "--reference", str(text), "--num-samples", "2"]
+    assert main(["evaluate", model, *words, "--steps", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["samples"]["texts"] == 2
     config = {
         "run": {"dir": str(tmp_path / "run")},
         "data": {"sources": [{"source": str(text)}], "sequence_length": 16, "validation": 0.3},

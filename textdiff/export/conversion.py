@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from textdiff.data.tokenizer import vocabulary_size
 from textdiff.errors import ConfigError
 from textdiff.export.loading import DTYPES, is_export, locate_export
-from textdiff.export.published import Published, build_network, open_published
+from textdiff.export.published import Published, open_published, published_network
 from textdiff.export.records import TRAINING_FILE, code_record
 from textdiff.models import Denoiser
 from textdiff.models.configuration import NEEDED
@@ -45,7 +45,7 @@ def write_converted(
         raise ConfigError(message, code="is_export")
     published, own = open_published(place, tokenizer, family)
     stored = next(iter(published.converted.weights.values())).dtype
-    network = build_network(published, stored if stored in DTYPES.values() else torch.float32)
+    network = published_network(published, stored if stored in DTYPES.values() else torch.float32)
     with whole_folder(target, f"{source} is as it was") as folder:
         network.save_pretrained(folder)
         own.save_pretrained(folder)

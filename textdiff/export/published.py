@@ -75,7 +75,7 @@ def load_denoiser(
         _refuse_choices(path, None, family)
         model = load_model(place, kind)
     else:
-        model = build_network(read_published(place, family), kind)
+        model = published_network(read_published(place, family), kind)
     model = model.to(where).eval()
     return model, family_of(model.config, where, model.exponents)
 
@@ -109,7 +109,7 @@ def open_model(
         defaults = SamplingConfig.from_export(read_json(place / "generation_config.json"))
     else:
         published, own = open_published(place, tokenizer, family)
-        network, defaults = build_network(published, dtype), SamplingConfig()
+        network, defaults = published_network(published, dtype), SamplingConfig()
     network = network.to(device).eval()
     described = family_of(network.config, device, network.exponents)
     return network, own, described, defaults, place if place.is_dir() else place.parent
@@ -155,10 +155,14 @@ def read_published(place: Path, family: str | None = None) -> Published:
     """
     checkpoint = read_checkpoint(place)
     known = find_checkpoint_family(place, checkpoint.config, list(checkpoint.weights), family)
-    return Published(checkpoint, known, known.convert(checkpoint.config, checkpoint.weights))
+    try:
+        converted = known.convert(checkpoint.config, checkpoint.weights)
+    except (CheckpointError, ConfigError) as error:
+        raise CheckpointError(f"{place}: {error}", code=error.code) from None
+    return Published(checkpoint, known, converted)
 
 
-def build_network(published: Published, dtype: torch.dtype) -> Denoiser:
+def published_network(published: Published, dtype: torch.dtype) -> Denoiser:
     """Return the network of a published checkpoint, on the CPU.
 
     Raises:
