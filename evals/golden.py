@@ -39,7 +39,7 @@ def golden_folder() -> Path | None:
 
 
 def row(name: str, comparisons: list[Comparison]) -> dict[str, object]:
-    """Return a line of the table: by kind the largest difference, and the worst tolerance share."""
+    """Return a line of the table: the largest differences, and the worst share of a tolerance."""
     line: dict[str, object] = {"family": name, "quantities": len(comparisons)}
     for kind in COLUMNS:
         of_kind = [c.difference for c in comparisons if c.kind == kind]

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from textdiff import __version__
 from textdiff.commands.compare import compare
+from textdiff.commands.convert import convert
 from textdiff.commands.data import inspect_data, prepare_data, show_config
 from textdiff.commands.doctor import doctor
 from textdiff.commands.evaluate import evaluate
@@ -38,6 +39,7 @@ discrete text-diffusion language models
   evaluate MODEL --judge LM           how good its texts are, beside real ones
   generate MODEL [PROMPT]             generate text; --watch shows how
   play MODEL                          type prompts and settings, watch texts
+  convert SOURCE TARGET               published checkpoint to an export
   data prepare CONFIG                 tokenise the corpus ahead of training
   data inspect CONFIG                 what the corpus holds, and its tokens
   tokenizer train OUTPUT TEXT...      train a tokenizer on text files
@@ -57,6 +59,7 @@ VERBS: dict[tuple[str, ...], Callable[..., int]] = {
     ("evaluate",): evaluate,
     ("generate",): generate,
     ("play",): play,
+    ("convert",): convert,
     ("data", "prepare"): prepare_data,
     ("data", "inspect"): inspect_data,
     ("tokenizer", "train"): train_tokenizer,
@@ -68,7 +71,7 @@ VERBS: dict[tuple[str, ...], Callable[..., int]] = {
 _READ_CONFIGS = {train, prepare_data, inspect_data, show_config, plan}
 """Verbs that take their command line as it is: its flags are those of a config."""
 
-_WRITES_FILES = {("train",), ("data", "prepare"), ("tokenizer", "train")}
+_WRITES_FILES = {("train",), ("convert",), ("data", "prepare"), ("tokenizer", "train")}
 """Verbs whose result is not what they print."""
 
 

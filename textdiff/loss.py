@@ -22,7 +22,7 @@ from textdiff.diffusion.family import Family
 from textdiff.diffusion.noise import ByTime, Noise, draw_noise
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.objectives.objective import clean_log_softmax, pick
-from textdiff.models import CAUSAL, Denoiser, Reads, shift_right, training_layout
+from textdiff.models import CAUSAL, Denoiser, Reads, hide_starts, shift_right, training_layout
 
 # Logits alive at once: 2 ** 22 of them are 16 MiB in float32, which memory allocators reuse.
 CHUNK_LOGITS = 2**22
@@ -59,18 +59,6 @@ class HeadTerms:
         raise NotImplementedError
 
 
-def _without_starts(batch: Batch) -> Tensor | None:
-    """Return [B, L] document ids that hide the first input where the first token has no term."""
-    first = torch.zeros_like(batch.x0, dtype=torch.bool).flatten()  # [B L]
-    first[batch.positions] = True
-    hidden = ~first.view(batch.x0.shape)[:, 0]  # [B]
-    if batch.document_ids is None and not bool(hidden.any()):
-        return None
-    ids = torch.zeros_like(batch.x0) if batch.document_ids is None else batch.document_ids.clone()
-    ids[:, 0] = ids[:, 0].masked_fill(hidden, -1)
-    return ids
-
-
 class PositionTerms(HeadTerms):
     """Hidden states at the positions that contribute, and the objective on top of them.
 
@@ -89,7 +77,8 @@ class PositionTerms(HeadTerms):
         layout = training_layout(batch.block_size, family.causal_context)
         if family.objective.shifted:
             tokens, layout = shift_right(batch.x0, family.objective.first_input, ids), CAUSAL
-            ids = _without_starts(batch) if family.objective.has_own_start else ids
+            if family.objective.has_own_start:
+                ids = hide_starts(batch.x0, batch.positions, ids)
         layout = layout.within(ids)
         context = batch.x0 if layout.streams == 2 else None
         clean = training and family.objective.ar_weight > 0.0

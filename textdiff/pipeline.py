@@ -18,12 +18,7 @@ import torch
 from textdiff.checks import whole_number
 from textdiff.diffusion.family import block_sizes
 from textdiff.errors import ConfigError
-from textdiff.export.loading import (
-    family_of,
-    find_device,
-    find_dtype,
-    locate_export,
-)
+from textdiff.export.loading import family_of, find_device, find_dtype
 from textdiff.export.published import open_model
 from textdiff.export.records import TRAINING_FILE, training_record
 from textdiff.likelihood.text_scorer import TextScorer
@@ -93,12 +88,7 @@ class TextDiffusion(TextScorer):
             CheckpointError: a file is missing, damaged or does not fit the others.
             ConfigError: an unknown device or dtype.
         """
-        where, kind = find_device(device), find_dtype(dtype)
-        place = locate_export(path)
-        model, own, defaults = open_model(place, kind, tokenizer, family)
-        model = model.to(where).eval()
-        described = family_of(model.config, where, model.exponents)
-        return cls(model, own, described, defaults, place if place.is_dir() else place.parent)
+        return cls(*open_model(path, find_device(device), find_dtype(dtype), tokenizer, family))
 
     def to(self, device: str | torch.device) -> "TextDiffusion":
         """Return the same model on another device.

@@ -186,12 +186,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def is_export(place: Path) -> bool:
-    """Return whether a folder holds a network that textdiff wrote."""
+    """Return whether a folder holds a network that textdiff wrote, of whatever architecture."""
     try:
-        content = read_json(place / "config.json")
+        config = read_json(place / "config.json")
     except CheckpointError:
         return False
-    return content.get("model_type") == "textdiff" or isinstance(content.get("diffusion"), dict)
+    described = config.get("diffusion")
+    return config.get("model_type") == "textdiff" or (
+        isinstance(described, dict) and "objective" in described
+    )
 
 
 def load_model(folder: Path, dtype: torch.dtype) -> Denoiser:
@@ -200,7 +203,14 @@ def load_model(folder: Path, dtype: torch.dtype) -> Denoiser:
     Raises:
         CheckpointError: a file is missing, damaged, or does not fit the configuration.
     """
-    own = read_json(folder / "config.json").get("model_type") == "textdiff"
+    content = read_json(folder / "config.json")
+    own = content.get("model_type") == "textdiff"
+    if not own and "diffusion" not in content:
+        raise CheckpointError(
+            f"{folder}/config.json is of a {content.get('model_type')!r} model, not a textdiff "
+            "export",
+            code="not_an_export",
+        )
     weights = ("model.safetensors", "model.safetensors.index.json")
     if not any((folder / name).is_file() for name in weights):
         raise _unusable(f"{folder}/model.safetensors is missing")

@@ -74,6 +74,9 @@ def _misfit(
         old, new = (getattr(each.config, name, None) for each in (source.model, model))
         if old != new:
             return f"the model section: its {name} is {old}, not {new}"
+    old, new = (each.config.diffusion.get("time_input", "sigma") for each in (source.model, model))
+    if old != new:
+        return f"diffusion.time_input: its network reads {old}, not {new}"
     if (source.model.exponents is None) != (model.exponents is None):
         return "diffusion.schedule: one of the two is learned, with weights that the other lacks"
     pair = (source.tokenizer, tokenizer)

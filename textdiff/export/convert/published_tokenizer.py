@@ -39,7 +39,7 @@ def find_tokenizer(
             raise CheckpointError(message, code="damaged") from None
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return load_tokenizer(str(folder))
-    advice = "name its folder or hub id: --tokenizer PATH (in Python: tokenizer=)"
+    advice = "name one: `textdiff convert SOURCE TARGET --tokenizer PATH_OR_ID`, or tokenizer="
     if converted.tokenizer is None:
         message = (
             f"{place} has no tokenizer files, and none is known for its {_rows(converted)} rows"
