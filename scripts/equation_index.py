@@ -38,6 +38,7 @@ PAPERS = {
     "2110.02037": "Autoregressive diffusion models",
     "2202.04200": "MaskGIT",
     "2212.09748": "DiT",
+    "2305.13245": "Grouped-query attention",
     "2310.16834": "SEDD",
     "2406.03736": "RADD",
     "2406.04329": "MD4",

@@ -151,7 +151,7 @@ class CountingModel:
 
     def __init__(self, model):
         self.model, self.calls, self.rows = model, 0, 0
-        self.config, self.device = model.config, model.device
+        self.context, self.device = model.context, model.device
 
     def __call__(self, tokens, **rest):
         self.calls += 1

@@ -6,13 +6,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 from textdiff.data.tokenizer import auto_tokenizer, mask_role
 from textdiff.diffusion.family import Family, build_family
 from textdiff.diffusion.process import Vocabulary
 from textdiff.errors import CheckpointError, ConfigError, first_line
-from textdiff.models import TextDiffusionConfig, TextDiffusionModel
+from textdiff.models import Denoiser, TextDiffusionModel
+from textdiff.models.backbone import TransformersDenoiser
+from textdiff.models.configuration import initial_exponent
 from textdiff.storage import refuse_pointers
 
 DTYPES: dict[str, torch.dtype] = {
@@ -51,7 +53,7 @@ def find_device(name: str | torch.device | None) -> torch.device:
 
 
 def family_of(
-    config: TextDiffusionConfig, device: torch.device, exponents: nn.Module | None = None
+    config: PreTrainedConfig, device: torch.device, exponents: nn.Module | None = None
 ) -> Family:
     """Return the diffusion family that a model's configuration names.
 
@@ -63,7 +65,7 @@ def family_of(
     Raises:
         CheckpointError: the configuration does not say.
     """
-    if config.diffusion is None or config.mask_token_id is None:
+    if not getattr(config, "diffusion", None) or config.mask_token_id is None:
         raise CheckpointError(
             "config.json has no `diffusion` section or no mask_token_id: it is not a "
             "textdiff export"
@@ -71,7 +73,7 @@ def family_of(
     vocabulary = Vocabulary.of(
         config.vocab_size, config.mask_token_id, config.excluded_token_ids or ()
     )
-    if config.initial_exponent is not None and exponents is None:
+    if initial_exponent(config) is not None and exponents is None:
         raise CheckpointError("the schedule is learned: its family needs the model's exponents")
     try:
         return build_family(config.diffusion, vocabulary, device, exponents)
@@ -172,30 +174,25 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_model(folder: Path, dtype: torch.dtype) -> TextDiffusionModel:
+def load_model(folder: Path, dtype: torch.dtype) -> Denoiser:
     """Return the network of an export, on the CPU.
 
     Raises:
         CheckpointError: a file is missing, damaged, or does not fit the configuration.
     """
-    kind = read_json(folder / "config.json").get("model_type")
-    if kind != "textdiff":
+    content = read_json(folder / "config.json")
+    own = content.get("model_type") == "textdiff"
+    if not own and "diffusion" not in content:
         raise CheckpointError(
-            f"{folder}/config.json is of a {kind!r} model, not a textdiff export",
+            f"{folder}/config.json is of a {content.get('model_type')!r} model, not a textdiff "
+            "export",
             code="not_an_export",
         )
     weights = ("model.safetensors", "model.safetensors.index.json")
     if not any((folder / name).is_file() for name in weights):
         raise _unusable(f"{folder}/model.safetensors is missing")
-    model: TextDiffusionModel
     try:
-        model, info = TextDiffusionModel.from_pretrained(
-            folder,
-            dtype=dtype,
-            output_loading_info=True,
-            local_files_only=True,
-            use_safetensors=True,
-        )
+        model, info = (_load_own if own else _load_backbone)(folder, dtype)
     except Exception as error:
         reason = f"a file is damaged or does not fit ({first_line(error)})"
         raise _unusable(f"{folder} cannot be loaded, {reason}") from None
@@ -206,7 +203,21 @@ def load_model(folder: Path, dtype: torch.dtype) -> TextDiffusionModel:
     return model
 
 
-def load_exported_tokenizer(folder: Path, config: TextDiffusionConfig) -> PreTrainedTokenizerFast:
+def _load_own(folder: Path, dtype: torch.dtype) -> tuple[Denoiser, dict[str, Any]]:
+    """Return our Transformer and transformers' account of its weights."""
+    model, info = TextDiffusionModel.from_pretrained(
+        folder, dtype=dtype, output_loading_info=True, local_files_only=True, use_safetensors=True
+    )
+    return model, info
+
+
+def _load_backbone(folder: Path, dtype: torch.dtype) -> tuple[Denoiser, dict[str, Any]]:
+    """Return a network of transformers and its account of the weights."""
+    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    return TransformersDenoiser.from_pretrained(folder, config, dtype)
+
+
+def load_exported_tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokenizerFast:
     """Return the tokenizer of an export.
 
     Raises:

@@ -8,7 +8,7 @@ streams go chunk by chunk. There may be fewer queries than keys: then they are t
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -34,6 +34,10 @@ class Attention:
         streams: the layout of two streams that are attended chunk by chunk.
         length: L where two streams are attended one after the other.
         cache: keys and values of earlier tokens.
+        layout: who sees whom, for layers that narrow it.
+        total: positions, both streams counted.
+        device: of the inputs.
+        narrowed: attention of layers with a sliding window, by its length; made when first asked.
     """
 
     backend: str
@@ -43,6 +47,10 @@ class Attention:
     streams: Layout | None = None
     length: int | None = None
     cache: CacheSlice | None = None
+    layout: Layout | None = None
+    total: int = 0
+    device: torch.device | None = None
+    narrowed: dict[int, "Attention"] = field(default_factory=dict)
 
 
 def unavailable(backend: str, device: torch.device, gradients: bool) -> str | None:
@@ -69,6 +77,20 @@ def prepare(
     batch: int,
     cache: CacheSlice | None = None,
     compiled: bool = False,
+) -> Attention:
+    """Build the mask of one forward pass; arguments as for `_prepare`."""
+    attention = _prepare(backend, layout, total, device, batch, cache, compiled)
+    return replace(attention, layout=layout, total=total, device=device)
+
+
+def _prepare(
+    backend: str,
+    layout: Layout,
+    total: int,
+    device: torch.device,
+    batch: int,
+    cache: CacheSlice | None,
+    compiled: bool,
 ) -> Attention:
     """Build the mask of one forward pass.
 
@@ -120,18 +142,58 @@ def _for_flex(layout: Layout, total: int, device: torch.device, batch: int) -> A
     return Attention("flex_attention", mask, noisy=noisy)
 
 
+def windowed(attention: Attention, window: int, both_sides: bool) -> Attention:
+    """Return attention to nearer positions alone, for a layer with a sliding window.
+
+    Args:
+        attention: that of layers without one.
+        window: query i sees key j only if i - j < window.
+        both_sides: and only if j - i < window.
+    """
+    if window not in attention.narrowed:
+        attention.narrowed[window] = _narrow(attention, window, both_sides)
+    return attention.narrowed[window]
+
+
+def _narrow(attention: Attention, window: int, both_sides: bool) -> Attention:
+    cache, layout, total = attention.cache, attention.layout, attention.total
+    assert layout is not None
+    if cache is not None:
+        if cache.width <= window:
+            return attention
+        queries, keys = cache.positions.view(-1, total, 1), cache.held.unsqueeze(1)
+        device = cache.store.device
+        mask = cache.mask
+    else:
+        if total // layout.streams <= window:
+            return attention
+        at = torch.arange(total // layout.streams).repeat(layout.streams)
+        queries, keys = at[None, :, None], at[None, None, :]
+        device = attention.device
+        dense = attention.backend in ("eager", "sdpa") and attention.streams is None
+        mask = attention.mask if dense else layout.mask(total, device)
+    near = queries - keys < window  # [B or 1, T, keys]
+    if both_sides:
+        near &= keys - queries < window
+    near = near.unsqueeze(1).to(device)
+    near = near if mask is None else near & mask
+    return Attention("eager" if attention.backend == "eager" else "sdpa", near, cache=cache)
+
+
 def attend(attention: Attention, q: Tensor, k: Tensor, v: Tensor, layer: int = 0) -> Tensor:
     """Return softmax(q k^T / sqrt(D)) v under the prepared mask, [B, H, T, D].
 
     Args:
         attention: the backend and its mask.
         q: [B, H, T, D] queries.
-        k: keys.
-        v: values.
+        k: keys, of as many heads or of some that several queries share.
+        v: values, likewise.
         layer: index of the layer in a cache.
     """
     if attention.cache is not None:
         k, v = attention.cache.exchange(layer, k, v)
+    if k.shape[1] != q.shape[1]:  # grouped queries (arXiv:2305.13245)
+        k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     return BACKENDS[attention.backend](attention, q, k, v)
 
 

@@ -77,13 +77,15 @@ class KVCache:
             mask = None if length == size and alike else _visible(held, at[:1], layout, None)
         else:
             place = (at % self.capacity).to(device)
-            mask = _visible(_held(starts + length, self.capacity, width), at, layout, window)
+            held = _held(starts + length, self.capacity, width)
+            mask = _visible(held, at, layout, window)
         return CacheSlice(
             self.store,
             at[0] if same else at,
             place,
             None if slots is None else slots.to(device),
             width,
+            held,
             None if mask is None else mask.to(device),
         )
 
@@ -108,6 +110,7 @@ class KVCache:
             slice(first, first + at.shape[1]) if together else at.to(device),
             None if slots is None else slots.to(device),
             width,
+            torch.arange(width)[None],
             None if bool(seen.all()) else seen.to(device),
         )
 
@@ -158,6 +161,7 @@ class CacheSlice:
         place: the places that are written: a slice, or [R, T].
         slots: [R] slots of the rows; None: the first R.
         width: places that are read.
+        held: [R or 1, width] positions whose keys these places hold, on the CPU.
         mask: [R or 1, 1, T or 1, width] bool; None: all of them are seen.
     """
 
@@ -166,6 +170,7 @@ class CacheSlice:
     place: Tensor | slice
     slots: Tensor | None
     width: int
+    held: Tensor
     mask: Tensor | None
 
     def exchange(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -72,15 +72,15 @@ class TextDiffusionConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     @property
-    def initial_exponent(self) -> float | None:
-        """Start of a learned schedule's exponents; None: the schedule has no parameters."""
-        schedule = (self.diffusion or {}).get("schedule", {})
-        return schedule["exponent"] if schedule.get("kind") == "learned" else None
-
-    @property
     def head_dim(self) -> int:
         """Channels per attention head."""
         return self.hidden_size // self.num_attention_heads
+
+
+def initial_exponent(config: PreTrainedConfig) -> float | None:
+    """Return the start of a learned schedule's exponents; None: it has no parameters."""
+    schedule = (getattr(config, "diffusion", None) or {}).get("schedule", {})
+    return schedule["exponent"] if schedule.get("kind") == "learned" else None
 
 
 IGNORED = -100

@@ -22,10 +22,16 @@ from transformers.modeling_outputs import MaskedLMOutput
 from .attention import prepare, unavailable
 from .block import Block, BlockInputs, OutputLayer, embed
 from .cache import CacheSlice, KVCache
-from .configuration import TextDiffusionConfig, check_options, cross_entropy, resize
+from .configuration import (
+    TextDiffusionConfig,
+    check_options,
+    cross_entropy,
+    initial_exponent,
+    resize,
+)
 from .interface import Denoiser
 from .layers import LayerNorm, NoiseEmbedding, RMSNorm, Rotary, TokenEmbedding, TokenExponents
-from .layout import FULL, Layout, both_streams
+from .layout import FULL, Layout, both_streams, noise_levels
 
 
 class TextDiffusionModel(PreTrainedModel, Denoiser):
@@ -48,7 +54,7 @@ class TextDiffusionModel(PreTrainedModel, Denoiser):
             Block(config, layer) for layer in range(config.num_hidden_layers)
         )
         self.output_layer = OutputLayer(config)
-        exponent = config.initial_exponent
+        exponent = initial_exponent(config)
         self.exponents = None if exponent is None else TokenExponents(config.vocab_size, exponent)
         self.gradient_checkpointing = False
         self.post_init()
@@ -269,13 +275,5 @@ class TextDiffusionModel(PreTrainedModel, Denoiser):
         like = self.vocab_embed.embedding
         if not self.config.time_conditioning or sigma is None:
             return functional.silu(self.sigma_map(like.new_zeros(1, 1))), None
-        levels = sigma.view(batch, -1)
-        if layout.streams == 1 and levels.shape[1] == 1:
-            return functional.silu(self.sigma_map(levels)), None
-        size = layout.block_size or length
-        index = torch.arange(length, device=like.device) // size
-        levels = levels.expand(batch, -(-length // size))
-        if layout.streams == 2:  # the clean stream sees sigma = 0, or a cache would not be exact
-            index = torch.cat([index, torch.full_like(index, levels.shape[1])])
-            levels = torch.cat([levels, levels.new_zeros(batch, 1)], dim=1)
+        levels, index = noise_levels(sigma.view(batch, -1), layout, length)
         return functional.silu(self.sigma_map(levels)), index

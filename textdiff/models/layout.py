@@ -160,6 +160,28 @@ def both_streams(noisy: Tensor, clean: Tensor, length: int) -> Tensor:
     return torch.cat([noisy + noisy // length * length, clean + (clean // length + 1) * length])
 
 
+def noise_levels(levels: Tensor, layout: Layout, length: int) -> tuple[Tensor, Tensor | None]:
+    """Return the distinct noise levels [B, S] of a call, and which each position reads, [T].
+
+    Args:
+        levels: [B, 1] or [B, blocks] total noise.
+        layout: the clean stream of two has zero noise, or a cache would not be exact.
+        length: L tokens of one stream.
+
+    Returns:
+        The second is None where all positions read the only level.
+    """
+    if layout.streams == 1 and levels.shape[1] == 1:
+        return levels, None
+    size = layout.block_size or length
+    index = torch.arange(length, device=levels.device) // size
+    levels = levels.expand(len(levels), -(-length // size))
+    if layout.streams == 2:
+        index = torch.cat([index, torch.full_like(index, levels.shape[1])])
+        levels = torch.cat([levels, levels.new_zeros(len(levels), 1)], dim=1)
+    return levels, index
+
+
 def training_layout(block_size: int | None, causal_context: bool = False) -> Layout:
     """Return the layout of training and likelihood: in blocks, with the clean context."""
     if block_size is None:

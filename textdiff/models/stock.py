@@ -1,0 +1,96 @@
+"""Networks of transformers as they are: their classes, their random weights and their heads."""
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from .backbone_attention import NAME
+
+
+def network_class(config: PreTrainedConfig) -> Any:
+    """Return the Auto class of a configuration: masked language models first.
+
+    Raises:
+        ValueError: no language model of transformers has it.
+    """
+    named = (getattr(config, "architectures", None) or [""])[0]
+    masked = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if causal and (not masked or named == MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]):
+        return AutoModelForCausalLM
+    if masked:
+        return AutoModelForMaskedLM
+    raise ValueError(f"transformers has no causal or masked language model {config.model_type!r}")
+
+
+def build_network(config: PreTrainedConfig) -> PreTrainedModel:
+    """Return the network of a configuration with random weights.
+
+    Raises:
+        ValueError: it does not take other attention functions.
+    """
+    try:
+        network: PreTrainedModel = network_class(config).from_config(
+            copy.deepcopy(config), attn_implementation=NAME
+        )
+    except KeyError as error:  # a model with a table of attention classes of its own
+        raise ValueError(f"{config.model_type} has no other attention than its own") from error
+    return network
+
+
+def first_position(network: PreTrainedModel) -> int:
+    """Return the id of the first position: some models count from after their padding id."""
+    for name, module in network.named_modules():
+        padding = getattr(module, "padding_idx", None)
+        if name.endswith("position_embeddings") and padding is not None:
+            return int(padding) + 1
+    return 0
+
+
+class _Given(nn.Module):
+    """Stand-in for a base model that returns the hidden states it is given."""
+
+    def forward(self, *_: Any, inputs_embeds: Tensor, **__: Any) -> Any:
+        return _GivenOutput(last_hidden_state=inputs_embeds)
+
+
+class _GivenOutput(SimpleNamespace):
+    def __getitem__(self, index: int) -> Tensor:
+        assert index == 0
+        return self.last_hidden_state  # type: ignore[no-any-return]
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return None
+
+
+class BackboneHead(nn.Module):
+    """Head of a network, with all that its own forward pass does to hidden states.
+
+    It is the network around a stand-in for its base model, and shares its parameters.
+    """
+
+    def __init__(self, network: PreTrainedModel):
+        super().__init__()
+        shell = copy.copy(network)
+        shell._modules = {**network._modules, network.base_model_prefix: _Given()}
+        self.shell = shell
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Map [N, H] or [B, L, H] to raw logits [N, V] or [B, L, V]."""
+        wide = x.unsqueeze(0) if x.ndim == 2 else x
+        logits: Tensor = self.shell(inputs_embeds=wide).logits
+        return logits.squeeze(0) if x.ndim == 2 else logits
