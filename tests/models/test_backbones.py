@@ -150,6 +150,20 @@ def test_architecture_is_exact_under_every_layout(kind: str, dtype: torch.dtype)
     assert difference(torch.cat(cached, 1), two) < limit
 
 
+@pytest.mark.parametrize("kind", ["qwen3", "mistral"])
+@torch.no_grad()
+def test_clean_stream_from_left_to_right_is_exact(kind: str) -> None:
+    denoiser = build(kind, torch.float64)
+    xt, x0 = tokens(1), tokens(2)
+    layout = Layout("block_diffusion", BLOCK, causal_context=True)
+    every = torch.arange(2 * L)
+    states, _ = denoiser.hidden(xt, x0, None, layout, every, context_positions=every)
+    found = denoiser.output_layer(states).unflatten(0, (2, 2, L))
+    dense = reference(denoiser, torch.cat([xt, x0], 1), layout, kind).unflatten(1, (2, L))
+    assert difference(found.transpose(0, 1), dense) < 1e-12
+    assert difference(found[1], denoiser(x0, layout=CAUSAL).logits) < 1e-12
+
+
 @torch.no_grad()
 def test_documents_do_not_see_each_other() -> None:
     denoiser = build("qwen3", torch.float64)

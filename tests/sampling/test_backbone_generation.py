@@ -18,14 +18,19 @@ PROMPTS = [[], [CLEAN[3]] * 9, [CLEAN[1], CLEAN[2]]]
 NEW = [13, 6, 1]
 
 
-@pytest.mark.parametrize("kind", CAUSAL_KINDS + FULL_KINDS)
-def test_cached_generation_is_uncached_generation(kind: str) -> None:
+ADAPTED = {"shift": True, "ar_weight": 0.5}
+CASES = [(kind, {}) for kind in CAUSAL_KINDS + FULL_KINDS]
+CASES += [(kind, ADAPTED) for kind in ("gpt2", "mistral", "qwen3")]
+
+
+@pytest.mark.parametrize(("kind", "options"), CASES)
+def test_cached_generation_is_uncached_generation(kind: str, options: dict[str, float]) -> None:
     denoiser = build(kind, torch.float64, vocab_size=ROWS, pad_token_id=9)
     denoiser.config.diffusion = {"sequence_length": CONTEXT}
-    family, job = tiny_family(4), Job(PROMPTS, NEW, seed=5)
+    family, job = tiny_family(4, **options), Job(PROMPTS, NEW, seed=5)
 
-    def rows(**options: object) -> list[list[int]]:
-        steps = generate(denoiser, family, job, rule="ancestral", steps=2, controls=FREE, **options)
+    def rows(**cache: object) -> list[list[int]]:
+        steps = generate(denoiser, family, job, rule="ancestral", steps=2, controls=FREE, **cache)
         canvas = list(steps)[-1].canvas
         return [row[:n].tolist() for row, n in zip(canvas, job.lengths.tolist(), strict=True)]
 

@@ -23,7 +23,7 @@ from .cache import CacheSlice, KVCache
 from .configuration import initial_exponent
 from .interface import Denoiser
 from .layers import NoiseEmbedding, StepEmbedding, TokenExponents
-from .layout import FULL, Layout, noise_levels
+from .layout import FULL, Layout, both_streams, noise_levels
 from .probe import BackboneProbe
 from .stock import BackboneHead, build_network, first_position, network_class
 
@@ -135,8 +135,9 @@ class TransformersDenoiser(Denoiser):
         layout: Layout = FULL,
         positions: Tensor | None = None,
         cache: CacheSlice | None = None,
+        context_positions: Tensor | None = None,
     ) -> tuple[Tensor, None]:
-        """Return hidden states of the noisy stream for the head; see `Denoiser.hidden`.
+        """Return hidden states for the head; see `Denoiser.hidden`.
 
         Raises:
             ValueError: the attention backend cannot run here, or a stream is missing.
@@ -160,6 +161,8 @@ class TransformersDenoiser(Denoiser):
                 **self._embed(tokens, sigma, layout, batch, length),
                 **{NAME: attention},
             )
+        if context_positions is not None:
+            return x.flatten(0, 1)[both_streams(positions, context_positions, length)], None
         x = x[:, :length]
         return (x if positions is None else x.flatten(0, 1)[positions]), None
 

@@ -172,6 +172,11 @@ def hide_starts(ids: Tensor, positions: Tensor, document_ids: Tensor | None) -> 
     return torch.cat([documents[:, :1].masked_fill(hidden, -1), documents[:, 1:]], dim=1)
 
 
+def both_streams(noisy: Tensor, clean: Tensor, length: int) -> Tensor:
+    """Return [N + M] flat indices into B * 2L of positions [N] and [M] of the two streams."""
+    return torch.cat([noisy + noisy // length * length, clean + (clean // length + 1) * length])
+
+
 def noise_levels(levels: Tensor, layout: Layout, length: int) -> tuple[Tensor, Tensor | None]:
     """Return the distinct noise levels [B, S] of a call, and which each position reads, [T].
 
@@ -192,11 +197,6 @@ def noise_levels(levels: Tensor, layout: Layout, length: int) -> tuple[Tensor, T
         index = torch.cat([index, torch.full_like(index, levels.shape[1])])
         levels = torch.cat([levels, levels.new_zeros(len(levels), 1)], dim=1)
     return levels, index
-
-
-def both_streams(noisy: Tensor, clean: Tensor, length: int) -> Tensor:
-    """Return [N + M] flat indices into B * 2L of positions [N] and [M] of the two streams."""
-    return torch.cat([noisy + noisy // length * length, clean + (clean // length + 1) * length])
 
 
 def training_layout(block_size: int | None, causal_context: bool = False) -> Layout:
