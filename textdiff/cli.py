@@ -15,6 +15,7 @@ from textdiff.commands.compare import compare
 from textdiff.commands.data import inspect_data, prepare_data, show_config
 from textdiff.commands.doctor import doctor
 from textdiff.commands.evaluate import evaluate
+from textdiff.commands.export import export
 from textdiff.commands.flags import parse_verb
 from textdiff.commands.generate import generate
 from textdiff.commands.parallel import spin_briefly
@@ -38,6 +39,7 @@ discrete text-diffusion language models
   evaluate MODEL --judge LM           how good its texts are, beside real ones
   generate MODEL [PROMPT]             generate text; --watch shows how
   play MODEL                          type prompts and settings, watch texts
+  export MODEL FOLDER [--format sdar] write a model for other programs
   data prepare CONFIG                 tokenise the corpus ahead of training
   data inspect CONFIG                 what the corpus holds, and its tokens
   tokenizer train OUTPUT TEXT...      train a tokenizer on text files
@@ -57,6 +59,7 @@ VERBS: dict[tuple[str, ...], Callable[..., int]] = {
     ("evaluate",): evaluate,
     ("generate",): generate,
     ("play",): play,
+    ("export",): export,
     ("data", "prepare"): prepare_data,
     ("data", "inspect"): inspect_data,
     ("tokenizer", "train"): train_tokenizer,
@@ -68,7 +71,7 @@ VERBS: dict[tuple[str, ...], Callable[..., int]] = {
 _READ_CONFIGS = {train, prepare_data, inspect_data, show_config, plan}
 """Verbs that take their command line as it is: its flags are those of a config."""
 
-_WRITES_FILES = {("train",), ("data", "prepare"), ("tokenizer", "train")}
+_WRITES_FILES = {("train",), ("export",), ("data", "prepare"), ("tokenizer", "train")}
 """Verbs whose result is not what they print."""
 
 
