@@ -16,6 +16,7 @@ from textdiff.commands.convert import convert
 from textdiff.commands.data import inspect_data, prepare_data, show_config
 from textdiff.commands.doctor import doctor
 from textdiff.commands.evaluate import evaluate
+from textdiff.commands.export import export
 from textdiff.commands.flags import parse_verb
 from textdiff.commands.generate import generate
 from textdiff.commands.parallel import spin_briefly
@@ -40,6 +41,7 @@ discrete text-diffusion language models
   generate MODEL [PROMPT]             generate text; --watch shows how
   play MODEL                          type prompts and settings, watch texts
   convert SOURCE TARGET               published checkpoint to an export
+  export MODEL FOLDER [--format sdar] write a model for other programs
   data prepare CONFIG                 tokenise the corpus ahead of training
   data inspect CONFIG                 what the corpus holds, and its tokens
   tokenizer train OUTPUT TEXT...      train a tokenizer on text files
@@ -60,6 +62,7 @@ VERBS: dict[tuple[str, ...], Callable[..., int]] = {
     ("generate",): generate,
     ("play",): play,
     ("convert",): convert,
+    ("export",): export,
     ("data", "prepare"): prepare_data,
     ("data", "inspect"): inspect_data,
     ("tokenizer", "train"): train_tokenizer,
@@ -71,7 +74,7 @@ VERBS: dict[tuple[str, ...], Callable[..., int]] = {
 _READ_CONFIGS = {train, prepare_data, inspect_data, show_config, plan}
 """Verbs that take their command line as it is: its flags are those of a config."""
 
-_WRITES_FILES = {("train",), ("convert",), ("data", "prepare"), ("tokenizer", "train")}
+_WRITES_FILES = {("train",), ("convert",), ("export",), ("data", "prepare"), ("tokenizer", "train")}
 """Verbs whose result is not what they print."""
 
 

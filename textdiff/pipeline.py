@@ -5,7 +5,6 @@ print(td.generate("The iterator", num_samples=2).texts)
 print(td.score(["Return a new list."])[0].perplexity)
 """
 
-import json
 import logging
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -20,7 +19,7 @@ from textdiff.diffusion.family import block_sizes
 from textdiff.errors import ConfigError
 from textdiff.export.loading import family_of, find_device, find_dtype
 from textdiff.export.published import open_model
-from textdiff.export.records import TRAINING_FILE, training_record
+from textdiff.export.saving import SavedModel
 from textdiff.likelihood.text_scorer import TextScorer
 from textdiff.sampling.callbacks import (
     Callback,
@@ -42,7 +41,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass
-class TextDiffusion(TextScorer):
+class TextDiffusion(SavedModel, TextScorer):
     """A trained model with its tokenizer, family and sampling defaults.
 
     Attributes:
@@ -137,16 +136,6 @@ class TextDiffusion(TextScorer):
                 + ("" if fixed else ", or insist in Python: with_block_size(..., trained=False)")
             )
         return replace(self, family=self.family.with_block_size(block_size))
-
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write weights, tokenizer and sampling defaults in the export layout."""
-        folder = Path(path)
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
-        settings = self.defaults.to_export()
-        (folder / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n")
-        if self.folder is not None and (known := training_record(self.folder)):
-            (folder / TRAINING_FILE).write_text(json.dumps(known, indent=2) + "\n")
 
     def generate(
         self,

@@ -1,0 +1,198 @@
+"""Published names and settings of stock networks, on small random models made here."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from refusals import refused
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from textdiff import load_denoiser
+from textdiff.errors import CheckpointError, ConfigError
+from textdiff.export.convert import CHECKPOINT_FAMILIES
+from textdiff.export.convert.tokenizer_files import stored_mask
+from textdiff.models import FULL
+
+IDS = torch.arange(12).view(1, 12)
+SIZES = {
+    "vocab_size": 20,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 32,
+    "head_dim": 8,
+}
+LLADA = {
+    "model_type": "llada",
+    "d_model": 16,
+    "n_layers": 2,
+    "n_heads": 2,
+    "mlp_hidden_size": 24,
+    "max_sequence_length": 32,
+    "rms_norm_eps": 1e-6,
+    "mask_token_id": 19,
+}
+
+
+def network(kind: str, **options):
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{**SIZES, "tie_word_embeddings": False, **options})
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+@torch.no_grad()
+def logits(model) -> Tensor:
+    """Logits of transformers' own attention without a mask."""
+    return model(IDS, attention_mask=torch.zeros(1, 1, 12, 12)).logits
+
+
+def write(folder: Path, config: dict, weights: dict[str, Tensor]) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file({k: v.detach().clone() for k, v in weights.items()}, folder / "model.safetensors")
+    return folder
+
+
+def settings(model, kind: str, **options) -> dict:
+    return model.config.to_dict() | {"model_type": kind} | options
+
+
+def same(folder: Path, expected: Tensor, family: str | None = None):
+    """Load a folder, compare its logits on the rows that it has, and return its family."""
+    model, found = load_denoiser(folder, family)
+    with torch.no_grad():
+        found_logits = model(IDS, layout=FULL).logits
+    assert torch.allclose(found_logits[..., :20], expected, atol=1e-5)
+    return found
+
+
+def test_llada_has_names_of_its_own(tmp_path):
+    model = network("llama", rms_norm_eps=1e-6)
+    names = {
+        "self_attn.o_proj": "attn_out",
+        "self_attn.": "",
+        "mlp.gate_proj": "ff_proj",
+        "mlp.up_proj": "up_proj",
+        "mlp.down_proj": "ff_out",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ff_norm",
+        "model.layers": "blocks",
+        "model.embed_tokens": "wte",
+        "model.norm": "ln_f",
+        "lm_head": "ff_out",
+    }
+    weights = {}
+    for name, value in model.state_dict().items():
+        for old, new in names.items():
+            name = name.replace(old, new)
+        weights[f"model.transformer.{name}"] = value
+    family = same(write(tmp_path / "a", LLADA, weights), logits(model))
+    assert family.process.mask_token_id == 19
+    assert family.block_size is None
+    with refused(CheckpointError, "wrong_setting", "alibi"):
+        load_denoiser(write(tmp_path / "b", LLADA | {"alibi": True}, weights))
+
+
+@pytest.mark.parametrize("name", ["embed_tokens.weight", "lm_head.weight"])
+def test_diffugpt_stores_a_tied_matrix_under_either_name(name, tmp_path):
+    model = network("gpt2", tie_word_embeddings=True)
+    weights = {
+        key.replace("transformer.", "denoise_model."): value
+        for key, value in model.state_dict().items()
+        if key not in ("lm_head.weight", "transformer.wte.weight")
+    }
+    weights[name] = model.transformer.wte.weight
+    family = same(write(tmp_path, settings(model, "gpt2"), weights), logits(model))
+    assert family.objective.shift
+    assert family.process.mask_token_id == 20  # a row is added: nothing says which it is
+    chosen = same(tmp_path, logits(model), "diffugpt mask_token_id=7")
+    assert chosen.process.mask_token_id == 7
+
+
+@pytest.mark.parametrize(("name", "size"), [("SDAR-1.7B-Chat", 4), ("SDAR-1.7B-Chat-b16", 16)])
+def test_sdar_blocks_are_in_the_name_and_the_mask_in_the_tokenizer(name, size, tmp_path):
+    model = network("qwen3")
+    folder = tmp_path / f"models--JetLM--{name}" / "snapshots"  # as the hub's cache has it
+    folder.mkdir(parents=True)
+    decoder = {"17": {"content": "<|MASK|>"}}
+    tokenizer = {"mask_token": "<|MASK|>", "added_tokens_decoder": decoder}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    (folder / "added_tokens.json").write_text('{"<MASK>": 17}')
+    family = same(write(folder, settings(model, "sdar"), model.state_dict()), logits(model))
+    assert family.block_size == size
+    assert family.process.mask_token_id == 17
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "size"), [("x-mdlm-v0.1", "qwen3", None), ("x-bd3lm-v0.1", "qwen2", 32)]
+)
+def test_adapted_models_are_in_blocks_by_their_name(name, kind, size, tmp_path):
+    model = network(kind)
+    config = settings(model, f"a2d-{kind}")
+    family = same(write(tmp_path / name, config, model.state_dict()), logits(model))
+    assert family.block_size == size
+    eight = same(tmp_path / name, logits(model), "a2d block_size=8 mask_token_id=3")
+    assert (eight.block_size, eight.process.mask_token_id) == (8, 3)
+
+
+def test_a_head_that_is_stored_though_tied_is_not_read(tmp_path):
+    model = network("qwen3", tie_word_embeddings=True)
+    weights = model.state_dict() | {"lm_head.weight": torch.zeros(20, 16)}
+    same(write(tmp_path, settings(model, "a2d-qwen3"), weights), logits(model))
+
+
+def test_llama_of_that_name_is_shifted(tmp_path):
+    model = network("llama")
+    config, weights = settings(model, "llama"), model.state_dict()
+    assert same(write(tmp_path / "diffullama", config, weights), logits(model)).objective.shift
+    with refused(CheckpointError, "unknown_checkpoint", "diffullama"):
+        load_denoiser(write(tmp_path / "llama", config, weights))
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "code", "word"),
+    [
+        ({"quantization_config": {"bits": 4}}, {}, "quantised", "bfloat16"),
+        ({"mask_token_id": 30}, {}, "mask_beyond_rows", "20 rows"),
+        ({"hidden_size": "wide"}, {}, "wrong_setting", "hidden_size"),
+        ({}, {"extra.weight": torch.zeros(1)}, "weights_do_not_fit", "extra.weight"),
+        ({"intermediate_size": 25}, {}, "weights_do_not_fit", "mlp"),
+    ],
+)
+def test_what_does_not_fit_is_refused(config, weights, code, word, tmp_path):
+    model = network("qwen2")
+    content = settings(model, "Dream") | config
+    folder = write(tmp_path, content, model.state_dict() | weights)
+    with refused(CheckpointError, code, word):
+        load_denoiser(folder)
+
+
+def test_an_unknown_option_of_a_family_is_refused(tmp_path):
+    model = network("qwen2")
+    folder = write(tmp_path, settings(model, "Dream"), model.state_dict())
+    with refused(ConfigError, "extra_forbidden", "blocks"):
+        load_denoiser(folder, "dream blocks=4")
+
+
+def test_the_mask_of_tokenizer_files(tmp_path):
+    assert stored_mask(tmp_path) is None
+    (tmp_path / "tokenizer_config.json").write_text('{"mask_token": {"content": "<m>"}}')
+    assert stored_mask(tmp_path) is None
+    backend = {"added_tokens": [{"id": 5, "content": "<m>"}], "model": {"vocab": {"<m>": 5}}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(backend))
+    assert stored_mask(tmp_path) == 5
+
+
+def test_every_stock_family_says_where_it_comes_from():
+    for kind in ("llada", "dream", "sdar", "a2d", "diffugpt", "diffullama", "tiny-diffusion"):
+        family = CHECKPOINT_FAMILIES[kind]
+        assert family.repository.startswith("https://")
+        assert family.published_mask is not None
