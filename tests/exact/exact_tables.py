@@ -183,7 +183,8 @@ class TableDenoiser:
     def __init__(self, table: Table, drift: Tensor | None = None):
         self.logits = _disguise(table.log_p)
         self.drift = drift
-        self.config = SimpleNamespace(vocab_size=ROWS, max_position_embeddings=table.length)
+        self.config = SimpleNamespace(vocab_size=ROWS)
+        self.context, self.time_conditioning = table.length, False
         self.device = torch.device("cpu")
         self.calls = 0
 
