@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from refusals import refused
+from safetensors.torch import save_file
 from transformers import AutoTokenizer, TextDiffusionStreamer
 
 from textdiff.config import Config
@@ -483,6 +484,7 @@ def test_loading_says_what_is_wrong(tmp_path):
     with pytest.raises(CheckpointError, match=r"holds no model: .* give .*runs/one/export"):
         TextDiffusion.from_pretrained(run.parent)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    save_file({"bert.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
     with refused(CheckpointError, "not_an_export", "not a textdiff export"):
         TextDiffusion.from_pretrained(tmp_path)
 

@@ -67,6 +67,18 @@ class Reads:
         return states if self.index is None else states[self.index]
 
 
+def _without_starts(batch: Batch) -> Tensor | None:
+    """Return [B, L] document ids that hide the first input where the first token has no term."""
+    first = torch.zeros_like(batch.x0, dtype=torch.bool).flatten()  # [B L]
+    first[batch.positions] = True
+    hidden = ~first.view(batch.x0.shape)[:, 0]  # [B]
+    if batch.document_ids is None and not bool(hidden.any()):
+        return None
+    ids = torch.zeros_like(batch.x0) if batch.document_ids is None else batch.document_ids.clone()
+    ids[:, 0] = ids[:, 0].masked_fill(hidden, -1)
+    return ids
+
+
 class PositionTerms:
     """Hidden states at the positions that contribute, and the objective on top of them.
 
@@ -77,11 +89,11 @@ class PositionTerms:
     """
 
     def __init__(self, denoiser: Denoiser, family: Family, batch: Batch):
-        tokens, layout = batch.xt, training_layout(batch.block_size)
+        tokens, layout, ids = batch.xt, training_layout(batch.block_size), batch.document_ids
         if family.objective.shifted:
-            tokens = shift_right(batch.x0, family.process.mask_token_id, batch.document_ids)
-            layout = CAUSAL
-        layout = layout.within(batch.document_ids)
+            tokens, layout = shift_right(batch.x0, family.objective.first_input, ids), CAUSAL
+            ids = _without_starts(batch) if family.objective.has_own_start else ids
+        layout = layout.within(ids)
         context = batch.x0 if layout.streams == 2 else None
         reads = Reads.of(batch, layout) if family.objective.shift else Reads(batch.positions)
         more: Any = {} if reads.clean is None else {"context_positions": reads.clean}

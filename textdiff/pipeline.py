@@ -15,19 +15,22 @@ from typing import Any
 import torch
 
 from textdiff.checks import whole_number
-from textdiff.diffusion.family import block_sizes
+from textdiff.diffusion.family import block_sizes, sizes_in_words
 from textdiff.errors import ConfigError
 from textdiff.export.loading import (
     family_of,
     find_device,
     find_dtype,
+    is_export,
     load_exported_tokenizer,
     load_model,
     locate_export,
     read_json,
 )
+from textdiff.export.published import open_published, published_network
 from textdiff.export.saving import SavedModel
 from textdiff.likelihood.text_scorer import TextScorer
+from textdiff.models import Denoiser
 from textdiff.sampling.callbacks import (
     Callback,
     FinishedRow,
@@ -76,25 +79,37 @@ class TextDiffusion(SavedModel, TextScorer):
         path: str | Path,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype = "float32",
+        *,
+        tokenizer: str | None = None,
+        family: str | None = None,
     ) -> "TextDiffusion":
-        """Load an export directory, a run directory that has one, or a hub id.
+        """Load an export, a run that has one, or a published checkpoint, from here or the hub.
 
         Args:
-            path: where the export is.
+            path: folder of an export, a run or a published checkpoint, file of its weights, or hub
+                id, also with a revision: `owner/name@branch`.
             device: torch device; None: CUDA, else Apple's MPS, else the CPU.
             dtype: `float32`, `float64`, `bfloat16` or `float16`.
+            tokenizer: folder or hub id of a published checkpoint's tokenizer; None: its own.
+            family: name of the family of a published checkpoint; None: it is recognised.
 
         Raises:
             CheckpointError: a file is missing, damaged or does not fit the others.
             ConfigError: an unknown device or dtype.
         """
         where, kind = find_device(device), find_dtype(dtype)
-        folder = locate_export(path)
-        model = load_model(folder, kind).to(where).eval()
-        tokenizer = load_exported_tokenizer(folder, model.config)
-        defaults = SamplingConfig.from_export(read_json(folder / "generation_config.json"))
-        family = family_of(model.config, where, model.exponents)
-        return cls(model, tokenizer, family, defaults, folder)
+        place = locate_export(path)
+        model: Denoiser
+        if is_export(place):
+            model = load_model(place, kind)
+            own = load_exported_tokenizer(place, model.config)
+            defaults = SamplingConfig.from_export(read_json(place / "generation_config.json"))
+        else:
+            published, own = open_published(place, tokenizer, family)
+            model, defaults = published_network(published, kind), SamplingConfig()
+        model = model.to(where).eval()
+        described = family_of(model.config, where, model.exponents)
+        return cls(model, own, described, defaults, place if place.is_dir() else place.parent)
 
     def to(self, device: str | torch.device) -> "TextDiffusion":
         """Return the same model on another device.
@@ -137,9 +152,9 @@ class TextDiffusion(SavedModel, TextScorer):
         fixed = self.family.objective.shifted  # left to right it could not read blocks
         if block_size not in self.block_sizes and (trained or fixed):
             raise ConfigError(
-                f"the model was trained {_in_blocks(self.block_sizes)}, not "
-                f"{_in_blocks([block_size])}: there its text would be poor and its bound loose; "
-                "choose what it was trained in"
+                f"the model was trained {sizes_in_words(self.block_sizes)}, not "
+                f"{sizes_in_words([block_size])}: there its text would be poor and its bound "
+                "loose; choose what it was trained in"
                 + ("" if fixed else ", or insist in Python: with_block_size(..., trained=False)")
             )
         return replace(self, family=self.family.with_block_size(block_size))
@@ -273,13 +288,6 @@ class TextDiffusion(SavedModel, TextScorer):
     def context_limit(self) -> ContextLimit:
         """Tokens that the network reads at once."""
         return ContextLimit(self.context, self.family.block_size)
-
-
-def _in_blocks(sizes: Sequence[int | None]) -> str:
-    """Block sizes in words."""
-    blocks = " and ".join(str(size) for size in sizes if size is not None)
-    whole = "on whole sequences" if None in sizes else ""
-    return " and ".join(filter(None, (whole, blocks and f"in blocks of {blocks}")))
 
 
 def _log_losses(request: Request) -> None:

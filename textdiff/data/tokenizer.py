@@ -62,6 +62,27 @@ def pretrained_tokenizer(path: str) -> PreTrainedTokenizerFast:
     """Load a Hugging Face tokenizer and give it the special tokens that it lacks.
 
     Args:
+        path: see `load_tokenizer`.
+
+    Raises:
+        DataError: see `load_tokenizer`; or its mask token is another special token, too.
+    """
+    tokenizer = ensure_special_tokens(load_tokenizer(path))
+    role = mask_role(tokenizer)
+    if role is not None:
+        raise DataError(
+            f"{path}: its mask token {tokenizer.mask_token!r} is its {role} too, and noise would "
+            "replace text by it; give the mask a token of its own (mask_token in "
+            "tokenizer_config.json), or remove mask_token there: one is added then",
+            code="mask_role",
+        )
+    return tokenizer
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
+    """Load a Hugging Face tokenizer as it is.
+
+    Args:
         path: a folder (also one with only `vocab.json` and `merges.txt`) or a hub id.
 
     Raises:
@@ -82,15 +103,6 @@ def pretrained_tokenizer(path: str) -> PreTrainedTokenizerFast:
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise DataError(
             f"{path}: has no fast tokenizer (tokenizer.json), which textdiff needs", code="slow"
-        )
-    ensure_special_tokens(tokenizer)
-    role = mask_role(tokenizer)
-    if role is not None:
-        raise DataError(
-            f"{path}: its mask token {tokenizer.mask_token!r} is its {role} too, and noise would "
-            "replace text by it; give the mask a token of its own (mask_token in "
-            "tokenizer_config.json), or remove mask_token there: one is added then",
-            code="mask_role",
         )
     return tokenizer
 

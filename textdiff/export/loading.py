@@ -21,6 +21,9 @@ DTYPES: dict[str, torch.dtype] = {
     n: getattr(torch, n) for n in ("float32", "float64", "bfloat16", "float16")
 }
 
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+"""Names of files that may hold a network's weights end so."""
+
 
 def find_dtype(name: str | torch.dtype) -> torch.dtype:
     """Return the torch dtype of a network.
@@ -106,7 +109,7 @@ def locate(path: str | Path, patterns: list[str] | None = None, files: bool = Fa
     Args:
         path: where it is; a hub id may end in a revision, `owner/name@branch`.
         patterns: names of the files to fetch; None: all.
-        files: whether `path` may be a file, which is returned then.
+        files: whether `path` may be a file of weights, which is returned then.
 
     Raises:
         CheckpointError: there is nothing of that name, or it holds git-lfs pointers.
@@ -118,7 +121,7 @@ def locate(path: str | Path, patterns: list[str] | None = None, files: bool = Fa
         refuse_pointers(folder, CheckpointError)
         return folder
     if folder.is_file():
-        if files:
+        if files and folder.suffix in WEIGHT_SUFFIXES:
             return folder
         raise CheckpointError(f"{path} is a file; give the export directory that holds config.json")
     if str(path).count("/") != 1 or str(path).startswith((".", "/", "~", "runs/")):
@@ -129,8 +132,8 @@ def locate(path: str | Path, patterns: list[str] | None = None, files: bool = Fa
     try:
         from huggingface_hub import snapshot_download
 
-        name, _, revision = str(path).partition("@")
-        return Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+        name, _, branch = str(path).partition("@")
+        return Path(snapshot_download(name, revision=branch or None, allow_patterns=patterns))
     except Exception as error:
         raise CheckpointError(
             f"{path}: no such directory, and the hub could not be reached for a model of that name "
@@ -139,19 +142,23 @@ def locate(path: str | Path, patterns: list[str] | None = None, files: bool = Fa
 
 
 def locate_export(path: str | Path) -> Path:
-    """Return the folder of an export, of a run that has one, or of a model fetched from the hub.
+    """Return the folder of a model: an export, a run that has one, or a published checkpoint.
+
+    A model of the hub is fetched. A file of weights is returned as it is.
 
     Raises:
         CheckpointError: it holds something else, which the message names.
     """
-    folder = locate(path)
-    if (folder / "config.json").is_file():
+    folder = locate(path, files=True)
+    if folder.is_file() or (folder / "config.json").is_file():
         return folder
     if (folder / "config.yaml").is_file() and (folder / "metrics.jsonl").is_file():
         raise CheckpointError(
             f"{path} is a run without an export, which it gets with its first checkpoint; continue "
             f"it with textdiff train {path}/config.yaml"
         )
+    if any(p.suffix in WEIGHT_SUFFIXES or p.name == ".hydra" for p in folder.iterdir()):
+        return folder
     inside = sorted(folder.glob("*/export/config.json")) + sorted(folder.glob("*/config.json"))
     instead = inside[0].parent if inside else "a run's export directory (runs/NAME/export)"
     raise CheckpointError(f"{path} holds no model: it has no config.json; give {instead}")

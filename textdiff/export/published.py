@@ -4,18 +4,19 @@
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from textdiff.diffusion.family import Family
 from textdiff.errors import CheckpointError
 from textdiff.export.convert import CheckpointFamily, Converted, find_checkpoint_family
 from textdiff.export.convert.container import CheckpointFiles, read_checkpoint
+from textdiff.export.convert.published_tokenizer import find_tokenizer, with_special_tokens
 from textdiff.export.convert.tokenizer_files import stored_mask
 from textdiff.export.loading import (
     family_of,
@@ -23,7 +24,7 @@ from textdiff.export.loading import (
     find_dtype,
     is_export,
     load_model,
-    locate,
+    locate_export,
 )
 from textdiff.models import Denoiser, TextDiffusionConfig, TextDiffusionModel
 from textdiff.models.backbone import TransformersDenoiser
@@ -70,13 +71,35 @@ def load_denoiser(
         ConfigError: an unknown device, dtype or family.
     """
     where, kind = find_device(device), find_dtype(dtype)
-    place = locate(path, files=True)
-    if family is None and is_export(place):
-        model: Denoiser = load_model(place, kind)
+    place = locate_export(path)
+    model: Denoiser
+    if is_export(place):
+        model = load_model(place, kind)
     else:
         model = published_network(read_published(place, family), kind)
     model = model.to(where).eval()
     return model, family_of(model.config, where, model.exponents)
+
+
+def open_published(
+    place: Path, tokenizer: str | None = None, family: str | None = None
+) -> tuple[Published, PreTrainedTokenizerFast]:
+    """Read a published checkpoint and its tokenizer, which fit each other.
+
+    Args:
+        place: its folder, or the file of its weights.
+        tokenizer: folder or hub id of its tokenizer; None: that of the folder, else the published.
+        family: name of the family of checkpoints; None: it is recognised.
+
+    Raises:
+        CheckpointError: it cannot be read, or has no tokenizer that fits.
+        ConfigError: an unknown family.
+        DataError: the tokenizer that was named cannot be loaded.
+    """
+    published = read_published(place, family)
+    own = find_tokenizer(place, published.converted, tokenizer)
+    converted, own = with_special_tokens(published.converted, own)
+    return replace(published, converted=converted), own
 
 
 def read_published(place: Path, family: str | None = None) -> Published:

@@ -6,7 +6,7 @@ the published preprocessing. None of their numbers is a bound on the likelihood 
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from textdiff.data.losses import Loss
+from textdiff.diffusion.objectives import Objective
 from textdiff.errors import ConfigError, DataError, closest
 from textdiff.likelihood.windows import Windows, cut_windows
 
@@ -59,6 +60,16 @@ class Protocol:
     estimator: str = "time"
     options: Mapping[str, Any] = field(default_factory=lambda: {"eps": 1e-3, "complete": False})
     estimator_biases: tuple[str, ...] = ()
+
+    def read_by(self, objective: Objective) -> "Protocol":
+        """Return the protocol as it is for models of an objective.
+
+        The official code of left-to-right baselines never scores the first token of a chunk.
+        """
+        if not objective.has_own_start:
+            return self
+        reason = "the first token of every chunk is context, as in the official left-to-right code"
+        return replace(self, skips_first=True, own_biases=(*self.own_biases, reason))
 
     @property
     def note(self) -> str:

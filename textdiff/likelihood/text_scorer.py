@@ -110,7 +110,7 @@ class TextScorer:
     def _published_windows(self, texts: list[str], protocol: str) -> Windows:
         encoded, clean = encode_checked(self.tokenizer, texts), self.family.process.vocabulary.clean
         return published_windows(
-            find_protocol(protocol),
+            find_protocol(protocol).read_by(self.family.objective),
             self.tokenizer,
             encoded.ids,
             texts,

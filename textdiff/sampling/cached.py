@@ -191,7 +191,7 @@ class CachedPredictor(Predictor):
         if not self.shifted:
             return text.gather(1, at.to(text.device))
         before = text.gather(1, (at - 1).clamp(min=0).to(text.device))
-        return before.masked_fill((at == 0).to(text.device), self.family.process.mask_token_id)
+        return before.masked_fill((at == 0).to(text.device), self.family.objective.first_input)
 
     def _view(self, begins: Tensor, length: int, slots: Tensor) -> CacheSlice:
         return self.cache.exact_slice(

@@ -177,7 +177,7 @@ class PlainPredictor(Predictor):
         alpha = self._alpha(t[rows])
         at = where * end + before[where] + positions % width
         logits = self._logits(
-            shift_right(tokens, self.family.process.mask_token_id) if self.shifted else tokens,
+            shift_right(tokens, self.family.objective.first_input) if self.shifted else tokens,
             self._sigma(alpha, before, end),
             left_neighbours(at, end) if self.shift else at,
             layout=self.layout.within(self._documents(lengths, end, canvas.device)),

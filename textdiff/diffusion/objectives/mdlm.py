@@ -16,6 +16,7 @@ from textdiff.diffusion.objectives.objective import Objective, Prediction, clean
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.processes import AbsorbingByToken
 from textdiff.lazy import Tensor
+from textdiff.section import Whole
 
 if TYPE_CHECKING:
     from textdiff.diffusion import DiffusionConfig
@@ -103,13 +104,25 @@ class AR(_MaskedCrossEntropy):
     """Left to right: blocks of one token and a causal network.
 
     The network reads tokens shifted right. A block of one token is always masked, with weight 1:
-    its bound is its likelihood, exactly.
+    its bound is its likelihood, exactly. Where `start` is set and the first token of a text is not
+    scored, nothing precedes it, as in published evaluations.
     """
 
     kind: Literal["ar"] = "ar"
+    start: Whole | None = Field(
+        None, ge=0, description="id that texts begin with in the network's input; null: the mask"
+    )
 
     reason = "it predicts one wholly masked token after the other"
     shifted = True
+
+    @property
+    def first_input(self) -> int:
+        return self.vocabulary.mask_token_id if self.start is None else self.start
+
+    @property
+    def has_own_start(self) -> bool:
+        return self.start is not None
 
     @model_validator(mode="after")
     def _left_to_right(self) -> AR:

@@ -156,6 +156,16 @@ class Objective(Section):
         return False
 
     @property
+    def first_input(self) -> int:
+        """Token that precedes a text in the inputs of networks that are shifted."""
+        return self.vocabulary.mask_token_id
+
+    @property
+    def has_own_start(self) -> bool:
+        """True where texts whose first token is not scored are read without it."""
+        return False
+
+    @property
     def outputs(self) -> Tensor:
         """[V] bool: the network's outputs that predictions read."""
         return self.vocabulary.clean

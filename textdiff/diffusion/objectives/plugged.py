@@ -84,13 +84,16 @@ class GIDD(Objective):
 
     The bound (Eq. 11 there) weights the divergences by the token at the position: the mask, the
     clean token, or another token. `clipped` clips its rate per unit of time at 2. `dynamic` gives
-    masks 2, uniform tokens 1 and clean ones B / K times sqrt(t / (1 - t)) (Sec. 3.4). The reported
-    bound is the same.
+    masks 2, uniform tokens 1 and clean ones B / K times sqrt(t / (1 - t)) (Sec. 3.4). `released`
+    is the authors' code, by which the published models were trained: clean ones have B / (K + 1)
+    times exp(sigmoid(-t) / 2). The reported bound is the same.
     """
 
     kind: Literal["gidd"] = "gidd"
-    loss_weight: Literal["elbo", "clipped", "dynamic"] = Field(
-        "elbo", description="training weights: the bound's own, up to 2, or by kind of token"
+    loss_weight: Literal["elbo", "clipped", "dynamic", "released"] = Field(
+        "elbo",
+        description="training weights: the bound's own, up to 2, or by kind of token, as in the "
+        "paper or in its code",
     )
 
     processes = ("hybrid",)
@@ -137,7 +140,10 @@ class GIDD(Objective):
 
     def _dynamic(self, x0: Tensor, xt: Tensor, time: Tensor) -> Tensor:
         """Return [N] weights by kind of token; log-SNR is logit(1 - t)."""
-        half = (time / (1.0 - time)).sqrt()
-        clean = self.schedule.scale / self.vocabulary.count * half
+        scale, count = self.schedule.scale, self.vocabulary.count
+        if self.loss_weight == "released":
+            clean = scale / (count + 1) * (0.5 * torch.sigmoid(-time)).exp()
+        else:
+            clean = scale / count * (time / (1.0 - time)).sqrt()
         weight = torch.where(xt == x0, clean, 1.0)
         return torch.where(xt == self.vocabulary.mask_token_id, 2.0, weight)

@@ -68,5 +68,5 @@ def find_checkpoint_family(
     raise CheckpointError(
         f"{place} is not a textdiff export and of no known family of checkpoints ({described}); "
         f"known are {', '.join(CHECKPOINT_FAMILIES)}: name one with --from (in Python: family=)",
-        code="unknown_checkpoint",
+        code="not_an_export",
     )

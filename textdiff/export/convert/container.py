@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from textdiff.errors import CheckpointError, first_line
-from textdiff.export.loading import read_json
+from textdiff.export.loading import WEIGHT_SUFFIXES, read_json
 from textdiff.storage import refuse_pointer
 
 PREFIXES = ("backbone.", "_orig_mod.", "module.")
@@ -35,7 +35,6 @@ NAMED = (
     "last.ckpt",
     "checkpoints-meta/checkpoint.pth",
 )
-PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,11 @@ def find_weights(place: Path) -> Path:
     for name in NAMED:
         if (place / name).is_file():
             return place / name
-    files = [p for p in sorted(place.iterdir()) if p.suffix in PICKLED or p.name == "weights"]
-    files = [q for p in files for q in (sorted(p.iterdir()) if p.is_dir() else [p])]
-    files = [p for p in files if p.suffix in (*PICKLED, ".safetensors")]
+    # Safetensors of other names may hold anything: they come last.
+    suffixes = [suffix for suffix in WEIGHT_SUFFIXES if suffix != ".safetensors"]
+    files = [p for suffix in suffixes for p in sorted(place.glob(f"*{suffix}"))]
+    files += [p for s in WEIGHT_SUFFIXES for p in sorted((place / "weights").glob(f"*{s}"))]
+    files = files or sorted(place.glob("*.safetensors"))
     if len(files) == 1:
         return files[0]
     if files:

@@ -7,6 +7,9 @@ from typing import Any, Literal
 
 from textdiff.export.convert.dit import CommonDiT
 
+END = 50256
+"""GPT-2's end-of-text token, with which the texts of these models begin."""
+
 
 class ARCheckpoint(CommonDiT):
     """Left-to-right baselines of MDLM and BD3-LM: causal, no noise level."""
@@ -22,6 +25,9 @@ class ARCheckpoint(CommonDiT):
         return {
             "process": "absorbing",
             "schedule": {"kind": "loglinear", "eps": 0.0},
-            "objective": {"kind": "ar"},
+            "objective": {
+                "kind": "ar",
+                "start": END if config.get("vocab_size") == END + 2 else None,
+            },
             "block_size": 1,
         }

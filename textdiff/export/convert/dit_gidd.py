@@ -31,6 +31,6 @@ class GIDDCheckpoint(CommonDiT):
         return {
             "process": "hybrid",
             "schedule": {"kind": "hybrid", "uniform": max(share, LEAST)},
-            "objective": {"kind": "gidd"},
+            "objective": {"kind": "gidd", "loss_weight": "released"},
             "time_input": "time",
         }
