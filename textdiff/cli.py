@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from textdiff import __version__
 from textdiff.commands.compare import compare
+from textdiff.commands.convert import convert
 from textdiff.commands.data import inspect_data, prepare_data, show_config
 from textdiff.commands.doctor import doctor
 from textdiff.commands.evaluate import evaluate
@@ -39,6 +40,7 @@ discrete text-diffusion language models
   evaluate MODEL --judge LM           how good its texts are, beside real ones
   generate MODEL [PROMPT]             generate text; --watch shows how
   play MODEL                          type prompts and settings, watch texts
+  convert SOURCE TARGET               published checkpoint to an export
   export MODEL FOLDER [--format sdar] write a model for other programs
   data prepare CONFIG                 tokenise the corpus ahead of training
   data inspect CONFIG                 what the corpus holds, and its tokens
@@ -59,6 +61,7 @@ VERBS: dict[tuple[str, ...], Callable[..., int]] = {
     ("evaluate",): evaluate,
     ("generate",): generate,
     ("play",): play,
+    ("convert",): convert,
     ("export",): export,
     ("data", "prepare"): prepare_data,
     ("data", "inspect"): inspect_data,
@@ -71,7 +74,7 @@ VERBS: dict[tuple[str, ...], Callable[..., int]] = {
 _READ_CONFIGS = {train, prepare_data, inspect_data, show_config, plan}
 """Verbs that take their command line as it is: its flags are those of a config."""
 
-_WRITES_FILES = {("train",), ("export",), ("data", "prepare"), ("tokenizer", "train")}
+_WRITES_FILES = {("train",), ("convert",), ("export",), ("data", "prepare"), ("tokenizer", "train")}
 """Verbs whose result is not what they print."""
 
 

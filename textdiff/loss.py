@@ -21,7 +21,15 @@ from textdiff.diffusion.corruption import corrupt as corrupt
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.noise import ByTime, Noise, draw_noise
 from textdiff.diffusion.objectives import Prediction
-from textdiff.models import CAUSAL, Denoiser, Layout, left_neighbours, shift_right, training_layout
+from textdiff.models import (
+    CAUSAL,
+    Denoiser,
+    Layout,
+    hide_starts,
+    left_neighbours,
+    shift_right,
+    training_layout,
+)
 
 # Logits alive at once: 2 ** 22 of them are 16 MiB in float32, which memory allocators reuse.
 CHUNK_LOGITS = 2**22
@@ -67,18 +75,6 @@ class Reads:
         return states if self.index is None else states[self.index]
 
 
-def _without_starts(batch: Batch) -> Tensor | None:
-    """Return [B, L] document ids that hide the first input where the first token has no term."""
-    first = torch.zeros_like(batch.x0, dtype=torch.bool).flatten()  # [B L]
-    first[batch.positions] = True
-    hidden = ~first.view(batch.x0.shape)[:, 0]  # [B]
-    if batch.document_ids is None and not bool(hidden.any()):
-        return None
-    ids = torch.zeros_like(batch.x0) if batch.document_ids is None else batch.document_ids.clone()
-    ids[:, 0] = ids[:, 0].masked_fill(hidden, -1)
-    return ids
-
-
 class PositionTerms:
     """Hidden states at the positions that contribute, and the objective on top of them.
 
@@ -92,7 +88,8 @@ class PositionTerms:
         tokens, layout, ids = batch.xt, training_layout(batch.block_size), batch.document_ids
         if family.objective.shifted:
             tokens, layout = shift_right(batch.x0, family.objective.first_input, ids), CAUSAL
-            ids = _without_starts(batch) if family.objective.has_own_start else ids
+            if family.objective.has_own_start:
+                ids = hide_starts(batch.x0, batch.positions, ids)
         layout = layout.within(ids)
         context = batch.x0 if layout.streams == 2 else None
         reads = Reads.of(batch, layout) if family.objective.shift else Reads(batch.positions)

@@ -17,20 +17,10 @@ import torch
 from textdiff.checks import whole_number
 from textdiff.diffusion.family import block_sizes, sizes_in_words
 from textdiff.errors import ConfigError
-from textdiff.export.loading import (
-    family_of,
-    find_device,
-    find_dtype,
-    is_export,
-    load_exported_tokenizer,
-    load_model,
-    locate_export,
-    read_json,
-)
-from textdiff.export.published import open_published, published_network
+from textdiff.export.loading import family_of, find_device, find_dtype
+from textdiff.export.published import open_model
 from textdiff.export.saving import SavedModel
 from textdiff.likelihood.text_scorer import TextScorer
-from textdiff.models import Denoiser
 from textdiff.sampling.callbacks import (
     Callback,
     FinishedRow,
@@ -97,19 +87,7 @@ class TextDiffusion(SavedModel, TextScorer):
             CheckpointError: a file is missing, damaged or does not fit the others.
             ConfigError: an unknown device or dtype.
         """
-        where, kind = find_device(device), find_dtype(dtype)
-        place = locate_export(path)
-        model: Denoiser
-        if is_export(place):
-            model = load_model(place, kind)
-            own = load_exported_tokenizer(place, model.config)
-            defaults = SamplingConfig.from_export(read_json(place / "generation_config.json"))
-        else:
-            published, own = open_published(place, tokenizer, family)
-            model, defaults = published_network(published, kind), SamplingConfig()
-        model = model.to(where).eval()
-        described = family_of(model.config, where, model.exponents)
-        return cls(model, own, described, defaults, place if place.is_dir() else place.parent)
+        return cls(*open_model(path, find_device(device), find_dtype(dtype), tokenizer, family))
 
     def to(self, device: str | torch.device) -> "TextDiffusion":
         """Return the same model on another device.

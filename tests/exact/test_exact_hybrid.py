@@ -98,7 +98,7 @@ def test_arbitrary_networks_cost_more_on_average_than_the_truth():
         assert gap > 0.05
 
 
-@pytest.mark.parametrize("weight", ["clipped", "dynamic"])
+@pytest.mark.parametrize("weight", ["clipped", "dynamic", "released"])
 def test_training_weights_are_the_stated_ones_and_leave_the_bound_alone(weight):
     p, scale = random_x0(), 2.0 * UNIFORM / (1.0 - UNIFORM)
     plain, family = world("hybrid", "gidd"), world("hybrid", "gidd", loss_weight=weight)
@@ -117,5 +117,7 @@ def test_training_weights_are_the_stated_ones_and_leave_the_bound_alone(weight):
                 wanted = min(2.0, float(bound / pure))
             else:
                 uniform = scale / K * (t / (1.0 - t)).sqrt()
+                if weight == "released":
+                    uniform = scale / (K + 1) * math.exp(1.0 / (1.0 + math.exp(t)) / 2.0)
                 wanted = {MASK: 2.0, x: float(uniform)}.get(z, 1.0)
             assert float(value) == pytest.approx(wanted * float(pure), rel=1e-8, abs=1e-10)

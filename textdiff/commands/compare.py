@@ -35,7 +35,7 @@ def compare(
     token where both models cut the texts into the same tokens and windows, else in bits per byte.
 
     Args:
-        model_a: export directory, run directory or hub id.
+        model_a: export or run directory, published checkpoint, or hub id.
         model_b: the model that is subtracted.
         text: files, folders or patterns: text, or rows (.jsonl, .csv, .parquet, ...), compressed or
             not; `-` reads standard input.

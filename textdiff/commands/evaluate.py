@@ -172,7 +172,7 @@ def evaluate(
     docs/evaluation.md explains each figure, and which may be compared.
 
     Args:
-        model: export directory, run directory or hub id.
+        model: export or run directory, published checkpoint, or hub id.
         measure: texts to measure, and the judge that measures them.
         sampling: how text is drawn.
         sweep: settings that a sweep goes over.

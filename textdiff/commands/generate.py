@@ -58,7 +58,7 @@ def generate(
     """Generate text. Unset options take the model's own defaults.
 
     Args:
-        model: export directory, run directory or hub id.
+        model: export or run directory, published checkpoint, or hub id.
         prompt: beginning of the text, or a whole text with holes: [MASK:5] is one of 5 tokens.
         sampling: how text is drawn.
         texts: their number and form.

@@ -114,7 +114,7 @@ def perplexity(
     work among processes.
 
     Args:
-        model: export directory, run directory or hub id.
+        model: export or run directory, published checkpoint, or hub id.
         text: files, folders or patterns: text, or rows (.jsonl, .csv, .parquet, ...), compressed or
             not; `-` reads standard input.
         scoring: how texts are scored.

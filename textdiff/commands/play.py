@@ -33,7 +33,7 @@ def play(
     the exit code is then 1 if one of them was an error.
 
     Args:
-        model: export directory, run directory or hub id.
+        model: export or run directory, published checkpoint, or hub id.
         sampling: how text is drawn, to begin with.
         loading: how the model is loaded.
     """

@@ -186,12 +186,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def is_export(place: Path) -> bool:
-    """Return whether a folder holds a network that textdiff wrote."""
+    """Return whether a folder holds a network that textdiff wrote, of whatever architecture."""
     try:
-        content = read_json(place / "config.json")
+        config = read_json(place / "config.json")
     except CheckpointError:
         return False
-    return content.get("model_type") == "textdiff" or isinstance(content.get("diffusion"), dict)
+    described = config.get("diffusion")
+    return config.get("model_type") == "textdiff" or (
+        isinstance(described, dict) and "objective" in described
+    )
 
 
 def load_model(folder: Path, dtype: torch.dtype) -> Denoiser:

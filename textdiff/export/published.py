@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from textdiff.diffusion.family import Family
-from textdiff.errors import CheckpointError
+from textdiff.errors import CheckpointError, ConfigError
 from textdiff.export.convert import CheckpointFamily, Converted, find_checkpoint_family
 from textdiff.export.convert.container import CheckpointFiles, read_checkpoint
 from textdiff.export.convert.published_tokenizer import find_tokenizer, with_special_tokens
@@ -23,12 +23,15 @@ from textdiff.export.loading import (
     find_device,
     find_dtype,
     is_export,
+    load_exported_tokenizer,
     load_model,
     locate_export,
+    read_json,
 )
 from textdiff.models import Denoiser, TextDiffusionConfig, TextDiffusionModel
 from textdiff.models.backbone import TransformersDenoiser
 from textdiff.models.stock import network_class
+from textdiff.sampling.settings import SamplingConfig
 
 SHOWN = 4  # names of weights that a message lists
 
@@ -74,11 +77,53 @@ def load_denoiser(
     place = locate_export(path)
     model: Denoiser
     if is_export(place):
+        _refuse_choices(path, None, family)
         model = load_model(place, kind)
     else:
         model = published_network(read_published(place, family), kind)
     model = model.to(where).eval()
     return model, family_of(model.config, where, model.exponents)
+
+
+def open_model(
+    path: str | Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    tokenizer: str | None = None,
+    family: str | None = None,
+) -> tuple[Denoiser, PreTrainedTokenizerFast, Family, SamplingConfig, Path]:
+    """Return network, tokenizer, family, sampling defaults and folder of a model.
+
+    Args:
+        path: see `load_denoiser`.
+        device: where the network is to be.
+        dtype: of the network.
+        tokenizer: see `open_published`.
+        family: see `open_published`.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or does not fit the others.
+        ConfigError: an unknown family, or a tokenizer for an export, which has its own.
+    """
+    place = locate_export(path)
+    network: Denoiser
+    if is_export(place):
+        _refuse_choices(path, tokenizer, family)
+        network = load_model(place, dtype)
+        own = load_exported_tokenizer(place, network.config)
+        defaults = SamplingConfig.from_export(read_json(place / "generation_config.json"))
+    else:
+        published, own = open_published(place, tokenizer, family)
+        network, defaults = published_network(published, dtype), SamplingConfig()
+    network = network.to(device).eval()
+    described = family_of(network.config, device, network.exponents)
+    return network, own, described, defaults, place if place.is_dir() else place.parent
+
+
+def _refuse_choices(path: str | Path, tokenizer: str | None, family: str | None) -> None:
+    if tokenizer is not None or family is not None:
+        message = f"{path} is an export of textdiff: it has its own tokenizer and family"
+        raise ConfigError(message, code="own_tokenizer")
 
 
 def open_published(
@@ -116,7 +161,11 @@ def read_published(place: Path, family: str | None = None) -> Published:
     checkpoint = read_checkpoint(place)
     config = _described(checkpoint, place)
     known = find_checkpoint_family(place, config, list(checkpoint.weights), family)
-    return Published(checkpoint, known, known.convert(config, checkpoint.weights))
+    try:
+        converted = known.convert(config, checkpoint.weights)
+    except (CheckpointError, ConfigError) as error:
+        raise CheckpointError(f"{place}: {error}", code=error.code) from None
+    return Published(checkpoint, known, converted)
 
 
 def _described(checkpoint: CheckpointFiles, place: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from .interface import Denoiser as Denoiser
 from .layout import CAUSAL as CAUSAL
 from .layout import FULL as FULL
 from .layout import Layout as Layout
+from .layout import hide_starts as hide_starts
 from .layout import left_neighbours as left_neighbours
 from .layout import sampling_layout as sampling_layout
 from .layout import shift_right as shift_right

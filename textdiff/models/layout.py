@@ -129,6 +129,23 @@ def shift_right(ids: Tensor, start: int, document_ids: Tensor | None = None) -> 
     return moved.masked_fill(document_ids != before, start)
 
 
+def hide_starts(ids: Tensor, positions: Tensor, document_ids: Tensor | None) -> Tensor | None:
+    """Return document ids that hide the first input of rows whose first token is not predicted.
+
+    Args:
+        ids: [B, L] tokens.
+        positions: [N] flat indices of the tokens that are predicted.
+        document_ids: [B, L], or None where a row is one document.
+    """
+    predicted = torch.zeros(ids.numel(), dtype=torch.bool, device=ids.device)
+    predicted[positions] = True
+    hidden = ~predicted.view(ids.shape)[:, :1]  # [B, 1]
+    if document_ids is None and not bool(hidden.any()):
+        return None
+    documents = torch.zeros_like(ids) if document_ids is None else document_ids
+    return torch.cat([documents[:, :1].masked_fill(hidden, -1), documents[:, 1:]], dim=1)
+
+
 def noise_levels(levels: Tensor, layout: Layout, length: int) -> tuple[Tensor, Tensor | None]:
     """Return the distinct noise levels [B, S] of a call, and which each position reads, [T].
 

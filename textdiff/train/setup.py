@@ -144,6 +144,12 @@ def _misfit(
         old, new = getattr(source.model.config, name), getattr(model.config, name)
         if old != new:
             return f"the model section: its {name} is {old}, not {new}"
+    old, new = (
+        config.diffusion.get("time_input", "sigma")
+        for config in (source.model.config, model.config)
+    )
+    if old != new:
+        return f"diffusion.time_input: its network reads {old}, not {new}"
     if (source.model.exponents is None) != (model.exponents is None):
         return "diffusion.schedule: one of the two is learned, with weights that the other lacks"
     pair = (source.tokenizer, tokenizer)

@@ -40,7 +40,7 @@ def find_tokenizer(
         return load_tokenizer(str(folder))
     if callable(converted.tokenizer):
         return converted.tokenizer()
-    advice = "name its folder or hub id: --tokenizer PATH (in Python: tokenizer=)"
+    advice = "name one: `textdiff convert SOURCE TARGET --tokenizer PATH_OR_ID`, or tokenizer="
     if converted.tokenizer is None:
         message = (
             f"{place} has no tokenizer files, and none is known for its {_rows(converted)} rows"
