@@ -17,11 +17,12 @@ from pathlib import Path
 import torch
 from golden_case import Comparison, Golden
 from golden_dit import MEASURES as DIT
+from golden_stock import MEASURES as STOCK
 
 from textdiff.export.records import code_record
 
 ROOT = Path(__file__).resolve().parent
-MEASURES = {**DIT}
+MEASURES = {**DIT, **STOCK}
 COLUMNS = ("logits", "log-probabilities", "losses", "probabilities")
 
 

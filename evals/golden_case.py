@@ -33,6 +33,7 @@ KINDS = {
     "diffusion": "losses",
     "reconstruction": "losses",
     "score_entropy": "losses",
+    "cross_entropy": "losses",
 }
 """Kinds of quantities by the last part of their names; others are probabilities or settings."""
 

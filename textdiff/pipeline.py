@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from textdiff.checks import whole_number
-from textdiff.diffusion.family import block_sizes
+from textdiff.diffusion.family import block_sizes, sizes_in_words
 from textdiff.errors import ConfigError
 from textdiff.export.loading import family_of, find_device, find_dtype
 from textdiff.export.published import open_model
@@ -130,9 +130,9 @@ class TextDiffusion(SavedModel, TextScorer):
         fixed = self.family.objective.shifted  # left to right it could not read blocks
         if block_size not in self.block_sizes and (trained or fixed):
             raise ConfigError(
-                f"the model was trained {_in_blocks(self.block_sizes)}, not "
-                f"{_in_blocks([block_size])}: there its text would be poor and its bound loose; "
-                "choose what it was trained in"
+                f"the model was trained {sizes_in_words(self.block_sizes)}, not "
+                f"{sizes_in_words([block_size])}: there its text would be poor and its bound "
+                "loose; choose what it was trained in"
                 + ("" if fixed else ", or insist in Python: with_block_size(..., trained=False)")
             )
         return replace(self, family=self.family.with_block_size(block_size))
@@ -266,13 +266,6 @@ class TextDiffusion(SavedModel, TextScorer):
     def context_limit(self) -> ContextLimit:
         """Tokens that the network reads at once."""
         return ContextLimit(self.context, self.family.block_size)
-
-
-def _in_blocks(sizes: Sequence[int | None]) -> str:
-    """Block sizes in words."""
-    blocks = " and ".join(str(size) for size in sizes if size is not None)
-    whole = "on whole sequences" if None in sizes else ""
-    return " and ".join(filter(None, (whole, blocks and f"in blocks of {blocks}")))
 
 
 def _log_losses(request: Request) -> None:

@@ -8,11 +8,20 @@ import json
 
 import pytest
 import torch
-from golden_stock import Golden, documents, read_golden
+from golden_stock import (
+    IN_BLOCKS,
+    OPTIONS,
+    RATES,
+    RAW,
+    StockGolden,
+    documents,
+    raw_logits,
+    read_golden,
+)
 from torch import Tensor
 
 from textdiff.diffusion.objectives import Prediction
-from textdiff.models import CAUSAL, CacheSlice, Layout, left_neighbours
+from textdiff.models import CacheSlice, left_neighbours
 from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.engine import Engine
@@ -24,51 +33,19 @@ from textdiff.sampling.rules.unmasking import unmask_in_order
 from textdiff.sampling.segment import Segment
 from textdiff.sampling.settings import SamplingConfig
 
-IN_BLOCKS = Layout("block_causal", 4)
-TWO_STREAMS = Layout("block_diffusion", 4)
 COLD = Controls(SamplingConfig(temperature=0.0))
 
 
 @pytest.fixture
-def load(data_folder):
-    """Loader of a golden folder by name, where the machine has it."""
-    folder = data_folder.parent / "golden"
-    if not folder.is_dir():
-        pytest.skip("no folder `golden` beside TEXTDIFF_DATA")
-    kinds = {"a2d-qwen3": "a2d", "diffugpt": "diffugpt", "diffullama": "diffullama"}
-    return lambda name: read_golden(folder / name, kinds.get(name, ""))
+def load(golden_folder):
+    """Loader of a golden folder by name."""
+    return lambda name: read_golden(golden_folder / name, OPTIONS.get(name, ""))
 
 
-def raw(name: str, layout: Layout | None = None, key: str = "raw_logits", tokens: str = "x_t"):
-    return pytest.param(name, layout, key, tokens, id=f"{name}-{key}")
-
-
-@pytest.mark.parametrize(
-    ("name", "layout", "key", "tokens"),
-    [
-        raw("llada"),
-        raw("dream"),
-        raw("a2d-qwen3", key="mdlm/raw_logits"),
-        raw("a2d-qwen3", TWO_STREAMS, "bd3lm/two_stream_raw_logits"),
-        raw("a2d-qwen3", IN_BLOCKS, "bd3lm/clean_stream_raw_logits", "x0"),
-        raw("sdar", TWO_STREAMS, "two_stream/raw_logits"),
-        raw("sdar", IN_BLOCKS, "two_stream/clean_raw_logits", "x0"),
-        raw("sdar", IN_BLOCKS, "block_causal/raw_logits", "x0"),
-        raw("diffugpt"),
-        raw("diffugpt", CAUSAL, "causal/raw_logits"),
-        raw("diffullama"),
-        raw("diffullama", CAUSAL, "causal/raw_logits"),
-        raw("tiny-diffusion"),
-    ],
-)
-def test_raw_logits(load, name, layout, key, tokens):
-    golden: Golden = load(name)
-    options = {} if layout is None else {"layout": layout}
-    if layout is TWO_STREAMS:
-        options["context"] = golden["x0"]
-    if golden.model.time_conditioning:
-        options["sigma"] = golden["t"]
-    assert golden.error(key, golden.logits(golden[tokens], **options)) < 1.0
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name in RAW for key in RAW[name]])
+def test_raw_logits(load, name, key):
+    golden: StockGolden = load(name)
+    assert golden.error(key, raw_logits(golden, *RAW[name][key])) < 1.0
 
 
 @pytest.mark.parametrize("name", ["llada", "a2d-qwen3"])
@@ -100,8 +77,8 @@ def test_outputs_are_about_the_next_token(load, name, count):
     assert golden.family.objective.shift
 
 
-def test_grouped_heads_of_llada(load, data_folder, tmp_path):
-    folder = data_folder.parent / "golden" / "llada"
+def test_grouped_heads_of_llada(golden_folder, tmp_path):
+    folder = golden_folder / "llada"
     config = json.loads((folder / "config.json").read_text()) | {"n_kv_heads": 2}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").symlink_to(folder / "gqa.safetensors")
@@ -114,14 +91,10 @@ def test_grouped_heads_of_llada(load, data_folder, tmp_path):
 # --- losses ---
 
 
-def shared_rate(t: Tensor) -> Tensor:
-    return (1.0 - 1e-3) * t + 1e-3
-
-
 def test_loss_terms_of_llada(load):
     golden = load("llada")
     terms = golden.terms(golden["x_t"], golden["x0"], 1.0 / golden["p_mask"])
-    assert torch.allclose(golden["p_mask"], shared_rate(golden["t"]))
+    assert torch.allclose(golden["p_mask"], RATES["llada"](golden["t"]))
     assert golden.error("nelbo", terms) < 1.0
     assert golden.error("loss", terms.mean()) < 1.0
 
@@ -145,7 +118,7 @@ def test_loss_terms_of_a2d(load, kind, size):
 
 def test_loss_terms_of_sdar(load):
     golden = load("sdar")
-    terms = golden.terms(golden["x_t"], golden["x0"], 1.0 / shared_rate(golden["t"]), 4)
+    terms = golden.terms(golden["x_t"], golden["x0"], 1.0 / RATES["llada"](golden["t"]), 4)
     assert golden.family.block_size == 4
     assert golden.error("nelbo", terms) < 1.0
     assert golden.error("loss", terms.mean()) < 1.0
@@ -184,7 +157,7 @@ def test_cross_entropy_of_tiny_diffusion(load):
 # --- generation ---
 
 
-def official(golden: Golden, **options) -> object:
+def official(golden: StockGolden, **options) -> object:
     """Return a predictor on whole canvases of the distribution that official samplers read.
 
     In float64, where the rules take scores that are 4e-5 apart as different.
@@ -199,7 +172,9 @@ def official(golden: Golden, **options) -> object:
     return denoise
 
 
-def fill(golden: Golden, rule: Rule, canvas: Tensor, open_: Tensor, steps: int, denoise) -> list:
+def fill(
+    golden: StockGolden, rule: Rule, canvas: Tensor, open_: Tensor, steps: int, denoise
+) -> list:
     """Return the canvases after every call of a rule that fills the open places, greedily."""
     u = torch.full(canvas.shape, 0.5, dtype=torch.float64)
     family = golden.family
@@ -381,7 +356,7 @@ def test_sdar_predicts_blocks_from_the_cache(load, rule, temperature, top_k):
     assert golden.error(f"generate/{rule}/confidence", chance) < 1.0
 
 
-def shape(golden: Golden, controls: Controls, logits: Tensor) -> Tensor:
+def shape(golden: StockGolden, controls: Controls, logits: Tensor) -> Tensor:
     """Return [N, rows] log-probabilities of the official distribution under controls."""
     canvas = torch.zeros(1, len(logits), dtype=torch.int64)
     vocabulary = golden.family.process.vocabulary

@@ -5,7 +5,7 @@ It is independent of the network and of the decoding rule. Blocks factorise the 
 sequence, blocks of one token are autoregressive.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -140,6 +140,13 @@ def block_sizes(spec: Mapping[str, Any]) -> tuple[int | None, ...]:
     """List the block sizes of plain data as `build_family` takes it; the default comes first."""
     listed = spec["block_size"]
     return tuple(listed) if isinstance(listed, list | tuple) else (listed,)
+
+
+def sizes_in_words(sizes: Sequence[int | None]) -> str:
+    """Return block sizes in words."""
+    blocks = " and ".join(str(size) for size in sizes if size is not None)
+    whole = "on whole sequences" if None in sizes else ""
+    return " and ".join(filter(None, (whole, blocks and f"in blocks of {blocks}")))
 
 
 def build_family(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,7 +11,9 @@ from textdiff.lazy import Tensor
 from textdiff.section import Section
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+
+    Append = Callable[[Mapping[str, Tensor], int], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -22,12 +24,15 @@ class Converted:
         config: a `TextDiffusionConfig`, or a configuration of transformers with the same extra
             attributes: `diffusion`, `mask_token_id` and `excluded_token_ids`.
         weights: tensors under the names of the network that the configuration describes.
-        tokenizer: hub id of the tokenizer that the checkpoint was published with; None: unknown.
+        tokenizer: hub id of the tokenizer that the checkpoint was published with, or a function
+            that makes it; None: unknown.
+        append: function of weights and a count that appends rows for ids that are never predicted.
     """
 
     config: PreTrainedConfig
     weights: dict[str, Tensor]
-    tokenizer: str | None = None
+    tokenizer: str | Callable[[], PreTrainedTokenizerFast] | None = None
+    append: Append | None = None
 
 
 class CheckpointFamily(Section):

@@ -80,10 +80,11 @@ def find_weights(place: Path) -> Path:
     for name in NAMED:
         if (place / name).is_file():
             return place / name
-    for folder in (place / "weights", place):
-        files = [p for suffix in WEIGHT_SUFFIXES for p in sorted(folder.glob(f"*{suffix}"))]
-        if files:
-            break
+    # Safetensors of other names may hold anything: they come last.
+    suffixes = [suffix for suffix in WEIGHT_SUFFIXES if suffix != ".safetensors"]
+    files = [p for suffix in suffixes for p in sorted(place.glob(f"*{suffix}"))]
+    files += [p for s in WEIGHT_SUFFIXES for p in sorted((place / "weights").glob(f"*{s}"))]
+    files = files or sorted(place.glob("*.safetensors"))
     if len(files) == 1:
         return files[0]
     if files:

@@ -21,6 +21,7 @@ class DiffuGPTCheckpoint(StockNetwork):
     published_mask = 10541
     embedding = "transformer.wte.weight"
     shift = True
+    tokenizer = "gpt2"
 
     @classmethod
     def matches(cls, config: Mapping[str, Any], names: Collection[str]) -> bool:

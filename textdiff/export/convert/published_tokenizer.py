@@ -11,7 +11,6 @@ from textdiff.data.tokenizer import load_tokenizer, vocabulary_size
 from textdiff.errors import CheckpointError, DataError, first_line
 from textdiff.export.convert.checkpoint_family import Converted
 from textdiff.export.convert.dit import append_rows
-from textdiff.models import TextDiffusionConfig
 
 
 def find_tokenizer(
@@ -39,6 +38,8 @@ def find_tokenizer(
             raise CheckpointError(message, code="damaged") from None
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return load_tokenizer(str(folder))
+    if callable(converted.tokenizer):
+        return converted.tokenizer()
     advice = "name one: `textdiff convert SOURCE TARGET --tokenizer PATH_OR_ID`, or tokenizer="
     if converted.tokenizer is None:
         message = (
@@ -75,9 +76,8 @@ def with_special_tokens(
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         tokenizer.add_special_tokens({"pad_token": PAD})
     weights = converted.weights
-    own = isinstance(config, TextDiffusionConfig)
-    if own and tokenizer.pad_token_id == config.vocab_size:
-        weights = append_rows(weights, 1)
+    if tokenizer.pad_token_id == config.vocab_size:
+        weights = (converted.append or append_rows)(weights, 1)
         config.vocab_size += 1
         config.excluded_token_ids = [*(config.excluded_token_ids or ()), tokenizer.pad_token_id]
     if vocabulary_size(tokenizer) > config.vocab_size:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -17,6 +18,9 @@ from textdiff.errors import CheckpointError, first_line
 from textdiff.export.convert.checkpoint_family import CheckpointFamily, Converted
 from textdiff.lazy import Tensor, torch
 from textdiff.section import Whole
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 HEAD = "lm_head.weight"
 
@@ -40,6 +44,7 @@ class StockNetwork(CheckpointFamily):
         published_mask: id of the mask in the published models.
         embedding: name of the embedding's weight in transformers' class.
         shift: whether the output at a position is about the next token.
+        tokenizer: hub id or maker of the tokenizer of models that are published without one.
     """
 
     mask_token_id: Whole | None = Field(
@@ -54,6 +59,7 @@ class StockNetwork(CheckpointFamily):
     published_mask: ClassVar[int | None] = None
     embedding: ClassVar[str] = "model.embed_tokens.weight"
     shift: ClassVar[bool] = False
+    tokenizer: ClassVar[str | Callable[[], PreTrainedTokenizerFast] | None] = None
 
     @abstractmethod
     def architecture(self, config: Mapping[str, Any]) -> str:
@@ -92,8 +98,9 @@ class StockNetwork(CheckpointFamily):
         named = {self.rename(name): weight for name, weight in weights.items()}
         settings = self.settings(config) | {"tie_word_embeddings": self._tie(config, named)}
         rows, mask = len(named[self.embedding]), self._mask(config, len(named[self.embedding]))
-        if mask >= rows:
-            named, rows = self._with_mask(named, rows, mask), mask + 1
+        append = partial(append_stock_rows, embedding=self.embedding)
+        if mask == rows:
+            named, rows = append(named, 1), rows + 1
         size = self.block_size or self.blocks(config)
         settings |= {
             "vocab_size": rows,
@@ -101,7 +108,7 @@ class StockNetwork(CheckpointFamily):
             "excluded_token_ids": [],
             "diffusion": self.diffusion(config) | {"block_size": size},
         }
-        return Converted(self._configuration(config, settings), named)
+        return Converted(self._configuration(config, settings), named, self.tokenizer, append)
 
     def _configuration(self, config: Mapping[str, Any], settings: dict[str, Any]) -> Any:
         from transformers import AutoConfig
@@ -156,17 +163,25 @@ class StockNetwork(CheckpointFamily):
             )
         return int(said)
 
-    def _with_mask(self, named: dict[str, Tensor], rows: int, mask: int) -> dict[str, Tensor]:
-        """Return the weights with a row for a mask: the mean of the embedding."""
-        table = named[self.embedding]
-        tied = named[HEAD] is table
-        mean = table.float().mean(0, keepdim=True).to(table.dtype)  # [1, H]
-        grown = {self.embedding: torch.cat([table, mean.expand(mask + 1 - rows, -1)])}
-        if tied:
-            return {**named, **grown, HEAD: grown[self.embedding]}
-        head = named[HEAD]
-        blank = head.new_zeros(mask + 1 - rows, head.shape[1])
-        return {**named, **grown, HEAD: torch.cat([head, blank])}
+
+def append_stock_rows(
+    weights: Mapping[str, Tensor], count: int, embedding: str
+) -> dict[str, Tensor]:
+    """Return the weights with `count` ids more, for tokens that are never predicted.
+
+    Their embedding is the mean of the others; so is their output where it is tied to it, else 0.
+
+    Args:
+        weights: under the names of the class in transformers.
+        count: number of ids.
+        embedding: name of the embedding's weight.
+    """
+    table, head = weights[embedding], weights[HEAD]
+    mean = table.float().mean(0, keepdim=True).to(table.dtype)  # [1, H]
+    grown = torch.cat([table, mean.expand(count, -1)])
+    blank = head.new_zeros(count, head.shape[1])
+    outputs = grown if head is table else torch.cat([head, blank])
+    return {**weights, embedding: grown, HEAD: outputs}
 
 
 def published_name(config: Mapping[str, Any]) -> str:

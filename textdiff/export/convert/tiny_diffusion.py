@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from textdiff.data.sections import MASK
 from textdiff.export.convert.checkpoint_family import Converted
 from textdiff.export.convert.stock_network import StockNetwork
 from textdiff.lazy import Tensor, torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 NAMES = {"token_emb": "model.embed_tokens", "output_head": "lm_head"}
 BLOCK_NAMES = {
@@ -24,6 +28,23 @@ HEAD_WIDTH, LENGTH = 64, 256
 """Of the published model; its file does not tell them."""
 
 
+def ascii_tokenizer() -> PreTrainedTokenizerFast:
+    """Return the tokenizer of ASCII codes: 0 is the mask, 127 stands for all other characters."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {MASK: 0, **{chr(code): code for code in range(1, 128)}}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token=chr(127), fuse_unk=False))
+    backend.decoder = decoders.Fuse()
+    backend.add_special_tokens([AddedToken(MASK, special=True, normalized=False)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        mask_token=MASK,
+        unk_token=chr(127),
+        clean_up_tokenization_spaces=False,
+    )
+
+
 class TinyDiffusionCheckpoint(StockNetwork):
     """Characters in steps of discrete time, with a learned embedding of each step."""
 
@@ -32,6 +53,7 @@ class TinyDiffusionCheckpoint(StockNetwork):
     repository = "https://github.com/nathan-barry/tiny-diffusion"
     licence = None
     published_mask = 0
+    tokenizer = staticmethod(ascii_tokenizer)
 
     @classmethod
     def matches(cls, config: Mapping[str, Any], names: Collection[str]) -> bool:

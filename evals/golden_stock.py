@@ -1,12 +1,14 @@
-"""Small models of official codes, with what these compute, for tests and `evals/golden.py`."""
+"""Measures of golden folders whose network is a class of transformers, and what tests need."""
 
 import json
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from golden_case import Comparison, Golden
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -14,11 +16,11 @@ from textdiff import load_denoiser
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.noise import Noise
 from textdiff.loss import Batch, PositionTerms
-from textdiff.models import FULL, Denoiser, Layout
+from textdiff.models import CAUSAL, FULL, Denoiser, Layout
 
 
 @dataclass(frozen=True)
-class Golden:
+class StockGolden:
     """A golden folder as read by this package.
 
     Attributes:
@@ -88,7 +90,7 @@ class Golden:
 
 
 @cache
-def read_golden(folder: Path, options: str = "") -> Golden:
+def read_golden(folder: Path, options: str = "") -> StockGolden:
     """Load a golden folder.
 
     Args:
@@ -101,9 +103,89 @@ def read_golden(folder: Path, options: str = "") -> Golden:
     wanted = f"{options} mask_token_id={mask}" if options else None
     model, family = load_denoiser(folder, wanted)
     assert family.process.mask_token_id == mask
-    return Golden(model, family, load_file(folder / "cases.safetensors"), described["tensors"])
+    return StockGolden(model, family, load_file(folder / "cases.safetensors"), described["tensors"])
 
 
 def documents(attention_mask: Tensor) -> Layout:
     """Return the full layout in which padding [B, L] is hidden."""
     return replace(FULL, document_ids=attention_mask.long() - 1)
+
+
+IN_BLOCKS = Layout("block_causal", 4)
+TWO_STREAMS = Layout("block_diffusion", 4)
+OPTIONS = {"a2d-qwen3": "a2d", "diffugpt": "diffugpt", "diffullama": "diffullama"}
+"""Folders that do not name their mask: their family."""
+
+RAW: dict[str, dict[str, tuple[str, Layout]]] = {
+    "llada": {"raw_logits": ("x_t", FULL)},
+    "dream": {"raw_logits": ("x_t", FULL)},
+    "a2d-qwen3": {
+        "mdlm/raw_logits": ("x_t", FULL),
+        "bd3lm/two_stream_raw_logits": ("x_t", TWO_STREAMS),
+        "bd3lm/clean_stream_raw_logits": ("x0", IN_BLOCKS),
+    },
+    "sdar": {
+        "two_stream/raw_logits": ("x_t", TWO_STREAMS),
+        "two_stream/clean_raw_logits": ("x0", IN_BLOCKS),
+        "block_causal/raw_logits": ("x0", IN_BLOCKS),
+    },
+    "diffugpt": {"raw_logits": ("x_t", FULL), "causal/raw_logits": ("x_t", CAUSAL)},
+    "diffullama": {"raw_logits": ("x_t", FULL), "causal/raw_logits": ("x_t", CAUSAL)},
+    "tiny-diffusion": {"raw_logits": ("x_t", FULL)},
+}
+"""Logits of each folder: the tokens that the network reads, and the layout."""
+
+
+def shared_rate(t: Tensor) -> Tensor:
+    """Return the mask probability in the losses of LLaDA and SDAR."""
+    return (1.0 - 1e-3) * t + 1e-3
+
+
+RATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "llada": shared_rate,
+    "dream": lambda t: t + 1e-6,
+    "a2d-qwen3": lambda t: t + 1e-6,
+    "sdar": shared_rate,
+    "diffugpt": lambda t: t,
+    "diffullama": lambda t: t,
+    "tiny-diffusion": torch.ones_like,
+}
+"""Mask probabilities by which the official losses divide."""
+
+LOSSES: dict[str, dict[str, int | None]] = {
+    "llada": {"nelbo": None},
+    "dream": {"nelbo": None},
+    "a2d-qwen3": {"mdlm/nelbo": None, "bd3lm/nelbo": 4},
+    "sdar": {"nelbo": 4},
+    "diffugpt": {"nelbo": None},
+    "diffullama": {"nelbo": None},
+    "tiny-diffusion": {"cross_entropy": None},
+}
+"""Loss terms of each folder: the block size."""
+
+
+def raw_logits(stock: StockGolden, tokens: str, layout: Layout) -> Tensor:
+    """Return the logits of one case."""
+    context = stock["x0"] if layout.streams == 2 else None
+    time = {"sigma": stock["t"]} if stock.model.time_conditioning else {}
+    return stock.logits(stock[tokens], context, layout=layout, **time)
+
+
+def loss_terms(stock: StockGolden, name: str, size: int | None) -> Tensor:
+    """Return the loss terms of one folder."""
+    weight = 1.0 / RATES[name](stock["t"].float())
+    time = stock["t"] if stock.model.time_conditioning else None
+    return stock.terms(stock["x_t"], stock["x0"], weight, size, time)
+
+
+def measure_stock(name: str, golden: Golden) -> Iterator[Comparison]:
+    """Logits on all rows, and loss terms under the official distribution."""
+    stock = read_golden(golden.folder, OPTIONS.get(name, ""))
+    for key, (tokens, layout) in RAW[name].items():
+        yield golden.compare(key, raw_logits(stock, tokens, layout))
+    for key, size in LOSSES[name].items():
+        terms = loss_terms(stock, name, size)
+        yield golden.compare(key, terms[:, -golden[key].shape[1] :])
+
+
+MEASURES = {name: (partial(measure_stock, name), "") for name in RAW}
