@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 
 import pytest
+from test_adapt_configs import KINDS as ADAPTATIONS
 
 from textdiff.cli import main
 
@@ -40,6 +41,7 @@ def overrides(name: str, folder: Path) -> list[str]:
 
 def test_every_config_is_covered(root):
     assert {path.stem for path in (root / "configs").glob("*.yaml")} == {
+        *ADAPTATIONS,
         "quickstart",
         "shakespeare-char",
         "text-files-bpe",

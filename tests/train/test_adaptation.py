@@ -9,6 +9,7 @@ from refusals import refused
 from safetensors.torch import load_file
 from small_tokenizers import bpe
 from tiny_backbones import write_backbone
+from training_runs import assert_same_curve
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 from textdiff.cli import main
@@ -304,3 +305,31 @@ def test_a_run_continues_from_an_export_of_its_architecture(tmp_path, capsys):
     taken[0] = f"--model.path={other}"
     assert main(["train", *words, *taken, f"--run.dir={tmp_path}/wrong"]) == 2
     assert "does not fit the model section" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_two_processes_adapt_as_one_does_sharded_or_not(runs, tmp_path, optimizer):
+    folder = write_backbone(tmp_path, tie_word_embeddings=True)
+    flags = [
+        f'--model={{"kind": "transformers", "path": "{folder}"}}',
+        f'--tokenizer={{"kind": "pretrained", "path": "{folder}"}}',
+        f"--train.init-from=hf:{folder}",
+        f"--train.optimizer={optimizer}",
+        "--diffusion.block-size=4",
+        "--train.steps=8",
+        "--evaluate.every=8",
+    ]
+    expected = runs.train(f"adapted-{optimizer}", *flags)
+    copied, sharded = (f"adapted-{optimizer}-{way}" for way in ("copied", "sharded"))
+    assert_same_curve(runs.launch(copied, "cpu", *flags, "--train.micro-batch-size=4"), expected)
+    found = runs.launch_sharded(sharded, "fsdp2", *flags, "--train.micro-batch-size=4")
+    assert_same_curve(found, expected)
+    assert json.loads((runs / sharded / "env.json").read_text())["sharded"] is True
+    one = load_file(runs / f"adapted-{optimizer}" / "export" / "model.safetensors")
+    for name in (copied, sharded):
+        two = load_file(runs / name / "export" / "model.safetensors")
+        assert list(two) == list(one)
+        for key, tensor in one.items():
+            torch.testing.assert_close(two[key], tensor, rtol=1e-4, atol=1e-6, msg=key)

@@ -134,7 +134,7 @@ def run_sizes(
     return RunSizes(
         config=config,
         counts=_count(model, config),
-        blocks=block_sizes_of(config.model, configuration),
+        blocks=block_sizes_of(config.model, model),
         vocabulary=vocabulary,
         streams=2 if sizes and not objective.shifted else 1,
         draws=1 if model.exponents is None else 2,
