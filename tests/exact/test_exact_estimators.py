@@ -499,7 +499,7 @@ def test_context_is_never_hit_and_never_scored(table, name):
 @pytest.mark.parametrize("name", ["any_order", "importance", "chain_rule", "exact"])
 def test_networks_that_see_the_noise_level_have_no_orders(table, name):
     denoiser = TableDenoiser(table)
-    denoiser.config = SimpleNamespace(**vars(denoiser.config), time_conditioning=True)
+    denoiser.time_conditioning = True
     with pytest.raises(ConfigError) as error:
         estimate(denoiser, family(), windows(family()), estimator=name, seed=0)
     assert error.value.code == "time_conditioning"
