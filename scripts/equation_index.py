@@ -57,6 +57,7 @@ PAPERS = {
     "2505.24857": "Entropy-bounded unmasking",
     "2506.10892": "Duo",
     "2508.15487": "Dream",
+    "2509.26328": "Fast-dLLM v2",
     "2602.21185": "Psi-samplers",
 }
 

@@ -184,7 +184,7 @@ class TableDenoiser:
         self.logits = _disguise(table.log_p)
         self.drift = drift
         self.config = SimpleNamespace(vocab_size=ROWS)
-        self.context, self.time_conditioning = table.length, False
+        self.context, self.time_conditioning = table.length, drift is not None
         self.device = torch.device("cpu")
         self.calls = 0
 

@@ -4,7 +4,7 @@ Independent of networks, files and screens. Imports torch at its first use only,
 made of what is registered here and in `objectives`.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -45,6 +45,10 @@ class NoiseConfig(Section):
         description="mask rates that training draws from, or `search`: at each evaluation those of "
         "smallest variance",
     )
+    complementary: bool = Field(
+        False,
+        description="read every row under two masks, each of which masks what the other leaves",
+    )
     prompts: Number = Field(
         0.0, ge=0.0, le=1.0, description="share of the rows whose beginning is given, free of noise"
     )
@@ -64,8 +68,9 @@ class NoiseConfig(Section):
             raise ValueError(f"range {low} {high}: needs 0 <= low < high <= 1")
         return self
 
-    def refusal(self, objective: Objective, block_sizes: Collection[int | None]) -> str | None:
-        """Return why noise cannot be drawn so for an objective and its blocks; None: it can."""
+    def refusal(self, choices: "DiffusionConfig") -> str | None:
+        """Return why noise cannot be drawn so with the other choices; None: it can."""
+        objective, block_sizes = choices.objective, choices.block_sizes
         if self.range == "search" and not objective.trains_on_bound:
             return (
                 "a range is searched by the variance of the bound's own terms: set "
@@ -75,6 +80,36 @@ class NoiseConfig(Section):
             return (
                 "noise.prompts: in blocks of one token all preceding tokens are given anyway; set "
                 "it to 0"
+            )
+        return self._pairs_problem(choices) if self.complementary else None
+
+    def _pairs_problem(self, choices: "DiffusionConfig") -> str | None:
+        """Return why masks cannot be drawn in complementary pairs; None: they can."""
+        advice = "or noise.complementary: false"
+        if PROCESSES[choices.process].replaces_tokens:
+            return (
+                f"noise.complementary is of masks, and process {choices.process} replaces tokens: "
+                f"set process: absorbing, {advice}"
+            )
+        if isinstance(choices.schedule, Learned):
+            return (
+                "a learned schedule compares two independent masks of every row, which "
+                f"complementary ones are not: choose another schedule, {advice}"
+            )
+        if choices.timesteps is not None:
+            return (
+                "the complement of a mask at one of T steps is at none of them: set timesteps: "
+                f"null, {advice}"
+            )
+        if set(choices.block_sizes) == {1}:
+            return (
+                "in blocks of one token one of two complementary masks is empty: set a larger "
+                f"block_size, {advice}"
+            )
+        if self.range == "search" or abs(sum(self.range) - 1.0) > 1e-9:
+            return (
+                "the complement of a mask rate is one minus it: set a noise.range that is "
+                f"symmetric, such as [0.0, 1.0] or [0.2, 0.8], {advice}"
             )
         return None
 
@@ -110,7 +145,7 @@ class DiffusionConfig(Section):
             or self.objective.refusal(self)
             or self.schedule.refusal(self)
             or self._steps_problem()
-            or self.noise.refusal(self.objective, self.block_sizes)
+            or self.noise.refusal(self)
         )
         if problem:
             raise ValueError(problem)

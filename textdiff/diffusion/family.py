@@ -16,6 +16,7 @@ from torch.nn import functional
 from textdiff.diffusion import NOISE_MAKERS, PROCESSES, SCHEDULES
 from textdiff.diffusion.noise import ALL_RATES, ByStep, NoiseMaker, Rates
 from textdiff.diffusion.objectives import OBJECTIVES, Objective
+from textdiff.diffusion.pairs import PAIR_MAKERS
 from textdiff.diffusion.process import ForwardProcess, Vocabulary
 from textdiff.diffusion.schedule import NoiseSchedule
 from textdiff.diffusion.time_input import TIME_INPUTS
@@ -190,14 +191,17 @@ def build_family(
     )
 
 
-def training_maker(family: Family, draw: str, rates: Rates = ALL_RATES) -> NoiseMaker:
+def training_maker(
+    family: Family, draw: str, rates: Rates = ALL_RATES, in_pairs: bool = False
+) -> NoiseMaker:
     """Return the noise maker that a family trains with.
 
     Args:
         family: the family; one of discrete time draws its own steps.
         draw: key of `NOISE_MAKERS`.
         rates: smallest and largest mask rate, in continuous time.
+        in_pairs: whether every row has two masks, each of which masks what the other leaves.
     """
     if family.timesteps is not None:
         return ByStep(family.timesteps)
-    return NOISE_MAKERS[draw](rates)
+    return (PAIR_MAKERS if in_pairs else NOISE_MAKERS)[draw](rates)

@@ -118,14 +118,14 @@ class NoiseMaker(ABC):
         """
 
 
-# A uniform never reaches this, so a position that holds it is never corrupted.
-_NEVER = 2.0
+NEVER = 2.0
+"""Stands in place of a uniform, which never reaches it, at positions that are never corrupted."""
 
 
 def _levels(u: Tensor, exponents: Tensor | None, scorable: Tensor | None) -> Tensor:
     """Return [B, L] the level at which each position is corrupted; out of range: never."""
     levels = u if exponents is None else u ** (1.0 / exponents)
-    return levels if scorable is None else levels.masked_fill(~scorable, _NEVER)
+    return levels if scorable is None else levels.masked_fill(~scorable, NEVER)
 
 
 _NEWTON = 16  # steps; the iteration below is exact to float64 after about eight
@@ -185,6 +185,7 @@ class ByCount(NoiseMaker):
     """
 
     rates: Rates = ALL_RATES
+    from_zero: bool = False  # whether counts start at 0 whatever the objective scores
 
     def __call__(
         self,
@@ -195,9 +196,9 @@ class ByCount(NoiseMaker):
     ) -> Noise:
         """Make noise whose order of uniforms within a block decides what is corrupted."""
         blocks = family.blocks(uniforms.position.shape[1])
-        from_zero = family.objective.scores_all_positions
+        from_zero = self.from_zero or family.objective.scores_all_positions
         u = _levels(uniforms.position, exponents, scorable)
-        ordered = blocks.split(u, _NEVER).sort(-1).values  # [B, blocks, size]
+        ordered = blocks.split(u, NEVER).sort(-1).values  # [B, blocks, size]
         n = (ordered < 1.0).sum(-1)  # [B, blocks], as what follows
         smallest, largest = counts(n, self.rates, from_zero)
         k = smallest + torch.floor(uniforms.level * (largest - smallest + 1))

@@ -60,7 +60,8 @@ class RunSizes:
         blocks: sizes of the network's blocks.
         vocabulary: V, rows of embedding and head.
         streams: copies of the sequence that the blocks read; 2 in block diffusion: clean and noisy.
-        draws: masks of every example in a step: 2 where the schedule is learned.
+        draws: masks of every example in a step: 2 where they are complementary, or the schedule is
+            learned.
         scored: average fraction of the positions that contribute to the loss; more than 1 where
             clean ones do as well.
         half: whether products are computed in bfloat16.
@@ -137,7 +138,7 @@ def run_sizes(
         blocks=block_sizes_of(config.model, model),
         vocabulary=vocabulary,
         streams=2 if sizes and not objective.shifted else 1,
-        draws=1 if model.exponents is None else 2,
+        draws=2 if config.diffusion.noise.complementary or model.exponents is not None else 1,
         scored=(masked or (low + high) / 2) + (1.0 if objective.ar_weight else 0.0),
         half=half,
         chunked=chunked,

@@ -85,11 +85,16 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
             uniforms = NoiseUniforms(v.repeat(2, 1), torch.cat(pair))
             return CleanBatch(x0, uniforms, ids, family.block_size)
         uniforms = self.uniforms(family, samples, v)
-        maker = self.maker(family, self.ranges[family.block_size])
+        in_pairs = self.config.diffusion.noise.complementary
+        maker = self.maker(family, self.ranges[family.block_size], in_pairs)
         prompts = self.prompts(samples, blocks)
+        given = None if prompts is None else ~prompts.given
+        noise = draw_noise(family, x0, uniforms, maker, given)
+        if in_pairs:  # two masks of every row
+            x0, ids = x0.repeat(2, 1), None if ids is None else ids.repeat(2, 1)
+            prompts = None if prompts is None else prompts.repeated(2)
         if prompts is None:
-            return corrupt(family, x0, draw_noise(family, x0, uniforms, maker), ids)
-        noise = draw_noise(family, x0, uniforms, maker, ~prompts.given)
+            return corrupt(family, x0, noise, ids)
         return prompts.hide(corrupt(family, x0, noise, ids), family.process.mask_token_id)
 
     def prompts(self, samples: Tensor, blocks: Blocks) -> Prompts | None:
@@ -129,9 +134,9 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
         )
         return strata.view(rows, blocks.count)
 
-    def maker(self, family: Family, rates: Rates = ALL_RATES) -> NoiseMaker:
-        """Return what makes the noise of a family, between two mask rates."""
-        return training_maker(family, self.config.diffusion.noise.draw, rates)
+    def maker(self, family: Family, rates: Rates = ALL_RATES, in_pairs: bool = False) -> NoiseMaker:
+        """Return what makes the noise of a family, between two mask rates; see `training_maker`."""
+        return training_maker(family, self.config.diffusion.noise.draw, rates, in_pairs)
 
     def uniforms(
         self, family: Family, samples: Tensor, levels: Tensor, seed: int | None = None

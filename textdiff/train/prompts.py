@@ -50,6 +50,10 @@ class Prompts:
         given = prompted & (at >= start) & (at < end)
         return cls(given, given & hidden)
 
+    def repeated(self, times: int) -> "Prompts":
+        """Return the prompts of the same rows, several times over."""
+        return Prompts(self.given.repeat(times, 1), self.hidden.repeat(times, 1))
+
     def hide(self, batch: Batch, mask_token_id: int) -> Batch:
         """Return the batch with masks for hidden tokens, also in the context of later blocks."""
         hidden = self.hidden.to(batch.xt.device)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from textdiff.diffusion.noise import NEVER as NEVER
 from textdiff.diffusion.noise import Noise, NoiseUniforms
 from textdiff.errors import ConfigError
 from textdiff.lazy import torch
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
 
     Parts = dict[str, Tensor]
     """Nats of each part of a bound at every position, [B, L] float64 each."""
-
-
-NEVER = 2.0
-"""Stands in place of a uniform at positions that are never masked."""
 
 
 @dataclass(frozen=True)
