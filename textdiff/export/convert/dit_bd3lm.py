@@ -9,7 +9,7 @@ from textdiff.export.convert.dit import LENGTHS, CommonDiT
 
 
 class BD3LMCheckpoint(CommonDiT):
-    """Masked diffusion in blocks (arXiv:2503.09573), and its pretraining on whole sequences."""
+    """Masked diffusion in blocks, and its pretraining on whole sequences."""
 
     kind: Literal["bd3lm"] = "bd3lm"
 

@@ -13,7 +13,7 @@ LEAST = math.exp(-20.0)
 
 
 class GIDDCheckpoint(CommonDiT):
-    """Masks and uniform noise at once (arXiv:2503.04482)."""
+    """Masks and uniform noise at once."""
 
     kind: Literal["gidd"] = "gidd"
 

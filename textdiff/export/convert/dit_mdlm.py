@@ -10,7 +10,7 @@ from textdiff.export.convert.dit import EPS, CommonDiT
 
 
 class MDLMCheckpoint(CommonDiT):
-    """Masked diffusion on whole sequences (arXiv:2406.07524), and models distilled from it.
+    """Masked diffusion on whole sequences, and models distilled from it.
 
     Runs with the parameterisation `d3pm` may predict the mask; they are read as the objective
     `d3pm`.

@@ -11,7 +11,7 @@ from textdiff.export.convert.dit import EPS, CommonDiT
 
 
 class SEDDCheckpoint(CommonDiT):
-    """Score entropy (arXiv:2310.16834), absorbing or uniform.
+    """Score entropy, absorbing or uniform.
 
     Where `scale_by_sigma` is true, and always in the container of BD3-LM, the outputs are scaled by
     the noise level outside the network.

@@ -26,7 +26,7 @@ class _UniformDiT(CommonDiT):
 
 
 class UDLMCheckpoint(_UniformDiT):
-    """Uniform noise (arXiv:2412.10193); not its class-conditional models."""
+    """Uniform noise; not its class-conditional models."""
 
     kind: Literal["udlm"] = "udlm"
 
@@ -40,7 +40,7 @@ class UDLMCheckpoint(_UniformDiT):
 
 
 class DuoCheckpoint(_UniformDiT):
-    """Uniform noise, trained by way of Gaussian diffusion (arXiv:2506.10892)."""
+    """Uniform noise, trained by way of Gaussian diffusion."""
 
     kind: Literal["duo"] = "duo"
 
