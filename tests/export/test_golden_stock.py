@@ -20,8 +20,10 @@ from golden_stock import (
 )
 from torch import Tensor
 
+from textdiff.cli import main
 from textdiff.diffusion.objectives import Prediction
 from textdiff.models import CacheSlice, left_neighbours
+from textdiff.pipeline import TextDiffusion
 from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.engine import Engine
@@ -397,3 +399,15 @@ def test_tiny_diffusion_generates_token_for_token(load, rule, steps):
     assert torch.equal(torch.stack(texts[:-1]), states)
     assert golden.error(f"generate/{rule}/final", texts[-1]) == 0.0
     assert not called
+
+
+def test_a_converted_model_of_characters_generates_the_same(golden_folder, tmp_path):
+    """With a tokenizer made here, a row for padding, and a table of steps beside the network."""
+    folder, target = golden_folder / "tiny-diffusion", tmp_path / "export"
+    assert main(["convert", str(folder), str(target)]) == 0
+    published = TextDiffusion.from_pretrained(folder, "cpu")
+    export = TextDiffusion.from_pretrained(target, "cpu")
+    assert published.tokenizer("Ab\t")["input_ids"] == [65, 98, 9]
+    texts = [m.generate("ABCD", max_new_tokens=8, steps=8).texts for m in (published, export)]
+    assert texts[0] == texts[1]
+    assert texts[0][0].startswith("ABCD")

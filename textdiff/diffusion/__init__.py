@@ -22,7 +22,7 @@ from textdiff.diffusion.schedule import (
     NoiseSchedule,
     Polynomial,
 )
-from textdiff.diffusion.time_input import TIME_INPUTS
+from textdiff.diffusion.time_input import NO_STEPS, TIME_INPUTS
 from textdiff.registry import NameOf, OneOf, Registry
 from textdiff.section import Number, Section, Whole
 
@@ -163,7 +163,7 @@ class DiffusionConfig(Section):
 
     def _steps_problem(self) -> str | None:
         if self.timesteps is None:
-            return None
+            return NO_STEPS if self.time_input == "step" else None
         if self.timesteps == 1:
             return (
                 "timesteps: 1 draws all tokens at once from pure noise, independently of each "

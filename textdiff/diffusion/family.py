@@ -19,7 +19,7 @@ from textdiff.diffusion.objectives import OBJECTIVES, Objective
 from textdiff.diffusion.pairs import PAIR_MAKERS
 from textdiff.diffusion.process import ForwardProcess, Vocabulary
 from textdiff.diffusion.schedule import NoiseSchedule
-from textdiff.diffusion.time_input import TIME_INPUTS
+from textdiff.diffusion.time_input import NO_STEPS, TIME_INPUTS
 from textdiff.errors import ConfigError, unknown
 
 
@@ -89,6 +89,8 @@ class Family:
         """Refuse a name that no registry has."""
         if self.time_input not in TIME_INPUTS:
             raise unknown("time input", self.time_input, TIME_INPUTS)
+        if self.time_input == "step" and self.timesteps is None:
+            raise ConfigError(NO_STEPS, code="no_steps")
 
     @property
     def learned(self) -> nn.Module | None:

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
     from textdiff.diffusion.family import Family
 
 
+NO_STEPS = "time_input step counts steps: set timesteps, for example 1000, or time_input: sigma"
+
+
 def step_index(family: Family, alpha: Tensor) -> Tensor:
     """Return the index of the nearest step of discrete time; 0 has the least noise."""
     assert family.timesteps is not None
