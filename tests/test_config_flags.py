@@ -162,7 +162,7 @@ def test_merge_keys_are_no_duplicates(tmp_path):
 
 
 KINDS = {"exponent": "polynomial", "sigma_min": "geometric", "sigma_max": "geometric"}
-KINDS |= {"uniform": "hybrid", "auxiliary": "d3pm", "vocab_size": "bpe"}
+KINDS |= {"uniform": "hybrid", "auxiliary": "d3pm", "vocab_size": "bpe", "start": "ar"}
 
 
 def of_types(*types: type) -> list[tuple[str, ...]]:

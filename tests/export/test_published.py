@@ -312,7 +312,7 @@ def test_a_converted_checkpoint_is_the_published_one(published, tmp_path):
 
 def test_every_verb_takes_a_published_checkpoint(published, tmp_path, capsys):
     text = tmp_path / "text.txt"
-    text.write_text("the cat sat on the mat, and so on.\n" * 4)
+    text.write_text("the cat sat on the mat, and so on.\n" * 8)
     model = str(published)
     assert main(["perplexity", model, str(text), "--protocol", "mdlm", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["perplexity"] > 1.0
@@ -323,9 +323,9 @@ def test_every_verb_takes_a_published_checkpoint(published, tmp_path, capsys):
     assert main(["compare", model, str(tmp_path / "export"), str(text), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["difference"]["mean"] == pytest.approx(0.0, abs=1e-5)
     write_converted(str(baseline(tmp_path / "ar")), tmp_path / "judge")
-    words = ["--judge", str(tmp_path / "judge"), "--reference", str(text), "--num-samples", "2"]
+    words = ["--judge", str(tmp_path / "judge"), "--reference", str(text), "--num-samples", "8"]
     assert main(["evaluate", model, *words, "--steps", "2", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["samples"]["texts"] == 2
+    assert json.loads(capsys.readouterr().out)["samples"]["texts"] == 8
     config = {
         "run": {"dir": str(tmp_path / "run")},
         "data": {"sources": [{"source": str(text)}], "sequence_length": 16, "validation": 0.3},
