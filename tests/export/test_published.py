@@ -121,7 +121,7 @@ def test_gidd_reads_time_and_others_the_noise_level(tmp_path):
         .network_time(alpha)
         .equal(-torch.log(alpha).float())
     )
-    with refused(ConfigError, "unknown_time_input", "sigma, time"):
+    with refused(ConfigError, "unknown_time_input", "sigma, step, time"):
         build_family(spec | {"time_input": "hours"}, family.process.vocabulary)
     with refused(ConfigError, "no_steps", "timesteps"):
         build_family(spec | {"time_input": "step"}, family.process.vocabulary)

@@ -38,6 +38,15 @@ def find_tokenizer(
             raise CheckpointError(message, code="damaged") from None
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         return load_tokenizer(str(folder))
+    return _known_tokenizer(place, converted)
+
+
+def _known_tokenizer(place: Path, converted: Converted) -> PreTrainedTokenizerFast:
+    """Return the tokenizer that such checkpoints were published with.
+
+    Raises:
+        CheckpointError: none is known, or it cannot be fetched.
+    """
     if callable(converted.tokenizer):
         return converted.tokenizer()
     advice = "name one: `textdiff convert SOURCE TARGET --tokenizer PATH_OR_ID`, or tokenizer="

@@ -44,7 +44,7 @@ class StockNetwork(CheckpointFamily):
         published_mask: id of the mask in the published models.
         embedding: name of the embedding's weight in transformers' class.
         shift: whether the output at a position is about the next token.
-        tokenizer: hub id or maker of the tokenizer of models that are published without one.
+        tokenizer: hub id of the tokenizer of models that are published without one.
     """
 
     mask_token_id: Whole | None = Field(
@@ -59,7 +59,7 @@ class StockNetwork(CheckpointFamily):
     published_mask: ClassVar[int | None] = None
     embedding: ClassVar[str] = "model.embed_tokens.weight"
     shift: ClassVar[bool] = False
-    tokenizer: ClassVar[str | Callable[[], PreTrainedTokenizerFast] | None] = None
+    tokenizer: ClassVar[str | None] = None
 
     @abstractmethod
     def architecture(self, config: Mapping[str, Any]) -> str:
@@ -72,6 +72,10 @@ class StockNetwork(CheckpointFamily):
     def rename(self, name: str) -> str:
         """Return the name of a published weight in the class of transformers."""
         return name
+
+    def own_tokenizer(self) -> str | Callable[[], PreTrainedTokenizerFast] | None:
+        """Return the tokenizer of models that are published without one, or its maker."""
+        return self.tokenizer
 
     def blocks(self, config: Mapping[str, Any]) -> int | None:
         """Return the published block size; None: the whole sequence."""
@@ -108,7 +112,7 @@ class StockNetwork(CheckpointFamily):
             "excluded_token_ids": [],
             "diffusion": self.diffusion(config) | {"block_size": size},
         }
-        return Converted(self._configuration(config, settings), named, self.tokenizer, append)
+        return Converted(self._configuration(config, settings), named, self.own_tokenizer(), append)
 
     def _configuration(self, config: Mapping[str, Any], settings: dict[str, Any]) -> Any:
         from transformers import AutoConfig

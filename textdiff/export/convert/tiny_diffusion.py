@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from textdiff.data.sections import MASK
@@ -53,7 +53,6 @@ class TinyDiffusionCheckpoint(StockNetwork):
     repository = "https://github.com/nathan-barry/tiny-diffusion"
     licence = None
     published_mask = 0
-    tokenizer = staticmethod(ascii_tokenizer)
 
     @classmethod
     def matches(cls, config: Mapping[str, Any], names: Collection[str]) -> bool:
@@ -63,6 +62,10 @@ class TinyDiffusionCheckpoint(StockNetwork):
     def architecture(self, config: Mapping[str, Any]) -> str:
         """Return NanoChat's: norms without weights, after rotation, of the embedding too."""
         return "nanochat"
+
+    def own_tokenizer(self) -> Callable[[], PreTrainedTokenizerFast]:
+        """Return the maker of the tokenizer of ASCII codes."""
+        return ascii_tokenizer
 
     def convert(self, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Converted:
         """See `CheckpointFamily`; most settings are read from the weights."""
