@@ -8,6 +8,9 @@ the tokenizer would encode as other tokens than were drawn, is left out (some 6 
 model trained on such a corpus can be judged by the distribution that it was to learn: the judge's
 perplexity of the corpus is the least that a model of that distribution can have at its entropy.
 
+With `--whole` a text is one that the model itself ended within `--tokens`; `--top-p` leaves out its
+unlikely tokens. `configs/demo.yaml` trains on such stories.
+
 `evals/results/frontier.json` is of a model trained on the first 15,800 texts and compared with the
 others (`evals/stories.yaml`). One core of a Zen 3 server CPU takes about 5 minutes for the texts,
 24 for the training and 10 to 15 for the sweep, each extrapolated from a part of it:
@@ -36,6 +39,8 @@ def main() -> None:
     parser.add_argument("output", type=Path)
     parser.add_argument("--texts", type=int, default=8192)
     parser.add_argument("--tokens", type=int, default=127)
+    parser.add_argument("--whole", action="store_true", help="keep texts that end, as they are")
+    parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
@@ -53,13 +58,19 @@ def main() -> None:
                     attention_mask=torch.ones_like(start),
                     do_sample=True,
                     top_k=0,
+                    top_p=arguments.top_p,
                     max_new_tokens=arguments.tokens,
                     pad_token_id=end,
                 )[:, 1:].tolist()
-            for row in rows:
+            for drawn in rows:
+                length = next((i for i, token in enumerate(drawn) if token in (begin, end)), None)
+                row = drawn[:length]
                 text = tokenizer.decode(row, skip_special_tokens=True)
-                whole = begin not in row and end not in row
-                if whole and tokenizer.encode(text, add_special_tokens=False) == row:
+                ended = length is not None
+                if (
+                    ended == arguments.whole
+                    and tokenizer.encode(text, add_special_tokens=False) == row
+                ):
                     file.write(json.dumps({"text": text}) + "\n")
                     kept += 1
             print(f"{kept} texts", flush=True)

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,7 +35,7 @@ from textdiff.diffusion.noise import ByCount, NoiseUniforms, draw_noise
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, stratified, uniforms
 from textdiff.loss import DenoisingLoss, corrupt
-from textdiff.models import TextDiffusionConfig, TextDiffusionModel
+from textdiff.models import Denoiser, TextDiffusionConfig, TextDiffusionModel
 
 GEMM_SIZES = (2048, 3072, 4096)
 WARMUP_STEPS = 2
@@ -93,9 +94,13 @@ def build_step(
     seed: int,
     diffusion: dict = MASKED,
     loss: Callable[..., torch.nn.Module] = DenoisingLoss,
-    **network: bool,
+    denoiser: Denoiser | None = None,
+    **network: Any,
 ) -> Callable[[int], None]:
-    """A training step by number, on random tokens; `network` switches options of the denoiser."""
+    """A training step by number, on random tokens.
+
+    `denoiser` replaces our Transformer, of which `network` switches options.
+    """
     torch.manual_seed(seed)
     mask = size.vocabulary
     config = TextDiffusionConfig(
@@ -105,12 +110,11 @@ def build_step(
         num_attention_heads=size.heads,
         max_position_embeddings=size.length,
         mask_token_id=mask,
-        dropout=0.1,
         attn_implementation="sdpa",
-        **network,
+        **{"dropout": 0.1, **network},
     )
     family = build_family(diffusion, Vocabulary.of(mask + 1, mask))
-    module = loss(TextDiffusionModel(config), family).train()
+    module = loss(denoiser or TextDiffusionModel(config), family).train()
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True)
     x0 = torch.randint(0, mask, (size.rows, size.length))
     rows, positions, blocks = (

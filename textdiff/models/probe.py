@@ -151,7 +151,7 @@ class BackboneProbe:
                 output = self.network.base_model(ids, use_cache=False, **{NAME: attention})
         except (RuntimeError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
-                f"{self.kind} does not run under another attention ({error})"
+                f"{self.kind} does not run under another attention ({str(error).splitlines()[0]})"
             ) from error
         finally:
             self.network.train(training)
