@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tiny_backbones import write_backbone
 
 from textdiff.config import Config
 from textdiff.models import TextDiffusionModel, training_layout
@@ -80,7 +81,10 @@ def test_optimizer_bytes_are_those_of_a_real_step(optimizer):
 
 def saved_bytes(made: Config, half: bool) -> int:
     """Bytes of everything that the blocks keep for the backward pass, weights aside."""
-    model = real(made).train()
+    if made.model.kind == "textdiff":
+        model = real(made).train()
+    else:
+        model = made.model.build(architecture(made, 262, mask_token_id=261)).train()
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, torch.Tensor] = {}
 
@@ -120,6 +124,29 @@ def test_activations_of_two_streams_are_what_autograd_saves(network, half):
     ]
     sizes = run_sizes(made[0], VOCABULARY, half)
     casts = sizes.counts.matrices if half else 0  # of two layers, halved
+    real_bytes = (saved_bytes(made[1], half) - saved_bytes(made[0], half)) / 2 - casts
+    assert sizes.tokens * sum(block_bytes(sizes).values()) == pytest.approx(real_bytes, rel=0.02)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_a_backbone_keeps_what_autograd_saves(tmp_path, kind, half):
+    """Grouped heads, norms of queries and keys, gated MLPs; parameters of tied heads once."""
+    made = []
+    for layers in (1, 3):
+        folder = write_backbone(
+            tmp_path / str(layers), kind, num_hidden_layers=layers, tie_word_embeddings=True
+        )
+        network = {"kind": "transformers", "path": str(folder)}
+        train = {"global_batch_size": 4, "micro_batch_size": 4, "optimizer": "muon"}
+        raw = {"data": {"sequence_length": 64}, "diffusion": {"block_size": 16}}
+        made.append(Config.model_validate({**raw, "model": network, "train": train}))
+    sizes = run_sizes(made[0], 262, half)
+    model = made[0].model.build(architecture(made[0], 262, mask_token_id=261))
+    assert sizes.counts.total == sum(p.numel() for p in model.parameters())
+    assert sizes.counts.head == model.network.lm_head.weight.numel()
+    assert sizes.counts.muon == sum(p.numel() for p in model.block_matrices())
+    casts = 2 * sizes.counts.matrices if half else 0
     real_bytes = (saved_bytes(made[1], half) - saved_bytes(made[0], half)) / 2 - casts
     assert sizes.tokens * sum(block_bytes(sizes).values()) == pytest.approx(real_bytes, rel=0.02)
 

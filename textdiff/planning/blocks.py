@@ -114,7 +114,7 @@ def _of_transformers(model: TransformersDenoiser) -> BlockSizes:
         key_heads=model.key_heads,
         channels=model.head_dim,
         inner=inner,
-        gated=experts > 0 or sum(map(math.prod, shapes)) > 2 * hidden * inner,
+        gated=experts > 0 or sum(map(math.prod, shapes)) > 2.75 * hidden * inner,
         experts=experts,
         readers=max(2, sum(p.ndim == 2 for p in block.parameters()) - 2),  # all but the two outputs
         rms=not any(isinstance(norm, nn.LayerNorm) for norm in stream),

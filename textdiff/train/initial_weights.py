@@ -1,7 +1,7 @@
 """First weights of a run: random ones, those of an export, or those of a language model.
 
-A language model has rows for its own tokens alone. An added mask gets the average row of its
-embedding and of its head, and so does added padding.
+A language model has rows for its own tokens alone. Tokens that are added get the average row of its
+embedding and of its head.
 """
 
 import copy
