@@ -5,7 +5,7 @@ made of what is registered here and in `objectives`.
 """
 
 from collections.abc import Callable
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -22,9 +22,12 @@ from textdiff.diffusion.schedule import (
     NoiseSchedule,
     Polynomial,
 )
-from textdiff.diffusion.time_input import NO_STEPS, TIME_INPUTS
+from textdiff.lazy import Tensor, torch
 from textdiff.registry import NameOf, OneOf, Registry
 from textdiff.section import Number, Section, Whole
+
+if TYPE_CHECKING:
+    from textdiff.diffusion.family import Family
 
 SCHEDULES = Registry[NoiseSchedule](
     "schedule", [LogLinear, Cosine, Polynomial, Geometric, HybridSchedule, Learned]
@@ -32,6 +35,25 @@ SCHEDULES = Registry[NoiseSchedule](
 PROCESSES: dict[str, type[ForwardProcess]] = {p.name: p for p in (Absorbing, Uniform, Hybrid)}
 NOISE_MAKERS: dict[str, Callable[[Rates], NoiseMaker]] = {"count": ByCount, "time": ByTime}
 """Makers of continuous time; `ByStep` is that of discrete time."""
+
+NO_STEPS = "time_input step counts steps: set timesteps, for example 1000, or time_input: sigma"
+
+
+def step_index(family: "Family", alpha: Tensor) -> Tensor:
+    """Return the index of the nearest step of discrete time; 0 has the least noise."""
+    assert family.timesteps is not None
+    return (family.timesteps * family.schedule.t_of_alpha(alpha)).round() - 1.0
+
+
+TIME_INPUTS: dict[str, "Callable[[Family, Tensor], Tensor]"] = {
+    "sigma": lambda family, alpha: -torch.log(alpha),
+    "time": lambda family, alpha: family.schedule.t_of_alpha(alpha),
+    "step": step_index,
+}
+"""Functions of a family and survival probabilities.
+
+Total noise, time itself (GIDD), or the index of a step of discrete time (tiny-diffusion).
+"""
 
 
 class NoiseConfig(Section):

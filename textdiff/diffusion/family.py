@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from textdiff.diffusion import NOISE_MAKERS, PROCESSES, SCHEDULES
+from textdiff.diffusion import NO_STEPS, NOISE_MAKERS, PROCESSES, SCHEDULES, TIME_INPUTS
 from textdiff.diffusion.noise import ALL_RATES, ByStep, NoiseMaker, Rates
 from textdiff.diffusion.objectives import OBJECTIVES, Objective
 from textdiff.diffusion.pairs import PAIR_MAKERS
 from textdiff.diffusion.process import ForwardProcess, Vocabulary
 from textdiff.diffusion.schedule import NoiseSchedule
-from textdiff.diffusion.time_input import NO_STEPS, TIME_INPUTS
 from textdiff.errors import ConfigError, unknown
 
 
