@@ -21,7 +21,7 @@ _PROMPT = "textdiff> "
 
 
 def play(
-    model: str,
+    model: str = "demo",
     /,
     *,
     sampling: Sampling,

@@ -17,6 +17,9 @@ from textdiff.models.backbone import TransformersDenoiser
 from textdiff.models.configuration import initial_exponent
 from textdiff.storage import refuse_pointers
 
+DEMO = Path(__file__).parent.parent / "demo"
+"""The model that comes with the package."""
+
 DTYPES: dict[str, torch.dtype] = {
     n: getattr(torch, n) for n in ("float32", "float64", "bfloat16", "float16")
 }
@@ -115,6 +118,8 @@ def locate(path: str | Path, patterns: list[str] | None = None, files: bool = Fa
         CheckpointError: there is nothing of that name, or it holds git-lfs pointers.
     """
     folder = Path(path).expanduser()
+    if str(path) == DEMO.name and not folder.exists():
+        return DEMO
     if (folder / "export" / "config.json").is_file():
         folder = folder / "export"
     if folder.is_dir():

@@ -28,6 +28,23 @@ PACKAGE = Path(__file__).resolve().parent.parent
 TRAINING_FILE = "training.json"
 
 
+ALONE = {
+    "textdiff": f"""\
+The network alone loads with transformers {".".join(map(str, NEEDED))} or newer, without textdiff; \
+its code is in the folder:
+
+```python
+from transformers import AutoModelForMaskedLM
+
+network = AutoModelForMaskedLM.from_pretrained("path/of/this/folder", trust_remote_code=True)
+```""",
+    "transformers": """\
+The folder is an ordinary one of its architecture. `AutoModelForCausalLM`, or
+`AutoModelForMaskedLM` for masked language models, loads the network without textdiff.""",
+}
+"""Sentences of a model card about the network without textdiff, by kind of network."""
+
+
 def code_record() -> dict[str, str | None]:
     """Return versions of the libraries, the commit of a checkout (or None) and a source hash."""
     return {
@@ -179,7 +196,7 @@ def model_card(config: Config, state: dict[str, Any], bound: Bound | None) -> st
         tokens=f"{state['tokens']:,}",
         seed=config.run.seed,
         result=_result(bound, averaged=config.train.ema_decay > 0),
-        oldest=".".join(map(str, NEEDED)),
+        alone=ALONE[config.model.kind],
         record=json.dumps(state["corpus"], indent=2, ensure_ascii=False),
     )
 
