@@ -29,6 +29,7 @@ ROWS: dict[str, dict[str, str]] = {
     "blocks-16": {"diffusion.block-size": "16"},
     "full": {"diffusion.block-size": "null"},
     "muon": MUON,
+    "muon-slow": {**MUON, "train.muon-learning-rate": "0.01"},
     "shift": SHIFT,
     "complementary": {"diffusion.noise.complementary": "true"},
     "co-loss": {"diffusion.objective.ar-weight": "0.2"},

@@ -29,7 +29,7 @@ SIZES = torch.tensor([0, 1, 2, 3, 7, 20, 128])
 
 
 def job(denoiser, chosen, texts, batch_tokens=8192) -> ReplicateDraws:
-    length = denoiser.config.max_position_embeddings
+    length = denoiser.context
     clean = chosen.process.vocabulary.clean
     arrays = [x.to(torch.int32).numpy() for x in texts]
     windows = cut_windows(arrays, ["?"] * len(arrays), length, clean)
