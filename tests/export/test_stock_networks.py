@@ -14,7 +14,7 @@ from textdiff import load_denoiser
 from textdiff.errors import CheckpointError, ConfigError
 from textdiff.export.convert import CHECKPOINT_FAMILIES
 from textdiff.export.convert.tokenizer_files import stored_mask
-from textdiff.models import FULL
+from textdiff.models import CAUSAL, FULL
 
 IDS = torch.arange(12).view(1, 12)
 SIZES = {
@@ -153,8 +153,21 @@ def test_llama_of_that_name_is_shifted(tmp_path):
     model = network("llama")
     config, weights = settings(model, "llama"), model.state_dict()
     assert same(write(tmp_path / "diffullama", config, weights), logits(model)).objective.shift
+    config["mask_token_id"] = 11  # of another name it could be anything
     with refused(CheckpointError, "not_an_export", "diffullama"):
         load_denoiser(write(tmp_path / "llama", config, weights))
+
+
+def test_a_causal_language_model_has_its_own_likelihood(tmp_path):
+    model = network("llama")
+    config = settings(model, "llama", architectures=["LlamaForCausalLM"], bos_token_id=1)
+    denoiser, family = load_denoiser(write(tmp_path / "llama", config, model.state_dict()))
+    assert (family.objective.kind, family.block_size) == ("ar", 1)
+    assert family.objective.first_input == 1
+    with torch.no_grad():
+        ours = denoiser(IDS, layout=CAUSAL).logits
+        torch.testing.assert_close(ours[..., :20], model(IDS).logits, atol=1e-5, rtol=0)
+    assert ours.shape[-1] == 21  # the mask that it lacks
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from textdiff.errors import CheckpointError
+from textdiff.export.convert.causal_lm import CausalLMCheckpoint
 from textdiff.export.convert.checkpoint_family import CheckpointFamily, Converted
 from textdiff.export.convert.diffugpt import DiffuGPTCheckpoint, DiffuLLaMACheckpoint
 from textdiff.export.convert.dit_ar import ARCheckpoint
@@ -36,6 +37,7 @@ CHECKPOINT_FAMILIES = Registry[CheckpointFamily](
         DiffuGPTCheckpoint,
         DiffuLLaMACheckpoint,
         TinyDiffusionCheckpoint,
+        CausalLMCheckpoint,
     ],
 )
 
