@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM
 
 from textdiff import TextDiffusion
 from textdiff.cli import main
-from textdiff.export.loading import DEMO
+from textdiff.export.loading import DEMO, locate
 from textdiff.models import CAUSAL
 
 
@@ -31,11 +31,12 @@ def test_the_demo_has_the_bound_of_its_card():
     assert model.family.block_size == 4
 
 
-def test_a_folder_of_that_name_comes_first(tmp_path, monkeypatch, capsys):
+def test_a_model_of_that_name_comes_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "demo").mkdir()
-    assert main(["generate", "demo", "Once"]) == 1
-    assert "demo" in capsys.readouterr().err
+    assert locate("demo") == DEMO
+    (tmp_path / "demo" / "config.json").write_text("{}")
+    assert locate("demo").resolve() == (tmp_path / "demo").resolve()
 
 
 def test_the_demo_is_an_ordinary_llama_folder():

@@ -118,10 +118,10 @@ def locate(path: str | Path, patterns: list[str] | None = None, files: bool = Fa
         CheckpointError: there is nothing of that name, or it holds git-lfs pointers.
     """
     folder = Path(path).expanduser()
-    if str(path) == DEMO.name and not folder.exists():
-        return DEMO
     if (folder / "export" / "config.json").is_file():
         folder = folder / "export"
+    if str(path) == DEMO.name and not (folder / "config.json").is_file():
+        return DEMO
     if folder.is_dir():
         refuse_pointers(folder, CheckpointError)
         return folder
