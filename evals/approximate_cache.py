@@ -40,7 +40,7 @@ RULE = "first_hitting"
 
 def walk(held: TextDiffusion, prompts: list[list[int]], seed: int, cache: str) -> list[Step]:
     """The steps that fill rows up to the context."""
-    new = [held.model.config.max_position_embeddings - len(prompt) for prompt in prompts]
+    new = [held.model.context - len(prompt) for prompt in prompts]
     job = Job(prompts, new, seed=seed)
     config = SamplingConfig(rule=RULE, steps=1, cache=cache)
     return list(Engine(held.model, held.family, Request(job, config)).run())
@@ -48,7 +48,7 @@ def walk(held: TextDiffusion, prompts: list[list[int]], seed: int, cache: str) -
 
 def rates(held: TextDiffusion, prompt: list[int], repeats: int, seed: int) -> dict[str, object]:
     """Tokens per CPU-second without and with the cache, turn by turn."""
-    new = held.model.config.max_position_embeddings - len(prompt)
+    new = held.model.context - len(prompt)
     seconds: dict[str, list[float]] = {"off": [], "approximate": []}
     for repeat in range(-1, repeats):  # the first is not counted
         for cache, spent in seconds.items():
@@ -70,7 +70,7 @@ def rates(held: TextDiffusion, prompt: list[int], repeats: int, seed: int) -> di
 @torch.no_grad()
 def variation(held: TextDiffusion, prompts: list[list[int]], seed: int) -> dict[str, float]:
     """Mean total variation at masked positions, with its standard error over rows."""
-    mask, context = held.family.process.mask_token_id, held.model.config.max_position_embeddings
+    mask, context = held.family.process.mask_token_id, held.model.context
     given = len(prompts[0])
     steps = walk(held, prompts, seed, "off")
     halfway = steps[(context - given) // 2 - 1].canvas  # every step reveals a token of every row
@@ -114,7 +114,7 @@ def main() -> None:
     asked = parser.parse_args()
     torch.set_num_threads(1)
     held = TextDiffusion.from_pretrained(asked.model, device="cpu")
-    context = held.model.config.max_position_embeddings
+    context = held.model.context
     documents = encode_documents(held.tokenizer, read_texts([asked.text]))
     ids = [token for document in documents for token in document.tolist()]
     rows = []

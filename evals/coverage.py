@@ -118,9 +118,8 @@ class Network:
         self.joint = setting.language
         self.setting, self.family, self.length, self.rows = setting, family, length, rows
         self.powers = rows ** torch.arange(length - 1, -1, -1)
-        self.config = SimpleNamespace(
-            vocab_size=rows, max_position_embeddings=length, time_conditioning=True
-        )
+        self.config = SimpleNamespace(vocab_size=rows)
+        self.context, self.time_conditioning = length, True
         self.device = torch.device("cpu")
 
     @staticmethod

@@ -72,7 +72,7 @@ def train(folder: Path) -> tuple[Path, Path]:
 def sample_windows(held: TextDiffusion, path: Path, count: int, joined: bool) -> Windows:
     """Windows spread evenly over the text: one document, or one each."""
     texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
-    length = held.model.config.max_position_embeddings
+    length = held.model.context
     whole = [ids for ids in encode_documents(held.tokenizer, texts) if len(ids) >= length]
     windows = [
         ids[i : i + length] for ids in whole for i in range(0, len(ids) - length + 1, length)
