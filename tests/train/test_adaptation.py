@@ -309,8 +309,12 @@ def test_a_run_continues_from_an_export_of_its_architecture(tmp_path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.dist
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_two_processes_adapt_as_one_does_sharded_or_not(runs, tmp_path, optimizer):
+@pytest.mark.parametrize(
+    ("optimizer", "rel", "apart"),
+    [("adamw", 2e-5, 1e-6), ("muon", 1e-2, 3e-2)],  # Muon multiplies in bfloat16 where it can
+    ids=["adamw", "muon"],
+)
+def test_two_processes_adapt_as_one_does_sharded_or_not(runs, tmp_path, optimizer, rel, apart):
     folder = write_backbone(tmp_path, tie_word_embeddings=True)
     flags = [
         f'--model={{"kind": "transformers", "path": "{folder}"}}',
@@ -323,13 +327,14 @@ def test_two_processes_adapt_as_one_does_sharded_or_not(runs, tmp_path, optimize
     ]
     expected = runs.train(f"adapted-{optimizer}", *flags)
     copied, sharded = (f"adapted-{optimizer}-{way}" for way in ("copied", "sharded"))
-    assert_same_curve(runs.launch(copied, "cpu", *flags, "--train.micro-batch-size=4"), expected)
+    found = runs.launch(copied, "cpu", *flags, "--train.micro-batch-size=4")
+    assert_same_curve(found, expected, rel)
     found = runs.launch_sharded(sharded, "fsdp2", *flags, "--train.micro-batch-size=4")
-    assert_same_curve(found, expected)
+    assert_same_curve(found, expected, rel)
     assert json.loads((runs / sharded / "env.json").read_text())["sharded"] is True
     one = load_file(runs / f"adapted-{optimizer}" / "export" / "model.safetensors")
     for name in (copied, sharded):
         two = load_file(runs / name / "export" / "model.safetensors")
         assert list(two) == list(one)
         for key, tensor in one.items():
-            torch.testing.assert_close(two[key], tensor, rtol=1e-4, atol=1e-6, msg=key)
+            torch.testing.assert_close(two[key], tensor, rtol=1e-4, atol=apart, msg=key)
