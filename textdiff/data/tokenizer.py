@@ -86,29 +86,6 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
         path: a folder (also one with only `vocab.json` and `merges.txt`) or a hub id.
 
     Raises:
-        DataError: the tokenizer does not exist, has no fast implementation, or its mask has
-            another role.
-    """
-    tokenizer = published_tokenizer(path)
-    ensure_special_tokens(tokenizer)
-    role = mask_role(tokenizer)
-    if role is not None:
-        raise DataError(
-            f"{path}: its mask token {tokenizer.mask_token!r} is its {role} too, and noise would "
-            "replace text by it; give the mask a token of its own (mask_token in "
-            "tokenizer_config.json), or remove mask_token there: one is added then",
-            code="mask_role",
-        )
-    return tokenizer
-
-
-def published_tokenizer(path: str) -> PreTrainedTokenizerFast:
-    """Load a Hugging Face tokenizer as it is.
-
-    Args:
-        path: a folder (also one with only `vocab.json` and `merges.txt`) or a hub id.
-
-    Raises:
         DataError: the tokenizer does not exist, or has no fast implementation.
     """
     folder = Path(path).expanduser()

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from textdiff.config import Config
 from textdiff.config.networks import TransformersNetwork, stock_source
 from textdiff.data.sections import PretrainedTokenizer
-from textdiff.data.tokenizer import published_tokenizer
+from textdiff.data.tokenizer import load_tokenizer
 from textdiff.errors import CheckpointError, ConfigError, first_line
 from textdiff.models import Denoiser
 from textdiff.models.stock import network_class
@@ -137,7 +137,7 @@ _SPECIAL = ("mask", "pad", "eos")
 def _own_ids(config: Config, tokenizer: PreTrainedTokenizerFast) -> set[int]:
     """Return the ids that the tokenizer had before tokens were added to it."""
     assert isinstance(config.tokenizer, PretrainedTokenizer)
-    return set(published_tokenizer(config.tokenizer.path).get_vocab().values())
+    return set(load_tokenizer(config.tokenizer.path).get_vocab().values())
 
 
 def _check_rows(source: str, rows: int, own: set[int], tokenizer: PreTrainedTokenizerFast) -> None:
