@@ -50,7 +50,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
-    """What was imported stays: full collections, half a second each, need not look at it."""
+    """Freeze imported objects, which full collections would visit for half a second each."""
     gc.collect()
     gc.freeze()
 

@@ -71,15 +71,15 @@ def test_the_bound_is_the_sum_over_all_masks(world):
 def test_texts_follow_the_distribution(world, cache_):
     """One token at a time in a random order, block by block."""
     rows = 20_000
-    law = torch.tensor([world.likelihood(x) for x in TEXTS], dtype=torch.float64)
-    assert float(law.sum()) == pytest.approx(1.0, abs=1e-9)
+    enumerated = torch.tensor([world.likelihood(x) for x in TEXTS], dtype=torch.float64)
+    assert float(enumerated.sum()) == pytest.approx(1.0, abs=1e-9)
     job = Job([[]] * rows, [LENGTH] * rows, seed=4)
     *_, last = generate(world.model, world.family, job, rule="first_hitting", cache=cache_)
     powers = ROWS ** torch.arange(LENGTH)
     code = {int((x * powers).sum()): i for i, x in enumerate(TEXTS)}
     drawn = torch.tensor([code[int(c)] for c in (last.canvas * powers).sum(1)])
     counts = torch.bincount(drawn, minlength=len(TEXTS)).double()
-    assert chi_square_p(counts, rows * law) > 1e-3
+    assert chi_square_p(counts, rows * enumerated) > 1e-3
 
 
 def test_documents_begin_with_themselves():

@@ -58,6 +58,10 @@ class Prediction:
         )
 
 
+LATER = {"shift", "ar_weight", "scaled", "start"}
+"""Options that were added to objectives; exports without them mean their defaults."""
+
+
 class Objective(Section):
     """A way to turn raw logits into a prediction, and a prediction into a bound.
 
@@ -136,9 +140,11 @@ class Objective(Section):
 
     def to_export(self) -> dict[str, Any]:
         """Return the options as plain data; those that earlier versions lack only where set."""
-        later = [name for name in ("shift", "ar_weight") if getattr(self, name)]
-        earlier = set(type(self).model_fields) - set(Objective.model_fields)
-        return self.model_dump(mode="json", include={"kind", *earlier, *later})
+        fields = type(self).model_fields
+        unset = {
+            name for name in LATER & set(fields) if getattr(self, name) == fields[name].default
+        }
+        return self.model_dump(mode="json", exclude=unset)
 
     # --- on a process ---
 
