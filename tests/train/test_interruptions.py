@@ -120,6 +120,32 @@ def test_a_signal_at_any_step_changes_no_bit(folder, whole, tmp_path, monkeypatc
     assert outcome(tmp_path / "run") == outcome(whole)
 
 
+@pytest.mark.parametrize("at", [6, 12])
+def test_a_signal_during_a_bound_does_not_wait_for_it(folder, whole, tmp_path, monkeypatch, at):
+    """The run saves at once; the next one begins with the bound and changes no bit."""
+    bound, progressed, calls = Validation.bound, Validation._progressed, []
+
+    def bounded(validation, block_size):
+        calls.append([])
+        return bound(validation, block_size)
+
+    def interrupted(validation, done, total):
+        calls[-1].append((done, total))
+        if len(calls) == at // 6:
+            os.kill(os.getpid(), signal.SIGTERM)
+        progressed(validation, done, total)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Validation, "bound", bounded)
+        patch.setattr(Validation, "_progressed", interrupted)
+        assert train(folder, tmp_path / "run") == 143
+    [(done, total)] = calls[-1]
+    assert done < total
+    assert [p.name for p in checkpoints(tmp_path / "run" / "checkpoints")][-1] == f"step-{at:06d}"
+    assert train(folder, tmp_path / "run") == 0
+    assert outcome(tmp_path / "run") == outcome(whole)
+
+
 def test_metrics_survive_a_kill_before_they_are_rewritten(folder, whole, half, monkeypatch):
     def killed(*arguments):
         raise KeyboardInterrupt

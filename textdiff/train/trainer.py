@@ -30,7 +30,7 @@ from textdiff.train.optim import build_optimizers, lr_multiplier, set_learning_r
 from textdiff.train.reporter import MetricsFile, Reporter, evaluation_values
 from textdiff.train.run_state import Progress, RunState
 from textdiff.train.setup import build_model, write_facts
-from textdiff.train.validation import Validation
+from textdiff.train.validation import Abandoned, Validation
 
 
 class Trainer:
@@ -113,8 +113,9 @@ class Trainer:
             StopRequest() as stop,
             closing(self.batches.loader(progress.step, config.steps)) as batches,
         ):
-            if self._bound_is_due():
-                self._evaluate()
+            self.validation.signalled = lambda: self.vote.largest(stop.signal)
+            if self._bound_is_due() and (signalled := self._evaluate()):
+                return signalled
             clock, tokens_before = time.perf_counter(), progress.tokens
             losses: list[Tensor] = []
             while progress.step < config.steps:
@@ -126,7 +127,7 @@ class Trainer:
                 signalled = self.vote.largest(stop.signal)
                 if self._due(self.config.evaluate.every) and not signalled:
                     self._absorb(losses)
-                    self._evaluate()
+                    signalled = self._evaluate()
                 if self._due(config.checkpoint_every) or signalled:
                     self._absorb(losses)
                     self.state.save()
@@ -134,6 +135,7 @@ class Trainer:
                     return signalled
                 if self._due(config.log_every):
                     clock, tokens_before = time.perf_counter(), progress.tokens
+        self.validation.signalled = lambda: 0
         return 0
 
     def _due(self, every: int) -> bool:
@@ -220,14 +222,21 @@ class Trainer:
             self.metrics.write({"step": self.progress.step, **values})
         self.accelerator.log(values, step=self.progress.step)
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> int:
         """Measure the averaged weights in every block size that is trained.
 
         Where mask rates are searched, training continues with the best ones.
+
+        Returns:
+            0, or the number of the signal that stopped it: a bound may take longer than whoever
+            sent the signal waits. A resumed run begins with this bound.
         """
         step = self.progress.step
-        with self.state.averaged():
-            bounds, choices = self.validation.measure(self.batches, step)
+        try:
+            with self.state.averaged():
+                bounds, choices = self.validation.measure(self.batches, step)
+        except Abandoned as stop:
+            return stop.signal
         bound = next(iter(bounds.values()))  # of the default block size
         self.state.bound, self.progress.bound_step = bound, step
         self.batches.ranges |= {size: choice.range for size, choice in choices.items()}
@@ -236,6 +245,7 @@ class Trainer:
         if bound.lossy and not self.noted_lossy:
             self.noted_lossy = True
             self.reporter.message(f"this is NOT a bound: {bound.note}")
+        return 0
 
     # --- starting, saving, finishing ---
 

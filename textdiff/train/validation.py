@@ -1,5 +1,6 @@
 """Validation of the averaged weights: bounds, mask rates of small variance, samples."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -18,11 +19,25 @@ from textdiff.train.ranges import RangeChoice, search_range
 from textdiff.train.reporter import Reporter
 
 
+class Abandoned(Exception):
+    """End of a measurement by a signal; nothing of it is kept.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.signal = number
+
+
 class Validation:
     """Measurements of a run between steps; all processes call it together.
 
     Attributes:
         texts: held-out texts that are scored.
+        signalled: returns the number of a signal that asks the run to stop, or 0, the same in all
+            processes, which ask it together.
 
     Args:
         config: the run's config.
@@ -42,6 +57,7 @@ class Validation:
     ):
         self.config, self.model = config, model
         self.accelerator, self.reporter = accelerator, reporter
+        self.signalled: Callable[[], int] = lambda: 0
         self.texts = corpus.validation[: config.evaluate.max_documents]
         self.windows = windows_of(
             corpus.tokenizer,
@@ -56,6 +72,9 @@ class Validation:
         """Return bounds in every block size that is trained, and the mask rates that are searched.
 
         Also draws samples, if the config asks for them.
+
+        Raises:
+            Abandoned: `signalled`.
         """
         sizes = self.config.diffusion.block_sizes
         with torch.autocast(
@@ -80,7 +99,7 @@ class Validation:
             replicates=self.config.evaluate.replicates,
             shard=self._shard,
             reduce=self._sum,
-            progress=self.reporter.evaluating,
+            progress=self._progressed,
         ).bound()
 
     def search(self, batches: TrainingBatches, step: int, block_size: int | None) -> RangeChoice:
@@ -110,5 +129,15 @@ class Validation:
 
     def _sum(self, values: Tensor) -> Tensor:
         """Return values of the CPU, added over processes."""
+        self._obey()
         moved = values.to(self.accelerator.device)
         return torch.as_tensor(self.accelerator.reduce(moved, "sum")).cpu()
+
+    def _progressed(self, done: int, total: int) -> None:
+        self.reporter.evaluating(done, total)
+        if self.accelerator.num_processes == 1:  # several make unequally many network calls
+            self._obey()
+
+    def _obey(self) -> None:
+        if number := self.signalled():
+            raise Abandoned(number)
