@@ -104,6 +104,13 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
         raise DataError(
             f"{path}: has no fast tokenizer (tokenizer.json), which textdiff needs", code="slow"
         )
+    if not set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):
+        # Some classes of transformers load without a file.
+        raise DataError(
+            f"{path}: its tokenizer has special tokens alone; the files of its vocabulary are "
+            "missing (tokenizer.json)",
+            code="no_tokenizer",
+        )
     return tokenizer
 
 
