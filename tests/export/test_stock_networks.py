@@ -11,6 +11,7 @@ from small_tokenizers import bpe, wordpiece
 from tiny_backbones import MASKED, write_backbone
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers.utils import logging
 
 from textdiff import TextDiffusion, load_denoiser
 from textdiff.cli import main
@@ -222,6 +223,20 @@ def test_language_models_are_scored_and_converted_with_their_tokenizers(tmp_path
 
 
 WEIGHT = "transformer.h.1.mlp.c_fc.weight"
+
+
+def test_loading_and_saving_show_no_bars_and_keep_the_caller_s(tmp_path, capfd):
+    folder = write_backbone(tmp_path / "model")
+    before = logging.is_progress_bar_enabled()
+    logging.enable_progress_bar()
+    capfd.readouterr()
+    try:
+        load_denoiser(folder)[0].save_pretrained(tmp_path / "copy")
+        assert logging.is_progress_bar_enabled()
+    finally:
+        if not before:
+            logging.disable_progress_bar()
+    assert "Loading weights" not in capfd.readouterr().err
 
 
 def with_tokens(folder: Path, *tokens: str) -> Path:

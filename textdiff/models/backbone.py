@@ -228,13 +228,13 @@ class TransformersDenoiser(Denoiser):
         """Write an ordinary folder of the architecture, and `diffusion.safetensors` if needed."""
         with without_bars():
             self.network.save_pretrained(folder)
-        extra = self._extra()
+        extra = self.extra()
         if extra:
             save_file(
                 {name: p.detach().contiguous() for name, p in extra.items()}, folder / EXTRA_FILE
             )
 
-    def _extra(self) -> dict[str, nn.Parameter]:
+    def extra(self) -> dict[str, nn.Parameter]:
         """Return the parameters that the architecture does not have, by name."""
         named = self.named_parameters()
         return {name: p for name, p in named if not name.startswith("network.")}
@@ -260,7 +260,7 @@ class TransformersDenoiser(Denoiser):
                 use_safetensors=True,
             )
         denoiser = cls(config, network)
-        extra = denoiser._extra()
+        extra = denoiser.extra()
         if extra:
             stored = load_file(folder / EXTRA_FILE)
             for name, parameter in extra.items():

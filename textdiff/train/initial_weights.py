@@ -8,7 +8,9 @@ import copy
 from collections.abc import Iterator
 
 import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import cached_file
 
 from textdiff.config import Config
 from textdiff.config.networks import TransformersNetwork, stock_source
@@ -16,6 +18,7 @@ from textdiff.data.sections import PretrainedTokenizer
 from textdiff.data.tokenizer import load_tokenizer
 from textdiff.errors import CheckpointError, ConfigError, first_line
 from textdiff.models import Denoiser
+from textdiff.models.backbone import EXTRA_FILE, TransformersDenoiser
 from textdiff.models.stock import add_rows, network_class, without_bars
 from textdiff.pipeline import TextDiffusion
 from textdiff.pretrained import pretrained_configuration
@@ -118,7 +121,36 @@ def _adapted(
     embedding = network.get_input_embeddings()
     if getattr(embedding, "padding_idx", None) is not None:
         embedding.padding_idx = configuration.pad_token_id  # never learned, so not the end of text
-    return section.around(configuration, network)
+    denoiser = section.around(configuration, network)
+    assert isinstance(denoiser, TransformersDenoiser)
+    _carry_extra(source, denoiser)
+    return denoiser
+
+
+@torch.no_grad()
+def _carry_extra(source: str, denoiser: TransformersDenoiser) -> None:
+    """Load what an export has around its network: the embedding of the noise level, exponents.
+
+    Raises:
+        ConfigError: it does not fit the config.
+    """
+    if getattr(pretrained_configuration(source), "diffusion", None) is None:
+        return  # not an export
+    file = cached_file(source, EXTRA_FILE, _raise_exceptions_for_missing_entries=False)
+    stored = {} if file is None else load_file(file)
+    own = denoiser.extra()
+    for name, tensor in stored.items():
+        shape = None if name not in own else tuple(own[name].shape)
+        if shape != tuple(tensor.shape):
+            here = "none" if shape is None else f"the shape {shape}"
+            raise ConfigError(
+                f"train.init_from: {source} has {name} of the shape {tuple(tensor.shape)}, and the "
+                f"model here {here}; set model.noise_embedding, diffusion.time_input and "
+                "diffusion.schedule as it was trained, or take the language model that it was "
+                "made from",
+                code="misfit",
+            )
+        own[name].copy_(tensor)
 
 
 def _own_ids(config: Config, tokenizer: PreTrainedTokenizerFast) -> set[int]:
