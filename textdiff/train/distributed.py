@@ -131,7 +131,8 @@ def meta_copy(model: Denoiser) -> Denoiser:
     """Return the same network without storage for its parameters, for `materialized`."""
     with torch.device("meta"):
         copy = type(model)(model.config)
-    if isinstance(model, TransformersDenoiser):  # its config names our attention function instead
+    if isinstance(model, TransformersDenoiser) and isinstance(copy, TransformersDenoiser):
+        # Its config names our attention function instead.
         copy.attn_implementation = model.attn_implementation
     for name, buffer in model.named_buffers():
         owner, _, leaf = name.rpartition(".")
