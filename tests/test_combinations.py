@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from engines import generate
 
 from textdiff.config import Config
@@ -29,8 +30,16 @@ from textdiff.train.setup import build_model
 TEXT = "a text is a row of words; "
 LENGTH, ROWS = 8, 4
 OBJECTIVE_OPTIONS = {
-    "mdlm": ("loss_weight=elbo", "loss_weight=ce", "loss_weight=clipped"),
+    "mdlm": (
+        "loss_weight=elbo",
+        "loss_weight=ce",
+        "loss_weight=clipped",
+        "shift=true",
+        "ar_weight=0.2",
+    ),
     "d3pm": ("parameterization=mixture", "parameterization=plugged", "auxiliary=0.01"),
+    "sedd": ("scaled=true", "shift=true"),
+    "udlm": ("shift=false", "ar_weight=0.2"),
     "gidd": ("loss_weight=elbo", "loss_weight=clipped", "loss_weight=dynamic"),
 }
 AXES = {
@@ -44,6 +53,7 @@ AXES = {
     "block_size": (None, 4, 1),
     "timesteps": (None, 5),
     "noise.draw": ("count", "time"),
+    "noise.complementary": (False, True),
     "time_conditioning": (False, True),
 }
 Choice = tuple[str | int | bool | None, ...]
@@ -51,10 +61,10 @@ Choice = tuple[str | int | bool | None, ...]
 
 def raw(choice: Choice) -> dict:
     """The config that makes one choice on every axis."""
-    process, schedule, objective, block_size, timesteps, draw, time_conditioning = choice
+    process, schedule, objective, block_size, timesteps, draw, pairs, conditioning = choice
     kind, _, option = str(objective).partition(" ")
     name, _, value = option.partition("=")
-    options = {name: float(value) if name == "auxiliary" else value} if option else {}
+    options = {name: yaml.safe_load(value)} if option else {}
     return {
         "data": {"sequence_length": LENGTH},
         "tokenizer": {"kind": "char"},
@@ -62,14 +72,14 @@ def raw(choice: Choice) -> dict:
             "hidden_size": 16,
             "num_layers": 1,
             "num_heads": 2,
-            "adaln": time_conditioning,
-            "time_conditioning": time_conditioning,
+            "adaln": conditioning,
+            "time_conditioning": conditioning,
         },
         "diffusion": {
             "process": process,
             "schedule": {"kind": schedule},
             "objective": {"kind": kind, **options},
-            "noise": {"draw": draw},
+            "noise": {"draw": draw, "complementary": pairs},
             "block_size": block_size,
             "timesteps": timesteps,
         },
@@ -93,6 +103,8 @@ def choices(process: str, objective: str) -> Iterator[Choice]:
         yield (process, schedule, objective, *rest)
 
 
+# mdlm has the most options; the others' twins differ from them in what mdlm covers, too.
+SLOW = ("mdlm", "sedd shift", "udlm ar_weight")
 PAIRS = list(itertools.product(AXES["process"], AXES["objective"]))
 DEFINED = [(p, o) for p, o in PAIRS if p in OBJECTIVES[o.split()[0]].processes]
 
@@ -156,12 +168,14 @@ def only_training_differs(choice: Choice) -> bool:
 
     The noise maker and the weights of the loss act on training alone.
     """
-    process, schedule, objective, block_size, timesteps, _, conditioning = choice
+    process, schedule, objective, block_size, timesteps, _, pairs, conditioning = choice
     kind, _, option = str(objective).partition(" ")
+    if pairs:
+        return True  # without them it is accepted, too
     if option.startswith(("loss_weight", "auxiliary")):
         objective = f"{kind} {OBJECTIVE_OPTIONS[kind][0]}"
     choices = [
-        (process, schedule, objective, block_size, timesteps, draw, conditioning)
+        (process, schedule, objective, block_size, timesteps, draw, False, conditioning)
         for draw in AXES["noise.draw"]
     ]
     twin = next(filter(accepted, choices), choice)
@@ -171,7 +185,7 @@ def only_training_differs(choice: Choice) -> bool:
 @pytest.mark.parametrize(
     ("process", "objective"),
     [
-        pytest.param(*pair, marks=pytest.mark.slow if pair[1].startswith("mdlm") else ())
+        pytest.param(*pair, marks=pytest.mark.slow if pair[1].startswith(SLOW) else ())
         for pair in DEFINED
     ],
 )

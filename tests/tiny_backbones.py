@@ -16,7 +16,7 @@ SIZES = {
     "max_position_embeddings": 64,
     "initializer_range": 0.1,
 }
-MASKED = ("bert", "modernbert")
+MASKED = ("bert", "modernbert", "roberta", "distilbert")
 
 
 def write_backbone(folder: Path, kind: str = "llama", rows: int = 0, **options) -> Path:

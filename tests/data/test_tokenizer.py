@@ -253,6 +253,21 @@ def test_a_mask_that_is_another_special_token(make, role, tmp_path: Path):
     assert loaded.mask_token_id not in {loaded.eos_token_id, loaded.unk_token_id}
 
 
+def test_a_token_that_is_there_becomes_the_mask_and_text_never_holds_it(tmp_path: Path):
+    bpe().save_pretrained(tmp_path)
+    size = len(bpe())
+    chosen = pretrained_tokenizer(str(tmp_path), mask_token="cat")
+    assert chosen.mask_token_id == bpe().convert_tokens_to_ids("cat")
+    assert len(chosen) == size  # nothing is added
+    (ids,) = encode_documents(chosen, ["a cat"])
+    assert chosen.mask_token_id not in ids.tolist()
+    assert chosen.decode(ids) == "a cat"
+    with refused(DataError, "unknown_mask", "'<m>'", "null", str(tmp_path)):
+        PretrainedTokenizer(path=str(tmp_path), mask_token="<m>").prepare([])
+    with refused(DataError, "mask_role", "eos token"):
+        pretrained_tokenizer(str(tmp_path), mask_token="</s>")
+
+
 @pytest.fixture
 def no_questions(monkeypatch):
     def asked(*words):

@@ -6,11 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from refusals import refused
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from small_tokenizers import bpe, wordpiece
+from tiny_backbones import MASKED, write_backbone
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers.utils import logging
 
-from textdiff import load_denoiser
+from textdiff import TextDiffusion, load_denoiser
+from textdiff.cli import main
 from textdiff.errors import CheckpointError, ConfigError
 from textdiff.export.convert import CHECKPOINT_FAMILIES
 from textdiff.export.convert.tokenizer_files import stored_mask
@@ -158,16 +162,118 @@ def test_llama_of_that_name_is_shifted(tmp_path):
         load_denoiser(write(tmp_path / "llama", config, weights))
 
 
-def test_a_causal_language_model_has_its_own_likelihood(tmp_path):
-    model = network("llama")
-    config = settings(model, "llama", architectures=["LlamaForCausalLM"], bos_token_id=1)
-    denoiser, family = load_denoiser(write(tmp_path / "llama", config, model.state_dict()))
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "gpt_neox", "phi3", "qwen3_moe"])
+def test_a_causal_language_model_has_its_own_likelihood(kind, tmp_path):
+    folder = write_backbone(tmp_path / "model", kind, bos_token_id=1, **EXPERTS)
+    denoiser, family = load_denoiser(folder)
     assert (family.objective.kind, family.block_size) == ("ar", 1)
     assert family.objective.first_input == 1
+    model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
     with torch.no_grad():
-        ours = denoiser(IDS, layout=CAUSAL).logits
-        torch.testing.assert_close(ours[..., :20], model(IDS).logits, atol=1e-5, rtol=0)
-    assert ours.shape[-1] == 21  # the mask that it lacks
+        ours, theirs = denoiser(IDS, layout=CAUSAL).logits, model(IDS).logits
+    rows = theirs.shape[-1]
+    torch.testing.assert_close(ours[..., :rows], theirs, atol=1e-5, rtol=0)
+    assert ours.shape[-1] == rows + 1  # the mask that it lacks
+    assert family.process.mask_token_id == rows
+    assert family.process.vocabulary.count == rows
+
+
+@pytest.mark.parametrize("kind", MASKED)
+def test_a_masked_language_model_fills_its_own_mask(kind, tmp_path):
+    folder = write_backbone(tmp_path / "model", kind)
+    denoiser, family = load_denoiser(folder)
+    assert (family.process.name, family.objective.kind) == ("absorbing", "mdlm")
+    assert family.block_size is None
+    assert family.process.mask_token_id == wordpiece().mask_token_id
+    model = AutoModelForMaskedLM.from_pretrained(folder, attn_implementation="eager")
+    ids = IDS + 1  # RoBERTa gives its padding, id 0, no position
+    with torch.no_grad():
+        ours, theirs = denoiser(ids, layout=FULL).logits, model(ids).logits
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    first = 1 if kind == "roberta" else 0  # its positions count from after the padding id
+    assert denoiser.context == model.config.max_position_embeddings - first
+
+
+def test_language_models_are_scored_and_converted_with_their_tokenizers(tmp_path, capsys):
+    """Spare rows serve mask and padding; as ids without a meaning they are never predicted."""
+    folder = write_backbone(tmp_path / "model", "gpt2", rows=9, bos_token_id=260)
+    text = "the cat sat at 7."
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), bpe()
+    ids = torch.tensor([[260, *tokenizer.encode(text)]])
+    with torch.no_grad():
+        logits = model(ids).logits[0, :-1, : len(tokenizer)]
+    nats = -logits.log_softmax(-1).gather(-1, ids[0, 1:, None]).mean()
+    (tmp_path / "text.txt").write_text(text)
+    assert main(["convert", str(folder), str(tmp_path / "export")]) == 0
+    for name in ("model", "export"):
+        capsys.readouterr()
+        words = [str(tmp_path / name), str(tmp_path / "text.txt"), "--estimator=exact", "--json"]
+        assert main(["perplexity", *words]) == 0
+        assert json.loads(capsys.readouterr().out)["mean"] == pytest.approx(float(nats), abs=1e-6)
+    loaded = TextDiffusion.from_pretrained(folder)
+    assert loaded.model.config.vocab_size == len(tokenizer) + 9
+    assert loaded.tokenizer.mask_token_id == len(tokenizer)
+    assert loaded.family.process.vocabulary.count == len(tokenizer)
+    export = load_file(tmp_path / "export" / "model.safetensors")
+    before = load_file(folder / "model.safetensors")
+    assert torch.equal(export[WEIGHT], before[WEIGHT])
+
+
+WEIGHT = "transformer.h.1.mlp.c_fc.weight"
+
+
+def test_loading_and_saving_show_no_bars_and_keep_the_caller_s(tmp_path, capfd):
+    folder = write_backbone(tmp_path / "model")
+    before = logging.is_progress_bar_enabled()
+    logging.enable_progress_bar()
+    capfd.readouterr()
+    try:
+        load_denoiser(folder)[0].save_pretrained(tmp_path / "copy")
+        assert logging.is_progress_bar_enabled()
+    finally:
+        if not before:
+            logging.disable_progress_bar()
+    assert "Loading weights" not in capfd.readouterr().err
+
+
+def with_tokens(folder: Path, *tokens: str) -> Path:
+    tokenizer = bpe()
+    tokenizer.add_tokens(list(tokens))
+    tokenizer.save_pretrained(write_backbone(folder))
+    return folder
+
+
+def changed(folder: Path, kind: str = "llama", **values) -> Path:
+    path = write_backbone(folder, kind) / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    return folder
+
+
+def without_tokenizer(folder: Path, kind: str) -> Path:
+    for file in write_backbone(folder, kind).glob("*token*"):
+        file.unlink()
+    return folder
+
+
+LANGUAGE_MODELS = {
+    "tokenizer_does_not_fit": lambda folder: with_tokens(folder, "dog"),
+    "quantized": lambda folder: changed(folder, quantization_config={"bits": 4}),
+    "remote_code": lambda folder: changed(folder, model_type="new", auto_map={"AutoModel": "a.B"}),
+    "unsupported_network": lambda folder: write_backbone(folder, "mamba", state_size=4, expand=2),
+    "weights_do_not_fit": lambda folder: changed(folder, num_hidden_layers=3),
+    "no_tokenizer": lambda folder: without_tokenizer(folder, "llama"),
+    "no_mask": lambda folder: without_tokenizer(folder, "bert"),
+}
+
+
+@pytest.mark.parametrize("code", LANGUAGE_MODELS)
+def test_language_models_that_cannot_be_used_are_refused(code, tmp_path):
+    folder = LANGUAGE_MODELS[code](tmp_path / "model")
+    with refused(CheckpointError, code, str(folder)):
+        TextDiffusion.from_pretrained(folder)
 
 
 @pytest.mark.parametrize(

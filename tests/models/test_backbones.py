@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 
 from textdiff.models import CAUSAL, FULL, Layout
 from textdiff.models.backbone import TransformersDenoiser
+from textdiff.train.distributed import materialized, meta_copy
 
 V, L, BLOCK = 40, 12, 4
 SIZES = {
@@ -244,6 +245,16 @@ def test_head_alone_gives_the_logits_of_its_own_forward_pass() -> None:
         positions = torch.tensor([2, 13])
         chosen = denoiser(xt, positions=positions).logits
         assert torch.allclose(chosen, denoiser(xt).logits.flatten(0, 1)[positions], atol=1e-6)
+
+
+def test_copies_without_storage_attend_by_the_same_backend() -> None:
+    config = configuration("qwen3")
+    config._attn_implementation = "eager"
+    denoiser = TransformersDenoiser(config).eval()
+    copied = meta_copy(denoiser)
+    assert (denoiser.attn_implementation, copied.attn_implementation) == ("eager", "eager")
+    with torch.no_grad(), materialized(copied, dict(denoiser.named_parameters())):
+        assert torch.equal(copied(tokens()).logits, denoiser(tokens()).logits)
 
 
 def test_parameters_have_one_name_each() -> None:

@@ -79,7 +79,10 @@ def test_optimizer_bytes_are_those_of_a_real_step(optimizer):
     assert optimizer_state(run_sizes(made, VOCABULARY, half=False)) == held
 
 
-def saved_bytes(made: Config, half: bool) -> int:
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+
+
+def saved_bytes(made: Config, half: bool, rows: int = 4) -> int:
     """Bytes of everything that the blocks keep for the backward pass, weights aside."""
     if made.model.kind == "textdiff":
         model = real(made).train()
@@ -93,14 +96,14 @@ def saved_bytes(made: Config, half: bool) -> int:
             kept[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
-    ids = torch.zeros(4, 64, dtype=torch.int64)
+    ids = torch.zeros(rows, 64, dtype=torch.int64)
     size = made.diffusion.block_size
     context, levels = (None, 1) if size is None else (ids, 64 // size)
     with (
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", torch.bfloat16, enabled=half),
     ):
-        model.hidden(ids, context, torch.ones(4, levels), training_layout(size))
+        model.hidden(ids, context, torch.ones(rows, levels), training_layout(size))
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
@@ -129,26 +132,25 @@ def test_activations_of_two_streams_are_what_autograd_saves(network, half):
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+@pytest.mark.parametrize("kind", ["llama", "qwen3_moe", "gpt2", "modernbert"])
 def test_a_backbone_keeps_what_autograd_saves(tmp_path, kind, half):
-    """Grouped heads, norms of queries and keys, gated MLPs; parameters of tied heads once."""
+    """Grouped heads, experts, activations in many operations; parameters of tied heads once."""
     made = []
     for layers in (1, 3):
-        folder = write_backbone(
-            tmp_path / str(layers), kind, num_hidden_layers=layers, tie_word_embeddings=True
-        )
+        options = {"num_hidden_layers": layers, "tie_word_embeddings": True, **EXPERTS}
+        folder = write_backbone(tmp_path / str(layers), kind, **options)
         network = {"kind": "transformers", "path": str(folder)}
         train = {"global_batch_size": 4, "micro_batch_size": 4, "optimizer": "muon"}
         raw = {"data": {"sequence_length": 64}, "diffusion": {"block_size": 16}}
         made.append(Config.model_validate({**raw, "model": network, "train": train}))
-    sizes = run_sizes(made[0], 262, half)
-    model = made[0].model.build(architecture(made[0], 262, mask_token_id=261))
+    one, sizes = (run_sizes(c, 262, half) for c in made)
+    model = made[1].model.build(architecture(made[1], 262, mask_token_id=261))
     assert sizes.counts.total == sum(p.numel() for p in model.parameters())
-    assert sizes.counts.head == model.network.lm_head.weight.numel()
     assert sizes.counts.muon == sum(p.numel() for p in model.block_matrices())
-    casts = 2 * sizes.counts.matrices if half else 0
-    real_bytes = (saved_bytes(made[1], half) - saved_bytes(made[0], half)) / 2 - casts
-    assert sizes.tokens * sum(block_bytes(sizes).values()) == pytest.approx(real_bytes, rel=0.02)
+    real = [saved_bytes(c, half, rows) for c in made for rows in (2, 4)]
+    real_bytes = (real[3] - real[2]) - (real[1] - real[0])  # without casts of weights
+    counted = (activations(sizes) - activations(one)) / 2  # of 2 rows
+    assert counted == pytest.approx(real_bytes, rel=0.02)
 
 
 def test_two_streams_double_activations_and_recomputing_keeps_inputs_alone():

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from refusals import refused
 from safetensors.torch import load_file
 from small_tokenizers import bpe
@@ -285,7 +286,14 @@ def test_noise_levels_enter_where_the_process_needs_them(tmp_path, kind, capsys)
     low, high = (model(ids, sigma=torch.tensor([s])).logits for s in (0.1, 2.0))
     assert not torch.equal(low, high)  # the embedding started at zero
     auto = AutoModelForMaskedLM if kind == "modernbert" else AutoModelForCausalLM
-    assert auto.from_pretrained(tmp_path / "run" / "export").config.diffusion["noise_embedding"]
+    export = tmp_path / "run" / "export"
+    assert auto.from_pretrained(export).config.diffusion["noise_embedding"]
+    network = {"kind": "transformers", "noise_embedding": True}
+    noisy = adaptation(export, model=network, diffusion=yaml.safe_load(NOISY))
+    carried, _ = first_network(noisy)
+    assert torch.equal(carried(ids, sigma=torch.tensor([2.0])).logits, high)
+    with refused(ConfigError, "misfit", "noise_embedding", str(export)):
+        first_network(adaptation(export))
 
 
 def test_a_run_continues_from_an_export_of_its_architecture(tmp_path, capsys):

@@ -198,12 +198,18 @@ class PretrainedTokenizer(TokenizerKind):
 
     kind: Literal["pretrained"] = "pretrained"
     path: PathText = Field(description="folder or hub id of the tokenizer")
+    mask_token: str | None = Field(
+        None,
+        min_length=1,
+        description="token of it that is the mask, such as a reserved one; null: its own mask, or "
+        "an added one",
+    )
 
     def prepare(self, texts: Iterable[str]) -> "PreTrainedTokenizerFast":
         """See `TokenizerKind`; texts are not read."""
         from textdiff.data.tokenizer import pretrained_tokenizer
 
-        return pretrained_tokenizer(self.path)
+        return pretrained_tokenizer(self.path, self.mask_token)
 
     def fingerprint(self) -> str:
         """See `TokenizerKind`."""

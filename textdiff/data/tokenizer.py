@@ -58,16 +58,21 @@ def train_tokenizer(section: TrainedTokenizer, texts: Iterable[str]) -> PreTrain
     )
 
 
-def pretrained_tokenizer(path: str) -> PreTrainedTokenizerFast:
+def pretrained_tokenizer(path: str, mask_token: str | None = None) -> PreTrainedTokenizerFast:
     """Load a Hugging Face tokenizer and give it the special tokens that it lacks.
 
     Args:
         path: see `load_tokenizer`.
+        mask_token: one of its tokens, which becomes the mask; None: its own, else an added one.
 
     Raises:
-        DataError: see `load_tokenizer`; or its mask token is another special token, too.
+        DataError: see `load_tokenizer`; or it lacks the mask token, or that is another special
+            token, too.
     """
-    tokenizer = ensure_special_tokens(load_tokenizer(path))
+    tokenizer = load_tokenizer(path)
+    if mask_token is not None:
+        _use_as_mask(tokenizer, mask_token, path)
+    ensure_special_tokens(tokenizer)
     role = mask_role(tokenizer)
     if role is not None:
         raise DataError(
@@ -77,6 +82,19 @@ def pretrained_tokenizer(path: str) -> PreTrainedTokenizerFast:
             code="mask_role",
         )
     return tokenizer
+
+
+def _use_as_mask(tokenizer: PreTrainedTokenizerFast, mask_token: str, path: str) -> None:
+    """Make a token the mask, in place, without adding one."""
+    if mask_token not in tokenizer.get_vocab():
+        own = tokenizer.mask_token
+        advice = f"its own is {own!r}" if own else "it has no mask: null adds one"
+        raise DataError(
+            f"tokenizer.mask_token {mask_token!r}: {path} has no such token, and none is added for "
+            f"it; name one that it has, such as a reserved one, or null ({advice})",
+            code="unknown_mask",
+        )
+    tokenizer.add_special_tokens({"mask_token": mask_token})
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
@@ -103,6 +121,13 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerFast:
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise DataError(
             f"{path}: has no fast tokenizer (tokenizer.json), which textdiff needs", code="slow"
+        )
+    if not set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids):
+        # Some classes of transformers load without a file.
+        raise DataError(
+            f"{path}: its tokenizer has special tokens alone; the files of its vocabulary are "
+            "missing (tokenizer.json)",
+            code="no_tokenizer",
         )
     return tokenizer
 

@@ -15,6 +15,7 @@ from textdiff.errors import CheckpointError, ConfigError, first_line
 from textdiff.models import Denoiser, TextDiffusionModel
 from textdiff.models.backbone import TransformersDenoiser
 from textdiff.models.configuration import initial_exponent
+from textdiff.models.stock import without_bars
 from textdiff.storage import refuse_pointers
 
 DEMO = Path(__file__).parent.parent / "demo"
@@ -233,9 +234,9 @@ def load_model(folder: Path, dtype: torch.dtype) -> Denoiser:
 
 def _load_own(folder: Path, dtype: torch.dtype) -> tuple[Denoiser, dict[str, Any]]:
     """Return our Transformer and transformers' account of its weights."""
-    model, info = TextDiffusionModel.from_pretrained(
-        folder, dtype=dtype, output_loading_info=True, local_files_only=True, use_safetensors=True
-    )
+    options = {"output_loading_info": True, "local_files_only": True, "use_safetensors": True}
+    with without_bars():
+        model, info = TextDiffusionModel.from_pretrained(folder, dtype=dtype, **options)
     return model, info
 
 

@@ -3,14 +3,14 @@
 `load_denoiser` takes exports of textdiff, published folders and files, and hub ids alike.
 """
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from textdiff.diffusion.family import Family
 from textdiff.errors import CheckpointError, ConfigError
@@ -28,9 +28,9 @@ from textdiff.export.loading import (
     locate_export,
     read_json,
 )
-from textdiff.models import Denoiser, TextDiffusionConfig, TextDiffusionModel
+from textdiff.models import Denoiser, TextDiffusionModel
 from textdiff.models.backbone import TransformersDenoiser
-from textdiff.models.stock import network_class
+from textdiff.models.stock import add_rows, stock_class, without_bars
 from textdiff.sampling.settings import SamplingConfig
 
 SHOWN = 4  # names of weights that a message lists
@@ -143,7 +143,10 @@ def open_published(
     """
     published = read_published(place, family)
     own = find_tokenizer(place, published.converted, tokenizer)
-    converted, own = with_special_tokens(published.converted, own)
+    try:
+        converted, own = with_special_tokens(published.converted, own)
+    except CheckpointError as error:
+        raise CheckpointError(f"{place}: {error}", code=error.code) from None
     return replace(published, converted=converted), own
 
 
@@ -180,49 +183,81 @@ def published_network(published: Published, dtype: torch.dtype) -> Denoiser:
     """Return the network of a published checkpoint, on the CPU.
 
     Raises:
-        CheckpointError: weights are missing, left over or of another shape.
+        CheckpointError: weights are missing, left over or of another shape, or the network cannot
+            be a denoiser exactly.
     """
+    if published.converted.rows is not None:
+        return _backbone(published, published.converted.rows, dtype)
     config = published.converted.config
     weights = {name: value.to(dtype) for name, value in published.converted.weights.items()}
     with torch.device("meta"):
-        own = isinstance(config, TextDiffusionConfig)
-        model: Denoiser = TextDiffusionModel(config) if own else TransformersDenoiser(config)
-    shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    _check_weights(published, {k.removeprefix("network."): shape for k, shape in shapes.items()})
-    if not own:
-        return _backbone(config, weights, dtype)
+        model = TextDiffusionModel(config)
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    shapes = {name: tuple(value.shape) for name, value in weights.items()}
+    _refuse(
+        published,
+        missing=[name for name in wanted if name not in shapes],
+        left_over=[name for name in shapes if name not in wanted],
+        of_another_shape=[
+            (name, shapes[name], shape)
+            for name, shape in wanted.items()
+            if name in shapes and shapes[name] != shape
+        ],
+    )
     model.load_state_dict(weights, assign=True)
     return model
 
 
-def _backbone(
-    config: PreTrainedConfig, weights: Mapping[str, Tensor], dtype: torch.dtype
-) -> TransformersDenoiser:
-    """Return a network of transformers with weights, and what surrounds it here."""
+def _backbone(published: Published, rows: int, dtype: torch.dtype) -> TransformersDenoiser:
+    """Return a network of transformers, and what surrounds it here.
+
+    Args:
+        published: its weights, as far as its class has them.
+        rows: ids that the weights have.
+        dtype: of the network.
+    """
+    config, weights = published.converted.config, published.converted.weights
     around = {name: value for name, value in weights.items() if name.startswith("noise_embedding.")}
     inside = {name: value for name, value in weights.items() if name not in around}
-    # transformers fills what a state dict lacks, such as tables of rotary angles
-    kind = network_class(config)._model_mapping[type(config)]
-    network = kind.from_pretrained(None, config=config, state_dict=inside, dtype=dtype)
-    denoiser = TransformersDenoiser(config, network).to(dtype)
+    loaded = copy.deepcopy(config)
+    loaded.vocab_size = rows
+    if loaded.pad_token_id is not None and not 0 <= loaded.pad_token_id < rows:
+        loaded.pad_token_id = None  # its row is added below
+    with without_bars():
+        network, info = stock_class(loaded).from_pretrained(
+            None,
+            config=loaded,
+            state_dict=inside,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    # Files of language models may hold heads of other tasks.
+    left_over = () if published.converted.as_it_is else info["unexpected_keys"]
+    _refuse(published, info["missing_keys"], left_over, info["mismatched_keys"])
+    add_rows(network, config, range(rows, config.vocab_size), range(rows))
+    try:
+        denoiser = TransformersDenoiser(config, network).to(dtype)
+    except ValueError as error:
+        message = f"{published.checkpoint.file}: {error}"
+        raise CheckpointError(message, code="unsupported_network") from None
     denoiser.load_state_dict(around, strict=False)
     return denoiser
 
 
-def _check_weights(published: Published, wanted: Mapping[str, tuple[int, ...]]) -> None:
-    """Refuse weights that are missing, left over or of another shape than those `wanted`."""
-    weights = published.converted.weights
-    shapes = {name: tuple(value.shape) for name, value in weights.items()}
-    problems = {
-        "missing": [name for name in wanted if name not in shapes],
-        "left over": [name for name in shapes if name not in wanted],
-        "of another shape": [
-            f"{name} {shapes[name]} instead of {shape}"
-            for name, shape in wanted.items()
-            if name in shapes and shapes[name] != shape
-        ],
-    }
-    lists = [f"{what}: {_listed(names)}" for what, names in problems.items() if names]
+def _refuse(
+    published: Published,
+    missing: Collection[str],
+    left_over: Collection[str],
+    of_another_shape: Collection[tuple[str, Sequence[int], Sequence[int]]],
+) -> None:
+    """Refuse weights that do not fit, if there are any; shapes are the file's and the network's."""
+    shapes = [
+        f"{name} {tuple(held)} instead of {tuple(wanted)}"
+        for name, held, wanted in of_another_shape
+    ]
+    problems = {"missing": missing, "left over": left_over, "of another shape": shapes}
+    lists = [f"{what}: {_listed(sorted(names))}" for what, names in problems.items() if names]
     if lists:
         raise CheckpointError(
             f"{published.checkpoint.file} does not fit family {published.family.kind} and its "

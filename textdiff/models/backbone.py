@@ -25,7 +25,7 @@ from .interface import Denoiser
 from .layers import NoiseEmbedding, StepEmbedding, TokenExponents
 from .layout import FULL, Layout, both_streams, noise_levels
 from .probe import BackboneProbe
-from .stock import BackboneHead, build_network, first_position, network_class
+from .stock import BackboneHead, build_network, first_position, network_class, without_bars
 
 EXTRA_FILE = "diffusion.safetensors"
 """Weights of an export that its architecture does not have."""
@@ -92,15 +92,22 @@ class TransformersDenoiser(Denoiser):
         probe = BackboneProbe(network)
         self.layers, self.key_heads, self.head_dim = probe.layers, probe.key_heads, probe.head_dim
         self._first_position = first_position(network)
+        if self.context > self.config.max_position_embeddings - self._first_position:
+            raise ValueError(
+                f"sequences of {self.context} tokens do not fit its "
+                f"{self.config.max_position_embeddings} positions, which count from "
+                f"{self._first_position}"
+            )
         # Not registered: they are parts of the network, whose parameters would have two names.
         self.__dict__["blocks"] = network.get_submodule(probe.blocks)
         self.__dict__["output_layer"] = BackboneHead(network)
 
     @property
     def context(self) -> int:
-        """Tokens that it was trained to see at once."""
+        """Tokens that it was trained to see at once, as many as its positions reach."""
         diffusion = getattr(self.config, "diffusion", None) or {}
-        return int(diffusion.get("sequence_length") or self.config.max_position_embeddings)
+        longest = self.config.max_position_embeddings - self._first_position
+        return int(diffusion.get("sequence_length") or longest)
 
     @property
     def time_conditioning(self) -> bool:
@@ -219,14 +226,15 @@ class TransformersDenoiser(Denoiser):
 
     def save_pretrained(self, folder: Path) -> None:
         """Write an ordinary folder of the architecture, and `diffusion.safetensors` if needed."""
-        self.network.save_pretrained(folder)
-        extra = self._extra()
+        with without_bars():
+            self.network.save_pretrained(folder)
+        extra = self.extra()
         if extra:
             save_file(
                 {name: p.detach().contiguous() for name, p in extra.items()}, folder / EXTRA_FILE
             )
 
-    def _extra(self) -> dict[str, nn.Parameter]:
+    def extra(self) -> dict[str, nn.Parameter]:
         """Return the parameters that the architecture does not have, by name."""
         named = self.named_parameters()
         return {name: p for name, p in named if not name.startswith("network.")}
@@ -242,16 +250,17 @@ class TransformersDenoiser(Denoiser):
             config: its configuration.
             dtype: of the network.
         """
-        network, info = network_class(config).from_pretrained(
-            folder,
-            config=config,
-            dtype=dtype,
-            output_loading_info=True,
-            local_files_only=True,
-            use_safetensors=True,
-        )
+        with without_bars():
+            network, info = network_class(config).from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                output_loading_info=True,
+                local_files_only=True,
+                use_safetensors=True,
+            )
         denoiser = cls(config, network)
-        extra = denoiser._extra()
+        extra = denoiser.extra()
         if extra:
             stored = load_file(folder / EXTRA_FILE)
             for name, parameter in extra.items():

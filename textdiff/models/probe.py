@@ -5,6 +5,7 @@ that attends to itself alone does not change others: nothing but attention mixes
 its own mask the network computes what it does without textdiff.
 """
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from .attention import Attention
 from .backbone_attention import NAME
 from .layout import CAUSAL, FULL
+from .shapes import ShapesOnly
 
 TOKENS = 6
 SAME = 1e-3  # of the largest hidden state; experts round differently with every batch
@@ -146,9 +148,13 @@ class BackboneProbe:
     def _forward(self, ids: Tensor, attention: Any) -> Tensor:
         training = self.network.training
         self.network.eval()
+        # Some models look for padding among ids, which without storage they have none of.
+        given = {"input_ids": ids}
+        if ids.is_meta:
+            given = {"inputs_embeds": self.network.get_input_embeddings()(ids)}
         try:
-            with torch.no_grad():
-                output = self.network.base_model(ids, use_cache=False, **{NAME: attention})
+            with torch.no_grad(), ShapesOnly() if ids.is_meta else nullcontext():
+                output = self.network.base_model(**given, use_cache=False, **{NAME: attention})
         except (RuntimeError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(
                 f"{self.kind} does not run under another attention ({str(error).splitlines()[0]})"

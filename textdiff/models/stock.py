@@ -1,9 +1,17 @@
-"""Networks of transformers as they are: their classes, their random weights and their heads."""
+"""Networks of transformers as they are: their classes, weights, rows of added ids, and heads."""
 
 import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -15,6 +23,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
+from transformers.utils import logging
 
 from .backbone_attention import NAME
 
@@ -35,6 +44,11 @@ def network_class(config: PreTrainedConfig) -> Any:
     raise ValueError(f"transformers has no causal or masked language model {config.model_type!r}")
 
 
+def stock_class(config: PreTrainedConfig) -> Any:
+    """Return the class of a configuration's language model itself, which loads a state dict."""
+    return network_class(config)._model_mapping[type(config)]
+
+
 def build_network(config: PreTrainedConfig) -> PreTrainedModel:
     """Return the network of a configuration with random weights.
 
@@ -48,6 +62,57 @@ def build_network(config: PreTrainedConfig) -> PreTrainedModel:
     except KeyError as error:  # a model with a table of attention classes of its own
         raise ValueError(f"{config.model_type} has no other attention than its own") from error
     return network
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep the progress bars of transformers away while entered."""
+    shown, quiet_hub = logging.is_progress_bar_enabled(), are_progress_bars_disabled()
+    logging.disable_progress_bar()  # also those of huggingface_hub
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+        (disable_progress_bars if quiet_hub else enable_progress_bars)()
+
+
+def add_rows(
+    network: PreTrainedModel,
+    configuration: PreTrainedConfig,
+    added: Sequence[int],
+    known: Sequence[int],
+) -> None:
+    """Make a language model one of a configuration with more ids, in place.
+
+    Added tokens get the average of the known rows, in the embedding and in the head: random rows of
+    another norm would cost hundreds of steps.
+
+    Args:
+        network: the language model.
+        configuration: of the denoiser, for the same architecture.
+        added: ids that get new rows.
+        known: ids whose rows are averaged.
+    """
+    if configuration.vocab_size > network.get_input_embeddings().weight.shape[0]:
+        network.resize_token_embeddings(configuration.vocab_size, mean_resizing=False)
+    average_rows(network, added, known)
+    facts = (*_FACTS, *(f"{role}_token_id" for role in ("mask", "pad", "eos")))
+    network.config.update({name: getattr(configuration, name, None) for name in facts})
+    network.config._attn_implementation = configuration._attn_implementation
+
+
+_FACTS = ("vocab_size", "diffusion", "excluded_token_ids")
+
+
+@torch.no_grad()
+def average_rows(network: PreTrainedModel, added: Sequence[int], known: Sequence[int]) -> None:
+    """Give added ids the average of the known rows, in the embedding and in the head."""
+    head = network.get_output_embeddings()
+    tables = [network.get_input_embeddings().weight, head.weight, getattr(head, "bias", None)]
+    for table in {id(table): table for table in tables if table is not None}.values():
+        average = table[torch.tensor(known)].mean(0, dtype=torch.float64)
+        table[torch.tensor(added, dtype=torch.int64)] = average.to(table.dtype)
 
 
 def first_position(network: PreTrainedModel) -> int:

@@ -82,9 +82,11 @@ def activations(run: RunSizes) -> int:
         return run.tokens * layers * FLOAT * run.blocks.hidden
     block = block_bytes(run)
     # After its attention our last block goes on with scored positions of the noisy stream alone.
-    dropped = round(run.tokens * (1 - run.scored / run.streams)) if run.blocks.ours else 0
-    skipped = block["residual"] + block["norms"] // 2 + block["mlp"]
-    return run.tokens * layers * sum(block.values()) - dropped * skipped
+    total = run.tokens * layers * sum(block.values())
+    if run.blocks.counted is not None:
+        return total
+    dropped = round(run.tokens * (1 - run.scored / run.streams))
+    return total - dropped * (block["residual"] + block["norms"] // 2 + block["mlp"])
 
 
 def block_bytes(run: RunSizes) -> dict[str, int]:
@@ -96,43 +98,45 @@ def block_bytes(run: RunSizes) -> dict[str, int]:
     block are spread to every position.
     """
     blocks, e = run.blocks, run.value
+    if blocks.counted is not None:
+        return {"counted": blocks.counted.blocks // blocks.layers, "kernel": kernel_bytes(run)}
     hidden = blocks.hidden
     mask = (2 if run.chunked else 1) if blocks.dropout else 0
     statistics = FLOAT * hidden + FLOAT if blocks.rms else STATISTICS
-    fused = blocks.ours and run.chunked and not run.half
-    tensors = (2 if blocks.gated else 1) * (1 if fused else 2) + blocks.activation
+    fused = run.chunked and not run.half
+    tensors = (2 if blocks.gated else 1) * (1 if fused else 2)
     levels = 6 + 2 if blocks.levels and run.streams == 2 else 0
     return {
         "residual": 2 * (FLOAT + mask) * hidden,
-        "norms": (blocks.readers if run.half else 2) * e * hidden
-        + blocks.norms * statistics
-        + (blocks.norms - 2) * FLOAT * hidden,
+        "norms": 2 * e * hidden + 2 * statistics,
         "attention": attention_bytes(run),
-        "mlp": tensors * e * blocks.inner + blocks.experts * e * hidden,
+        "mlp": tensors * e * blocks.inner,
         "modulation": (2 * FLOAT + (2 + levels) * e) * hidden if blocks.modulated else 0,
     }
 
 
 def attention_bytes(run: RunSizes) -> int:
-    """Return the bytes per position of queries, keys, values, mixture and what a kernel keeps."""
+    """Return the bytes per position of our queries, keys, values, mixture and kernel."""
     blocks, e = run.blocks, run.value
     mixed = blocks.heads * blocks.channels
-    kept = 4 * e * mixed
-    if run.config.model.attn_implementation == "eager":  # probabilities of all pairs
-        kept += e * blocks.heads * run.config.data.sequence_length * run.streams
-    elif run.streams == 1 and not (run.half and run.chunked):
-        # The flash kernels keep a log-sum-exp; that of half precision makes scores again.
-        kept += FLOAT * blocks.heads
-        kept += e * mixed if run.chunked else 0  # and another layout of the mixture
-    elif run.streams == 2 and run.chunked:
-        kept += block_probabilities(run)
-    if blocks.qk_norm and not blocks.ours:
-        mixed += blocks.key_heads * blocks.channels
-        kept += (FLOAT + e) * mixed + FLOAT * (blocks.heads + blocks.key_heads)
-    elif blocks.qk_norm:  # the projection (float32 copies in half precision), and normalised twice
+    kept = 4 * e * mixed + kernel_bytes(run)
+    if run.config.model.attn_implementation != "eager" and run.streams == 1 and run.chunked:
+        kept += 0 if run.half else e * mixed  # another layout of the mixture
+    if blocks.qk_norm:  # the projection (float32 copies in half precision), and normalised twice
         kept += 2 * 2 * FLOAT * mixed + 2 * FLOAT * blocks.heads
         kept += 0 if run.half else FLOAT * mixed
     return kept
+
+
+def kernel_bytes(run: RunSizes) -> int:
+    """Return the bytes per position that attention keeps besides its inputs and its output."""
+    blocks = run.blocks
+    if run.config.model.attn_implementation == "eager":  # probabilities of all pairs
+        return run.value * blocks.heads * run.config.data.sequence_length * run.streams
+    if run.streams == 1 and not (run.half and run.chunked):
+        # The flash kernels keep a log-sum-exp; that of half precision makes scores again.
+        return FLOAT * blocks.heads
+    return block_probabilities(run) if run.streams == 2 and run.chunked else 0
 
 
 def block_probabilities(run: RunSizes) -> int:
@@ -150,9 +154,9 @@ def backward(run: RunSizes) -> int:
     """Return the bytes of gradients of stream, branch and MLP, and of recomputed activations."""
     blocks = run.blocks
     inner = run.tokens * run.value * blocks.inner * (2 if blocks.gated else 1)
-    if (
-        run.chunked and blocks.ours
-    ):  # some rows at a time, in float32 of activations and their gradients too
+    if blocks.counted is not None:
+        inner = run.tokens * 2 * blocks.counted.widest
+    elif run.chunked:  # some rows at a time, in float32 of activations and their gradients too
         together = 1 if run.half else 2
         inner = min(inner, 2 * CHUNK_BYTES * torch.get_num_threads()) * together
     per_position = (FLOAT + run.value) * blocks.hidden

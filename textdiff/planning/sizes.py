@@ -130,12 +130,12 @@ def run_sizes(
     spec = config.diffusion.model_dump(mode="json") | {"block_size": sizes[0] if sizes else None}
     objective = build_family(spec, Vocabulary.of(4, 3)).objective
     masked = 1.0 if objective.scores_all_positions or objective.shifted else None
-    rates = config.diffusion.noise.range
+    rates, counts = config.diffusion.noise.range, _count(model, config)
     low, high = rates if isinstance(rates, tuple) else (0.0, 1.0)
     return RunSizes(
         config=config,
-        counts=_count(model, config),
-        blocks=block_sizes_of(config.model, model),
+        counts=counts,
+        blocks=block_sizes_of(config.model, model, half),
         vocabulary=vocabulary,
         streams=2 if sizes and not objective.shifted else 1,
         draws=2 if config.diffusion.noise.complementary or model.exponents is not None else 1,

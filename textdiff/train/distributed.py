@@ -25,6 +25,7 @@ from textdiff.config import Config
 from textdiff.errors import ConfigError, LostProcessError, TextDiffError
 from textdiff.export.loading import cpu_only
 from textdiff.models import Denoiser
+from textdiff.models.backbone import TransformersDenoiser
 from textdiff.train.optim import resolve_precision
 
 T = TypeVar("T")
@@ -130,6 +131,9 @@ def meta_copy(model: Denoiser) -> Denoiser:
     """Return the same network without storage for its parameters, for `materialized`."""
     with torch.device("meta"):
         copy = type(model)(model.config)
+    if isinstance(model, TransformersDenoiser) and isinstance(copy, TransformersDenoiser):
+        # Its config names our attention function instead.
+        copy.attn_implementation = model.attn_implementation
     for name, buffer in model.named_buffers():
         owner, _, leaf = name.rpartition(".")
         copy.get_submodule(owner)._buffers[leaf] = buffer.detach().clone()

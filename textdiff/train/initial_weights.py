@@ -5,10 +5,12 @@ embedding and of its head.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.utils import cached_file
 
 from textdiff.config import Config
 from textdiff.config.networks import TransformersNetwork, stock_source
@@ -16,7 +18,8 @@ from textdiff.data.sections import PretrainedTokenizer
 from textdiff.data.tokenizer import load_tokenizer
 from textdiff.errors import CheckpointError, ConfigError, first_line
 from textdiff.models import Denoiser
-from textdiff.models.stock import network_class
+from textdiff.models.backbone import EXTRA_FILE, TransformersDenoiser
+from textdiff.models.stock import add_rows, network_class, without_bars
 from textdiff.pipeline import TextDiffusion
 from textdiff.pretrained import pretrained_configuration
 
@@ -112,26 +115,42 @@ def _adapted(
     rows = pretrained_configuration(source).vocab_size
     _check_rows(source, rows, own, tokenizer)
     network = _pretrained(source, rows, configuration)
-    if configuration.vocab_size > rows:
-        network.resize_token_embeddings(configuration.vocab_size, mean_resizing=False)
     added = [index for index in tokenizer.get_vocab().values() if index not in own]
     known = [index for index in own if index < rows]
-    average_rows(network, sorted(added), sorted(known))
+    add_rows(network, configuration, sorted(added), sorted(known))
     embedding = network.get_input_embeddings()
     if getattr(embedding, "padding_idx", None) is not None:
         embedding.padding_idx = configuration.pad_token_id  # never learned, so not the end of text
-    network.config.update(
-        {
-            name: getattr(configuration, name)
-            for name in ("vocab_size", "diffusion", "excluded_token_ids", "dtype")
-        }
-        | {f"{name}_token_id": getattr(configuration, f"{name}_token_id") for name in _SPECIAL}
-    )
-    network.config._attn_implementation = configuration._attn_implementation
-    return section.around(configuration, network)
+    denoiser = section.around(configuration, network)
+    assert isinstance(denoiser, TransformersDenoiser)
+    _carry_extra(source, denoiser)
+    return denoiser
 
 
-_SPECIAL = ("mask", "pad", "eos")
+@torch.no_grad()
+def _carry_extra(source: str, denoiser: TransformersDenoiser) -> None:
+    """Load what an export has around its network: the embedding of the noise level, exponents.
+
+    Raises:
+        ConfigError: it does not fit the config.
+    """
+    if getattr(pretrained_configuration(source), "diffusion", None) is None:
+        return  # not an export
+    file = cached_file(source, EXTRA_FILE, _raise_exceptions_for_missing_entries=False)
+    stored = {} if file is None else load_file(file)
+    own = denoiser.extra()
+    for name, tensor in stored.items():
+        shape = None if name not in own else tuple(own[name].shape)
+        if shape != tuple(tensor.shape):
+            here = "none" if shape is None else f"the shape {shape}"
+            raise ConfigError(
+                f"train.init_from: {source} has {name} of the shape {tuple(tensor.shape)}, and the "
+                f"model here {here}; set model.noise_embedding, diffusion.time_input and "
+                "diffusion.schedule as it was trained, or take the language model that it was "
+                "made from",
+                code="misfit",
+            )
+        own[name].copy_(tensor)
 
 
 def _own_ids(config: Config, tokenizer: PreTrainedTokenizerFast) -> set[int]:
@@ -164,12 +183,13 @@ def _pretrained(source: str, rows: int, configuration: PreTrainedConfig) -> PreT
     loaded.vocab_size, loaded.pad_token_id = rows, pretrained_configuration(source).pad_token_id
     loaded._attn_implementation = "eager"  # every architecture has it; ours takes its place
     try:
-        network, info = network_class(loaded).from_pretrained(
-            source,
-            config=loaded,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
+        with without_bars():
+            network, info = network_class(loaded).from_pretrained(
+                source,
+                config=loaded,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
     except Exception as error:  # of whatever kind files, shapes and the hub's client raise
         raise CheckpointError(
             f"train.init_from: the weights of {source} cannot be loaded ({first_line(error)})",
@@ -183,19 +203,6 @@ def _pretrained(source: str, rows: int, configuration: PreTrainedConfig) -> PreT
                 code="missing_weights",
             )
     return network
-
-
-@torch.no_grad()
-def average_rows(network: PreTrainedModel, added: Sequence[int], known: Sequence[int]) -> None:
-    """Give added tokens the average of the known rows, in the embedding and in the head.
-
-    Random rows of another norm would cost hundreds of steps.
-    """
-    head = network.get_output_embeddings()
-    tables = [network.get_input_embeddings().weight, head.weight, getattr(head, "bias", None)]
-    for table in {id(table): table for table in tables if table is not None}.values():
-        average = table[torch.tensor(known)].mean(0, dtype=torch.float64)
-        table[torch.tensor(added, dtype=torch.int64)] = average.to(table.dtype)
 
 
 def token_notes(config: Config, tokenizer: PreTrainedTokenizerFast) -> Iterator[str]:

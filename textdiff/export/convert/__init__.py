@@ -4,7 +4,6 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from textdiff.errors import CheckpointError
-from textdiff.export.convert.causal_lm import CausalLMCheckpoint
 from textdiff.export.convert.checkpoint_family import CheckpointFamily, Converted
 from textdiff.export.convert.diffugpt import DiffuGPTCheckpoint, DiffuLLaMACheckpoint
 from textdiff.export.convert.dit_ar import ARCheckpoint
@@ -13,9 +12,11 @@ from textdiff.export.convert.dit_gidd import GIDDCheckpoint
 from textdiff.export.convert.dit_mdlm import MDLMCheckpoint
 from textdiff.export.convert.dit_sedd import SEDDAsMDLM, SEDDCheckpoint
 from textdiff.export.convert.dit_uniform import DuoCheckpoint, UDLMCheckpoint
+from textdiff.export.convert.language_model import CausalLMCheckpoint, MaskedLMCheckpoint
 from textdiff.export.convert.llada import LLaDACheckpoint
 from textdiff.export.convert.qwen import A2DCheckpoint, DreamCheckpoint, SDARCheckpoint
 from textdiff.export.convert.tiny_diffusion import TinyDiffusionCheckpoint
+from textdiff.pretrained import refusal
 from textdiff.registry import Registry
 from textdiff.sampling.settings import read_knobs
 
@@ -38,6 +39,7 @@ CHECKPOINT_FAMILIES = Registry[CheckpointFamily](
         DiffuLLaMACheckpoint,
         TinyDiffusionCheckpoint,
         CausalLMCheckpoint,
+        MaskedLMCheckpoint,
     ],
 )
 
@@ -66,6 +68,14 @@ def find_checkpoint_family(
     for kind, family in CHECKPOINT_FAMILIES.items():
         if family.matches(config, names):
             return CHECKPOINT_FAMILIES.build(kind)
+    problem = refusal(dict(config)) if config.get("auto_map") else None
+    if problem is not None:
+        code, reason = problem
+        raise CheckpointError(
+            f"{place}: {reason}; or name the family of its weights with --from: "
+            f"{', '.join(CHECKPOINT_FAMILIES)}",
+            code=code,
+        )
     described = config.get("model_type") or ", ".join(sorted(names)[:3]) or "nothing"
     raise CheckpointError(
         f"{place} is not a textdiff export and of no known family of checkpoints ({described}); "

@@ -13,8 +13,6 @@ from textdiff.section import Section
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
-    Append = Callable[[Mapping[str, Tensor], int], dict[str, Tensor]]
-
 
 @dataclass(frozen=True)
 class Converted:
@@ -26,13 +24,16 @@ class Converted:
         weights: tensors under the names of the network that the configuration describes.
         tokenizer: hub id of the tokenizer that the checkpoint was published with, or a function
             that makes it; None: unknown.
-        append: function of weights and a count that appends rows for ids that are never predicted.
+        rows: ids that the weights of a network of transformers have; those after them are added
+            when it is loaded. None: the network is ours.
+        as_it_is: whether it is a language model of transformers, whose tokenizer is of its class.
     """
 
     config: PreTrainedConfig
     weights: dict[str, Tensor]
     tokenizer: str | Callable[[], PreTrainedTokenizerFast] | None = None
-    append: Append | None = None
+    rows: int | None = None
+    as_it_is: bool = False
 
 
 class CheckpointFamily(Section):

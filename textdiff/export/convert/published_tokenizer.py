@@ -4,10 +4,10 @@ import copy
 from dataclasses import replace
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from textdiff.data.sections import MASK, PAD
-from textdiff.data.tokenizer import load_tokenizer, vocabulary_size
+from textdiff.data.tokenizer import ensure_special_tokens, load_tokenizer, vocabulary_size
 from textdiff.errors import CheckpointError, DataError, first_line
 from textdiff.export.convert.checkpoint_family import Converted
 from textdiff.export.convert.dit import append_rows
@@ -30,6 +30,8 @@ def find_tokenizer(
     if wanted is not None:
         return load_tokenizer(wanted)
     folder = place if place.is_dir() else place.parent
+    if converted.as_it_is:
+        return _own_tokenizer(folder)
     if (folder / "tokenizer.json").is_file():
         try:  # not AutoTokenizer, which would read the model type in a config.json of other codes
             return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
@@ -41,6 +43,17 @@ def find_tokenizer(
     return _known_tokenizer(place, converted)
 
 
+_NAME_ONE = "name one: `textdiff convert SOURCE TARGET --tokenizer PATH_OR_ID`, or tokenizer="
+
+
+def _own_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of a language model, whose class is that of transformers."""
+    try:
+        return load_tokenizer(str(folder))
+    except DataError as error:
+        raise CheckpointError(f"{error}; {_NAME_ONE}", code="no_tokenizer") from None
+
+
 def _known_tokenizer(place: Path, converted: Converted) -> PreTrainedTokenizerFast:
     """Return the tokenizer that such checkpoints were published with.
 
@@ -49,18 +62,17 @@ def _known_tokenizer(place: Path, converted: Converted) -> PreTrainedTokenizerFa
     """
     if callable(converted.tokenizer):
         return converted.tokenizer()
-    advice = "name one: `textdiff convert SOURCE TARGET --tokenizer PATH_OR_ID`, or tokenizer="
     if converted.tokenizer is None:
         message = (
             f"{place} has no tokenizer files, and none is known for its {_rows(converted)} rows"
         )
-        raise CheckpointError(f"{message}; {advice}", code="no_tokenizer")
+        raise CheckpointError(f"{message}; {_NAME_ONE}", code="no_tokenizer")
     try:
         return load_tokenizer(converted.tokenizer)
     except DataError:
         raise CheckpointError(
             f"{place} has no tokenizer files, and {converted.tokenizer}, which it was published "
-            f"with, is neither in the local hub cache nor can it be fetched; {advice}",
+            f"with, is neither in the local hub cache nor can it be fetched; {_NAME_ONE}",
             code="no_tokenizer",
         ) from None
 
@@ -81,25 +93,55 @@ def with_special_tokens(
         CheckpointError: the tokenizer is not that of the checkpoint.
     """
     config, tokenizer = copy.deepcopy(converted.config), copy.deepcopy(tokenizer)
+    if converted.as_it_is and converted.rows is not None:
+        _fit_language_model(config, converted.rows, tokenizer)
+        return replace(converted, config=config), tokenizer
     _fit_mask(tokenizer, config.mask_token_id)
     if tokenizer.pad_token is None or tokenizer.pad_token == tokenizer.eos_token:
         tokenizer.add_special_tokens({"pad_token": PAD})
     weights = converted.weights
     if tokenizer.pad_token_id == config.vocab_size:
-        weights = (converted.append or append_rows)(weights, 1)
+        if converted.rows is None:  # others grow when they are loaded
+            weights = append_rows(weights, 1)
         config.vocab_size += 1
         config.excluded_token_ids = [*(config.excluded_token_ids or ()), tokenizer.pad_token_id]
-    if vocabulary_size(tokenizer) > config.vocab_size:
-        raise CheckpointError(
-            f"the tokenizer has {vocabulary_size(tokenizer)} ids and the checkpoint "
-            f"{config.vocab_size} rows: it is another model's; {_ADVICE}",
-            code="tokenizer_does_not_fit",
-        )
+    _check_rows(tokenizer, config.vocab_size)
     config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
     return replace(converted, config=config, weights=weights), tokenizer
 
 
 _ADVICE = "name the tokenizer that it was trained with"
+
+
+def _check_rows(tokenizer: PreTrainedTokenizerFast, rows: int) -> None:
+    """Refuse a tokenizer with ids that a checkpoint has no rows for."""
+    if vocabulary_size(tokenizer) > rows:
+        raise CheckpointError(
+            f"the tokenizer has {vocabulary_size(tokenizer)} ids and the checkpoint {rows} rows: "
+            f"it is another model's; {_ADVICE}",
+            code="tokenizer_does_not_fit",
+        )
+
+
+def _fit_language_model(
+    config: PreTrainedConfig, rows: int, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Give a language model's tokenizer, in place, mask and padding, and their ids to its config.
+
+    Spare rows of the embedding are used before others are added. They name nothing, so they are
+    never predicted.
+    """
+    _check_rows(tokenizer, rows)
+    if config.mask_token_id < rows:
+        _fit_mask(tokenizer, config.mask_token_id)
+    own = vocabulary_size(tokenizer)
+    ensure_special_tokens(tokenizer)
+    config.mask_token_id = tokenizer.mask_token_id
+    config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
+    config.vocab_size = max(rows, vocabulary_size(tokenizer))
+    config.excluded_token_ids = [
+        index for index in range(own, config.vocab_size) if index != tokenizer.mask_token_id
+    ]
 
 
 def _fit_mask(tokenizer: PreTrainedTokenizerFast, mask: int) -> None:

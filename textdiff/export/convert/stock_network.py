@@ -9,20 +9,27 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from textdiff.errors import CheckpointError, first_line
 from textdiff.export.convert.checkpoint_family import CheckpointFamily, Converted
-from textdiff.lazy import Tensor, torch
+from textdiff.lazy import Tensor
 from textdiff.section import Whole
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 HEAD = "lm_head.weight"
+
+MASKED: dict[str, Any] = {
+    "process": "absorbing",
+    "schedule": {"kind": "loglinear"},
+    "objective": {"kind": "mdlm"},
+    "timesteps": None,
+}
+"""Masked diffusion, linear in time."""
 
 # Keys of a config.json that describe a file or remote code, not the network.
 NOT_SETTINGS = {
@@ -83,13 +90,7 @@ class StockNetwork(CheckpointFamily):
 
     def diffusion(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return process, schedule, objective and steps: masked diffusion, linear in time."""
-        objective = {"kind": "mdlm"} | ({"shift": True} if self.shift else {})
-        return {
-            "process": "absorbing",
-            "schedule": {"kind": "loglinear"},
-            "objective": objective,
-            "timesteps": None,
-        }
+        return MASKED | ({"objective": {"kind": "mdlm", "shift": True}} if self.shift else {})
 
     def convert(self, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Converted:
         """See `CheckpointFamily`."""
@@ -102,29 +103,15 @@ class StockNetwork(CheckpointFamily):
         named = {self.rename(name): weight for name, weight in weights.items()}
         settings = self.settings(config) | {"tie_word_embeddings": self._tie(config, named)}
         rows, mask = len(named[self.embedding]), self._mask(config, len(named[self.embedding]))
-        append = partial(append_stock_rows, embedding=self.embedding)
-        if mask == rows:
-            named, rows = append(named, 1), rows + 1
         size = self.block_size or self.blocks(config)
         settings |= {
-            "vocab_size": rows,
+            "vocab_size": max(rows, mask + 1),
             "mask_token_id": mask,
             "excluded_token_ids": [],
             "diffusion": self.diffusion(config) | {"block_size": size},
         }
-        return Converted(self._configuration(config, settings), named, self.own_tokenizer(), append)
-
-    def _configuration(self, config: Mapping[str, Any], settings: dict[str, Any]) -> Any:
-        from transformers import AutoConfig
-
-        kind = self.architecture(config)
-        try:
-            return AutoConfig.for_model(kind, **settings)
-        except Exception as error:  # strict dataclasses raise errors of their own
-            raise CheckpointError(
-                f"its config is not one of {kind!r} in transformers ({first_line(error)})",
-                code="wrong_setting",
-            ) from None
+        built = stock_configuration(self.architecture(config), settings)
+        return Converted(built, named, self.own_tokenizer(), rows=rows)
 
     def _tie(self, config: Mapping[str, Any], named: dict[str, Tensor]) -> bool:
         """Store a matrix that the files hold once under both names; return whether it is one.
@@ -168,24 +155,26 @@ class StockNetwork(CheckpointFamily):
         return int(said)
 
 
-def append_stock_rows(
-    weights: Mapping[str, Tensor], count: int, embedding: str
-) -> dict[str, Tensor]:
-    """Return the weights with `count` ids more, for tokens that are never predicted.
-
-    Their embedding is the mean of the others; so is their output where it is tied to it, else 0.
+def stock_configuration(kind: str, settings: Mapping[str, Any]) -> PreTrainedConfig:
+    """Return a configuration of transformers.
 
     Args:
-        weights: under the names of the class in transformers.
-        count: number of ids.
-        embedding: name of the embedding's weight.
+        kind: the model type.
+        settings: its values.
+
+    Raises:
+        CheckpointError: they are not valid.
     """
-    table, head = weights[embedding], weights[HEAD]
-    mean = table.float().mean(0, keepdim=True).to(table.dtype)  # [1, H]
-    grown = torch.cat([table, mean.expand(count, -1)])
-    blank = head.new_zeros(count, head.shape[1])
-    outputs = grown if head is table else torch.cat([head, blank])
-    return {**weights, embedding: grown, HEAD: outputs}
+    from transformers import AutoConfig
+
+    try:
+        built: PreTrainedConfig = AutoConfig.for_model(kind, **settings)
+    except Exception as error:  # strict dataclasses raise errors of their own
+        raise CheckpointError(
+            f"its config is not one of {kind!r} in transformers ({first_line(error)})",
+            code="wrong_setting",
+        ) from None
+    return built
 
 
 def published_name(config: Mapping[str, Any]) -> str:
