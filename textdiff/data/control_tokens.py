@@ -1,8 +1,8 @@
-"""Control tokens: those that a chat template writes, told apart from text that spells them.
+"""Control tokens: those that a chat template writes, kept apart from text that spells them.
 
-The template renders text, in which both look alike. So tokens that messages spell are hidden from
-it behind characters that Unicode keeps out of text, and come back as plain text; those that the
-template wrote get names that no text has, in a private copy of the tokenizer's backend.
+The template renders text, in which both look alike. Spelled ones are hidden from it behind a
+character that Unicode keeps out of text, and come back as plain text. Those that the template
+wrote get names that no text has, in a private copy of the tokenizer's backend.
 """
 
 import json
