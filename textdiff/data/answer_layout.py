@@ -81,17 +81,28 @@ class RowLayout:
         if ends[-1] <= self.length:
             return Kept(len(turns))
         if too_long == "refuse":
-            alone = any(answer > self.length for _, answer in turns)
-            raise DataError(
-                f"{where} takes {ends[-1]} tokens{', one answer alone more than' if alone else ','}"
-                f"{' a sequence of' if alone else ' more than a sequence of'} {self.length}; raise "
-                "data.sequence_length, or set data.conversations.too_long to drop or cut",
-                code="answer_too_long" if alone else "conversation_too_long",
-            )
+            raise self._too_long(turns, ends[-1], where)
         fitting, room = sum(end <= self.length for end in ends), self.length - turns[0][0]
         if too_long == "drop" or (not fitting and room < 1):
             return None
         return Kept(fitting) if fitting else Kept(1, room)
+
+    def _too_long(self, turns: Sequence[tuple[int, int]], total: int, where: str) -> DataError:
+        alone = max(answer for _, answer in turns)
+        longer = f"a sequence of {self.length} tokens"
+        advice = (
+            "shorten it or leave it out; in training raise data.sequence_length, or set "
+            "data.conversations.too_long to drop or cut"
+        )
+        if alone > self.length:
+            return DataError(
+                f"{where} has an answer of {alone} tokens, longer than {longer}; {advice}",
+                code="answer_too_long",
+            )
+        return DataError(
+            f"{where} takes {total} tokens, more than {longer}; {advice}",
+            code="conversation_too_long",
+        )
 
     def write(
         self, turns: Sequence[tuple[Ids, Ids]], cut: int | None = None, last_only: bool = False
