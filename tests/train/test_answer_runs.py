@@ -11,7 +11,10 @@ from textdiff.config.reading import validate
 from textdiff.data.corpus import prepare_corpus
 from textdiff.errors import ConfigError, DataError
 
-TEMPLATE = "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}={% else %};{% endif %}{% endfor %}"
+TEMPLATE = (
+    "{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}={% else %};{% endif %}"
+    "{% endfor %}"
+)
 USER, REPLY = {"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"}
 
 
@@ -81,7 +84,7 @@ def test_the_bound_of_validation_is_that_of_perplexity(answers, talks, capsys):
     capsys.readouterr()
     assert main(["perplexity", str(answers / "talks" / "export"), str(held), "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
-    assert record["nats_per_token"] == pytest.approx(talks[-1]["bound_nats"], rel=1e-5)
+    assert record["mean"] == pytest.approx(talks[-1]["bound_nats"], rel=1e-5)
 
 
 def corpus(tmp_path, rows: list, conversations: dict | None = None, **data):
@@ -119,10 +122,8 @@ GOOD = [{"question": f"{n}+1=", "answer": f"{n + 1}"} for n in range(30)]
     ],
 )
 def test_rows_that_cannot_be_used_are_refused_with_their_place(tmp_path, row, code):
-    rows = [*GOOD, row, row]  # equal rows are on one side of the split
     with refused(DataError, code):
-        corpus(tmp_path, rows, validation=0.02)
-        corpus(tmp_path, [*GOOD, *[row] * 30], validation=0.02)
+        corpus(tmp_path, [*GOOD, *[row] * 30], validation=0.02)  # too many to be held out
 
 
 def test_bad_rows_and_long_ones_are_left_out_on_request_and_counted(tmp_path):
@@ -133,7 +134,8 @@ def test_bad_rows_and_long_ones_are_left_out_on_request_and_counted(tmp_path):
     assert any("1 bad row" in note for note in made.notes)
     dropped, shortened = made.train.dropped, made.train.shortened
     assert len(made.train) == made.train.stream.num_documents - dropped
-    assert 2 <= dropped <= 4 and 2 <= shortened <= 4
+    assert 2 <= dropped <= 4
+    assert 2 <= shortened <= 4
     assert sum("longer than a sequence" in note for note in made.notes) == 2
     kept = corpus(tmp_path, rows, {"too_long": "drop"}, on_bad_rows="skip", validation=0.05)
     assert kept.train.dropped == dropped + shortened
