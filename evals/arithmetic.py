@@ -77,23 +77,18 @@ def score(arguments: argparse.Namespace) -> None:
     pairs = list(zip(rows, drawn.texts, strict=True))
     answers = [text.removeprefix(row["question"]) for row, text in pairs]
     wanted = [row["answer"] for row in rows]
-    ends = [
-        (a.partition("So ")[2], w.partition("So ")[2]) for a, w in zip(answers, wanted, strict=True)
-    ]
+    sums = [[text.partition("So ")[2] for text in texts] for texts in (answers, wanted)]
     record: dict[str, Any] = {
         "command": f"python evals/arithmetic.py score {arguments.model} --seed {arguments.seed}",
         "problems": len(rows),
-        "right": sum(a == w for a, w in ends) / len(rows),
-        "exact": sum(a == w for a, w in zip(answers, wanted, strict=True)) / len(rows),
+        "right": sum(map(str.__eq__, *sums)) / len(rows),
+        "exact": sum(map(str.__eq__, answers, wanted)) / len(rows),
         "cpu_seconds": round(time.process_time() - begin, 1),
         "network_calls": drawn.calls,
     }
-    wrong = [
-        (row["question"], a) for row, a, w in zip(rows, answers, wanted, strict=True) if a != w
-    ]
     print(json.dumps(record, indent=1))
-    for question, answer in wrong[:5]:
-        print(f"wrong: {question}{answer}")
+    wrong = [text for (row, text) in pairs if text != row["question"] + row["answer"]]
+    print(*[f"wrong: {text}" for text in wrong[:5]], sep="\n")
     if arguments.output:
         arguments.output.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
