@@ -7,6 +7,7 @@ conversation, with a cut at both ends of every answer, so that chat prompts are 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -146,6 +147,41 @@ class ConversationEncoder:
             )
         self.tokenizer = tokenizer
         self._encoder = ControlEncoder.of(tokenizer, str(tokenizer.chat_template))
+
+    @property
+    def control_ids(self) -> set[int]:
+        """Ids of special tokens, and of others that the template writes."""
+        return set(self._encoder.control)
+
+    @cached_property
+    def turn_ends(self) -> tuple[int, ...]:
+        """Special token that the template puts after an answer, if it does."""
+        messages = [Message("user", "a"), Message("assistant", "b")]
+        try:
+            before, after = (self._render(messages[:n], answer_follows=n == 1) for n in (1, 2))
+        except DataError:  # it needs other messages
+            return ()
+        control = self._encoder.first_control(after, len(before))
+        ids = [i for i, text in self._encoder.special.items() if control and text == control[0]]
+        return tuple(ids) if after.startswith(before) else ()
+
+    def latest(self, messages: Sequence[Message], room: int) -> list[Message]:
+        """Return a conversation without its oldest turns, so that its prompt has room.
+
+        System messages at its beginning stay, and so does the last message of the user.
+
+        Args:
+            messages: the conversation.
+            room: tokens that its prompt may have.
+        """
+        kept = list(messages)
+        first = next((n for n, each in enumerate(kept) if each.role != "system"), len(kept))
+        while len(self.prompt(kept)) > room:
+            users = [n for n in range(first + 1, len(kept)) if kept[n].role == "user"]
+            if not users:
+                break
+            del kept[first : users[0]]
+        return kept
 
     def prompt(self, messages: Sequence[Message]) -> Ids:
         """Return the ids of a conversation up to where the next answer begins, int32 [P].
