@@ -12,8 +12,8 @@ import pytest
 from children import child
 
 from textdiff.cli import main
+from textdiff.commands.prompting import PromptSession
 from textdiff.commands.sampling import Sampling
-from textdiff.commands.session import Session
 from textdiff.pipeline import TextDiffusion
 from textdiff.view.display import TextPrinter
 from textdiff.view.progress import make_console
@@ -136,7 +136,7 @@ def test_settings_of_now_do_not_pass_for_those_of_the_last_texts(play, tmp_path)
 
 def test_words_are_completed(exports):
     held = TextDiffusion.from_pretrained(exports / "a")
-    session = Session(held, "a", Sampling(), make_console())
+    session = PromptSession(held, "a", Sampling(), make_console())
 
     def completions(line: str) -> list[str]:
         found, number = [], 0
