@@ -2,7 +2,10 @@
 
 import io
 import json
+import re
+import shlex
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -183,6 +186,23 @@ def test_files_that_cannot_be_answered_give_a_sentence(
     assert shown.startswith("textdiff: error: ")
     assert said in shown
     assert shown.count("\n") == 1
+
+
+def test_the_examples_of_the_page_run(root, folder, tmp_path, monkeypatch, capsys):
+    page = (root / "docs" / "chat.md").read_text()
+    blocks = dict(re.findall(r"^```(\w+)\n(.+?)^```", page, flags=re.S | re.M))
+    held = build("byte", 2, block_size=4)
+    held.tokenizer.chat_template = "{{ messages[-1].content[-5:] }}"
+    held.defaults = held.defaults.merge(**OPTIONS)
+    monkeypatch.chdir(tmp_path)
+    held.save_pretrained("runs/quickstart/export")
+    Path("talk.json").write_text(blocks["json"])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    commands = [shlex.split(line)[1:] for line in blocks["bash"].splitlines()]
+    assert [main(words) for words in commands] == [0] * 3
+    capsys.readouterr()
+    exec(compile(blocks["python"], "docs/chat.md", "exec"), {})
+    assert capsys.readouterr().out
 
 
 # --- the session ----------------------------------------------------------------------------------

@@ -161,8 +161,8 @@ class ConversationEncoder:
             before, after = (self._render(messages[:n], answer_follows=n == 1) for n in (1, 2))
         except DataError:  # it needs other messages
             return ()
-        control = self._encoder.first_control(after, len(before))
-        ids = [i for i, text in self._encoder.special.items() if control and text == control[0]]
+        special = self._encoder.first_special(after, len(before))
+        ids = [i for i, text in self._encoder.special.items() if special and text == special[0]]
         return tuple(ids) if after.startswith(before) else ()
 
     def latest(self, messages: Sequence[Message], room: int) -> list[Message]:
@@ -226,7 +226,7 @@ class ConversationEncoder:
                 cuts += span
         pieces = self._encoder.encode(text[: cuts[-1]], cuts[:-1])
         end = self.tokenizer.eos_token_id
-        if end is not None and pieces[-1][-1] != end:
+        if end is not None and pieces[-1][-1:].tolist() != [end]:
             pieces[-1] = np.append(pieces[-1], np.int32(end))
         return [AnsweredTurn(*pair) for pair in zip(pieces[::2], pieces[1::2], strict=True)]
 
@@ -244,12 +244,12 @@ class ConversationEncoder:
         """
         before = self._render(messages[:-1], answer_follows=True)
         after = self._render(messages, answer_follows=False)
-        begin, control = len(before), self._encoder.first_control(after, len(before))
-        if control is None:
+        begin, special = len(before), self._encoder.first_special(after, len(before))
+        if special is None:
             end = len(after.rstrip())
         else:
-            is_end = control[0] == self.tokenizer.eos_token
-            end = control.end() if is_end else control.start()
+            is_end = special[0] == self.tokenizer.eos_token
+            end = special.end() if is_end else special.start()
         consistent = after.startswith(before) and text.startswith(after[:end])
         return (begin, end) if consistent and begin < end else None
 

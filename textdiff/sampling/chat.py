@@ -92,7 +92,8 @@ class ChatReader:
         """
         ids = self.encoder.prompt(messages)
         place = torch.from_numpy(ids).long()  # [P]
-        if int(place.max()) >= len(self.readable) or not bool(self.readable[place].all()):
+        inside = place < len(self.readable)  # [P]
+        if not (bool(inside.all()) and bool(self.readable[place].all())):
             raise DataError(
                 f"the conversation that ends with {messages[-1].content!r:.60} has characters that "
                 "the tokenizer was not trained on, or a token that the model does not have",
