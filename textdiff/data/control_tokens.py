@@ -81,9 +81,9 @@ class ControlEncoder:
             lambda match: f"{_MARK}{self._spelled.index(match[0])}{_MARK}", text
         )
 
-    def first_control(self, text: str, start: int) -> re.Match[str] | None:
-        """Return the first control token from a character of rendered text on."""
-        return self._controls.search(text, start)
+    def first_special(self, text: str, start: int) -> re.Match[str] | None:
+        """Return the first special token from a character of rendered text on; None: none."""
+        return _any_of(self.special.values()).search(text, start)
 
     def encode(self, text: str, cuts: Sequence[int] = ()) -> list[Ids]:
         """Return the ids of rendered text, int32 [tokens] for each piece between two cuts.

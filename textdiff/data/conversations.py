@@ -7,6 +7,7 @@ conversation, with a cut at both ends of every answer, so that chat prompts are 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -147,6 +148,41 @@ class ConversationEncoder:
         self.tokenizer = tokenizer
         self._encoder = ControlEncoder.of(tokenizer, str(tokenizer.chat_template))
 
+    @property
+    def control_ids(self) -> set[int]:
+        """Ids of special tokens, and of others that the template writes."""
+        return set(self._encoder.control)
+
+    @cached_property
+    def turn_ends(self) -> tuple[int, ...]:
+        """Special token that the template puts after an answer, if it does."""
+        messages = [Message("user", "a"), Message("assistant", "b")]
+        try:
+            before, after = (self._render(messages[:n], answer_follows=n == 1) for n in (1, 2))
+        except DataError:  # it needs other messages
+            return ()
+        special = self._encoder.first_special(after, len(before))
+        ids = [i for i, text in self._encoder.special.items() if special and text == special[0]]
+        return tuple(ids) if after.startswith(before) else ()
+
+    def latest(self, messages: Sequence[Message], room: int) -> list[Message]:
+        """Return a conversation without its oldest turns, so that its prompt has room.
+
+        System messages at its beginning stay, and so does the last message of the user.
+
+        Args:
+            messages: the conversation.
+            room: tokens that its prompt may have.
+        """
+        kept = list(messages)
+        first = next((n for n, each in enumerate(kept) if each.role != "system"), len(kept))
+        while len(self.prompt(kept)) > room:
+            users = [n for n in range(first + 1, len(kept)) if kept[n].role == "user"]
+            if not users:
+                break
+            del kept[first : users[0]]
+        return kept
+
     def prompt(self, messages: Sequence[Message]) -> Ids:
         """Return the ids of a conversation up to where the next answer begins, int32 [P].
 
@@ -190,7 +226,7 @@ class ConversationEncoder:
                 cuts += span
         pieces = self._encoder.encode(text[: cuts[-1]], cuts[:-1])
         end = self.tokenizer.eos_token_id
-        if end is not None and pieces[-1][-1] != end:
+        if end is not None and pieces[-1][-1:].tolist() != [end]:
             pieces[-1] = np.append(pieces[-1], np.int32(end))
         return [AnsweredTurn(*pair) for pair in zip(pieces[::2], pieces[1::2], strict=True)]
 
@@ -208,12 +244,12 @@ class ConversationEncoder:
         """
         before = self._render(messages[:-1], answer_follows=True)
         after = self._render(messages, answer_follows=False)
-        begin, control = len(before), self._encoder.first_control(after, len(before))
-        if control is None:
+        begin, special = len(before), self._encoder.first_special(after, len(before))
+        if special is None:
             end = len(after.rstrip())
         else:
-            is_end = control[0] == self.tokenizer.eos_token
-            end = control.end() if is_end else control.start()
+            is_end = special[0] == self.tokenizer.eos_token
+            end = special.end() if is_end else special.start()
         consistent = after.startswith(before) and text.startswith(after[:end])
         return (begin, end) if consistent and begin < end else None
 
