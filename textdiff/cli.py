@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from textdiff import __version__
+from textdiff.commands.chat import chat
 from textdiff.commands.compare import compare
 from textdiff.commands.convert import convert
 from textdiff.commands.data import inspect_data, prepare_data, show_config
@@ -40,6 +41,7 @@ discrete text-diffusion language models
   evaluate MODEL --judge LM           how good its texts are, beside real ones
   generate MODEL [PROMPT]             generate text; --watch shows how
   play MODEL                          type prompts and settings, watch texts
+  chat MODEL                          talk to a model that follows a chat template
   convert SOURCE TARGET               published checkpoint to an export
   export MODEL FOLDER [--format sdar] write a model for other programs
   data prepare CONFIG                 tokenise the corpus ahead of training
@@ -61,6 +63,7 @@ VERBS: dict[tuple[str, ...], Callable[..., int]] = {
     ("evaluate",): evaluate,
     ("generate",): generate,
     ("play",): play,
+    ("chat",): chat,
     ("convert",): convert,
     ("export",): export,
     ("data", "prepare"): prepare_data,

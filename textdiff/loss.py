@@ -148,6 +148,8 @@ class NextTokenTerms(HeadTerms):
         scored[:, -1] = False
         if (ids := batch.document_ids) is not None:
             scored = scored & (ids == ids.roll(-1, dims=1)) & (ids >= 0)
+        if batch.answers is not None:
+            scored = scored & batch.answers.roll(-1, dims=1)
         self.scored = scored.flatten()
         self.target = target.where(scored, self.vocabulary.ids[0]).flatten()
 

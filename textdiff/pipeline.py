@@ -29,11 +29,12 @@ from textdiff.sampling.callbacks import (
     StreamerCallback,
     follow,
 )
+from textdiff.sampling.chat import ChatModel
 from textdiff.sampling.constraints import Constraint
 from textdiff.sampling.controls import Hook
 from textdiff.sampling.engine import Engine
 from textdiff.sampling.job import ContextLimit
-from textdiff.sampling.request import Preparer, Request, make_job
+from textdiff.sampling.request import Preparer, Prompts, Request, make_job
 from textdiff.sampling.segment import Step
 from textdiff.sampling.settings import SamplingConfig
 
@@ -41,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass
-class TextDiffusion(SavedModel, TextScorer):
+class TextDiffusion(SavedModel, TextScorer, ChatModel):
     """A trained model with its tokenizer, family and sampling defaults.
 
     Attributes:
@@ -139,7 +140,7 @@ class TextDiffusion(SavedModel, TextScorer):
 
     def generate(
         self,
-        prompts: str | Sequence[str] = "",
+        prompts: Prompts = "",
         *,
         batch_size: int = 16,
         streamer: Any = None,
@@ -150,7 +151,8 @@ class TextDiffusion(SavedModel, TextScorer):
 
         Args:
             prompts: one or several beginnings; the empty one generates from nothing. One that has
-                holes, `[MASK:n]` for n tokens, is a template: the holes are filled.
+                holes, `[MASK:n]` for n tokens, is a template: the holes are filled. Or what
+                `chat_prompts` returns.
             batch_size: rows per network call; texts do not depend on it.
             streamer: a transformers streamer (`TextDiffusionStreamer`); takes a single row.
             callbacks: objects that hear of every step and row; no text depends on them.
@@ -167,7 +169,7 @@ class TextDiffusion(SavedModel, TextScorer):
 
     def prepare(
         self,
-        prompts: str | Sequence[str] = "",
+        prompts: Prompts = "",
         *,
         suffix: str | Sequence[str] = "",
         num_samples: int = 1,
@@ -198,10 +200,11 @@ class TextDiffusion(SavedModel, TextScorer):
         config, explicit = self.defaults.merge(**options), options.get("max_new_tokens") is not None
         parsed = self._preparer.parse(prompts, suffix, whole_number("num_samples", num_samples))
         job = make_job(parsed, config, self.context_limit, explicit)
-        seed, ended = whole_number("seed", seed), self._reader.ending(config.stop)
+        ends = sorted({token for prompt in parsed for token in prompt.ends})
+        seed, ended = whole_number("seed", seed), self._reader.ending(config.stop, ends)
         job = replace(job, seed=seed, first_row=first_row, ended=ended)
         lost = [sentence for prompt in parsed for sentence in prompt.lost]
-        return self._preparer.request(job, config, hooks, constraint, lost)
+        return self._preparer.request(job, config, hooks, constraint, lost, ends)
 
     def run(
         self, request: Request, batch_size: int = 16, callbacks: Sequence[Callback] = ()
@@ -227,7 +230,7 @@ class TextDiffusion(SavedModel, TextScorer):
 
     def stream(
         self,
-        prompts: str | Sequence[str] = "",
+        prompts: Prompts = "",
         *,
         parts: Collection[str] = (),
         **options: Any,

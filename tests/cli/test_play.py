@@ -2,18 +2,15 @@
 
 import io
 import json
-import os
-import select
-import signal
 import sys
-import time
 
 import pytest
 from children import child
+from terminals import environment, in_a_terminal
 
 from textdiff.cli import main
+from textdiff.commands.prompting import PromptSession
 from textdiff.commands.sampling import Sampling
-from textdiff.commands.session import Session
 from textdiff.pipeline import TextDiffusion
 from textdiff.view.display import TextPrinter
 from textdiff.view.progress import make_console
@@ -136,7 +133,7 @@ def test_settings_of_now_do_not_pass_for_those_of_the_last_texts(play, tmp_path)
 
 def test_words_are_completed(exports):
     held = TextDiffusion.from_pretrained(exports / "a")
-    session = Session(held, "a", Sampling(), make_console())
+    session = PromptSession(held, "a", Sampling(), make_console())
 
     def completions(line: str) -> list[str]:
         found, number = [], 0
@@ -215,42 +212,6 @@ def test_a_reader_that_goes_away_is_no_error_to_speak_of(exports):
         said = process.stderr.read()
         assert process.wait() == 1
     assert said == ""
-
-
-def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **more}
-
-
-def in_a_terminal(words: list[str], typed: list[tuple[str, str]], **env: str) -> str:
-    """What a program shows in a terminal of 40 x 12, where it is typed into: (when seen, what)."""
-    import fcntl
-    import pty
-    import struct
-    import termios
-
-    pid, master = pty.fork()
-    if pid == 0:
-        os.execve(sys.executable, [sys.executable, "-m", "textdiff", *words], environment(**env))
-    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 12, 40, 0, 0))
-    seen, waiting, until = b"", list(typed), time.monotonic() + 120
-    while time.monotonic() < until:
-        if not select.select([master], [], [], 1.0)[0]:
-            continue
-        try:
-            seen += os.read(master, 4096)
-        except OSError:  # the end, on Linux
-            break
-        if waiting and waiting[0][0].encode() in seen:
-            text = waiting.pop(0)[1]
-            if text == "^C":
-                os.kill(pid, signal.SIGINT)
-            else:
-                os.write(master, text.encode())
-    else:
-        os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    os.close(master)
-    return seen.decode(errors="replace")
 
 
 @pytest.mark.slow

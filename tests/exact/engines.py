@@ -28,7 +28,7 @@ def generate(
     chosen = {"cache": False, "window": 0}
     chosen |= {name: value for name, value in options.items() if value is not None}
     config = controls.config.merge(**chosen)
-    request = Request(job, config, controls.hooks, controls.constraint, controls.end_token)
+    request = Request(job, config, controls.hooks, controls.constraint, controls.end_tokens)
     engine = Engine(model, family, request, slots, parts)
     yield from engine.run()
     return engine.final

@@ -188,7 +188,7 @@ def test_controls_do_not_depend_on_batch_or_cache(model, size, rule):
     family = tiny_family(size)
     job = Job([[], [CLEAN[0]] * 5, [None, CLEAN[1], None]], [9, 6, 8], seed=3)
     controls = Controls(
-        temperature=(1.3, 0.6), repetition_penalty=2.0, end_token=CLEAN[4], min_new_tokens=3
+        temperature=(1.3, 0.6), repetition_penalty=2.0, end_tokens=(CLEAN[4],), min_new_tokens=3
     )
 
     def rows(job, **options):
@@ -240,7 +240,7 @@ def test_one_token_per_call_with_a_penalty_follows_the_chain_of_penalised_condit
 
 def test_neutral_controls_are_told_from_others():
     assert Controls().neutral
-    assert Controls(end_token=3).neutral
+    assert Controls(end_tokens=(3,)).neutral
     for other in (
         Controls(temperature=0.9),
         Controls(min_p=0.1),

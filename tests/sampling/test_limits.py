@@ -60,7 +60,7 @@ def test_an_end_may_stand_right_behind_the_least_number_of_new_tokens():
     """Of a network that wants nothing else, and after prompts of two lengths."""
     prompts, new = [[A, A], [A] * 5, [None, A]], [5, 2, 3]
     for least in (0, 1, 2):
-        controls = Controls(end_token=END, min_new_tokens=least)
+        controls = Controls(end_tokens=(END,), min_new_tokens=least)
         for family in (tiny_family(), tiny_family(4), family_of("udlm")):
             *_, last = generate(
                 certain(END),

@@ -151,7 +151,10 @@ def spelled(tokens) -> bytes:
 
 def rows_of(model, family, job, rule, pattern, steps=3, **options):
     controls = Controls(
-        temperature=1.5, end_token=END, min_new_tokens=pattern.min_new_tokens, constraint=pattern
+        temperature=1.5,
+        end_tokens=(END,),
+        min_new_tokens=pattern.min_new_tokens,
+        constraint=pattern,
     )
     *_, last = generate(model, family, job, rule=rule, steps=steps, controls=controls, **options)
     return [row[:n].tolist() for row, n in zip(last.canvas, job.lengths.tolist(), strict=True)]

@@ -132,7 +132,9 @@ def test_text_does_not_end_where_more_is_given(model, case):
     """The end token is drawn in open ends alone, and there not before so many tokens."""
     family = family_of(case).with_block_size(4)
     keen = Controls(
-        end_token=END, min_new_tokens=2, hooks=(lambda context, log_x0: push(log_x0, END, 30.0),)
+        end_tokens=(END,),
+        min_new_tokens=2,
+        hooks=(lambda context, log_x0: push(log_x0, END, 30.0),),
     )
     job = Job([[A, None, B, None], [None, B], []], [3, 0, 4], seed=1)
     rows = rows_of(model, family, job, "ancestral", keen)

@@ -48,11 +48,11 @@ class Batch:
         """True where a file of prompts is named."""
         return self.input is not None or self.output is not None
 
-    def check(self, prompt: str, plain: bool, *counts: int) -> None:
+    def check(self, prompted: bool, plain: bool, *counts: int) -> None:
         """Refuse options that exclude each other, before a model runs.
 
         Args:
-            prompt: the command line's own.
+            prompted: whether the command line has a prompt, or names a file of one.
             plain: whether nothing is shown, recorded or printed as JSON.
             *counts: texts per line and rows per network call.
 
@@ -61,8 +61,8 @@ class Batch:
         """
         if self.input is None or self.output is None:
             raise ConfigError("--input and --output belong together: give both")
-        if prompt:
-            raise ConfigError("a PROMPT or --template and --input exclude each other")
+        if prompted:
+            raise ConfigError("a PROMPT, --template or --messages and --input exclude each other")
         if not plain:
             raise ConfigError("--input excludes --watch, --film, --trace and --json")
         if min(counts) < 1:

@@ -61,7 +61,13 @@ def _prepared(arguments: Sequence[str], prog: str, extra: str = "") -> "tuple[Co
     from textdiff.data.corpus import prepare_corpus
 
     with PreparationView() as progress:
-        corpus = prepare_corpus(config.data, config.tokenizer, config.run.seed, progress=progress)
+        corpus = prepare_corpus(
+            config.data,
+            config.tokenizer,
+            config.run.seed,
+            block_sizes=config.diffusion.block_sizes,
+            progress=progress,
+        )
     for note in corpus.notes:
         print(note, file=sys.stderr)
     return config, corpus

@@ -16,6 +16,7 @@ from textdiff.commands.batch import Batch, generate_batch
 from textdiff.commands.sampling import (
     Sampling,
     ShowingOptions,
+    read_conversations,
     read_template,
     say_approximate,
 )
@@ -23,8 +24,10 @@ from textdiff.errors import ConfigError
 from textdiff.view.progress import make_console, print_json, quiet_libraries
 
 if TYPE_CHECKING:
+    from textdiff.data.conversations import Message
     from textdiff.pipeline import TextDiffusion
     from textdiff.sampling.callbacks import FinishedRow, Generation
+    from textdiff.sampling.request import Prompts
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,40 @@ class TextOptions:
     template: str | None = None
     """File that holds a text with holes; `-` reads standard input."""
 
+    messages: str | None = None
+    """JSON file with a conversation to answer, [{"role": "user", "content": ...}], or with a list
+    of them; `-` reads standard input."""
+
     num_samples: int = 1
-    """Texts to generate."""
+    """Texts to generate, of each conversation if there are several."""
 
     batch_size: int = 16
     """Texts generated together (they do not depend on it)."""
 
     json_output: JsonFlag = False
     """Print one JSON object."""
+
+    def asked(self, prompt: str, suffix: str) -> "str | list[list[Message]]":
+        """Return what to go on from: a prompt, a text with holes, or conversations.
+
+        Args:
+            prompt: the command line's own.
+            suffix: likewise.
+
+        Raises:
+            ConfigError: several of them, or a suffix to one that takes none.
+            DataError: a file cannot be used.
+        """
+        if self.messages is None:
+            if self.template is None:
+                return prompt
+            return read_template(self.template, prompt, suffix)
+        if prompt or suffix or self.template is not None:
+            raise ConfigError(
+                "--messages holds all that is given: leave PROMPT, --template and --suffix out",
+                code="messages_alone",
+            )
+        return read_conversations(self.messages)
 
 
 def generate(
@@ -67,20 +96,21 @@ def generate(
         loading: how the model is loaded.
     """
     options, prompt = sampling.options(), given_text("the prompt", prompt)
-    if texts.template is not None:
-        prompt = read_template(texts.template, prompt, sampling.suffix)
+    asked = texts.asked(prompt, sampling.suffix)
     counts = {"num_samples": texts.num_samples, "batch_size": texts.batch_size}
     if batch.asked:
         plain = showing == ShowingOptions() and not texts.json_output
-        batch.check(prompt, plain, *counts.values())
+        batch.check(bool(asked), plain, *counts.values())
         quiet_libraries()
         return generate_batch(batch, partial(loading.load, model), options, **counts)
     if showing.watch and texts.json_output:
         raise ConfigError("--watch and --json exclude each other")
     showing.check()
     quiet_libraries()
-    task = {"prompts": prompt, **counts, **options}
-    return _generate(model, loading.load(model), task, showing, texts.json_output)
+    held = loading.load(model)
+    prompts = asked if isinstance(asked, str) else held.chat_prompts(asked)
+    task = {"prompts": prompts, **counts, **options}
+    return _generate(model, held, task, showing, texts.json_output)
 
 
 def _generate(
@@ -93,10 +123,10 @@ def _generate(
     """Generate, and print what is finished, also if the rest is interrupted or not recorded."""
     from textdiff.view.display import TextPrinter, can_animate, live, recording
 
-    console = make_console()
+    console, answers = make_console(), not isinstance(task["prompts"], str)
     animated = showing.watch and can_animate(console)
     recorded = showing.film is not None or showing.trace is not None
-    texts = TextPrinter(held, held=animated or json_output, alone=not recorded)
+    texts = TextPrinter(held, animated or json_output, not recorded, answers)
     done, failure = None, None
     try:
         with ExitStack() as stack:
@@ -104,7 +134,7 @@ def _generate(
                 recording(held, model, task, showing.film, showing.trace)
             )
             if animated:
-                callbacks.append(stack.enter_context(live(console, held, task)))
+                callbacks.append(stack.enter_context(live(console, held, task, answers)))
             done = held.generate(**task, callbacks=[*callbacks, texts])
     except (KeyboardInterrupt, OSError) as error:  # what there is follows
         failure = error
@@ -138,8 +168,15 @@ def _print_json(
         figures |= {"prompt_lost": list(done.lost)} if done.lost else {}
     keys = ("text", "completion", "holes", "tokens")
     samples = [{key: getattr(row, key) for key in keys} for row in rows]
-    record = {"model": model, "prompt": task["prompts"], "seed": task["seed"], **figures}
-    print_json({**record, "samples": samples})
+    given: dict[str, Any] = {"prompt": task["prompts"]}
+    if not isinstance(task["prompts"], str):
+        talks = [[vars(message) for message in prompt.messages] for prompt in task["prompts"]]
+        given = {"messages": talks if len(talks) > 1 else talks[0]}
+        samples = [
+            {"conversation": row.index // task["num_samples"], **sample}
+            for row, sample in zip(rows, samples, strict=True)
+        ]
+    print_json({"model": model, **given, "seed": task["seed"], **figures, "samples": samples})
 
 
 def _say_beyond(model: "TextDiffusion", length: int, options: dict[str, Any]) -> None:
@@ -161,11 +198,13 @@ def _say_beyond(model: "TextDiffusion", length: int, options: dict[str, Any]) ->
     print(f"note: {length} tokens, the model's context is {context}: {how}", file=sys.stderr)
 
 
-def _say_unseen(model: "TextDiffusion", prompt: str, suffix: str) -> None:
+def _say_unseen(model: "TextDiffusion", prompt: "Prompts", suffix: str) -> None:
     """Report what a model in blocks does not see of a text that goes on after a hole."""
     from textdiff.sampling.template import pieces_of
 
     size = model.family.block_size
+    if not isinstance(prompt, str):  # conversations have no holes
+        return
     if size is not None and (suffix or any(isinstance(p, int) for p in pieces_of(prompt)[:-1])):
         print(
             f"note: the model writes in blocks of {size} tokens and sees nothing of the blocks "

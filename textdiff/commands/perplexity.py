@@ -84,7 +84,7 @@ class TaskOptions:
         """
         column = self.prompt_column or self.spans_column
         if column is None:
-            return {"texts": reading.texts(names)}
+            return reading.documents(names)
         from textdiff.data.json_rows import read_conditional
 
         reading.check(names)
@@ -110,8 +110,9 @@ def perplexity(
     """Bound the perplexity of texts: unbiased, with its Monte-Carlo error.
 
     Documents longer than the model's context are cut into independent windows; with --stride they
-    overlap. Start it with `accelerate launch -m textdiff perplexity ...` to share the
-    work among processes.
+    overlap. Of rows with messages, prompt and completion, or question and answer, and without the
+    text column, the answers are scored, each given what comes before it. Start it with
+    `accelerate launch -m textdiff perplexity ...` to share the work among processes.
 
     Args:
         model: export or run directory, published checkpoint, or hub id.

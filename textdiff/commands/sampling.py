@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Union, get_args, get_origin
 
 from pydantic import Field, create_model
 
@@ -14,10 +14,13 @@ from textdiff.commands.arguments import (
     read_text,
     writable,
 )
-from textdiff.errors import ConfigError
+from textdiff.errors import ConfigError, DataError
 from textdiff.sampling.rules import RULES
 from textdiff.sampling.settings import SamplingConfig, read_knobs
 from textdiff.section import Section
+
+if TYPE_CHECKING:
+    from textdiff.data.conversations import Message
 
 
 def _flag_type(annotation: Any) -> Any:
@@ -121,6 +124,28 @@ def read_template(path: str, prompt: str, suffix: str) -> str:
     if all(isinstance(piece, str) for piece in pieces_of(text)):
         raise ConfigError(f"{name} has no hole: write [MASK:n] where n tokens are to be filled in")
     return text
+
+
+def read_conversations(path: str) -> "list[list[Message]]":
+    """Return the conversations in a JSON file: one, or a list of them.
+
+    Args:
+        path: the file; `-` is standard input.
+
+    Raises:
+        DataError: it cannot be read, is not JSON, or holds something else.
+    """
+    from textdiff.data.plain_data import parse_json
+    from textdiff.sampling.chat import checked_conversations
+
+    name = STANDARD_INPUT if path == "-" else path
+    try:
+        raw = parse_json(read_text(path))
+    except RecursionError:
+        raise DataError(f"{name} is not JSON: too deeply nested", code="not_json") from None
+    except ValueError as error:
+        raise DataError(f"{name} is not JSON: {error}", code="not_json") from None
+    return checked_conversations(raw, name)
 
 
 def say_approximate(cache: object) -> None:

@@ -144,6 +144,23 @@ class ReadingOptions:
         if self.max_documents is not None and self.max_documents < 1:
             raise ConfigError(f"--max-documents {self.max_documents}: give at least 1")
 
+    def documents(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return the documents to score, or the conversations, as options of `estimate`.
+
+        Raises:
+            ConfigError: see `texts`.
+            DataError: see `texts`.
+        """
+        from textdiff.data.conversation_files import hold_conversations
+
+        self.check(names)
+        if self.detokenizer != "none" or not hold_conversations(names, self.text_column):
+            return {"texts": self.texts(names)}
+        from textdiff.data.conversation_rows import CONVERSATIONS
+
+        rows = islice(read_documents(names, CONVERSATIONS), self.max_documents)
+        return {"texts": list(rows), "conversations": True}
+
     def texts(self, names: Sequence[str]) -> list[str]:
         """Return the documents to score.
 

@@ -1,6 +1,5 @@
-"""A session of `textdiff play`: its settings, and what its commands do."""
+"""Sessions of interactive verbs: settings, and the commands that all of them have."""
 
-import json
 import shlex
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -12,14 +11,23 @@ from rich.console import Console
 
 from textdiff.commands.arguments import writable
 from textdiff.commands.sampling import Sampling, ShowingOptions
-from textdiff.errors import ConfigError, DataError, closest
+from textdiff.errors import ConfigError, closest
 from textdiff.pipeline import TextDiffusion
+from textdiff.sampling.callbacks import FinishedRow
 from textdiff.sampling.rules import RULES
 from textdiff.view.display import TextPrinter, can_animate, live, recording, written
+
+Command = tuple[Callable[[list[str]], None], str]
+"""Function of the words after a command's name, and how it is used."""
 
 
 class Session:
     """A loaded model, settings, and what the last texts were made with.
+
+    A subclass says what a line asks for (`answer`), and adds commands of its own.
+
+    Attributes:
+        noun: what a line is called.
 
     Args:
         model: generates.
@@ -28,27 +36,32 @@ class Session:
         console: where texts are shown.
     """
 
+    noun = "prompt"
+
     def __init__(self, model: TextDiffusion, name: str, sampling: Sampling, console: Console):
         self.model, self.name, self.sampling, self.console = model, name, sampling, console
-        self.num_samples = 1
         self.last: dict[str, Any] | None = None  # the last generation's task
-        self.texts: list[str] = []
+        self.rows: list[FinishedRow] = []  # of it
         self.over = False
-        # What a word after a slash does with the words after it, and how it is used.
-        self.commands: dict[str, tuple[Callable[[list[str]], None], str]] = {
+        self.commands: dict[str, Command] = {
             "set": (self._set, "NAME VALUE: change a setting; without VALUE the default"),
             "show": (self._show, "list the settings"),
             "rule": (self._rule, "NAME [KNOB=VALUE ...]: choose a decoding rule"),
             "seed": (self._seed, "[NUMBER]: set the seed; without NUMBER the next one"),
-            "samples": (self._samples, "NUMBER: texts per prompt"),
-            "again": (self._again, "the last prompt, with the settings as they are now"),
-            "blank": (self._blank, "a text from nothing"),
+            **self.own_commands(),
             "film": (self._film, "FILE.html: the last generation as a film"),
             "trace": (self._trace, "FILE.jsonl: the last generation, token by token"),
-            "save": (self._save, "FILE.jsonl: append the last texts, with their settings"),
             "help": (self._help, "this list"),
             "quit": (self._quit, "end the session (or Ctrl-D)"),
         }
+
+    def own_commands(self) -> dict[str, Command]:
+        """Return the commands that other sessions do not have, by name."""
+        return {}
+
+    def answer(self, line: str) -> None:
+        """Do what a line that is not a command asks for."""
+        raise NotImplementedError
 
     def greeting(self) -> str:
         """Return the first lines of the session."""
@@ -59,7 +72,7 @@ class Session:
         return (
             f"{self.name}: {count / 1e6:,.1f} M parameters on {network.device}, "
             f"{network.context} tokens of context, written {written}\n"
-            "Type a prompt, or /help."
+            f"Type a {self.noun}, or /help."
         )
 
     def take(self, line: str) -> None:
@@ -71,11 +84,11 @@ class Session:
         if not line.strip():
             return
         if line.startswith("//"):
-            self.generate(line[1:])
+            self.answer(line[1:])
         elif line.startswith("/"):
             self._command(line[1:])
         else:
-            self.generate(line)
+            self.answer(line)
 
     def check(self) -> None:
         """Make sure that a text could be generated.
@@ -85,13 +98,17 @@ class Session:
         """
         self.model.prepare("", **self.sampling.options())
 
-    def generate(self, prompt: str) -> None:
-        """Show a text being denoised, or prints it; a text that is stopped is kept as it is."""
-        self.check()
-        self.last = task = self._task(prompt)
+    def show(self, task: dict[str, Any], answers: bool = False) -> None:
+        """Show texts being denoised, or print them; those that are stopped are kept as they are.
+
+        Args:
+            task: arguments of `TextDiffusion.generate`.
+            answers: whether only what is generated is shown.
+        """
+        self.last = task
         animated = can_animate(self.console)
-        texts = TextPrinter(self.model, held=animated)
-        screen = live(self.console, self.model, task) if animated else nullcontext()
+        texts = TextPrinter(self.model, held=animated, answers=answers)
+        screen = live(self.console, self.model, task, answers) if animated else nullcontext()
         try:
             with screen as view:
                 self.model.generate(**task, callbacks=[view, texts] if view else [texts])
@@ -99,7 +116,7 @@ class Session:
             texts.interrupted()
             raise
         finally:
-            self.texts = [texts.done[index].text for index in sorted(texts.done)]
+            self.rows = [texts.done[index] for index in sorted(texts.done)]
         texts.release()
 
     def completion(self, line: str, number: int) -> str | None:
@@ -125,18 +142,18 @@ class Session:
             raise ConfigError(f"unknown command /{name}; {closest(name, self.commands)}")
         self.commands[name][0](rest)
 
-    def _task(self, prompt: str) -> dict[str, Any]:
-        """Return the arguments of `TextDiffusion.generate`."""
-        return {"prompts": prompt, "num_samples": self.num_samples, **self.sampling.options()}
-
     def _names(self) -> list[str]:
         return [name.replace("_", "-") for name in Sampling.model_fields]
 
     def _rules(self) -> list[str]:
         return [name for name, rule in RULES.items() if rule.refusal(self.model.family) is None]
 
-    def _change(self, **values: Any) -> None:
-        """Take settings over, if they can be used."""
+    def change(self, **values: Any) -> None:
+        """Take settings over, if they can be used.
+
+        Raises:
+            ConfigError: they cannot.
+        """
         before = self.sampling
         self.sampling = before.model_copy(update=values)
         try:
@@ -153,89 +170,66 @@ class Session:
         if name.replace("_", "-") not in self._names():
             raise ConfigError(f"unknown setting {words[0]!r}; {closest(words[0], self._names())}")
         option = Sampling.model_fields[name]
-        value = _read(words[0], option.annotation, values) if values else option.default
-        self._change(**{name: value})
+        value = read_value(words[0], option.annotation, values) if values else option.default
+        self.change(**{name: value})
 
     def _show(self, words: list[str]) -> None:
         for name, value in self.sampling:
             if value in (None, (), ""):
                 value = getattr(self.model.defaults, name, None)
                 value = "-" if value in (None, {}, ()) else f"{written(value)} (the model's)"
-            self._say(f"{name.replace('_', '-'):>20}  {written(value)}")
-        self._say(f"{'samples':>20}  {self.num_samples}")
+            self.say(f"{name.replace('_', '-'):>20}  {written(value)}")
 
     def _rule(self, words: list[str]) -> None:
         if not words:
             now = self.sampling.rule or self.model.defaults.rule
             rules = [f"{name} *" if name == now else name for name in self._rules()]
-            self._say("rules for this model: " + ", ".join(rules))
+            self.say("rules for this model: " + ", ".join(rules))
             return
-        self._change(rule=words[0], knobs=tuple(words[1:]))
+        self.change(rule=words[0], knobs=tuple(words[1:]))
 
     def _seed(self, words: list[str]) -> None:
-        seed = _read("seed", int, words) if words else self.sampling.seed + 1
-        self._change(seed=seed)
-        self._say(f"seed {seed}")
-
-    def _samples(self, words: list[str]) -> None:
-        count = _read("samples", int, words)
-        if count < 1:
-            raise ConfigError(f"/samples {count}: give at least 1")
-        self.num_samples = count
-
-    def _again(self, words: list[str]) -> None:
-        self.generate(self._last()["prompts"])
-
-    def _blank(self, words: list[str]) -> None:
-        self.generate("")
+        seed = read_value("seed", int, words) if words else self.sampling.seed + 1
+        self.change(seed=seed)
+        self.say(f"seed {seed}")
 
     def _film(self, words: list[str]) -> None:
-        self._record(ShowingOptions(film=_file("/film", words)))
+        self._record(ShowingOptions(film=named_file("/film", words)))
 
     def _trace(self, words: list[str]) -> None:
-        self._record(ShowingOptions(trace=_file("/trace", words)))
+        self._record(ShowingOptions(trace=named_file("/trace", words)))
 
     def _record(self, showing: ShowingOptions) -> None:
         """Generate once more as the last time, which gives the same text."""
-        task = self._last()
+        task = self.last_task()
         with recording(self.model, self.name, task, showing.film, showing.trace) as callbacks:
             self.model.generate(**task, callbacks=callbacks)
-        self._say(f"written to {showing.film or showing.trace}")
+        self.say(f"written to {showing.film or showing.trace}")
 
-    def _save(self, words: list[str]) -> None:
-        path = _file("/save", words)
-        if not self.texts:
-            raise ConfigError("/save: no text yet; type a prompt first")
-        task = self._last()
-        apart = ("prompts", "num_samples")
-        asked = {k: v for k, v in task.items() if k not in apart and v not in (None, ())}
-        record = {"model": self.name, "prompt": task["prompts"], **asked}
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                for text in self.texts:
-                    file.write(json.dumps({**record, "text": text}, ensure_ascii=False) + "\n")
-        except OSError as error:
-            raise DataError(f"/save {path}: {error.strerror}") from None
-        self._say(f"{len(self.texts)} appended to {path}")
+    def last_task(self) -> dict[str, Any]:
+        """Return the arguments of the last generation.
 
-    def _last(self) -> dict[str, Any]:
+        Raises:
+            ConfigError: there was none.
+        """
         if self.last is None:
-            raise ConfigError("no prompt yet; type one first")
+            raise ConfigError(f"no {self.noun} yet; type one first")
         return self.last
 
     def _help(self, words: list[str]) -> None:
         for name, (_, usage) in self.commands.items():
-            self._say(f"/{name} {usage}")
-        self._say("anything else is a prompt; // begins one with a slash")
+            self.say(f"/{name} {usage}")
+        self.say(f"anything else is a {self.noun}; // begins one with a slash")
 
-    def _say(self, line: str) -> None:
+    def say(self, line: str) -> None:
+        """Print a line of the session's own."""
         self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def _quit(self, words: list[str]) -> None:
         self.over = True
 
 
-def _read(name: str, kind: Any, words: list[str]) -> Any:
+def read_value(name: str, kind: Any, words: list[str]) -> Any:
     """Return words as a value of some type.
 
     Raises:
@@ -251,7 +245,12 @@ def _read(name: str, kind: Any, words: list[str]) -> Any:
         raise ConfigError(f"{name} {' '.join(words)}: {reason[0].lower()}{reason[1:]}") from None
 
 
-def _file(command: str, words: list[str]) -> Path:
+def named_file(command: str, words: list[str]) -> Path:
+    """Return the file that a command names.
+
+    Raises:
+        ConfigError: not one file, or it cannot be written.
+    """
     if len(words) != 1:
         raise ConfigError(f"{command} needs the name of one file")
     path = Path(words[0]).expanduser()

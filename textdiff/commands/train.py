@@ -68,6 +68,7 @@ def _prepare(config: "Config", accelerator: Any, in_terminal: bool) -> "Corpus":
                 config.data,
                 config.tokenizer,
                 config.run.seed,
+                block_sizes=config.diffusion.block_sizes,
                 verify=first,  # once is enough: all processes map the same files
                 progress=progress,
             )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from textdiff.config.conversation_rules import check_conversations
 from textdiff.config.networks import NetworkSection, TextDiffNetwork, WeightSource, stock_source
 from textdiff.data.sections import BpeTokenizer, DataConfig, Tokenizer, TrainedTokenizer
 from textdiff.diffusion import PROCESSES, DiffusionConfig
@@ -136,6 +137,7 @@ class Config(Section):
         problem = self._without_noise_level() or self._without_its_tokens()
         if problem:
             raise ValueError(problem)
+        check_conversations(self)
         return self
 
     def _without_noise_level(self) -> str | None:

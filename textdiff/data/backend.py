@@ -67,7 +67,7 @@ def text_backends(tokenizer: PreTrainedTokenizerFast) -> TextBackends:
 @lru_cache(maxsize=4)  # every prompt is encoded, and 50,000 tokens take 100 ms to look at
 def _text_backends(serialized: str, special: frozenset[int]) -> TextBackends:
     settings: Settings = json.loads(serialized)
-    plain = _without_specials(settings, special)
+    plain = without_specials(settings, special)
     first = serialized if plain == settings else json.dumps(plain)
     going_on = without_prefix(plain)
     return TextBackends(first, first if going_on == plain else json.dumps(going_on))
@@ -168,7 +168,7 @@ def _without_prefix(step: Settings | None, stage: str) -> Settings | None:
 # --- special tokens that text could spell --------------------------------------------------------
 
 
-def _without_specials(settings: Settings, special: Set[int]) -> Settings:
+def without_specials(settings: Settings, special: Set[int]) -> Settings:
     """Return a backend that gives none of the special ids, but for its unknown token."""
     model, hidden = _without_names(settings["model"], special)
     added = [
@@ -188,7 +188,7 @@ def _without_names(model: Settings, special: Set[int]) -> tuple[Settings, set[st
     if model["type"] == "Unigram":
         names = {piece for index, (piece, _) in enumerate(model["vocab"]) if index in special}
         vocab: Any = [
-            [_nameless(index), score] if index in special else [piece, score]
+            [nameless(index), score] if index in special else [piece, score]
             for index, (piece, score) in enumerate(model["vocab"])
         ]
         return (model | {"vocab": vocab} if names else model), names
@@ -198,18 +198,18 @@ def _without_names(model: Settings, special: Set[int]) -> tuple[Settings, set[st
     if not names:
         return model, names
     vocab = {
-        _nameless(index) if name in names else name: index for name, index in model["vocab"].items()
+        nameless(index) if name in names else name: index for name, index in model["vocab"].items()
     }
     changed = model | {"vocab": vocab}
     if model.get("unk_token") in names:
-        changed["unk_token"] = _nameless(model["vocab"][model["unk_token"]])
+        changed["unk_token"] = nameless(model["vocab"][model["unk_token"]])
     if model["type"] == "BPE":
         kept = [pair for pair in _pairs(model) if not names & {*pair, _joined(model, pair)}]
         changed["merges"] = [list(pair) for pair in kept]
     return changed, names
 
 
-def _nameless(index: int) -> str:
+def nameless(index: int) -> str:
     """Return a name that text does not spell: it has characters that Unicode keeps out of text."""
     return f"\uffff\ufffe{index}\ufffe\uffff"
 

@@ -7,19 +7,17 @@ is made of the sources' signatures and the settings.
 
 import hashlib
 import json
-import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from textdiff.data.answer_rows import AnswerSequences
+from textdiff.data.answers import conversation_markup
 from textdiff.data.backend import tokenizer_fingerprint
+from textdiff.data.conversation_rows import CONVERSATIONS
 from textdiff.data.document_stream import (
     Documents,
     Omissions,
@@ -27,14 +25,22 @@ from textdiff.data.document_stream import (
     iterate_texts,
     join,
 )
-from textdiff.data.packing import cache_root, find_stream, locked, tokenize, writing_cache
-from textdiff.data.sections import TRAINING_PIECE_CHARACTERS, DataConfig, Source, TokenizerKind
+from textdiff.data.packing import cache_root, locked, tokenize, writing_cache
+from textdiff.data.preparation import Preparation, read_preparation, write_preparation
+from textdiff.data.sections import (
+    TRAINING_PIECE_CHARACTERS,
+    ByteTokenizer,
+    DataConfig,
+    Source,
+    TokenizerKind,
+)
 from textdiff.data.sequences import Mixture, PackedSequences
 from textdiff.data.sources import kind_of_source, load_documents
 from textdiff.data.split import join_scans, scan_documents, split_each
 from textdiff.data.statistics import refuse_excluded, source_facts
 from textdiff.data.token_stream import TokenStream
-from textdiff.data.tokenizer import pretrained_tokenizer, vocabulary_size
+from textdiff.data.tokenizer import vocabulary_size
+from textdiff.data.turn_stream import TurnStream, tokenize_turns
 from textdiff.errors import DataError
 
 _FORMAT = 2  # part of a preparation's name: raise it when what is kept of unchanged inputs changes
@@ -56,39 +62,21 @@ class Corpus:
         omissions: what each source leaves out.
     """
 
-    train: PackedSequences | Mixture
+    train: PackedSequences | Mixture | AnswerSequences
     validation: list[str]
     tokenizer: PreTrainedTokenizerFast
     record: dict[str, Any]
-    streams: tuple[TokenStream, ...]
+    streams: tuple[TokenStream | TurnStream, ...]
     cached: bool
     omissions: tuple[Omissions, ...] = ()
 
     @property
     def notes(self) -> list[str]:
-        """Sentences about what the sources leave out."""
+        """Sentences about what the sources, and rows of conversations, leave out."""
         sources = self.record["sources"]
         pairs = zip(sources, self.omissions, strict=True)
-        return [line for source, left in pairs for line in left.sentences(source["source"])]
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """Content of a preparation on disk.
-
-    Attributes:
-        sources: facts about the text of every source.
-        streams: the tokens, see `Corpus`.
-        validation: the held-out documents.
-        tokenizer: trained or loaded.
-        omissions: what reading each source left out, as plain data.
-    """
-
-    sources: list[dict[str, Any]]
-    streams: list[TokenStream]
-    validation: list[str]
-    tokenizer: PreTrainedTokenizerFast
-    omissions: list[dict[str, Any]]
+        lines = [line for source, left in pairs for line in left.sentences(source["source"])]
+        return lines + (self.train.notes if isinstance(self.train, AnswerSequences) else [])
 
 
 def prepare_corpus(
@@ -96,6 +84,7 @@ def prepare_corpus(
     tokenizer: TokenizerKind,
     seed: int,
     *,
+    block_sizes: Sequence[int | None] = (None,),
     verify: bool = True,
     progress: Progress = lambda stage, done, total: None,
 ) -> Corpus:
@@ -105,29 +94,39 @@ def prepare_corpus(
         data: the config's section.
         tokenizer: the config's section; a tokenizer is trained on the training split alone.
         seed: of the order of the training sequences.
+        block_sizes: those that are trained; rows of conversations depend on them.
         verify: compare tokens that are in the cache with their hashes.
         progress: called with the stage, what it has done and, where known, its whole.
 
     Raises:
         DataError: a source or the tokenizer cannot be loaded, or the corpus is too short.
     """
-    corpora = [load_documents(source, data.on_bad_rows == "skip") for source in data.sources]
+    corpora = [load_documents(source, data.on_bad_rows == "skip") for source in _sources(data)]
     entry = cache_root(data.cache_dir) / f"prepared-{_key(data, tokenizer, corpora)}"
-    prepared = _read(entry, verify)
+    prepared = read_preparation(entry, verify)
     cached = prepared is not None
     if prepared is None:
         with writing_cache(entry.parent), locked(entry):
-            prepared = _read(entry, verify) or _prepare(data, tokenizer, corpora, progress)
-            _write(entry, prepared)
-    train = _sequences(data, prepared.streams, seed)
+            prepared = read_preparation(entry, verify) or _prepare(
+                data, tokenizer, corpora, progress
+            )
+            write_preparation(entry, prepared)
+    train = _sequences(data, prepared, seed, block_sizes)
     omissions = tuple(
         Omissions(unread=documents.omissions.unread, **kept).joined()
         for kept, documents in zip(prepared.omissions, corpora, strict=True)
     )
     record, streams = _record(data, tokenizer, prepared, train), tuple(prepared.streams)
-    return Corpus(
-        train, prepared.validation, prepared.tokenizer, record, streams, cached, omissions
-    )
+    texts = prepared.validation
+    return Corpus(train, texts, prepared.tokenizer, record, streams, cached, omissions)
+
+
+def _sources(data: DataConfig) -> list[Source]:
+    """Return the sources as they are read: for text, or for conversations."""
+    if data.conversations is None:
+        return list(data.sources)
+    column = {"text_column": CONVERSATIONS}
+    return [source.model_copy(update=column) for source in data.sources]
 
 
 def _key(data: DataConfig, section: TokenizerKind, corpora: Sequence[Documents]) -> str:
@@ -138,6 +137,8 @@ def _key(data: DataConfig, section: TokenizerKind, corpora: Sequence[Documents])
         data.validation,
         section.model_dump(mode="json"),
     ]
+    if data.conversations is not None:
+        settings.append(data.conversations.template)
     fingerprint = section.fingerprint()
     if fingerprint is not None:
         settings.append(fingerprint)
@@ -149,37 +150,34 @@ def _key(data: DataConfig, section: TokenizerKind, corpora: Sequence[Documents])
 
 def _prepare(
     data: DataConfig, section: TokenizerKind, corpora: Sequence[Documents], progress: Progress
-) -> _Prepared:
+) -> Preparation:
     names = [source.source for source in data.sources]
     reading = _stage("reading", join(corpora).size, progress)
     scans = [scan_documents(documents, reading) for documents in corpora]
     omissions = [documents.omissions.record() for documents in corpora]
     if data.weights is None:
-        splits = split_each([join(corpora)], [join_scans(scans)], data.validation)
+        whole = data.conversations is not None
+        splits = split_each([join(corpora)], [join_scans(scans)], data.validation, whole=whole)
     else:
         splits = split_each(corpora, scans, data.validation, names)
     validation = [text for split in splits for text in iterate_texts(split.validation)]
     characters = sum(int(scan.characters.sum()) for scan in scans) - sum(map(len, validation))
     train = join([split.train for split in splits])
-    tokenizer = section.prepare(
-        _pieces(train, _stage("training the tokenizer", characters, progress))
-    )
+    training = _stage("training the tokenizer", characters, progress)
+    if data.conversations is None:
+        tokenizer = section.prepare(_pieces(train, training))
+    else:
+        template = data.conversations.template
+        tokenizer = section.prepare(_markup(train, template, training))
+        tokenizer.chat_template = template or tokenizer.chat_template
     encoding = _stage("tokenising", characters, progress)
-    streams = [
-        tokenize(
-            split.train,
-            tokenizer,
-            num_proc=data.num_proc,
-            cache_dir=data.cache_dir,
-            progress=encoding,
-        )
-        for split in splits
-    ]
+    streams = [_tokens(data, split.train, tokenizer, encoding) for split in splits]
     trained = np.concatenate([split.train_rows for split in splits])
     held_out = np.concatenate([split.validation_rows for split in splits])
-    refuse_excluded(names, scans, trained, streams, tokenizer)
+    texts = [stream for stream in streams if isinstance(stream, TokenStream)]
+    refuse_excluded(names, scans, trained, texts, tokenizer)
     facts = source_facts(scans, trained, held_out, streams, validation)
-    return _Prepared(facts, streams, validation, tokenizer, omissions)
+    return Preparation(facts, streams, validation, tokenizer, omissions)
 
 
 def _stage(name: str, total: int | None, progress: Progress) -> Callable[[int], None]:
@@ -201,9 +199,40 @@ def _pieces(documents: Documents, progress: Callable[[int], None]) -> Iterator[s
         yield text
 
 
+def _markup(
+    documents: Documents, template: str | None, progress: Callable[[int], None]
+) -> Iterator[str]:
+    """Yield the text of conversations for a tokenizer's training, what a template adds included."""
+    writer = ByteTokenizer().prepare(())  # any tokenizer: the template alone matters here
+    writer.chat_template = template
+    for text in iterate_texts(documents):
+        progress(len(text))
+        yield conversation_markup(text, writer)
+
+
+def _tokens(
+    data: DataConfig,
+    documents: Documents,
+    tokenizer: PreTrainedTokenizerFast,
+    progress: Callable[[int], None],
+) -> TokenStream | TurnStream:
+    """Tokenise training text, or conversations."""
+    where: dict[str, Any] = {"cache_dir": data.cache_dir, "progress": progress}
+    if data.conversations is not None:
+        return tokenize_turns(documents, tokenizer, **where)
+    return tokenize(documents, tokenizer, num_proc=data.num_proc, **where)
+
+
 def _sequences(
-    data: DataConfig, streams: Sequence[TokenStream], seed: int
-) -> PackedSequences | Mixture:
+    data: DataConfig, prepared: Preparation, seed: int, block_sizes: Sequence[int | None]
+) -> PackedSequences | Mixture | AnswerSequences:
+    streams = [stream for stream in prepared.streams if isinstance(stream, TokenStream)]
+    if data.conversations is not None:
+        turns = next(stream for stream in prepared.streams if isinstance(stream, TurnStream))
+        special = prepared.tokenizer.eos_token_id, prepared.tokenizer.pad_token_id
+        return AnswerSequences(
+            turns, data.sequence_length, seed, data.conversations, block_sizes, special
+        )
     if data.weights is None:
         return PackedSequences(streams[0], data.sequence_length, seed)
     sources = []
@@ -216,7 +245,10 @@ def _sequences(
 
 
 def _record(
-    data: DataConfig, section: TokenizerKind, prepared: _Prepared, train: PackedSequences | Mixture
+    data: DataConfig,
+    section: TokenizerKind,
+    prepared: Preparation,
+    train: PackedSequences | Mixture | AnswerSequences,
 ) -> dict[str, Any]:
     sources = [_describe(*pair) for pair in zip(data.sources, prepared.sources, strict=True)]
     if isinstance(train, Mixture):
@@ -245,47 +277,3 @@ def _record(
 def _describe(source: Source, facts: dict[str, Any]) -> dict[str, Any]:
     plain = source.model_dump(mode="json", exclude_none=True)
     return {**plain, **facts, **kind_of_source(source.source).facts()}
-
-
-# --- the preparation on disk ---------------------------------------------------------------------
-
-
-def _write(entry: Path, prepared: _Prepared) -> None:
-    """Write a preparation beside its place and rename it."""
-    scratch = entry.with_name(f".partial-{entry.name}-{uuid.uuid4().hex}")
-    scratch.mkdir(parents=True)
-    try:
-        prepared.tokenizer.save_pretrained(scratch / "tokenizer")
-        lines = [json.dumps(text) + "\n" for text in prepared.validation]
-        (scratch / "validation.jsonl").write_text("".join(lines), encoding="utf-8")
-        facts = {
-            "sources": prepared.sources,
-            "omissions": prepared.omissions,
-            "streams": [stream.folder.name for stream in prepared.streams],
-            "validation": corpus_fingerprint(prepared.validation),
-            "tokenizer": tokenizer_fingerprint(prepared.tokenizer),
-        }
-        (scratch / "facts.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        if entry.exists():
-            shutil.rmtree(entry)
-        os.rename(scratch, entry)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _read(entry: Path, verify: bool) -> _Prepared | None:
-    """Return what an earlier preparation kept; None where any of it is missing or damaged."""
-    with suppress(OSError, ValueError, KeyError, TypeError, DataError):
-        facts = json.loads((entry / "facts.json").read_text(encoding="utf-8"))
-        lines = (entry / "validation.jsonl").read_text(encoding="utf-8").splitlines()
-        validation = [json.loads(line) for line in lines]
-        tokenizer = pretrained_tokenizer(str(entry / "tokenizer"))
-        hashes = (corpus_fingerprint(validation), tokenizer_fingerprint(tokenizer))
-        if hashes != (facts["validation"], facts["tokenizer"]):
-            return None
-        streams = [find_stream(entry.parent / name, verify) for name in facts["streams"]]
-        whole = [stream for stream in streams if stream is not None]
-        if len(whole) == len(streams):
-            omissions = facts.get("omissions", [{} for _ in facts["sources"]])
-            return _Prepared(facts["sources"], whole, validation, tokenizer, omissions)
-    return None

@@ -7,17 +7,10 @@ from typing import TYPE_CHECKING
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
-from textdiff.data.document_stream import (
-    Documents,
-    Omissions,
-    TextBlock,
-    brief,
-    missing_column,
-    no_text,
-    text_of,
-)
+from textdiff.data.conversation_rows import CONVERSATIONS, row_text, wanted_columns
+from textdiff.data.document_stream import Documents, Omissions, TextBlock, brief, no_text
 from textdiff.data.sources import known_sources, reading_signature
-from textdiff.data.text_files import column_texts
+from textdiff.data.table_rows import table_texts
 from textdiff.errors import DataError
 
 if TYPE_CHECKING:  # it imports pandas: a second that text files and models do without
@@ -89,7 +82,7 @@ def _streamed(
 ) -> Iterator[TextBlock]:
     """Read a hub dataset over the network, in its order, without keeping it."""
     texts = (
-        omissions.usable(text_of, row, f"{where}, row {n}" if column in row else where, column)
+        omissions.usable(row_text, row, _place(where, n, column, row), column)
         for n, row in enumerate(rows, start=1)
     )
     try:
@@ -101,6 +94,12 @@ def _streamed(
             f"{where}: the stream broke off ({brief(error)}); run the command again",
             code="broken_stream",
         ) from None
+
+
+def _place(where: str, number: int, column: str, row: object) -> str:
+    """Return the place of a row; a column that is missing is missing everywhere."""
+    named = column == CONVERSATIONS or (isinstance(row, dict) and column in row)
+    return f"{where}, row {number}" if named else where
 
 
 def _documents(texts: Iterator[str], where: str, omissions: Omissions) -> Iterator[TextBlock]:
@@ -162,17 +161,16 @@ def _check_hub(name: str, label: str) -> str | None:
 def _from_dataset(
     dataset: "datasets.Dataset", where: str, column: str, signature: str, omissions: Omissions
 ) -> Documents:
-    if column not in dataset.column_names:
-        raise missing_column(where, column, dataset.column_names)
-    feature = dataset.features[column]
-    if getattr(feature, "dtype", None) not in ("string", "large_string"):
+    columns = wanted_columns(dataset.column_names, where, column)
+    feature = None if column == CONVERSATIONS else dataset.features[column]
+    if feature is not None and getattr(feature, "dtype", None) not in ("string", "large_string"):
         raise DataError(
             f"{where}: column {column!r} holds {feature}, not strings", code="no_string"
         )
-    table = dataset.select_columns([column]).with_format("arrow")
+    table = dataset.select_columns(columns).with_format("arrow")
 
     def read() -> Iterator[TextBlock]:
-        columns = (batch.column(column) for batch in table.iter(batch_size=256))
-        return _documents(column_texts(columns, where, column, omissions), where, omissions)
+        batches = table.iter(batch_size=256)
+        return _documents(table_texts(batches, where, column, omissions), where, omissions)
 
     return Documents(read, signature, omissions=omissions)

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from textdiff.data.document_stream import Omissions, checked_text, text_of
+from textdiff.data.conversation_rows import CONVERSATIONS, holds_conversation, row_text
+from textdiff.data.document_stream import Omissions, checked_text
 from textdiff.data.formats import decode, decoded, kind_of_file, opened
 from textdiff.data.paths import Files
 from textdiff.data.plain_data import parse_json_prefix, parse_json_row
@@ -39,7 +40,7 @@ def read_lines(path: Path, column: str, omissions: Omissions) -> Iterator[str]:
 
 def _text(line: Line, name: str, column: str) -> str:
     row = _row(line, name)
-    return "" if row is None else text_of(row, f"{name}, line {line[0]}", column)
+    return "" if row is None else row_text(row, f"{name}, line {line[0]}", column)
 
 
 def rows_of(files: Files) -> Iterator[Row]:
@@ -118,7 +119,7 @@ def read_values(path: Path, column: str, omissions: Omissions) -> Iterator[str]:
         DataError: the file cannot be read, or an object cannot be used.
     """
     for number, row in enumerate(_values(path), start=1):
-        yield omissions.usable(text_of, row, f"{path}, row {number}", column)
+        yield omissions.usable(row_text, row, f"{path}, row {number}", column)
 
 
 def holds_column(path: Path, column: str) -> bool:
@@ -128,6 +129,8 @@ def holds_column(path: Path, column: str) -> bool:
         DataError: the file cannot be read, or does not hold JSON.
     """
     first = next(_values(path), None)
+    if column == CONVERSATIONS:
+        return holds_conversation(first)
     return isinstance(first, dict) and column in first
 
 

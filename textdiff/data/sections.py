@@ -49,6 +49,24 @@ class Source(Section):
     )
 
 
+class Conversations(Section):
+    """Prompt–answer training: rows are conversations, and the loss is of their answers alone."""
+
+    template: str | None = Field(
+        None,
+        description="chat template in Jinja, which the export carries; null: that of the tokenizer",
+    )
+    packing: Literal["padded", "packed"] = Field(
+        "padded",
+        description="one conversation per sequence, or as many as fit, each attending to itself",
+    )
+    too_long: Literal["refuse", "drop", "cut"] = Field(
+        "refuse",
+        description="what becomes of conversations that are longer than a sequence: stop, drop and "
+        "count them, or keep the turns that fit",
+    )
+
+
 class DataConfig(Section):
     """The corpus and how it is cut into training sequences."""
 
@@ -65,6 +83,11 @@ class DataConfig(Section):
     )
     sequence_length: Whole = Field(128, ge=1, description="tokens per training sequence")
     document_mask: bool = Field(False, description="attention stays inside documents")
+    conversations: Conversations | None = Field(
+        None,
+        description="prompt–answer training on rows with messages, prompt and completion, or "
+        "question and answer: {template, packing, too_long}; null: plain text",
+    )
     num_proc: Whole = Field(1, ge=1, description="processes that tokenise (the result is the same)")
     num_workers: Whole = Field(0, ge=0, description="processes that prepare training batches")
     cache_dir: PathText | None = Field(None, description="token cache; null: the datasets cache")
@@ -73,6 +96,10 @@ class DataConfig(Section):
     def _weighted(self) -> "DataConfig":
         if not self.sources:
             raise ValueError("sources is empty: name at least one corpus")
+        if self.conversations is not None and self.weights:
+            raise ValueError(
+                "conversations are read one source after another: leave the weights of sources out"
+            )
         bare = [i for i, source in enumerate(self.sources) if source.weight is None]
         if bare and len(bare) < len(self.sources):
             raise ValueError(

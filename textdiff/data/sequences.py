@@ -42,7 +42,44 @@ class PackedRows:
     documents: NDArray[np.int32]
 
 
-class PackedSequences:
+class Epochs:
+    """Epochs of rows, each in an order of its own that follows from the seed.
+
+    Attributes:
+        seed: of the orders.
+
+    Args:
+        seed: a non-negative integer.
+        source: its number in a mixture, so that equal lengths have different orders.
+    """
+
+    def __init__(self, seed: int, source: int | None = None) -> None:
+        self.seed = seed
+        self._source = () if source is None else (source,)
+        self._orders: dict[int, NDArray[np.int64]] = {}
+
+    def __len__(self) -> int:
+        """Return the rows per epoch."""
+        raise NotImplementedError
+
+    def _order(self, epoch: int) -> NDArray[np.int64]:
+        """Return the order of an epoch's rows."""
+        if epoch not in self._orders:
+            while len(self._orders) >= _EPOCHS_KEPT:
+                del self._orders[next(iter(self._orders))]
+            raw = self._raw(epoch, _ORDER, len(self))
+            self._orders[epoch] = np.argsort(raw, kind="stable")
+        return self._orders[epoch]
+
+    def _raw(self, epoch: int, purpose: int, size: int) -> NDArray[np.uint64]:
+        """Draw random words: numpy keeps its bit generators as they are, not `permutation`."""
+        entropy = (self.seed, epoch, purpose, *self._source)
+        generator = np.random.Philox(np.random.SeedSequence(entropy))
+        words: NDArray[np.uint64] = generator.random_raw(size)
+        return words
+
+
+class PackedSequences(Epochs):
     """Sequences of equal length, read from the stream when asked for.
 
     The stream is a ring. An epoch starts at its phase, 0 in the first epoch and random in [0, L)
@@ -75,9 +112,7 @@ class PackedSequences:
             )
         self.stream = stream
         self.sequence_length = sequence_length
-        self.seed = seed
-        self._source = () if source is None else (source,)
-        self._orders: dict[int, NDArray[np.int64]] = {}
+        super().__init__(seed, source)
 
     def __len__(self) -> int:
         """Return the sequences per epoch."""
@@ -118,21 +153,6 @@ class PackedSequences:
         if epoch == 0:
             return 0
         return int(self._raw(epoch, _PHASE, 1)[0] % np.uint64(self.sequence_length))
-
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        if epoch not in self._orders:
-            while len(self._orders) >= _EPOCHS_KEPT:
-                del self._orders[next(iter(self._orders))]
-            raw = self._raw(epoch, _ORDER, len(self))
-            self._orders[epoch] = np.argsort(raw, kind="stable")
-        return self._orders[epoch]
-
-    def _raw(self, epoch: int, purpose: int, size: int) -> NDArray[np.uint64]:
-        """Draw random words: numpy keeps its bit generators as they are, not `permutation`."""
-        entropy = (self.seed, epoch, purpose, *self._source)
-        generator = np.random.Philox(np.random.SeedSequence(entropy))
-        words: NDArray[np.uint64] = generator.random_raw(size)
-        return words
 
 
 LONGEST_PERIOD = 1_000_000

@@ -116,6 +116,7 @@ def split_each(
     scans: Sequence[Scan],
     fraction: float,
     names: Sequence[str] = ("the corpus",),
+    whole: bool = False,
 ) -> list[Split]:
     """Split several corpora, each as `split_documents` does.
 
@@ -126,11 +127,12 @@ def split_each(
         scans: their scans.
         fraction: the fraction to hold out of each.
         names: of the corpora, for messages.
+        whole: never cut documents: hold out as many of them as reach the fraction.
 
     Raises:
         DataError: one of them is too short to be divided, or the others hold out all of it.
     """
-    chosen = [_choose(scan, fraction) for scan in scans]
+    chosen = [_choose(scan, fraction, whole) for scan in scans]
     everywhere = np.unique(np.concatenate([c for c in chosen if c is not None] or [_NONE]))
     return [
         _divide(documents, scan, fraction, None if digests is None else everywhere, name)
@@ -141,7 +143,7 @@ def split_each(
 _NONE = np.empty(0, "S32")
 
 
-def _choose(scan: Scan, fraction: float) -> NDArray[np.bytes_] | None:
+def _choose(scan: Scan, fraction: float, whole: bool = False) -> NDArray[np.bytes_] | None:
     """Return digests of the documents to hold out; None where whole ones do not fit."""
     digests, first, counts = np.unique(scan.digests, return_index=True, return_counts=True)
     sizes = (scan.characters[first] * counts).tolist()
@@ -154,6 +156,10 @@ def _choose(scan: Scan, fraction: float) -> NDArray[np.bytes_] | None:
         if 0 < size <= _MOST * target - held_out:
             chosen.append(index)
             held_out += size
+    if whole and held_out < _LEAST * target:
+        reached = np.searchsorted(np.cumsum(sizes), target) + 1
+        chosen = list(range(min(int(reached), len(sizes) - 1)))
+        return digests[chosen]
     fits = chosen and held_out >= _LEAST * target and len(chosen) < len(sizes)
     return digests[chosen] if fits else None
 

@@ -21,11 +21,15 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from textdiff.data.conversation_rows import (
+    CONVERSATIONS,
+    not_conversations,
+    wanted_columns,
+)
 from textdiff.data.document_stream import (
     EMPTY,
     Omissions,
     TextBlock,
-    checked_text,
     missing_column,
     no_text,
     whole_texts,
@@ -33,6 +37,7 @@ from textdiff.data.document_stream import (
 from textdiff.data.formats import Kind, decoded, kind_of_file, opened, read_plain_file
 from textdiff.data.json_rows import holds_column, read_lines, read_values
 from textdiff.data.paths import Files, find_files
+from textdiff.data.table_rows import table_texts
 from textdiff.errors import DataError
 from textdiff.storage import refuse_pointer
 
@@ -114,10 +119,9 @@ def read_parquet(path: Path, column: str, omissions: Omissions) -> Iterator[str]
         DataError: the file cannot be read, or a row cannot be used.
     """
     with _readable(path, "Parquet"), pq.ParquetFile(path) as file:
-        if column not in file.schema_arrow.names:
-            raise missing_column(str(path), column, file.schema_arrow.names)
-        batches = file.iter_batches(batch_size=_ROWS, columns=[column])
-        yield from column_texts((b.column(0) for b in batches), str(path), column, omissions)
+        columns = wanted_columns(file.schema_arrow.names, str(path), column)
+        batches = file.iter_batches(batch_size=_ROWS, columns=columns)
+        yield from table_texts(batches, str(path), column, omissions)
 
 
 def read_arrow(path: Path, column: str, omissions: Omissions) -> Iterator[str]:
@@ -128,9 +132,8 @@ def read_arrow(path: Path, column: str, omissions: Omissions) -> Iterator[str]:
     """
     with _readable(path, "Arrow"), pa.memory_map(str(path)) as file:
         names, batches = _record_batches(file)
-        if column not in names:
-            raise missing_column(str(path), column, names)
-        yield from column_texts((b.column(column) for b in batches), str(path), column, omissions)
+        columns = wanted_columns(names, str(path), column)
+        yield from table_texts((b.select(columns) for b in batches), str(path), column, omissions)
 
 
 @contextmanager
@@ -139,7 +142,7 @@ def _readable(path: Path, kind: str) -> Iterator[None]:
     refuse_pointer(path, DataError)
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DataError(
             f"{path}: not a readable {kind} file ({error})", code="unreadable"
         ) from None
@@ -155,37 +158,6 @@ def _record_batches(file: Any) -> tuple[list[str], Iterator[Any]]:
         batches = (whole.get_batch(number) for number in range(whole.num_record_batches))
         return whole.schema.names, batches
     return stream.schema.names, iter(stream)
-
-
-def column_texts(
-    columns: Iterable[Any], where: str, column: str, omissions: Omissions
-) -> Iterator[str]:
-    """Yield the strings of Arrow arrays.
-
-    Args:
-        columns: the arrays, one after another.
-        where: what holds them, for messages.
-        column: its name.
-        omissions: refuses rows that hold something else, or counts them.
-
-    Raises:
-        DataError: a row that cannot be used.
-    """
-    values = (value for array in columns for value in _values(array))
-    for row, value in enumerate(values, start=1):
-        yield omissions.usable(checked_text, value, f"{where}, row {row}", column)
-
-
-def _values(values: Any) -> Iterator[Any]:
-    """Yield Python values; bytes where a string is not UTF-8."""
-    try:
-        yield from values.to_pylist()
-    except UnicodeDecodeError:
-        for value in values:
-            try:
-                yield value.as_py()
-            except UnicodeDecodeError:
-                yield b""
 
 
 _log = logging.getLogger(__name__)
@@ -270,6 +242,8 @@ def read_file(
         DataError: see `read_texts`.
     """
     kind = kind_of_file(path)
+    if text_column == CONVERSATIONS and kind in ("text", "csv", "tsv"):
+        raise not_conversations(path)
     if kind == "json" and several and not holds_column(path, text_column):
         omissions.files[f".json without a key {text_column!r}"] += 1
         return

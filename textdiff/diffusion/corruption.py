@@ -25,6 +25,9 @@ class Batch:
         sigma: [B, blocks] total noise per block, or what else networks of the family read.
         document_ids: [B, L] (-1: padding), or None where attention ignores documents.
         block_size: tokens per block; None: the whole sequence.
+        answers: [B, L] bool, tokens that are learned at all where others are given at every noise
+            level; None: all of them.
+        answer_tokens: tokens that the loss is shared among, where this is not all of them.
     """
 
     x0: Tensor
@@ -34,6 +37,8 @@ class Batch:
     sigma: Tensor
     document_ids: Tensor | None
     block_size: int | None
+    answers: Tensor | None = None
+    answer_tokens: float | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Copy the batch to a device without waiting."""

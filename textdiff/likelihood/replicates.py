@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -249,8 +249,8 @@ class ReplicateDraws:
 
     def _with_end(self, parts: Parts, batch: WindowBatch) -> Parts:
         """Return the parts, with what end-of-text tokens contribute in a part of its own."""
-        assert self.windows.ends is not None
-        is_end = torch.arange(batch.x0.shape[1]) == self.windows.ends[batch.window][:, None]
+        ends = cast("Tensor", self.windows.ends)[batch.window][:, None]
+        is_end = (ends >= 0) & (torch.arange(batch.x0.shape[1]) >= ends)  # and their fill
         text = {name: nats.masked_fill(is_end, 0.0) for name, nats in parts.items()}
         return text | {END: sum(parts.values(), torch.zeros(())) * is_end}
 

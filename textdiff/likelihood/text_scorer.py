@@ -11,6 +11,7 @@ from textdiff.checks import checked_texts, whole_number
 from textdiff.data.losses import encode_checked
 from textdiff.diffusion.family import Family
 from textdiff.errors import ConfigError, DataError
+from textdiff.likelihood.answer_windows import answer_windows
 from textdiff.likelihood.bound import Bound
 from textdiff.likelihood.difference import Difference, compare_models
 from textdiff.likelihood.estimates import Estimates
@@ -24,7 +25,7 @@ from textdiff.models import Denoiser
 COUNTS = ("replicates", "samples", "orders", "timesteps", "batch_tokens")
 """Options of `likelihood.estimate` that are whole numbers."""
 
-SELECTION = ("prompts", "spans", "stride", "end_of_text")
+SELECTION = ("prompts", "spans", "stride", "end_of_text", "conversations")
 """Options of `TextScorer.windows` that `estimate` passes on."""
 
 
@@ -56,6 +57,7 @@ class TextScorer:
         spans: Sequence[Sequence[Span]] | None = None,
         stride: int | None = None,
         end_of_text: bool = False,
+        conversations: bool = False,
         protocol: str | None = None,
     ) -> Windows:
         """Return the windows that are scored of documents, by default whole ones.
@@ -68,6 +70,8 @@ class TextScorer:
                 the overlap is context. None: the context, no overlap.
             end_of_text: whether -log p of every document's end is a term of its own: the token
                 that ends it is scored and not counted.
+            conversations: whether each text is a conversation as JSON, with the columns that
+                training reads: its answers are scored, each given what comes before it.
             protocol: a published protocol's chunks instead (`likelihood.protocols.PROTOCOLS`).
 
         Raises:
@@ -80,6 +84,14 @@ class TextScorer:
         if not texts:
             raise DataError("no text given; give at least one", code="no_texts")
         prompts = None if prompts is None else checked_texts(prompts, "prompts")
+        if conversations:
+            if end_of_text or any(x is not None for x in (prompts, spans, stride, protocol)):
+                raise ConfigError(
+                    "conversations have prompts and ends of their own: no prompts, spans, stride, "
+                    "end_of_text or protocol",
+                    code="conversations_fix_windows",
+                )
+            return answer_windows(self.tokenizer, texts, self.context, self.family.block_size)
         if protocol is None:
             return self._windows(texts, prompts, spans, stride, end_of_text)
         if end_of_text or any(option is not None for option in (prompts, spans, stride)):

@@ -61,6 +61,7 @@ class Windows:
         losses: by document, what the tokens of its scored text do not give back: the bound of such
             a document is not one on its text.
         unknown: id of the unknown token, which is never scored; None: none is there.
+        filled: whether end-of-text tokens, which are scored, fill a text's last block.
     """
 
     tokens: list[Tokens]
@@ -74,6 +75,7 @@ class Windows:
     rest: Tensor | None = None
     losses: Mapping[int, Loss] = field(default_factory=dict)
     unknown: int | None = None
+    filled: bool = False
 
     @cached_property
     def lengths(self) -> Tensor:
@@ -282,7 +284,7 @@ def with_rest(windows: Windows, family: Family, context: int) -> Windows:
     Raises:
         ConfigError: ends are to be scored, and the process has no mask.
     """
-    if windows.ends is not None and not family.process.masks_evenly:
+    if windows.ends is not None and not windows.filled and not family.process.masks_evenly:
         kind = type(family.process).__name__.lower()
         raise ConfigError(
             f"the end of a text cannot be scored under {kind} noise: what follows it in its block "
@@ -290,7 +292,7 @@ def with_rest(windows: Windows, family: Family, context: int) -> Windows:
             "(--end-of-text) out, which gives a bound conditional on the length",
             code="end_needs_masks",
         )
-    if not stays_masked(windows, family):
+    if windows.filled or not stays_masked(windows, family):
         return windows
     size = family.block_size or context
     lengths = windows.sizes

@@ -156,7 +156,7 @@ def shift_right(ids: Tensor, start: int, document_ids: Tensor | None = None) -> 
 
 
 def hide_starts(ids: Tensor, positions: Tensor, document_ids: Tensor | None) -> Tensor | None:
-    """Return document ids that hide the first input of rows whose first token is not predicted.
+    """Return document ids that hide the first input of documents whose first token is fixed.
 
     Args:
         ids: [B, L] tokens.
@@ -165,11 +165,12 @@ def hide_starts(ids: Tensor, positions: Tensor, document_ids: Tensor | None) -> 
     """
     predicted = torch.zeros(ids.numel(), dtype=torch.bool, device=ids.device)
     predicted[positions] = True
-    hidden = ~predicted.view(ids.shape)[:, :1]  # [B, 1]
+    documents = torch.zeros_like(ids) if document_ids is None else document_ids
+    first = documents != functional.pad(documents[:, :-1], (1, 0), value=-1)  # [B, L]
+    hidden = first & ~predicted.view(ids.shape)
     if document_ids is None and not bool(hidden.any()):
         return None
-    documents = torch.zeros_like(ids) if document_ids is None else document_ids
-    return torch.cat([documents[:, :1].masked_fill(hidden, -1), documents[:, 1:]], dim=1)
+    return documents.masked_fill(hidden, -1)
 
 
 def both_streams(noisy: Tensor, clean: Tensor, length: int) -> Tensor:

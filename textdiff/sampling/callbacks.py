@@ -213,10 +213,17 @@ class RowReader:
         """Return token ids as text, without special tokens and a space that the tokenizer added."""
         return str(self._opening.decode(list(ids), skip_special_tokens=True))
 
-    def until_end(self, ids: Sequence[int], start: int = 0) -> list[int]:
-        """Return a row up to the first end-of-text token from `start` on."""
-        ids, end = list(ids), self.tokenizer.eos_token_id
-        return ids[: ids.index(end, start)] if end in ids[start:] else ids
+    def until_end(self, ids: Sequence[int], start: int = 0, ends: Sequence[int] = ()) -> list[int]:
+        """Return a row up to the first token from `start` on that ends it; end-of-text always does.
+
+        Args:
+            ids: the row.
+            start: where its open end begins.
+            ends: other tokens that end it.
+        """
+        last = {self.tokenizer.eos_token_id, *ends}
+        after = enumerate(ids[start:], start)
+        return list(ids[: next((at for at, token in after if token in last), len(ids))])
 
     def piece(self, ids: list[int], start: int, stop: int) -> str:
         """Return some tokens of a row as its text has them; its beginning may be special."""
@@ -227,7 +234,7 @@ class RowReader:
         """Return the result of a row whose tokens are known."""
         seed, index = request.job.row_keys[row]
         tail, spans = int(request.job.tails[row]), request.job.holes(row)
-        whole = self.until_end(ids, tail)
+        whole = self.until_end(ids, tail, request.end_tokens)
         new = self.piece(ids, tail, len(whole))
         cut = min((new.find(stop) for stop in request.config.stop if stop in new), default=len(new))
         holes = [self.piece(ids, start, end) for start, end in spans]
@@ -245,13 +252,16 @@ class RowReader:
             new_tokens=sum(min(end, len(ids)) - start for start, end in spans),
         )
 
-    def ending(self, stops: Sequence[str]) -> Callable[[Sequence[int], int], bool]:
+    def ending(
+        self, stops: Sequence[str], ends: Sequence[int] = ()
+    ) -> Callable[[Sequence[int], int], bool]:
         """Return a test of new tokens, so many of them fresh: whether they end a text."""
+        final = {self.tokenizer.eos_token_id, *ends}
         # A token is a byte at least: earlier ones cannot belong to a stop string that is new.
         reach = max((len(stop.encode()) for stop in stops), default=0)
 
         def ended(new: Sequence[int], fresh: int) -> bool:
-            if self.tokenizer.eos_token_id in new[len(new) - fresh :]:
+            if not final.isdisjoint(new[len(new) - fresh :]):
                 return True
             last = self.decode(new[max(0, len(new) - fresh - reach) :]) if stops else ""
             return any(stop in last for stop in stops)

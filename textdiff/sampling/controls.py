@@ -41,7 +41,7 @@ class Controls:
             linearly in time. The penalty multiplies log-probabilities (arXiv:1909.05858; its
             scores are raw logits, whose zero has no meaning). Shares: arXiv:2407.01082.
         banned: token ids that are never drawn.
-        end_token: is not drawn where fixed text follows it; None: the model draws none.
+        end_tokens: tokens that end a text; they are not drawn where fixed text follows them.
         hooks: the user's own; see `Hook`.
         constraint: what generated text has to look like; None: anything.
         info: what surrounds the canvas; the engine adds it.
@@ -55,7 +55,7 @@ class Controls:
 
     config: SamplingConfig
     banned: tuple[int, ...]
-    end_token: int | None
+    end_tokens: tuple[int, ...]
     hooks: tuple[Hook, ...]
     constraint: Constraint | None
     info: SegmentInfo | None = field(compare=False, repr=False)
@@ -65,14 +65,14 @@ class Controls:
         config: SamplingConfig = NEUTRAL,
         *,
         banned: tuple[int, ...] = (),
-        end_token: int | None = None,
+        end_tokens: tuple[int, ...] = (),
         hooks: tuple[Hook, ...] = (),
         constraint: Constraint | None = None,
         info: SegmentInfo | None = None,
         **options: Any,
     ):
         config = config.merge(**options) if options else config
-        values = (config, banned, end_token, hooks, constraint, info)
+        values = (config, banned, end_tokens, hooks, constraint, info)
         for item, value in zip(fields(self), values, strict=True):
             object.__setattr__(self, item.name, value)
 
@@ -110,10 +110,7 @@ class Controls:
             ConfigError: a hook left nothing to draw.
         """
         if context is None or not (
-            self.hooks
-            or self.banned
-            or self.config.repetition_penalty != 1.0
-            or self.end_token is not None
+            self.hooks or self.banned or self.config.repetition_penalty != 1.0 or self.end_tokens
         ):
             return log_x0
         context = self.placed(context)
@@ -181,7 +178,7 @@ class Controls:
     def allowed(self, context: Context) -> Tensor | None:
         """Return the tokens that are not banned, [N, V] bool; None: all clean ones."""
         early = None
-        if self.end_token is not None and context.info is not None:
+        if self.end_tokens and context.info is not None:
             early = context.place < (context.info.tails + self.config.min_new_tokens)[context.row]
             early = early.to(context.canvas.device) if bool(early.any()) else None  # on the host
         if not self.banned and early is None:
@@ -189,7 +186,7 @@ class Controls:
         allowed = context.vocabulary.clean.repeat(len(context.positions), 1)
         allowed[:, list(self.banned)] = False
         if early is not None:
-            allowed[:, self.end_token] &= ~early
+            allowed[:, list(self.end_tokens)] &= ~early[:, None]
         return allowed
 
     def temperature(self, context: Context | None, device: torch.device) -> float | Tensor:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import groupby
+from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
@@ -21,6 +22,8 @@ from textdiff.sampling.rules import build_rule
 from textdiff.sampling.settings import SamplingConfig
 from textdiff.sampling.template import ParsedPrompt, parse_prompts
 
+Prompts = str | ParsedPrompt | Sequence[str] | Sequence[ParsedPrompt]
+
 
 @dataclass(frozen=True)
 class Request:
@@ -31,7 +34,8 @@ class Request:
         config: rule, steps, temperature, ...
         hooks: the user's own functions of log-weights; see `controls.Hook`.
         constraint: what generated text has to look like; None: anything.
-        end_token: the end-of-text token, if the model draws one.
+        end_tokens: tokens that end a text: end-of-text, and those that end a turn of a
+            conversation; as far as the model draws them.
         lost: what the model does not see of the prompts as it is written, in sentences.
     """
 
@@ -39,7 +43,7 @@ class Request:
     config: SamplingConfig = NEUTRAL
     hooks: tuple[Hook, ...] = ()
     constraint: Constraint | None = None
-    end_token: int | None = None
+    end_tokens: tuple[int, ...] = ()
     lost: tuple[str, ...] = ()
 
     @property
@@ -49,7 +53,7 @@ class Request:
             self.config,
             hooks=self.hooks,
             constraint=self.constraint,
-            end_token=self.end_token,
+            end_tokens=self.end_tokens,
         )
 
     def rows(self, start: int, stop: int) -> "Request":
@@ -76,23 +80,27 @@ class Preparer:
         self.clean = family.process.vocabulary.clean.cpu()  # [V]
 
     def parse(
-        self, prompts: str | Sequence[str], suffix: str | Sequence[str] | None, num_samples: int
+        self, prompts: Prompts, suffix: str | Sequence[str] | None, num_samples: int
     ) -> list[ParsedPrompt]:
         """Return the fixed text of every row.
 
         Args:
-            prompts: one or several beginnings, or templates.
+            prompts: one or several beginnings, or templates, or what was parsed before.
             suffix: what follows each, or all of them.
             num_samples: rows per prompt.
 
         Raises:
-            ConfigError: no rows, not as many suffixes as prompts, or a hole without a length.
+            ConfigError: no rows, not as many suffixes as prompts, a suffix to a conversation, or a
+                hole without a length.
             DataError: a prompt that is not a string, or has characters that the tokenizer was not
                 trained on.
         """
         if num_samples < 1:
             raise ConfigError(f"num_samples {num_samples}: give at least 1", code="no_rows")
-        texts = one_or_more(prompts, "prompts")
+        read = [prompts] if isinstance(prompts, ParsedPrompt) else prompts
+        if read and not isinstance(read, str) and isinstance(read[0], ParsedPrompt):
+            return [prompt for prompt in _parsed(read, suffix) for _ in range(num_samples)]
+        texts = one_or_more(read, "prompts")
         if suffix is None or isinstance(suffix, str):
             suffix = [suffix or ""] * len(texts)
         suffixes = checked_texts(suffix, "suffix")
@@ -112,6 +120,7 @@ class Preparer:
         hooks: Sequence[Hook] = (),
         constraint: Constraint | None = None,
         lost: Sequence[str] = (),
+        ends: Sequence[int] = (),
     ) -> Request:
         """Return a request for rows.
 
@@ -121,6 +130,7 @@ class Preparer:
             hooks: the user's own; see `controls.Hook`.
             constraint: the user's own; None: that of the config.
             lost: what the model does not see of the prompts, in sentences.
+            ends: tokens that end a text besides the end-of-text token.
 
         Raises:
             ConfigError: options that do not fit the family or the rows.
@@ -138,8 +148,10 @@ class Preparer:
             )
         if constraint is not None:
             constraint.check(job)
-        end = end_id(self.tokenizer, self.clean)
-        return Request(job, config, tuple(hooks), constraint, end, tuple(dict.fromkeys(lost)))
+        drawn = [end_id(self.tokenizer, self.clean), *(end for end in ends if self.clean[end])]
+        end_tokens = tuple(dict.fromkeys(end for end in drawn if end is not None))
+        lost = tuple(dict.fromkeys(lost))
+        return Request(job, config, tuple(hooks), constraint, end_tokens, lost)
 
     @cached_property
     def _pattern(
@@ -161,6 +173,22 @@ class Preparer:
             return build_pattern(regex, ban, spelled, end, least, self.model.device, force)
 
         return pattern
+
+
+def _parsed(prompts: Any, suffix: object) -> Sequence[ParsedPrompt]:
+    """Return prompts that were parsed before.
+
+    Raises:
+        ConfigError: one was not, or there is a suffix, which none of them has.
+    """
+    if suffix or not all(isinstance(prompt, ParsedPrompt) for prompt in prompts):
+        raise ConfigError(
+            "prompts of conversations take no suffix, and no plain prompts beside them; leave them "
+            "out",
+            code="not_a_conversation_alone",
+        )
+    checked: Sequence[ParsedPrompt] = prompts
+    return checked
 
 
 def make_job(

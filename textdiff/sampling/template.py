@@ -32,12 +32,14 @@ class ParsedPrompt:
         suffix: token ids that follow what is generated after `tokens`.
         template: whether its length is fixed: it has holes of its own.
         lost: what the model does not see of the given text as it is written, in sentences.
+        ends: tokens that end what is generated, besides the end-of-text token.
     """
 
     tokens: tuple[int | None, ...]
     suffix: tuple[int, ...] = ()
     template: bool = False
     lost: tuple[str, ...] = ()
+    ends: tuple[int, ...] = ()
 
 
 def pieces_of(text: str) -> list[str | int]:

@@ -11,6 +11,7 @@ import threading
 import traceback
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from textdiff.config import Config
+from textdiff.data.answer_rows import AnswerSequences
 from textdiff.data.sequences import Mixture, PackedSequences
 from textdiff.diffusion.family import Blocks, Family, training_maker
 from textdiff.diffusion.noise import ALL_RATES, NoiseMaker, NoiseUniforms, Rates, draw_noise
@@ -44,7 +46,7 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
 
     def __init__(
         self,
-        sequences: PackedSequences | Mixture,
+        sequences: PackedSequences | Mixture | AnswerSequences,
         family: Family,
         config: Config,
         rank: int = 0,
@@ -77,6 +79,8 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
         family = self.family.with_block_size(self.block_size(step))
         global_batch = self.config.train.global_batch_size
         samples = step * global_batch + slots
+        if isinstance(self.sequences, AnswerSequences):
+            return self._answers(family, step, slots)
         x0, ids = self.rows(samples)
         blocks = family.blocks(x0.shape[1])
         v = self.levels(step, global_batch, blocks)[slots]
@@ -97,6 +101,30 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
             return corrupt(family, x0, noise, ids)
         return prompts.hide(corrupt(family, x0, noise, ids), family.process.mask_token_id)
 
+    def _answers(self, family: Family, step: int, slots: Tensor) -> Batch:
+        """Return rows of conversations, whose prompts have no noise and no loss.
+
+        The loss is shared among the answer tokens of all rows of the step. So it does not depend on
+        how these are divided among processes and micro-batches.
+        """
+        sequences, global_batch = self.sequences, self.config.train.global_batch_size
+        assert isinstance(sequences, AnswerSequences)
+        first, whole = step * global_batch, family.block_size is None
+        samples = first + slots
+        rows = sequences.rows(samples.tolist(), whole)
+        x0, answers = torch.from_numpy(rows.tokens), torch.from_numpy(rows.scored)  # [B, L]
+        ids = torch.from_numpy(rows.documents) if sequences.packed else None
+        v = self.levels(step, global_batch, family.blocks(x0.shape[1]))[slots]
+        in_pairs = self.config.diffusion.noise.complementary
+        maker = self.maker(family, self.ranges[family.block_size], in_pairs)
+        noise = draw_noise(family, x0, self.uniforms(family, samples, v), maker, answers)
+        tokens = sequences.answer_tokens(range(first, first + global_batch), whole)
+        masks = 2 if in_pairs else 1
+        x0, answers = x0.repeat(masks, 1), answers.repeat(masks, 1)
+        ids = None if ids is None else ids.repeat(masks, 1)
+        share = masks * tokens / (self.accumulation * self.processes)
+        return replace(corrupt(family, x0, noise, ids), answers=answers, answer_tokens=share)
+
     def prompts(self, samples: Tensor, blocks: Blocks) -> Prompts | None:
         """Draw the prompts of some samples; None where no sample has one."""
         settings = self.config.diffusion.noise
@@ -109,6 +137,8 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
 
     def scored_tokens(self, batch: Batch | CleanBatch) -> float:
         """Return the expected number of a micro-batch's tokens that are scored: all but prompts."""
+        if isinstance(batch, Batch) and batch.answer_tokens is not None:
+            return batch.answer_tokens
         blocks = Blocks.of(self.config.data.sequence_length, batch.block_size)
         return scored_share(blocks, self.config.diffusion.noise.prompts) * batch.x0.numel()
 
@@ -120,6 +150,7 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
 
     def rows(self, samples: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return [B, L] clean tokens of some samples, and document ids for `document_mask`."""
+        assert not isinstance(self.sequences, AnswerSequences)
         rows = self.sequences.rows(samples.tolist())
         ids = torch.from_numpy(rows.documents) if self.config.data.document_mask else None
         return torch.from_numpy(rows.tokens), ids

@@ -195,4 +195,6 @@ def write_facts(
     }
     (directory / "env.json").write_text(json.dumps(facts, indent=2) + "\n")
     with (directory / "validation.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps({"text": text}) + "\n" for text in texts)
+        conversations = config.data.conversations is not None  # whose rows are JSON already
+        rows = texts if conversations else [json.dumps({"text": text}) for text in texts]
+        file.writelines(f"{row}\n" for row in rows)

@@ -10,9 +10,11 @@ from torch import Tensor
 from textdiff.config import Config
 from textdiff.data.corpus import Corpus
 from textdiff.export.loading import DTYPES
+from textdiff.likelihood.answer_windows import answer_windows
 from textdiff.likelihood.bound import Bound
 from textdiff.likelihood.replicates import estimate
 from textdiff.likelihood.scored_texts import scored_pieces, windows_of
+from textdiff.likelihood.windows import Windows
 from textdiff.pipeline import TextDiffusion
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.ranges import RangeChoice, search_range
@@ -59,12 +61,17 @@ class Validation:
         self.accelerator, self.reporter = accelerator, reporter
         self.signalled: Callable[[], int] = lambda: 0
         self.texts = corpus.validation[: config.evaluate.max_documents]
-        self.windows = windows_of(
-            corpus.tokenizer,
-            scored_pieces(self.texts),
-            config.data.sequence_length,
-            model.family.process.vocabulary.clean.cpu(),
-        )
+        self.windows = {size: self._windows(corpus, size) for size in config.diffusion.block_sizes}
+
+    def _windows(self, corpus: Corpus, block_size: int | None) -> Windows:
+        """Return the windows of the held-out texts; those of conversations depend on blocks."""
+        length, conversations = self.config.data.sequence_length, self.config.data.conversations
+        if conversations is not None:
+            return answer_windows(
+                corpus.tokenizer, self.texts, length, block_size, conversations.too_long
+            )
+        clean = self.model.family.process.vocabulary.clean.cpu()
+        return windows_of(corpus.tokenizer, scored_pieces(self.texts), length, clean)
 
     def measure(
         self, batches: TrainingBatches, step: int
@@ -94,7 +101,7 @@ class Validation:
         return estimate(
             self.model.model,
             self.model.family.with_block_size(block_size),
-            self.windows,
+            self.windows[block_size],
             seed=self.config.run.seed,
             replicates=self.config.evaluate.replicates,
             shard=self._shard,

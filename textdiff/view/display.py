@@ -29,10 +29,13 @@ class TextPrinter(Callback):
         model: decodes what is not finished.
         held: print nothing before `release`: the screen is another's until then.
         alone: nothing but what is printed is left, so without a reader there is nothing to do.
+        answers: print what follows the prompts alone.
     """
 
-    def __init__(self, model: TextDiffusion, held: bool, alone: bool = False):
-        self.model, self.held, self.alone = model, held, alone
+    def __init__(
+        self, model: TextDiffusion, held: bool, alone: bool = False, answers: bool = False
+    ):
+        self.model, self.held, self.alone, self.answers = model, held, alone, answers
         self.done: dict[int, FinishedRow] = {}
         self.rows = self.next = self.said = 0
         self.last: Step | None = None
@@ -50,14 +53,14 @@ class TextPrinter(Callback):
         """Print a text whose turn it is."""
         self.done[result.index] = result
         while not self.held and self.next in self.done:
-            self._say(self.done[self.next].text)
+            self._say(self.done[self.next])
             self.next += 1
 
     def release(self) -> None:
         """Print what waits."""
         for index in sorted(self.done):
             if index >= self.next:
-                self._say(self.done[index].text)
+                self._say(self.done[index])
         print()
 
     def interrupted(self) -> None:
@@ -68,11 +71,12 @@ class TextPrinter(Callback):
                 final, start = int(self.last.final[row]), int(self.job.onwards[row, 0])
                 if index not in self.done and final > start:
                     ids = self.last.canvas[row, :final].tolist()
-                    text = self.model.decode(ids)
-                    self.done[index] = FinishedRow(0, index, text, "", [], ids, final - start)
+                    text, new = self.model.decode(ids), self.model.decode(ids[start:])
+                    self.done[index] = FinishedRow(0, index, text, new, [], ids, final - start)
         self.release()
 
-    def _say(self, text: str) -> None:
+    def _say(self, row: FinishedRow) -> None:
+        text = row.completion.strip() if self.answers else row.text
         print((SEPARATOR if self.said else "") + text, end="", flush=True)
         self.said += 1
         if self.alone and not has_reader(sys.stdout):
@@ -112,7 +116,8 @@ def recording(
 
 
 def _title(task: Mapping[str, Any]) -> str:
-    words = " ".join(str(task["prompts"]).split())
+    prompts = task["prompts"]
+    words = " ".join((prompts if isinstance(prompts, str) else str(prompts[0])).split())
     return words if 0 < len(words) <= 80 else f"{words[:79]}…" if words else "From nothing"
 
 
@@ -135,19 +140,24 @@ def written(value: Any) -> str:
 
 
 @contextmanager
-def live(console: Console, model: TextDiffusion, task: Mapping[str, Any]) -> Iterator[Callback]:
+def live(
+    console: Console, model: TextDiffusion, task: Mapping[str, Any], answers: bool = False
+) -> Iterator[Callback]:
     """Show rows in a terminal while they are denoised; nothing is left of it in the end.
 
     Args:
         console: the terminal.
         model: the model that generates.
         task: arguments of `TextDiffusion.generate`.
+        answers: show what follows the prompts alone.
     """
     steps = task.get("steps") or model.defaults.steps
     tokens = task.get("max_new_tokens") or model.defaults.max_new_tokens
     blocks = -(-tokens // (model.family.block_size or tokens))
     calls = min(tokens, steps * blocks)
-    rows = LiveRows(console, reader_of(model), task.get("num_samples", 1), calls)
+    prompts = task.get("prompts", "")
+    count = task.get("num_samples", 1) * (1 if isinstance(prompts, str) else len(prompts))
+    rows = LiveRows(console, reader_of(model), count, calls, answers)
     with unfailing(rows) as view:
         yield view
 

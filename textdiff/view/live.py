@@ -34,6 +34,7 @@ class Shown:
         change: its last step.
         call: the network call that this was.
         tokens: how many of its open places hold a token.
+        hidden: how many of its first tokens are not shown.
         masks: whether it has had masks to be filled.
         done: whether it is finished.
     """
@@ -41,6 +42,7 @@ class Shown:
     title: str
     prompt: list[int]
     given: set[int]
+    hidden: int = 0
     change: RowStep | None = None
     call: int = 0
     tokens: int = 0
@@ -59,12 +61,15 @@ class LiveRows(Callback):
         reader: makes cells of tokens.
         rows: rows of the whole generation.
         calls: network calls expected.
+        answers: show what follows the prompts alone.
     """
 
     parts = ("draft", "entropy")
 
-    def __init__(self, console: Console, reader: Reader, rows: int, calls: int):
-        self.console, self.reader, self.total = console, reader, rows
+    def __init__(
+        self, console: Console, reader: Reader, rows: int, calls: int, answers: bool = False
+    ):
+        self.console, self.reader, self.total, self.answers = console, reader, rows, answers
         self.pause = SECONDS / max(1, calls)
         self.steps = RowSteps(reader.mask)
         self.rows: list[Shown] = []
@@ -89,8 +94,12 @@ class LiveRows(Callback):
         self.tokens_before = self._tokens()
         self.begun += len(job.prompts)
         self.rows = [
-            Shown(f"sample {index + 1}", *given_of(prompt, self.reader.mask))
-            for (_, index), prompt in zip(job.row_keys, job.prompts, strict=True)
+            Shown(
+                f"sample {index + 1}",
+                *given_of(prompt, self.reader.mask),
+                hidden=len(job.leading(row)) if self.answers else 0,
+            )
+            for row, ((_, index), prompt) in enumerate(zip(job.row_keys, job.prompts, strict=True))
         ]
 
     def step(self, step: Step) -> None:
@@ -127,8 +136,9 @@ class LiveRows(Callback):
         for row in chosen:
             if several:
                 lines.append(_heading(row, width))
-            laid = lay_out(self._cells(row), width)
-            lines += [line.text() for line in visible_lines(laid, each, self._busy(row))]
+            laid = lay_out(self._cells(row)[row.hidden :], width)
+            busy = self._busy(row) - row.hidden
+            lines += [line.text() for line in visible_lines(laid, each, busy)]
         return Group(*lines, self.figures(width - ECHO))
 
     def figures(self, width: int) -> Text:

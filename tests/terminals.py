@@ -1,0 +1,43 @@
+"""Programs in a terminal, typed into."""
+
+import os
+import select
+import signal
+import sys
+import time
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **more}
+
+
+def in_a_terminal(words: list[str], typed: list[tuple[str, str]], **env: str) -> str:
+    """What a program shows in a terminal of 40 x 12, where it is typed into: (when seen, what)."""
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    pid, master = pty.fork()
+    if pid == 0:
+        os.execve(sys.executable, [sys.executable, "-m", "textdiff", *words], environment(**env))
+    fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 12, 40, 0, 0))
+    seen, waiting, until = b"", list(typed), time.monotonic() + 120
+    while time.monotonic() < until:
+        if not select.select([master], [], [], 1.0)[0]:
+            continue
+        try:
+            seen += os.read(master, 4096)
+        except OSError:  # the end, on Linux
+            break
+        if waiting and waiting[0][0].encode() in seen:
+            text = waiting.pop(0)[1]
+            if text == "^C":
+                os.kill(pid, signal.SIGINT)
+            else:
+                os.write(master, text.encode())
+    else:
+        os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    os.close(master)
+    return seen.decode(errors="replace")
