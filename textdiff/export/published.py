@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from textdiff.diffusion.family import Family
 from textdiff.errors import CheckpointError, ConfigError
+from textdiff.export.adapter_folder import load_network
 from textdiff.export.convert import CheckpointFamily, Converted, find_checkpoint_family
 from textdiff.export.convert.container import CheckpointFiles, read_checkpoint
 from textdiff.export.convert.published_tokenizer import find_tokenizer, with_special_tokens
@@ -24,7 +25,6 @@ from textdiff.export.loading import (
     find_dtype,
     is_export,
     load_exported_tokenizer,
-    load_model,
     locate_export,
     read_json,
 )
@@ -78,7 +78,7 @@ def load_denoiser(
     model: Denoiser
     if is_export(place):
         _refuse_choices(path, None, family)
-        model = load_model(place, kind)
+        model = load_network(place, kind)
     else:
         model = published_network(read_published(place, family), kind)
     model = model.to(where).eval()
@@ -109,7 +109,7 @@ def open_model(
     network: Denoiser
     if is_export(place):
         _refuse_choices(path, tokenizer, family)
-        network = load_model(place, dtype)
+        network = load_network(place, dtype)
         own = load_exported_tokenizer(place, network.config)
         defaults = SamplingConfig.from_export(read_json(place / "generation_config.json"))
     else:

@@ -70,7 +70,7 @@ def model_record(folder: Path | None) -> dict[str, Any]:
     if folder is None:
         return {"model_sha256": None, "tokenizer_sha256": None, "weights": "unknown"}
     return {
-        "model_sha256": file_hash(*sorted(folder.glob("model*.safetensors"))),
+        "model_sha256": file_hash(*sorted(folder.glob("*model*.safetensors"))),
         "tokenizer_sha256": file_hash(folder / "tokenizer.json"),
         "weights": str(training_record(folder).get("weights", "unknown")),
     }

@@ -4,19 +4,17 @@ A language model has rows for its own tokens alone. Tokens that are added get th
 embedding and of its head.
 """
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-import torch
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from textdiff.config import Config
 from textdiff.config.networks import TransformersNetwork, stock_source
 from textdiff.data.sections import PretrainedTokenizer
-from textdiff.data.tokenizer import load_tokenizer
-from textdiff.errors import CheckpointError, ConfigError, first_line
+from textdiff.data.tokenizer import excluded_ids, load_tokenizer
+from textdiff.errors import ConfigError
+from textdiff.export.language_model import language_model
 from textdiff.models import Denoiser
-from textdiff.models.stock import network_class
 from textdiff.pipeline import TextDiffusion
 from textdiff.pretrained import pretrained_configuration
 
@@ -111,27 +109,42 @@ def _adapted(
     own = _own_ids(config, tokenizer)
     rows = pretrained_configuration(source).vocab_size
     _check_rows(source, rows, own, tokenizer)
-    network = _pretrained(source, rows, configuration)
-    if configuration.vocab_size > rows:
-        network.resize_token_embeddings(configuration.vocab_size, mean_resizing=False)
-    added = [index for index in tokenizer.get_vocab().values() if index not in own]
     known = [index for index in own if index < rows]
-    average_rows(network, sorted(added), sorted(known))
-    embedding = network.get_input_embeddings()
-    if getattr(embedding, "padding_idx", None) is not None:
-        embedding.padding_idx = configuration.pad_token_id  # never learned, so not the end of text
-    network.config.update(
-        {
-            name: getattr(configuration, name)
-            for name in ("vocab_size", "diffusion", "excluded_token_ids", "dtype")
-        }
-        | {f"{name}_token_id": getattr(configuration, f"{name}_token_id") for name in _SPECIAL}
+    lora = config.train.lora
+    network = language_model(
+        source,
+        configuration,
+        added=_added_ids(tokenizer, own),
+        known=sorted(known),
+        bits=lora.base_bits if lora else None,
     )
-    network.config._attn_implementation = configuration._attn_implementation
     return section.around(configuration, network)
 
 
-_SPECIAL = ("mask", "pad", "eos")
+def new_rows(config: Config, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Return the tokens whose embeddings a language model lacks, so that they must be trained.
+
+    Raises:
+        ConfigError: one of them is predicted, for which its head would have to be trained as well.
+    """
+    source = stock_source(config.train.init_from)
+    if source is None:
+        return []
+    rows, own = pretrained_configuration(source).vocab_size, _own_ids(config, tokenizer)
+    new = {*_added_ids(tokenizer, own), *(index for index in own if index >= rows)}
+    predicted = sorted(new - set(excluded_ids(tokenizer)) - {tokenizer.mask_token_id})
+    if predicted:
+        raise ConfigError(
+            f"train.lora: {tokenizer.convert_ids_to_tokens(predicted[0])!r} is a new token that "
+            f"texts hold, whose row in the head of {source} adapters cannot train; train all "
+            "weights (lora: null), or take a tokenizer without it",
+            code="predicted_rows",
+        )
+    return sorted(new)
+
+
+def _added_ids(tokenizer: PreTrainedTokenizerFast, own: set[int]) -> list[int]:
+    return sorted(index for index in tokenizer.get_vocab().values() if index not in own)
 
 
 def _own_ids(config: Config, tokenizer: PreTrainedTokenizerFast) -> set[int]:
@@ -152,50 +165,6 @@ def _check_rows(source: str, rows: int, own: set[int], tokenizer: PreTrainedToke
             f"{source} ({rows} rows); take the tokenizer that belongs to it",
             code="tokenizer_larger",
         )
-
-
-def _pretrained(source: str, rows: int, configuration: PreTrainedConfig) -> PreTrainedModel:
-    """Return a language model in float32, whatever its files hold.
-
-    Raises:
-        CheckpointError: weights are missing, damaged, or of another architecture.
-    """
-    loaded = copy.deepcopy(configuration)
-    loaded.vocab_size, loaded.pad_token_id = rows, pretrained_configuration(source).pad_token_id
-    loaded._attn_implementation = "eager"  # every architecture has it; ours takes its place
-    try:
-        network, info = network_class(loaded).from_pretrained(
-            source,
-            config=loaded,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-    except Exception as error:  # of whatever kind files, shapes and the hub's client raise
-        raise CheckpointError(
-            f"train.init_from: the weights of {source} cannot be loaded ({first_line(error)})",
-            code="not_loaded",
-        ) from None
-    for what in ("missing_keys", "mismatched_keys"):
-        if info.get(what):
-            raise CheckpointError(
-                f"train.init_from: {source} does not hold the weights of a {loaded.model_type} "
-                f"language model ({what.replace('_', ' ')}: {min(map(str, info[what]))})",
-                code="missing_weights",
-            )
-    return network
-
-
-@torch.no_grad()
-def average_rows(network: PreTrainedModel, added: Sequence[int], known: Sequence[int]) -> None:
-    """Give added tokens the average of the known rows, in the embedding and in the head.
-
-    Random rows of another norm would cost hundreds of steps.
-    """
-    head = network.get_output_embeddings()
-    tables = [network.get_input_embeddings().weight, head.weight, getattr(head, "bias", None)]
-    for table in {id(table): table for table in tables if table is not None}.values():
-        average = table[torch.tensor(known)].mean(0, dtype=torch.float64)
-        table[torch.tensor(added, dtype=torch.int64)] = average.to(table.dtype)
 
 
 def token_notes(config: Config, tokenizer: PreTrainedTokenizerFast) -> Iterator[str]:

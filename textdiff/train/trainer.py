@@ -155,7 +155,7 @@ class Trainer:
         loss = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         for micro_step in range(self.batches.accumulation):
             batch = next(batches).to(self.accelerator.device)
-            if self.config.model.drops:
+            if self.config.drops:
                 index = micro_step * self.accelerator.num_processes + self.accelerator.process_index
                 torch.manual_seed(int(bits(seed, Stream.DROPOUT, row=index, step=step)))
             with self.accelerator.accumulate(self.module):
