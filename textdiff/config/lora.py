@@ -1,12 +1,12 @@
 """Section of low-rank adapters, which are trained instead of a network's weights."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BeforeValidator, Field
 
 from textdiff.section import Number, Section, Whole
 
-ALL_LINEAR = "all-linear"
+ALL_LINEAR: Final = "all-linear"
 
 
 def _listed(value: Any) -> Any:

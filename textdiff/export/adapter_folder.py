@@ -6,14 +6,16 @@ hash. Loading merges, and needs no peft.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from transformers import AutoConfig
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.pytorch_utils import Conv1D
 
 from textdiff.config.lora import LoraConfig
@@ -27,9 +29,14 @@ from textdiff.export.adapters import (
     trained_rows,
 )
 from textdiff.export.language_model import language_model
-from textdiff.export.loading import load_exported_tokenizer, load_model, locate_export, read_json
+from textdiff.export.loading import (
+    WEIGHT_SUFFIXES,
+    load_exported_tokenizer,
+    locate_export,
+    read_json,
+)
 from textdiff.export.saving import SavedModel, write_companions
-from textdiff.models import Denoiser
+from textdiff.models import Denoiser, TextDiffusionConfig, TextDiffusionModel
 from textdiff.models.backbone import TransformersDenoiser
 from textdiff.pretrained import pretrained_folder
 from textdiff.storage import file_hash
@@ -59,7 +66,7 @@ class AdapterBase:
         source = stock_source(init_from)
         folder = _folder(init_from)
         name = init_from if source is None else source
-        place = str(folder.resolve()) if Path(name).expanduser().is_dir() else name
+        place = str(folder.resolve()) if Path(name).expanduser().exists() else name
         prefix = "" if source is None else STOCK_PREFIX
         return cls(prefix + place, weights_hash(folder))
 
@@ -90,12 +97,19 @@ def _folder(init_from: str) -> Path:
     return locate_export(init_from) if source is None else pretrained_folder(source)
 
 
-def weights_hash(folder: Path) -> str | None:
-    """Return the SHA-256 of a folder's weights; None: it has none."""
-    for pattern in ("*.safetensors", "*.bin"):
-        if files := sorted(folder.glob(pattern)):
+def weights_hash(place: Path) -> str | None:
+    """Return the SHA-256 of a file of weights, or of those in a folder; None: there are none."""
+    if place.is_file():
+        return file_hash(place)
+    for suffix in WEIGHT_SUFFIXES:
+        if files := sorted(place.glob(f"*{suffix}")):
             return file_hash(*files)
     return None
+
+
+def has_adapters(folder: Path) -> bool:
+    """Return whether a folder holds adapters beside a reference to their base."""
+    return (folder / BASE_FILE).is_file()
 
 
 # --- writing -------------------------------------------------------------------------------------
@@ -127,10 +141,11 @@ def write_adapters(saved: SavedModel, folder: Path, lora: LoraConfig, base: Adap
 
 def _peft_facts(model: Denoiser, lora: LoraConfig, source: str) -> dict[str, Any]:
     """Return peft's description of adapters as plain data."""
-    names = _adapted_layers(model)
-    config = peft_config(lora, names, base_model_name_or_path=source, inference_mode=True)
+    network = core_network(model)
+    names = [name for name, module in network.named_modules() if hasattr(module, "lora_A")]
+    facts = {"base_model_name_or_path": source, "inference_mode": True}
+    config = peft_config(lora, network, names, **facts)
     if rows := trained_rows(model):
-        network = core_network(model)
         embedding = network.get_input_embeddings()
         name = next(name for name, module in network.named_modules() if module is embedding)
         config.trainable_token_indices = {name: rows}
@@ -140,24 +155,18 @@ def _peft_facts(model: Denoiser, lora: LoraConfig, source: str) -> dict[str, Any
     }
 
 
-def _adapted_layers(model: Denoiser) -> list[str]:
-    return [n for n, m in core_network(model).named_modules() if hasattr(m, "lora_A")]
-
-
 # --- loading -------------------------------------------------------------------------------------
 
 
-def load_network(folder: Path, dtype: torch.dtype) -> Denoiser:
-    """Return the network of an export, whole or as adapters, on the CPU.
-
-    Raises:
-        CheckpointError: a file is missing, damaged, or does not fit the others.
-    """
-    return (load_adapted if (folder / BASE_FILE).is_file() else load_model)(folder, dtype)
-
-
-def load_adapted(folder: Path, dtype: torch.dtype) -> Denoiser:
+def load_adapted(
+    folder: Path, dtype: torch.dtype, load: Callable[[str, torch.dtype], Denoiser]
+) -> Denoiser:
     """Return the network of a folder of adapters, merged into its base, on the CPU.
+
+    Args:
+        folder: the folder.
+        dtype: of the network.
+        load: returns the network of an export or a published checkpoint.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the base is not what it was.
@@ -169,9 +178,14 @@ def load_adapted(folder: Path, dtype: torch.dtype) -> Denoiser:
     facts = read_json(folder / CONFIG_FILE)
     try:
         weights = load_file(folder / WEIGHTS_FILE)
-        model = _base_model(folder, base, wide)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        stock = stock_source(base.source)
+        if stock is None:
+            model = _configured(config, load(base.source, wide))
+        else:
+            model = _backbone(folder, stock, config, wide)
         _merge(core_network(model), weights, facts)
-    except (OSError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder / WEIGHTS_FILE} is missing, damaged or does not fit its base "
             f"({first_line(error)}); export the model again",
@@ -180,12 +194,16 @@ def load_adapted(folder: Path, dtype: torch.dtype) -> Denoiser:
     return model.to(dtype).eval()
 
 
-def _base_model(folder: Path, base: AdapterBase, dtype: torch.dtype) -> Denoiser:
-    """Return the network that adapters were trained on, with rows for their tokens."""
-    source = stock_source(base.source)
-    if source is None:
-        return load_network(locate_export(base.source), dtype)
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+def _configured(config: PreTrainedConfig, base: Denoiser) -> Denoiser:
+    """Return a base's weights under another configuration, of another family or length."""
+    own = isinstance(config, TextDiffusionConfig)
+    model: Denoiser = TextDiffusionModel(config) if own else TransformersDenoiser(config)
+    model.load_state_dict(base.state_dict(), assign=True)
+    return model
+
+
+def _backbone(folder: Path, source: str, config: PreTrainedConfig, dtype: torch.dtype) -> Denoiser:
+    """Return the language model that adapters were trained on, with rows for their tokens."""
     tokenizer = load_exported_tokenizer(folder, config)
     indices = read_json(folder / CONFIG_FILE).get("trainable_token_indices") or {}
     added = [index for rows in indices.values() for index in rows]
@@ -197,7 +215,7 @@ def _base_model(folder: Path, base: AdapterBase, dtype: torch.dtype) -> Denoiser
 
 
 @torch.no_grad()
-def _merge(network: nn.Module, weights: dict[str, Tensor], facts: dict[str, Any]) -> None:
+def _merge(network: Any, weights: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Add adapters to the weights of a plain network, and put trained rows in their places."""
     scale = facts["lora_alpha"] / facts["r"]
     for name in {name.rpartition(".lora_")[0] for name in weights if ".lora_" in name}:

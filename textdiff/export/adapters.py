@@ -37,7 +37,7 @@ def import_peft() -> Any:
     return peft
 
 
-def core_network(model: Denoiser) -> nn.Module:
+def core_network(model: Denoiser) -> Any:
     """Return the network that other programs load, whose names adapters have."""
     return model.network if isinstance(model, TransformersDenoiser) else model
 
@@ -58,7 +58,7 @@ def add_adapters(
     """
     peft, network = import_peft(), core_network(model)
     names = target_layers(network, lora.targets)
-    peft.inject_adapter_in_model(peft_config(lora, names), network, ADAPTER)
+    peft.inject_adapter_in_model(peft_config(lora, network, names), network, ADAPTER)
     inside = set(map(id, network.parameters()))
     for parameter in model.parameters():
         if id(parameter) not in inside:
@@ -69,24 +69,27 @@ def add_adapters(
         model.attach_head()
 
 
-def peft_config(lora: LoraConfig, names: Sequence[str], **facts: Any) -> Any:
+def peft_config(lora: LoraConfig, network: Any, names: Sequence[str], **facts: Any) -> Any:
     """Return peft's config of adapters.
 
     Args:
         lora: their sizes.
-        names: of the layers.
+        network: the network, with adapters or without.
+        names: of its layers that have some.
         **facts: its other keys.
     """
+    layers = [network.get_submodule(name) for name in names]
     return import_peft().LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,
         target_modules=list(names),
+        fan_in_fan_out=any(isinstance(_layer(layer), Conv1D) for layer in layers),
         **facts,
     )
 
 
-def target_layers(network: nn.Module, targets: str | Sequence[str]) -> list[str]:
+def target_layers(network: Any, targets: str | Sequence[str]) -> list[str]:
     """Return the qualified names of the linear layers that get adapters.
 
     Raises:
@@ -152,8 +155,9 @@ def merged_weight(module: Any) -> Tensor:
     """Return W + (alpha / r) B A, or an embedding with its trained rows."""
     if isinstance(module, TrainedRows):
         return module.merged()
-    weight: Tensor = _layer(module).weight
-    return weight.detach() + module.get_delta_weight(ADAPTER).to(weight)
+    weight: Tensor = _layer(module).weight.detach()
+    delta: Tensor = module.get_delta_weight(ADAPTER)
+    return weight + delta.to(weight)
 
 
 def merged_size(model: Denoiser) -> int:
@@ -171,10 +175,10 @@ def _delta_kind(module: nn.Module) -> bool:
 
 
 def _layer(module: Any) -> Any:
-    return module.base_layer
+    return getattr(module, "base_layer", module)
 
 
-def _replace(network: nn.Module, name: str, module: nn.Module) -> None:
+def _replace(network: Any, name: str, module: nn.Module) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(network.get_submodule(parent), leaf, module)
 

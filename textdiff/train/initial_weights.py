@@ -13,6 +13,7 @@ from textdiff.config.networks import TransformersNetwork, stock_source
 from textdiff.data.sections import PretrainedTokenizer
 from textdiff.data.tokenizer import excluded_ids, load_tokenizer
 from textdiff.errors import ConfigError
+from textdiff.export.adapters import merged_size, trained_parameters
 from textdiff.export.language_model import language_model
 from textdiff.models import Denoiser
 from textdiff.pipeline import TextDiffusion
@@ -164,6 +165,25 @@ def _check_rows(source: str, rows: int, own: set[int], tokenizer: PreTrainedToke
             f"{tokenizer.convert_ids_to_tokens(beyond[0])!r}, have no row in the embedding of "
             f"{source} ({rows} rows); take the tokenizer that belongs to it",
             code="tokenizer_larger",
+        )
+
+
+def starting_notes(
+    config: Config, tokenizer: PreTrainedTokenizerFast, model: Denoiser
+) -> Iterator[str]:
+    """Yield sentences about adapters, and about tokens that a tokenizer was given.
+
+    Args:
+        config: the run's config.
+        tokenizer: the run's.
+        model: the network, in one process or whole.
+    """
+    yield from token_notes(config, tokenizer)
+    if config.train.lora is not None:
+        count = sum(p.numel() for p in trained_parameters(model).values())
+        yield (
+            f"{config.train.init_from} stays as it is: adapters of rank {config.train.lora.rank} "
+            f"train {count:,} parameters beside {merged_size(model):,}"
         )
 
 
