@@ -186,6 +186,7 @@ def test_adapters_without_their_base_are_refused(unmerged, tmp_path, capsys):
     with refused(CheckpointError, "other_base", str(other)):
         TextDiffusion.from_pretrained(export)
     flags = [f"--{key}.path={folder}/model" for key in ("model", "tokenizer")]
+    flags.append("--tokenizer.kind=pretrained")
     flags += [f"--train.init-from=hf:{other}", "--train.steps=5"]
     assert main([*words, *flags, f"--run.dir={folder}/whole"]) != 0
     assert "holds other weights" in capsys.readouterr().err
