@@ -5,7 +5,7 @@ Frozen weights are never written: merged ones stand beside them for as long as a
 Letters: W a weight [m, n], A [r, n] and B [m, r] its adapter.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -134,20 +134,18 @@ def _short(name: str) -> str:
 @contextmanager
 def merged_adapters(model: Denoiser) -> Iterator[None]:
     """Put merged weights and plain layers in place of adapters while entered."""
-    network = core_network(model)
-    adapted = [(n, m) for n, m in network.named_modules() if _delta_kind(m)]
-    kept = [(_layer(module), _layer(module).weight.data) for _, module in adapted]
+    adapted = {n: m for n, m in core_network(model).named_modules() if _has_weights(m)}
+    layers = {name: _layer(module) for name, module in adapted.items()}
+    kept = {name: layer.weight.data for name, layer in layers.items()}
     try:
-        for name, module in adapted:
-            layer = _layer(module)
-            layer.weight.data = merged_weight(module)
-            _replace(network, name, layer)
+        for name, module in adapted.items():
+            layers[name].weight.data = merged_weight(module)
+        _replace(model, layers)
         yield
     finally:
-        for name, module in adapted:
-            _replace(network, name, module)
-        for layer, data in kept:
-            layer.weight.data = data
+        _replace(model, adapted)
+        for name, data in kept.items():
+            layers[name].weight.data = data
 
 
 @torch.no_grad()
@@ -170,7 +168,7 @@ def _is_adapter(name: str) -> bool:
     return ".lora_" in name or name.endswith(".rows")
 
 
-def _delta_kind(module: nn.Module) -> bool:
+def _has_weights(module: nn.Module) -> bool:
     return isinstance(module, TrainedRows) or hasattr(module, "lora_A")
 
 
@@ -178,9 +176,13 @@ def _layer(module: Any) -> Any:
     return getattr(module, "base_layer", module)
 
 
-def _replace(network: Any, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(network.get_submodule(parent), leaf, module)
+def _replace(model: Denoiser, modules: Mapping[str, nn.Module]) -> None:
+    """Put modules in their places in the network, which the head may share."""
+    for name, module in modules.items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(core_network(model).get_submodule(parent), leaf, module)
+    if isinstance(model, TransformersDenoiser):
+        model.attach_head()
 
 
 # --- names ---------------------------------------------------------------------------------------
