@@ -34,6 +34,7 @@ ROWS: dict[str, dict[str, str]] = {
     "complementary": {"diffusion.noise.complementary": "true"},
     "co-loss": {"diffusion.objective.ar-weight": "0.2"},
     "shift-co-loss": {**SHIFT, "diffusion.objective.ar-weight": "0.2"},
+    "lora": {"train.lora.rank": "8", "train.lora.alpha": "16", "train.learning-rate": "0.01"},
     "random": {"train.init-from": "null", "train.learning-rate": "3e-3"},
 }
 

@@ -184,7 +184,8 @@ class _ChunkedSum(torch.autograd.Function):
             nelbos[chunk] = nelbo.detach()
             for whole, grad in zip(input_grads, grads, strict=False):
                 whole[chunk] = grad
-            torch._foreach_add_(parameter_grads, list(grads[count:]))
+            if parameters:  # none where adapters are trained, and the head is frozen
+                torch._foreach_add_(parameter_grads, list(grads[count:]))
             del grads, losses, nelbo, loss  # before the next chunk allocates its own
         ctx.save_for_backward(*input_grads, *parameter_grads)
         ctx.mark_non_differentiable(nelbos)

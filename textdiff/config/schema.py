@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from textdiff.config.conversation_rules import check_conversations
+from textdiff.config.lora import LoraConfig
 from textdiff.config.networks import NetworkSection, TextDiffNetwork, WeightSource, stock_source
 from textdiff.data.sections import BpeTokenizer, DataConfig, Tokenizer, TrainedTokenizer
 from textdiff.diffusion import PROCESSES, DiffusionConfig
@@ -63,6 +64,11 @@ class TrainConfig(Section):
         None,
         description="export directory to take the weights from, or hf:PATH for those of a causal "
         "or masked language model in a folder or on the hub",
+    )
+    lora: LoraConfig | None = Field(
+        None,
+        description="low-rank adapters on frozen weights, such as {rank: 16, alpha: 32, "
+        "dropout: 0.0, targets: all-linear, base_bits: null, merge: true}; null: train all weights",
     )
     log_every: Whole = Field(10, ge=1, description="steps between log lines")
     checkpoint_every: Whole = Field(500, ge=1, description="steps between checkpoints")
@@ -134,7 +140,7 @@ class Config(Section):
                     f"diffusion.block_size {block} {how} data.sequence_length {length}: give a "
                     f"divisor of it such as {near}, or null for the whole sequence"
                 )
-        problem = self._without_noise_level() or self._without_its_tokens()
+        problem = self._without_noise_level() or self._without_its_tokens() or self._without_base()
         if problem:
             raise ValueError(problem)
         check_conversations(self)
@@ -168,3 +174,32 @@ class Config(Section):
                 f"tokenizer: {{kind: pretrained, path: {stock_source(start)}}}"
             )
         return None
+
+    def _without_base(self) -> str | None:
+        """Return why adapters cannot be trained here; None: they can, or there are none."""
+        lora = self.train.lora
+        if lora is None:
+            return None
+        if self.train.init_from is None:
+            return (
+                "train.lora freezes the weights that train.init_from names, and there are none: "
+                "name an export or hf:PATH, or set lora: null to train random weights"
+            )
+        if self.train.optimizer == "muon":
+            return (
+                "train.lora needs train.optimizer: adamw; muon makes the update of a whole matrix "
+                "orthogonal, and that of its low-rank factors is another one"
+            )
+        if lora.base_bits and stock_source(self.train.init_from) is None:
+            return "train.lora.base_bits needs a language model, train.init_from: hf:PATH"
+        if lora.base_bits and lora.merge:
+            return (
+                "train.lora.base_bits needs merge: false; rounded weights cannot hold what "
+                "adapters add"
+            )
+        return None
+
+    @property
+    def drops(self) -> bool:
+        """True where a training step may draw dropout masks."""
+        return self.model.drops or (self.train.lora is not None and self.train.lora.dropout > 0.0)

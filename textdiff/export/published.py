@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from textdiff.diffusion.family import Family
 from textdiff.errors import CheckpointError, ConfigError
+from textdiff.export.adapter_folder import has_adapters, load_adapted
 from textdiff.export.convert import CheckpointFamily, Converted, find_checkpoint_family
 from textdiff.export.convert.container import CheckpointFiles, read_checkpoint
 from textdiff.export.convert.published_tokenizer import find_tokenizer, with_special_tokens
@@ -78,7 +79,7 @@ def load_denoiser(
     model: Denoiser
     if is_export(place):
         _refuse_choices(path, None, family)
-        model = load_model(place, kind)
+        model = _export_network(place, kind)
     else:
         model = published_network(read_published(place, family), kind)
     model = model.to(where).eval()
@@ -109,7 +110,7 @@ def open_model(
     network: Denoiser
     if is_export(place):
         _refuse_choices(path, tokenizer, family)
-        network = load_model(place, dtype)
+        network = _export_network(place, dtype)
         own = load_exported_tokenizer(place, network.config)
         defaults = SamplingConfig.from_export(read_json(place / "generation_config.json"))
     else:
@@ -118,6 +119,21 @@ def open_model(
     network = network.to(device).eval()
     described = family_of(network.config, device, network.exponents)
     return network, own, described, defaults, place if place.is_dir() else place.parent
+
+
+def _export_network(folder: Path, dtype: torch.dtype) -> Denoiser:
+    """Return the network of an export, whole or as adapters, on the CPU.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or does not fit the others.
+    """
+    if has_adapters(folder):
+        return load_adapted(folder, dtype, _base_network)
+    return load_model(folder, dtype)
+
+
+def _base_network(path: str, dtype: torch.dtype) -> Denoiser:
+    return open_model(path, torch.device("cpu"), dtype)[0]
 
 
 def _refuse_choices(path: str | Path, tokenizer: str | None, family: str | None) -> None:

@@ -41,8 +41,11 @@ network = AutoModelForMaskedLM.from_pretrained("path/of/this/folder", trust_remo
     "transformers": """\
 The folder is an ordinary one of its architecture. `AutoModelForCausalLM`, or
 `AutoModelForMaskedLM` for masked language models, loads the network without textdiff.""",
+    "adapters": """\
+The folder holds low-rank adapters in the format of peft. `base.json` names the weights that they \
+belong to, which are loaded with them.""",
 }
-"""Sentences of a model card about the network without textdiff, by kind of network."""
+"""Sentences of a model card about the network without textdiff, by kind of network or export."""
 
 
 def code_record() -> dict[str, str | None]:
@@ -70,7 +73,7 @@ def model_record(folder: Path | None) -> dict[str, Any]:
     if folder is None:
         return {"model_sha256": None, "tokenizer_sha256": None, "weights": "unknown"}
     return {
-        "model_sha256": file_hash(*sorted(folder.glob("model*.safetensors"))),
+        "model_sha256": file_hash(*sorted(folder.glob("*model*.safetensors"))),
         "tokenizer_sha256": file_hash(folder / "tokenizer.json"),
         "weights": str(training_record(folder).get("weights", "unknown")),
     }
@@ -173,7 +176,7 @@ def _training_record(config: Config, state: dict[str, Any]) -> dict[str, Any]:
 
 def model_card(config: Config, state: dict[str, Any], bound: Bound | None) -> str:
     """Return a model card made from the config, the corpus record and the validation bound."""
-    family = config.diffusion
+    family, lora = config.diffusion, config.train.lora
     front = {
         "library_name": "textdiff",
         "pipeline_tag": "text-generation",
@@ -196,7 +199,7 @@ def model_card(config: Config, state: dict[str, Any], bound: Bound | None) -> st
         tokens=f"{state['tokens']:,}",
         seed=config.run.seed,
         result=_result(bound, averaged=config.train.ema_decay > 0),
-        alone=ALONE[config.model.kind],
+        alone=ALONE[config.model.kind if lora is None or lora.merge else "adapters"],
         record=json.dumps(state["corpus"], indent=2, ensure_ascii=False),
     )
 

@@ -94,6 +94,11 @@ class SavedModel:
 def _write_export(saved: SavedModel, folder: Path) -> None:
     """Write the layout that `from_pretrained` reads."""
     saved.model.save_pretrained(folder)
+    write_companions(saved, folder)
+
+
+def write_companions(saved: SavedModel, folder: Path) -> None:
+    """Write the files of an export beside its network: tokenizer, sampling defaults, origin."""
     saved.tokenizer.save_pretrained(folder)
     settings = saved.defaults.to_export()
     (folder / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n")

@@ -100,7 +100,11 @@ class TransformersDenoiser(Denoiser):
             )
         # Not registered: they are parts of the network, whose parameters would have two names.
         self.__dict__["blocks"] = network.get_submodule(probe.blocks)
-        self.__dict__["output_layer"] = BackboneHead(network)
+        self.attach_head()
+
+    def attach_head(self) -> None:
+        """Take the head from the network, again after its modules were replaced."""
+        self.__dict__["output_layer"] = BackboneHead(self.network)
 
     @property
     def context(self) -> int:
@@ -228,11 +232,20 @@ class TransformersDenoiser(Denoiser):
         """Write an ordinary folder of the architecture, and `diffusion.safetensors` if needed."""
         with without_bars():
             self.network.save_pretrained(folder)
-        extra = self.extra()
+        self.save_extra(folder)
+
+    def save_extra(self, folder: Path) -> None:
+        """Write the weights that the architecture does not have, if there are any."""
+        extra = {name: p.detach().contiguous() for name, p in self.extra().items()}
         if extra:
-            save_file(
-                {name: p.detach().contiguous() for name, p in extra.items()}, folder / EXTRA_FILE
-            )
+            save_file(extra, folder / EXTRA_FILE)
+
+    def load_extra(self, folder: Path) -> None:
+        """Read what `save_extra` wrote."""
+        extra = self.extra()
+        stored = load_file(folder / EXTRA_FILE) if extra else {}
+        for name, parameter in extra.items():
+            parameter.data.copy_(stored[name])
 
     def extra(self) -> dict[str, nn.Parameter]:
         """Return the parameters that the architecture does not have, by name."""
@@ -260,9 +273,5 @@ class TransformersDenoiser(Denoiser):
                 use_safetensors=True,
             )
         denoiser = cls(config, network)
-        extra = denoiser.extra()
-        if extra:
-            stored = load_file(folder / EXTRA_FILE)
-            for name, parameter in extra.items():
-                parameter.data.copy_(stored[name])
+        denoiser.load_extra(folder)
         return denoiser.to(dtype).eval(), info

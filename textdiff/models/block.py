@@ -27,6 +27,11 @@ UNIQUE_FROM = 512
 UNIQUE_SHARE = 0.25
 
 
+def plain(*layers: nn.Module) -> bool:
+    """Return whether linear maps are their weights alone, without adapters around them."""
+    return all(type(layer) is nn.Linear for layer in layers)
+
+
 class GeluMLP(nn.Sequential):
     """Linear, tanh-approximated GELU (arXiv:1606.08415), linear."""
 
@@ -37,9 +42,9 @@ class GeluMLP(nn.Sequential):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., H] to [..., H]."""
-        if not trains_on_cpu(x):
-            return in_pieces(super().forward, x)
         first, _, last = self
+        if not (trains_on_cpu(x) and plain(first, last)):
+            return in_pieces(super().forward, x)
         return gelu_mlp(x, first.weight, first.bias, last.weight, last.bias)
 
 
@@ -54,7 +59,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [..., H] to [..., H]."""
-        if not trains_on_cpu(x):
+        if not (trains_on_cpu(x) and plain(self.gate_up, self.down)):
             return in_pieces(self._plain, x)
         return swiglu_mlp(x, self.gate_up.weight, self.down.weight)
 
@@ -196,6 +201,8 @@ class Block(nn.Module):
         """Project [B, T, H] to [B, T, count, heads, D]: queries, keys, values, or the last two."""
         if count == 3:
             projected = self.attn_qkv(x)
+        elif not plain(self.attn_qkv):
+            projected = self.attn_qkv(x)[..., -count * x.shape[-1] :]
         else:
             projected = functional.linear(x, self.attn_qkv.weight[-count * x.shape[-1] :])
         projected = projected.unflatten(-1, (count, self.heads, -1))

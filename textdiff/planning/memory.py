@@ -30,12 +30,12 @@ def peak_memory(run: RunSizes) -> dict[str, int]:
     in the environment nothing is kept, and training is a quarter to a half slower.
     """
     share = run.devices if run.sharded else 1
-    weights = FLOAT * run.counts.total // share
+    weights, trained = (FLOAT * n // share for n in (run.counts.total, run.counts.trained))
     parts = {
         "weights": weights,
-        "gradients": weights,
+        "gradients": trained,
         "optimizer": optimizer_state(run) // share,
-        "average": weights,
+        "average": trained,
         "communication": communication(run),
         # Autocast casts every matrix once per micro-batch and keeps the copy.
         "low_precision": HALF * (run.counts.matrices + run.counts.head) if run.half else 0,
@@ -44,15 +44,15 @@ def peak_memory(run: RunSizes) -> dict[str, int]:
         "head": loss(run),
     }
     casts, kept, work, head = (parts[name] for name in list(parts)[-4:])
-    always = 2 * weights + parts["optimizer"] + parts["communication"]
+    always = weights + trained + parts["optimizer"] + parts["communication"]
     # With accumulation the gradients of earlier micro-batches stay.
-    carried = weights if run.accumulation > 1 else 0
+    carried = trained if run.accumulation > 1 else 0
     peak = max(
         always + carried + casts + kept + head,
         # Gradients of the head's parameters, and their copy on the way to the optimizer.
-        always + carried + casts + kept + work + 2 * FLOAT * run.counts.head,
-        always + weights + casts + kept // run.blocks.layers + work,
-        always + weights,
+        always + carried + casts + kept + work + 2 * FLOAT * run.counts.head_trained,
+        always + trained + casts + kept // run.blocks.layers + work,
+        always + trained,
     )
     held = kept // 3 + work + head if run.chunked else 0
     return {**parts, "peak": peak, "resident": peak + held}
@@ -71,7 +71,7 @@ def communication(run: RunSizes) -> int:
     if run.devices == 1:
         return 0
     if not run.sharded:
-        return FLOAT * run.counts.total
+        return FLOAT * run.counts.trained
     return FLOAT * (2 * run.counts.root + 3 * run.counts.block)
 
 
@@ -176,7 +176,7 @@ def loss(run: RunSizes) -> int:
     positions = run.tokens // run.streams * (2 if clean else 1)
     chunk = min(positions, max(1, CHUNK_LOGITS // run.vocabulary))
     logits = FLOAT * LOGIT_TENSORS * chunk * run.vocabulary
-    gradients = (2 * FLOAT + (HALF if run.half else 0)) * run.counts.head
+    gradients = (2 * FLOAT + (HALF if run.half else 0)) * run.counts.head_trained
     return gradients + 2 * FLOAT * positions * run.blocks.hidden + logits
 
 

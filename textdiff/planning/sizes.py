@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from textdiff.config import Config
+from textdiff.config.networks import stock_source
 from textdiff.diffusion.family import build_family
 from textdiff.diffusion.process import Vocabulary
+from textdiff.export.adapters import add_adapters
 from textdiff.models import Denoiser
 from textdiff.planning.blocks import BlockSizes, block_sizes_of
 from textdiff.train.optim import build_optimizers
@@ -31,9 +33,11 @@ class Counts:
 
     Attributes:
         total: all of them.
+        trained: those with a gradient; without adapters all of them.
         adamw: trained by AdamW.
         muon: trained by Muon.
         head: of the output layer.
+        head_trained: of it, with a gradient.
         block: of one Transformer block.
         root: outside the blocks: embedding, head, noise levels.
         products: in the blocks' matrices that multiply every position.
@@ -41,9 +45,11 @@ class Counts:
     """
 
     total: int
+    trained: int
     adamw: int
     muon: int
     head: int
+    head_trained: int
     block: int
     root: int
     products: int
@@ -126,6 +132,9 @@ def run_sizes(
     configuration = architecture(config, vocabulary, mask_token_id=vocabulary - 1)
     with torch.device("meta"):
         model = config.model.build(configuration)
+        if config.train.lora is not None:
+            fresh = stock_source(config.train.init_from) is not None
+            add_adapters(model, config.train.lora, fresh=fresh)
     sizes = [size for size in config.diffusion.block_sizes if size is not None]
     spec = config.diffusion.model_dump(mode="json") | {"block_size": sizes[0] if sizes else None}
     objective = build_family(spec, Vocabulary.of(4, 3)).objective
@@ -155,9 +164,11 @@ def _count(model: Denoiser, config: Config) -> Counts:
     total, blocks = _size(model.parameters()), _size(model.blocks.parameters())
     return Counts(
         total=total,
+        trained=_size(p for p in model.parameters() if p.requires_grad),
         adamw=optimizers[0],
         muon=sum(optimizers[1:]),
         head=_size(model.output_layer.parameters()),
+        head_trained=_size(p for p in model.output_layer.parameters() if p.requires_grad),
         block=blocks // len(model.blocks),
         root=total - blocks,
         products=_size(model.block_matrices()),

@@ -22,7 +22,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from textdiff.config import Config
+from textdiff.config.lora import LoraConfig
 from textdiff.errors import ConfigError, LostProcessError, TextDiffError
+from textdiff.export.adapters import add_adapters, trained_rows
 from textdiff.export.loading import cpu_only
 from textdiff.models import Denoiser
 from textdiff.models.backbone import TransformersDenoiser
@@ -56,6 +58,9 @@ def check_engine(accelerator: Accelerator, model: Denoiser) -> None:
     """
     kind = accelerator.distributed_type
     if kind == DistributedType.FSDP and accelerator.is_fsdp2:
+        if not all(p.is_floating_point() for p in model.parameters()):
+            message = "FSDP2 does not shard quantised weights: set train.lora.base_bits: null"
+            raise ConfigError(message, code="sharded_bits")
         plugin = accelerator.state.fsdp_plugin
         plugin.mixed_precision_policy = None
         plugin.transformer_cls_names_to_wrap = sorted({type(b).__name__ for b in model.blocks})
@@ -127,13 +132,22 @@ def load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
     optimizer.load_state_dict({**state, "state": sharded})
 
 
-def meta_copy(model: Denoiser) -> Denoiser:
-    """Return the same network without storage for its parameters, for `materialized`."""
+def meta_copy(model: Denoiser, lora: LoraConfig | None = None) -> Denoiser:
+    """Return the same network without storage for its parameters, for `materialized`.
+
+    Args:
+        model: the network.
+        lora: section of its adapters; None: it has none.
+    """
     with torch.device("meta"):
         copy = type(model)(model.config)
+        if lora is not None:
+            add_adapters(copy, lora, trained_rows(model))
     if isinstance(model, TransformersDenoiser) and isinstance(copy, TransformersDenoiser):
         # Its config names our attention function instead.
         copy.attn_implementation = model.attn_implementation
+    for name, parameter in model.named_parameters():
+        copy.get_parameter(name).requires_grad_(parameter.requires_grad)
     for name, buffer in model.named_buffers():
         owner, _, leaf = name.rpartition(".")
         copy.get_submodule(owner)._buffers[leaf] = buffer.detach().clone()

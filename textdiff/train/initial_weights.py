@@ -4,22 +4,22 @@ A language model has rows for its own tokens alone. Tokens that are added get th
 embedding and of its head.
 """
 
-import copy
 from collections.abc import Iterator
 
 import torch
 from safetensors.torch import load_file
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.utils import cached_file
 
 from textdiff.config import Config
 from textdiff.config.networks import TransformersNetwork, stock_source
 from textdiff.data.sections import PretrainedTokenizer
-from textdiff.data.tokenizer import load_tokenizer
-from textdiff.errors import CheckpointError, ConfigError, first_line
+from textdiff.data.tokenizer import excluded_ids, load_tokenizer
+from textdiff.errors import ConfigError
+from textdiff.export.adapters import merged_size, trained_parameters
+from textdiff.export.language_model import language_model
 from textdiff.models import Denoiser
 from textdiff.models.backbone import EXTRA_FILE, TransformersDenoiser
-from textdiff.models.stock import add_rows, network_class, without_bars
 from textdiff.pipeline import TextDiffusion
 from textdiff.pretrained import pretrained_configuration
 
@@ -114,13 +114,15 @@ def _adapted(
     own = _own_ids(config, tokenizer)
     rows = pretrained_configuration(source).vocab_size
     _check_rows(source, rows, own, tokenizer)
-    network = _pretrained(source, rows, configuration)
-    added = [index for index in tokenizer.get_vocab().values() if index not in own]
     known = [index for index in own if index < rows]
-    add_rows(network, configuration, sorted(added), sorted(known))
-    embedding = network.get_input_embeddings()
-    if getattr(embedding, "padding_idx", None) is not None:
-        embedding.padding_idx = configuration.pad_token_id  # never learned, so not the end of text
+    lora = config.train.lora
+    network = language_model(
+        source,
+        configuration,
+        added=_added_ids(tokenizer, own),
+        known=sorted(known),
+        bits=lora.base_bits if lora else None,
+    )
     denoiser = section.around(configuration, network)
     assert isinstance(denoiser, TransformersDenoiser)
     _carry_extra(source, denoiser)
@@ -153,6 +155,32 @@ def _carry_extra(source: str, denoiser: TransformersDenoiser) -> None:
         own[name].copy_(tensor)
 
 
+def new_rows(config: Config, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Return the tokens whose embeddings a language model lacks, so that they must be trained.
+
+    Raises:
+        ConfigError: one of them is predicted, for which its head would have to be trained as well.
+    """
+    source = stock_source(config.train.init_from)
+    if source is None:
+        return []
+    rows, own = pretrained_configuration(source).vocab_size, _own_ids(config, tokenizer)
+    new = {*_added_ids(tokenizer, own), *(index for index in own if index >= rows)}
+    predicted = sorted(new - set(excluded_ids(tokenizer)) - {tokenizer.mask_token_id})
+    if predicted:
+        raise ConfigError(
+            f"train.lora: {tokenizer.convert_ids_to_tokens(predicted[0])!r} is a new token that "
+            f"texts hold, whose row in the head of {source} adapters cannot train; train all "
+            "weights (lora: null), or take a tokenizer without it",
+            code="predicted_rows",
+        )
+    return sorted(new)
+
+
+def _added_ids(tokenizer: PreTrainedTokenizerFast, own: set[int]) -> list[int]:
+    return sorted(index for index in tokenizer.get_vocab().values() if index not in own)
+
+
 def _own_ids(config: Config, tokenizer: PreTrainedTokenizerFast) -> set[int]:
     """Return the ids that the tokenizer had before tokens were added to it."""
     assert isinstance(config.tokenizer, PretrainedTokenizer)
@@ -173,36 +201,23 @@ def _check_rows(source: str, rows: int, own: set[int], tokenizer: PreTrainedToke
         )
 
 
-def _pretrained(source: str, rows: int, configuration: PreTrainedConfig) -> PreTrainedModel:
-    """Return a language model in float32, whatever its files hold.
+def starting_notes(
+    config: Config, tokenizer: PreTrainedTokenizerFast, model: Denoiser
+) -> Iterator[str]:
+    """Yield sentences about adapters, and about tokens that a tokenizer was given.
 
-    Raises:
-        CheckpointError: weights are missing, damaged, or of another architecture.
+    Args:
+        config: the run's config.
+        tokenizer: the run's.
+        model: the network, in one process or whole.
     """
-    loaded = copy.deepcopy(configuration)
-    loaded.vocab_size, loaded.pad_token_id = rows, pretrained_configuration(source).pad_token_id
-    loaded._attn_implementation = "eager"  # every architecture has it; ours takes its place
-    try:
-        with without_bars():
-            network, info = network_class(loaded).from_pretrained(
-                source,
-                config=loaded,
-                dtype=torch.float32,
-                output_loading_info=True,
-            )
-    except Exception as error:  # of whatever kind files, shapes and the hub's client raise
-        raise CheckpointError(
-            f"train.init_from: the weights of {source} cannot be loaded ({first_line(error)})",
-            code="not_loaded",
-        ) from None
-    for what in ("missing_keys", "mismatched_keys"):
-        if info.get(what):
-            raise CheckpointError(
-                f"train.init_from: {source} does not hold the weights of a {loaded.model_type} "
-                f"language model ({what.replace('_', ' ')}: {min(map(str, info[what]))})",
-                code="missing_weights",
-            )
-    return network
+    yield from token_notes(config, tokenizer)
+    if config.train.lora is not None:
+        count = sum(p.numel() for p in trained_parameters(model).values())
+        yield (
+            f"{config.train.init_from} stays as it is: adapters of rank {config.train.lora.rank} "
+            f"train {count:,} parameters beside {merged_size(model):,}"
+        )
 
 
 def token_notes(config: Config, tokenizer: PreTrainedTokenizerFast) -> Iterator[str]:

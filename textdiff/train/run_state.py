@@ -14,6 +14,14 @@ from torch.optim import Optimizer
 from textdiff.config import Config
 from textdiff.data.corpus import Corpus
 from textdiff.diffusion.family import Family
+from textdiff.errors import CheckpointError
+from textdiff.export.adapter_folder import AdapterBase, write_adapters
+from textdiff.export.adapters import (
+    frozen_parameters,
+    merged_adapters,
+    merged_size,
+    trained_parameters,
+)
 from textdiff.export.loading import family_of
 from textdiff.export.records import write_export
 from textdiff.likelihood.bound import Bound
@@ -87,22 +95,24 @@ class RunState:
         self.ema = EMA(network, config.train.ema_decay)
         self.sharded = is_sharded(network)
         if self.sharded:
-            network = meta_copy(network)
+            network = meta_copy(network, config.train.lora)
             family = family_of(network.config, accelerator.device, network.exponents)
         self.exported = TextDiffusion(network, corpus.tokenizer, family, sample_defaults(config))
+        self.base = _base(config)
         self.progress = Progress()
         self.bound: Bound | None = None
 
     def averaged(self) -> AbstractContextManager[None]:
         """Put the averaged weights into `exported` while entered."""
         if self.sharded:
-            return materialized(self.exported.model, self.ema.state_dict())
+            whole = {**frozen_parameters(self.trained), **self.ema.state_dict()}
+            return materialized(self.exported.model, whole)
         return self.ema.applied(self.trained)
 
     def save(self) -> None:
         """Write a checkpoint and the export that belongs to it."""
         main = self.accelerator.is_main_process
-        parameters = {n: p.detach() for n, p in self.trained.named_parameters()}
+        parameters = {n: p.detach() for n, p in trained_parameters(self.trained).items()}
         checkpoint = Checkpoint(
             gather(parameters, keep=main),
             gather(self.ema.state_dict(), keep=main),
@@ -140,17 +150,27 @@ class RunState:
             "vocabulary": self.exported.model.config.vocab_size,
             "corpus": self.corpus.record,
             "config": self.config.model_dump(mode="json"),
+            **({} if self.base is None else {"base_sha256": self.base.sha256}),
         }
 
     @property
     def parameters(self) -> int:
-        """Number of trained parameters, in all processes."""
-        return sum(parameter.numel() for parameter in self.trained.parameters())
+        """Number of parameters of the exported network."""
+        return merged_size(self.trained)
 
     def _export(self) -> None:
-        target, save = self.directory / "export", self.exported.save_pretrained
-        saved = rescue(self.directory / "checkpoints")
-        write_export(target, save, self.config, self._record(), self.bound, saved)
+        target, saved = self.directory / "export", rescue(self.directory / "checkpoints")
+        write_export(target, self._write, self.config, self._record(), self.bound, saved)
+
+    def _write(self, folder: Path) -> None:
+        """Write the exported model: merged, or its adapters alone where the config says so."""
+        lora = self.config.train.lora
+        if lora is None or lora.merge:
+            with merged_adapters(self.exported.model):
+                self.exported.save_pretrained(folder)
+        else:
+            assert self.base is not None
+            write_adapters(self.exported, folder, lora, self.base)
 
     def _usable(self, resume: str, report: Callable[[str], None]) -> Path | None:
         """Return the checkpoint to continue from, checked file by file."""
@@ -169,7 +189,14 @@ class RunState:
     def _restore(self, checkpoint: Checkpoint) -> None:
         record = checkpoint.state
         check_resume(self.config, self.corpus.record, record, self.directory)
-        load_tensors(dict(self.trained.named_parameters()), checkpoint.model)
+        if self.base is not None and record["base_sha256"] != self.base.sha256:
+            raise CheckpointError(
+                f"train.init_from {self.config.train.init_from} holds other weights than those "
+                f"that the adapters in {self.directory} were trained on; restore them, choose "
+                "another run.dir, or start over with --resume never",
+                code="other_base",
+            )
+        load_tensors(trained_parameters(self.trained), checkpoint.model)
         self.ema.load_state_dict(checkpoint.ema, record["ema_updates"])
         for optimizer, state in zip(self.optimizers, checkpoint.optimizers, strict=True):
             load_optimizer(optimizer, state)
@@ -179,8 +206,14 @@ class RunState:
         self.batches.ranges = {size: tuple(rates) for size, rates in record["noise_ranges"]}
 
 
+def _base(config: Config) -> AdapterBase | None:
+    """Return the reference to the weights that adapters are trained on; None: all are trained."""
+    start = config.train.init_from
+    return AdapterBase.of(start) if config.train.lora and start else None
+
+
 class EMA:
-    """Averaged parameters, float32.
+    """Averaged parameters, float32, of those that are trained.
 
     The decay warms up as min(decay, (1 + n) / (10 + n)), so early averages do not remember the
     initialisation. A decay of 0 follows the weights themselves. Averages of sharded parameters are
@@ -193,8 +226,9 @@ class EMA:
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
-        self.names = [name for name, _ in model.named_parameters()]
-        self.shadow = [p.detach().clone() for p in model.parameters()]
+        parameters = trained_parameters(model)
+        self.names = list(parameters)
+        self.shadow = [p.detach().clone() for p in parameters.values()]
         self.updates = 0
 
     @torch.no_grad()
@@ -202,17 +236,21 @@ class EMA:
         """Move the average towards the current weights."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(self.shadow, [p.detach() for p in model.parameters()], 1.0 - decay)
+        current = [p.detach() for p in trained_parameters(model).values()]
+        torch._foreach_lerp_(self.shadow, current, 1.0 - decay)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
         """Put the average into the model, in evaluation mode, while entered."""
         parameters = list(model.parameters())
+        # Frozen ones, too: generation may store their values in another order.
         kept = [p.data for p in parameters]
         training = model.training
         model.eval()
         try:
-            for parameter, average in zip(parameters, self.shadow, strict=True):
+            for parameter, average in zip(
+                trained_parameters(model).values(), self.shadow, strict=True
+            ):
                 parameter.data = average
             yield
         finally:

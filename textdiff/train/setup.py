@@ -14,18 +14,20 @@ from pydantic import ValidationError
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 from textdiff.config import Config
+from textdiff.config.networks import stock_source
 from textdiff.config.reading import to_yaml
 from textdiff.data.corpus import Corpus
 from textdiff.data.tokenizer import excluded_ids, vocabulary_size
 from textdiff.diffusion.family import Family
 from textdiff.errors import CheckpointError, ConfigError
+from textdiff.export.adapters import add_adapters
 from textdiff.export.loading import family_of
 from textdiff.export.records import code_record
 from textdiff.models import Denoiser
 from textdiff.models.attention import unavailable
 from textdiff.sampling.rules import check_rule
 from textdiff.sampling.settings import SamplingConfig
-from textdiff.train.initial_weights import initial_network
+from textdiff.train.initial_weights import initial_network, new_rows
 
 # Sections that define what is trained, and their keys that do not: a resumed run may differ only in
 # those, in `evaluate`, in `sample` and in `run.dir`.
@@ -93,13 +95,34 @@ def build_model(
     reason = unavailable(config.model.attn_implementation, device, gradients=True)
     if reason:
         raise ConfigError(f"model.attn_implementation: {reason}")
-    model = initial_network(config, model_config(config, tokenizer), tokenizer)
+    model = _starting_network(config, tokenizer, device)
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     model.to(device)
     family = family_of(model.config, device, model.exponents)
     check_rule(config.sample.rule, family)  # now, and not when the first samples are due
     return model, family
+
+
+def _starting_network(
+    config: Config, tokenizer: PreTrainedTokenizerFast, device: torch.device
+) -> Denoiser:
+    """Return the network that training starts from, with adapters where these are trained.
+
+    Raises:
+        ConfigError: weights or adapters do not fit, or base weights need a GPU.
+    """
+    lora, start = config.train.lora, config.train.init_from
+    if lora is not None and lora.base_bits and device.type != "cuda":
+        raise ConfigError(
+            f"train.lora.base_bits: {lora.base_bits} needs a GPU that bitsandbytes computes on, "
+            f"and this run is on {device.type}; set base_bits: null",
+            code="needs_gpu",
+        )
+    model = initial_network(config, model_config(config, tokenizer), tokenizer)
+    if lora is not None:
+        add_adapters(model, lora, new_rows(config, tokenizer), stock_source(start) is not None)
+    return model
 
 
 def sample_defaults(config: Config) -> SamplingConfig:

@@ -25,7 +25,7 @@ from textdiff.train.batches import TrainingBatches
 from textdiff.train.checkpoint import rescue
 from textdiff.train.distributed import Vote, check_engine, full_tensor
 from textdiff.train.divergence import DivergenceGuard, diagnose, propagate_nonfinite
-from textdiff.train.initial_weights import token_notes
+from textdiff.train.initial_weights import starting_notes
 from textdiff.train.optim import build_optimizers, lr_multiplier, set_learning_rate
 from textdiff.train.reporter import MetricsFile, Reporter, evaluation_values
 from textdiff.train.run_state import Progress, RunState
@@ -79,7 +79,7 @@ class Trainer:
         # Refuses another corpus before its texts are cut into windows.
         self.resumed = self.state.resume(resume, self.reporter.message)
         if self.resumed is None and accelerator.is_main_process:
-            for note in token_notes(config, corpus.tokenizer):
+            for note in starting_notes(config, corpus.tokenizer, model):
                 self.reporter.message(note)
         self.validation = Validation(
             config, corpus, self.state.exported, accelerator, self.reporter
@@ -157,7 +157,7 @@ class Trainer:
         loss = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         for micro_step in range(self.batches.accumulation):
             batch = next(batches).to(self.accelerator.device)
-            if self.config.model.drops:
+            if self.config.drops:
                 index = micro_step * self.accelerator.num_processes + self.accelerator.process_index
                 torch.manual_seed(int(bits(seed, Stream.DROPOUT, row=index, step=step)))
             with self.accelerator.accumulate(self.module):
