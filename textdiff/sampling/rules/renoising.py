@@ -42,12 +42,11 @@ def accept_or_renoise(
     """
     times = even_times(segment.steps)
     size = revision.open.sum(1)  # [R]
-    noisy = size  # [R] positions that hold noise
+    alphas = torch.zeros(len(size), dtype=torch.float64)  # [R] at first all is noise
     for index in range(segment.steps):
         positions = revision.positions()
         if not len(positions):
             return
-        alphas = level(noisy, size)
         time = segment.schedule.t_of_alpha(alphas).clamp(0.0, 1.0)
         prediction = segment.predict(positions, time)
         alpha = alphas[positions // revision.open.shape[1]].to(segment.canvas.device)  # [N]
@@ -58,14 +57,14 @@ def accept_or_renoise(
         scores.view(-1)[positions] = score(log_p).double().cpu()
         keys = steady(scores, prediction.log_x0.dtype)
         order = keys.argsort(dim=1, descending=True, stable=True)  # [R, S]
-        taken = accepted(scores.gather(1, order)).clamp(min=1)
+        taken = accepted(scores.gather(1, order)).clamp(min=1).minimum(size)
         kept = first_of(order, taken).flatten()[positions] & ~ended
-        noisy = size - taken
         lost = ~(kept | ended)
         _accept(segment, positions[kept], log_p[kept.to(log_p.device)], t, index)
         _renoise(segment, positions[lost], alpha[lost.to(alpha.device)], index)
         nats = (-low_entropy(log_p).cpu()).masked_fill(lost, torch.nan)
         yield segment.step(positions, time, remasked=positions[lost], entropy=nats)
+        alphas = level(size - taken, size)
 
 
 def level(noisy: Tensor, size: Tensor) -> Tensor:
