@@ -28,8 +28,8 @@ EVERY = pytest.mark.parametrize("process", FAMILIES)
 WIDTH, BATCH = 6, 40
 
 
-def peaked(chances: Tensor, drift: float = 0.0):
-    """p(x_0 | x_t) that are the same on every canvas: a chance for the first token, per position."""
+def peaked(chances: Tensor):
+    """p(x_0 | x_t) that are the same on every canvas; each position has its first token's chance."""
     p = torch.zeros(len(chances), ROWS, dtype=torch.float64)
     p[:, list(CLEAN)] = ((1.0 - chances) / 2.0)[:, None]
     p[:, CLEAN[0]] = chances
