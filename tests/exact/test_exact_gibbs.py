@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from dense_tables import kernel, likelihoods, oracle, sequences, world
+from dense_tables import likelihoods, oracle, sequences, world
 from exact_tables import CLEAN, ROWS, random_joint
 from rule_worlds import keyed, run, total_variation
 from torch import Tensor
@@ -116,7 +116,6 @@ def test_several_positions_at_once_add_an_error_and_wrong_laws_come_closer():
     law, each = noisy("uniform", joint, 0.3, 4), updates("uniform", joint, 0.3, 4)
     error = {k: total_variation(updated("uniform", law, each, k), law) for k in (1, 2, 4)}
     assert error[1] < 1e-12 < error[2] < error[4]
-    _, marginals = kernel("uniform", torch.tensor(0.3, dtype=torch.float64))
     z = sequences("uniform", 4)
     apart = torch.ones(len(law), dtype=torch.float64)  # the product of the law's marginals
     for position in range(4):

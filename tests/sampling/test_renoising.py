@@ -29,7 +29,7 @@ WIDTH, BATCH = 6, 40
 
 
 def peaked(chances: Tensor):
-    """p(x_0 | x_t) that are the same on every canvas; each position has its first token's chance."""
+    """p(x_0 | x_t) of the same numbers on every canvas: the first token's chance by position."""
     p = torch.zeros(len(chances), ROWS, dtype=torch.float64)
     p[:, list(CLEAN)] = ((1.0 - chances) / 2.0)[:, None]
     p[:, CLEAN[0]] = chances
