@@ -49,7 +49,8 @@ def accept_or_renoise(
             return
         time = segment.schedule.t_of_alpha(alphas).clamp(0.0, 1.0)
         prediction = segment.predict(positions, time)
-        alpha = alphas[positions // revision.open.shape[1]].to(segment.canvas.device)  # [N]
+        row = positions // revision.open.shape[1]  # [N]
+        alpha = alphas[row].to(segment.canvas.device)  # [N]
         log_p = posterior_of(segment.process, prediction, segment.tokens(positions), alpha)
         t = times[index].expand(len(size))
         ended = revision.end(positions, log_p, t, every=index + 1 == segment.steps)
@@ -61,10 +62,10 @@ def accept_or_renoise(
         kept = first_of(order, taken).flatten()[positions] & ~ended
         lost = ~(kept | ended)
         _accept(segment, positions[kept], log_p[kept.to(log_p.device)], t, index)
-        _renoise(segment, positions[lost], alpha[lost.to(alpha.device)], index)
+        alphas = level(size - taken, size)
+        _renoise(segment, positions[lost], alphas[row[lost]], index)
         nats = (-low_entropy(log_p).cpu()).masked_fill(lost, torch.nan)
         yield segment.step(positions, time, remasked=positions[lost], entropy=nats)
-        alphas = level(size - taken, size)
 
 
 def level(noisy: Tensor, size: Tensor) -> Tensor:
@@ -82,5 +83,5 @@ def _accept(segment: Segment, positions: Tensor, log_p: Tensor, t: Tensor, step:
 
 
 def _renoise(segment: Segment, positions: Tensor, alpha: Tensor, step: int) -> None:
-    u = segment.position_uniforms(step).flatten()[positions].to(segment.canvas.device)
-    segment.put(positions, segment.process.corruptions(alpha, u))
+    device, u = segment.canvas.device, segment.position_uniforms(step).flatten()[positions]
+    segment.put(positions, segment.process.corruptions(alpha.to(device), u.to(device)))
