@@ -117,7 +117,7 @@ class ForwardProcess(ABC):
             shape: shape of the result.
             u: uniforms of that shape, for noise that replaces tokens.
         """
-        return self._corruptions(torch.zeros((), dtype=torch.float64), u).expand(shape).contiguous()
+        return self.corruptions(torch.zeros((), dtype=torch.float64), u).expand(shape).contiguous()
 
     def rate_exponents(self, x0: Tensor | None) -> Tensor | None:
         """Return [B, L] exponents of 1 - alpha, or None where all are 1.
@@ -128,10 +128,10 @@ class ForwardProcess(ABC):
 
     def corrupt(self, x0: Tensor, noise: Noise) -> Tensor:
         """Draw x_t given x_0, both [B, L] int64."""
-        return torch.where(noise.corrupted, self._corruptions(noise.alpha, noise.u_token), x0)
+        return torch.where(noise.corrupted, self.corruptions(noise.alpha, noise.u_token), x0)
 
-    def _corruptions(self, alpha: Tensor, u: Tensor | None) -> Tensor:
-        """Draw what tokens become that do not survive, by one uniform each."""
+    def corruptions(self, alpha: Tensor, u: Tensor | None) -> Tensor:
+        """Draw what tokens become that do not survive until alpha, by one uniform each."""
         mask = torch.tensor(self.mask_token_id, device=self.vocabulary.ids.device)
         if not self.replaces_tokens:
             return mask

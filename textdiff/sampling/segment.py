@@ -45,7 +45,8 @@ class Step:
         confidence: [N] raw probability of each new token, if asked for; NaN for masks.
         entropy: [N] entropy in nats at the changed positions, if asked for or known anyway; NaN
             where a token was masked again.
-        remasked: [M] flat host positions that were masked again, for rules that do so.
+        remasked: [M] flat host positions that were masked again, or drawn from the noise again, for
+            rules that do so.
         final: [R] tokens of each row that were final before this step; the engine fills it, as it
             does what follows.
         ends: [R] tokens up to the end of each row's segment; `final` for rows without one.
@@ -194,16 +195,18 @@ class Segment:
     def redraw(
         self,
         positions: Tensor,
+        prediction: Prediction,
         t: Tensor,
         transition: Transition,
         step: int,
-        last: bool,
+        last: bool = False,
         greedy: bool = False,
-    ) -> Step:
-        """Predict positions [N] at times t [R], and draw their next tokens, noisy ones until last.
+    ) -> Tensor:
+        """Draw the next tokens of positions, noisy ones until last; return those that changed.
 
         Args:
             positions: [N] flat CPU positions.
+            prediction: of these positions.
             t: [R] time of each row.
             transition: distribution of the next tokens.
             step: scheduled step whose uniforms choose the tokens.
@@ -211,7 +214,7 @@ class Segment:
             greedy: whether to take the likeliest clean tokens.
         """
         controls = self.controls.cold() if greedy else self.controls
-        prediction, before = self.predict(positions, t), self.tokens(positions)
+        before = self.tokens(positions)
         context, u = self.context(positions, t), self.token_uniforms(positions, step)
         shaped = controls.applied(prediction, context)
         weights = next_token_weights(shaped, before, transition, self.process)
@@ -224,4 +227,4 @@ class Segment:
         else:
             tokens = inverse_cdf(weights, u)
         self.put(positions, tokens)
-        return self.step(positions[(tokens != before).cpu()], t)
+        return positions[(tokens != before).cpu()]

@@ -71,14 +71,16 @@ class Watch:
         if "confidence" in self.parts or "entropy" in self.parts:
             at = torch.searchsorted(self.sorted, step.changed).clamp(max=len(self.sorted) - 1)
             now = step.canvas.flatten()[step.changed.to(step.canvas.device)]
-            token = (now != self.process.mask_token_id).cpu()  # no mask is ever drawn
-            known = (self.sorted[at] == step.changed) & token
+            drawn = (now != self.process.mask_token_id).cpu()  # no mask is ever drawn
+            if step.remasked is not None:
+                drawn = drawn & ~torch.isin(step.changed, step.remasked)
+            known = (self.sorted[at] == step.changed) & drawn
             log_x0 = self.prediction.log_x0[self.order[at[known].to(self.order.device)]]
             if "confidence" in self.parts:
-                drawn = now[known.to(now.device)]
-                chance = log_x0.gather(-1, drawn[:, None]).squeeze(-1).exp()
+                tokens = now[known.to(now.device)]
+                chance = log_x0.gather(-1, tokens[:, None]).squeeze(-1).exp()
                 step = replace(step, confidence=_spread(chance, known))
-            if "entropy" in self.parts:
+            if "entropy" in self.parts and step.entropy is None:
                 nats = torch.special.entr(log_x0.exp()).sum(-1, dtype=torch.float64)
                 step = replace(step, entropy=_spread(nats, known))
         return step

@@ -7,7 +7,7 @@
 | fresh | a token of this step |
 | draft | what the network would take for a mask |
 | open | a mask of which nothing is known |
-| lost | a token that was masked again in this step |
+| lost | a token that was masked or noised again in this step |
 | cut | what follows the end of the text, and will not be part of it |
 """
 

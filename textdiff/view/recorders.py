@@ -37,12 +37,13 @@ class RowStep:
         row: its place in the job.
         number: how many calls have changed it, this one included.
         time: noise time before the step, from 1 to 0.
-        ids: its tokens up to the end of the segment that is being written.
+        ids: its tokens up to the end of the segment that is being written; the mask where a rule
+            has drawn noise again.
         draft: the same with open positions filled by their likeliest tokens, if that was asked for.
         final: tokens that were final before the segment.
         confidence: probability of the new token at each position that got one; NaN if unknown.
         entropy: nats at these positions; NaN if unknown.
-        remasked: positions that were masked again since its last step.
+        remasked: positions that were masked or noised again since its last step.
         dependence: nats that revealing these positions at once may cost; None if unknown.
     """
 
@@ -65,17 +66,19 @@ class RowSteps:
     Attributes:
         mask: id of the mask token.
         numbers: steps of each row of the present job so far.
-        lost: positions of each row that were masked again since its last step.
+        held: positions of each row that have got a token.
+        lost: those that were masked or noised again since its last step.
     """
 
     mask: int
     numbers: list[int] = field(default_factory=list)
+    held: list[set[int]] = field(default_factory=list)
     lost: list[set[int]] = field(default_factory=list)
 
     def begin(self, job: Job) -> None:
         """Turn to another job."""
         self.numbers = [0] * len(job.prompts)
-        self.lost = [set() for _ in job.prompts]
+        self.held, self.lost = [set() for _ in job.prompts], [set() for _ in job.prompts]
 
     def split(self, step: Step) -> Iterator[RowStep]:
         """Yield the rows that got a token, in the job's order.
@@ -87,15 +90,20 @@ class RowSteps:
         assert step.ends is not None
         width = step.canvas.shape[1]
         rows, positions = step.changed // width, step.changed % width
+        canvas = step.canvas
+        if step.remasked is not None:
+            noise = step.remasked.to(canvas.device)
+            canvas = canvas.flatten().index_fill(0, noise, self.mask).view_as(canvas)
         confidence, entropy = (_known(x, rows) for x in (step.confidence, step.entropy))
         dependence = step.dependence
         for row in sorted(set(rows.tolist())):
             own = rows == row
             end = int(step.ends[row])
-            ids = step.canvas[row, :end].tolist()
+            ids = canvas[row, :end].tolist()
             here = positions[own].tolist()
             new = [at for at in here if ids[at] != self.mask]
-            self.lost[row] = (self.lost[row] | set(here)) - set(new)
+            self.lost[row] = (self.lost[row] | self.held[row] & set(here)) - set(new)
+            self.held[row] = self.held[row] - set(here) | set(new)
             if not new:
                 continue
             lost, self.lost[row] = self.lost[row], set()

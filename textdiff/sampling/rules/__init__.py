@@ -13,6 +13,7 @@ from textdiff.errors import ConfigError
 from textdiff.registry import Registry
 from textdiff.sampling.rules.ancestral import Ancestral
 from textdiff.sampling.rules.first_hitting import FirstHitting
+from textdiff.sampling.rules.gibbs import Gibbs
 from textdiff.sampling.rules.ordered import Confidence, EntropyBound, Threshold
 from textdiff.sampling.rules.predictor_corrector import PredictorCorrector
 from textdiff.sampling.rules.remask import Remask
@@ -34,6 +35,7 @@ RULES: Registry[Rule] = Registry(
         EntropyBound,
         Remask,
         PredictorCorrector,
+        Gibbs,
     ],
 )
 

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from pydantic import Field
 
+from textdiff.errors import ConfigError
 from textdiff.lazy import torch
 from textdiff.sampling.rules.redrawing import ancestral_transition, even_times, redraw
-from textdiff.sampling.rules.rule import Rule
+from textdiff.sampling.rules.revising import RevisingRule
 from textdiff.sampling.rules.unmasking import unmask_by_chance
 
 if TYPE_CHECKING:
@@ -29,10 +30,11 @@ if TYPE_CHECKING:
     from textdiff.diffusion.objectives import Prediction
     from textdiff.diffusion.processes import Absorbing
     from textdiff.sampling.rules.redrawing import Interval
+    from textdiff.sampling.rules.rule import Rule
     from textdiff.sampling.segment import Segment, Step
 
 
-class Ancestral(Rule):
+class Ancestral(RevisingRule):
     """Draws x_s from q(x_s | x_t), in at most `steps` network calls per row."""
 
     kind: Literal["ancestral"] = "ancestral"
@@ -45,14 +47,22 @@ class Ancestral(Rule):
     processes: ClassVar[tuple[str, ...]] = ("absorbing", "absorbing by token", "uniform", "hybrid")
 
     def suited(self, family: Family) -> Rule:
+        rule = super().suited(family)
         if family.objective.predicts_mask:
             return _AncestralOfMasks(greedy_tail=self.greedy_tail)
-        return self
+        return rule
 
     def __call__(self, segment: Segment) -> Iterator[Step]:
         process = segment.process
+        if process.by_token and segment.controls.constraint is not None:
+            raise ConfigError(
+                "patterns and bans need positions that are chosen before their tokens, and with a "
+                "learned schedule a token decides when it is revealed; leave them out",
+                code="pattern_with_learned_schedule",
+            )
         if process.replaces_tokens or process.by_token:
-            yield from redraw(segment, ancestral_transition(process), self.greedy_tail)
+            transition, revision = ancestral_transition(process), self.revision(segment)
+            yield from redraw(segment, transition, revision, self.greedy_tail)
             return
         steps = segment.steps
         times = even_times(steps)

@@ -7,12 +7,15 @@ arXiv:2502.09992; MaskGIT, arXiv:2202.04200), the margin between its two largest
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from textdiff.lazy import torch
 from textdiff.sampling.rules.redrawing import even_times
+from textdiff.sampling.rules.renoising import accept_or_renoise
+from textdiff.sampling.rules.revising import RevisingRule
 from textdiff.sampling.rules.unmasking import (
     OrderedRule,
     even_share,
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from textdiff.sampling.rules.unmasking import Score
     from textdiff.sampling.segment import Segment, Step
 
 ORDERS = {"probability": most_likely, "margin": margin, "entropy": low_entropy}
@@ -65,10 +69,44 @@ class Confidence(OrderedRule):
         yield from unmask_in_order(segment, ORDERS[self.order], count, self.order_temperature)
 
 
-class Threshold(OrderedRule):
-    """Reveals what is likely enough, and what is needed to be done in `steps` calls.
+class AcceptingRule(OrderedRule, RevisingRule):
+    """A rule that takes the most confident positions, as many as it accepts.
 
-    Enough is a largest probability of at least `threshold`. With `factor`, n positions are revealed
+    Under absorbing noise they are revealed, and stay. Under noise that replaces tokens all others
+    are drawn from the noise again, and what was accepted may be lost in the next call.
+    """
+
+    processes: ClassVar[tuple[str, ...]] = ("absorbing", "uniform", "hybrid")
+    task: ClassVar[str] = "accepts tokens in an order of its own"
+
+    def __call__(self, segment: Segment) -> Iterator[Step]:
+        if segment.process.replaces_tokens:
+            yield from accept_or_renoise(segment, self.score, self.accepted, self.revision(segment))
+            return
+
+        def count(ranked: Tensor, left: Tensor, calls: int) -> Tensor:
+            return torch.maximum(self.accepted(ranked), even_share(left, calls))
+
+        yield from unmask_in_order(segment, self.score, count)
+
+    @property
+    @abstractmethod
+    def score(self) -> Score:
+        """Confidence of distributions [N, V]."""
+
+    @abstractmethod
+    def accepted(self, ranked: Tensor) -> Tensor:
+        """Return [R] how many of the most confident positions are accepted.
+
+        Args:
+            ranked: [R, S] confidences, falling; -inf where no position is left.
+        """
+
+
+class Threshold(AcceptingRule):
+    """Accepts what is likely enough; under absorbing noise also what `steps` calls require.
+
+    Enough is a largest probability of at least `threshold`. With `factor`, n positions are accepted
     together if (n + 1)(1 - c_n) < `factor`, c_n being the smallest of theirs (both
     arXiv:2505.22618). At factor 1 the tokens most likely together are those most likely one by one.
     A threshold promises that only for up to 1 / (1 - threshold) - 1 of them.
@@ -82,36 +120,36 @@ class Threshold(OrderedRule):
         None, ge=0.0, description="f of the other criterion, which then replaces the threshold"
     )
 
-    def __call__(self, segment: Segment) -> Iterator[Step]:
-        yield from unmask_in_order(segment, most_likely, self._confident)
+    @property
+    def score(self) -> Score:
+        return most_likely
 
-    def _confident(self, ranked: Tensor, left: Tensor, calls: int) -> Tensor:
+    def accepted(self, ranked: Tensor) -> Tensor:
         if self.factor is None:
-            confident = (ranked.exp() >= self.threshold).sum(1)
-        else:
-            doubt = -torch.expm1(ranked)  # 1 - c, which rises, so that what fits is a beginning
-            n = torch.arange(1, ranked.shape[1] + 1)
-            confident = ((n + 1) * doubt < self.factor).sum(1)
-        return torch.maximum(confident, even_share(left, calls))
+            return (ranked.exp() >= self.threshold).sum(1)
+        doubt = -torch.expm1(ranked)  # 1 - c, which rises, so that what fits is a beginning
+        n = torch.arange(1, ranked.shape[1] + 1)
+        return ((n + 1) * doubt < self.factor).sum(1)
 
 
-class EntropyBound(OrderedRule):
-    """Reveals what the bound allows, and what is needed to be done in `steps` calls.
+class EntropyBound(AcceptingRule):
+    """Accepts what the bound allows; under absorbing noise also what `steps` calls require.
 
     In order of rising entropy, the longest beginning whose entropies add up to at most gamma, the
-    largest left out (arXiv:2505.24857). That sum bounds how much the tokens revealed together can
+    largest left out (arXiv:2505.24857). That sum bounds how much the tokens drawn together can
     depend on each other; `Step.dependence` is the bound that each call had.
     """
 
     kind: Literal["entropy_bound"] = "entropy_bound"
     entropy_bound: float = Field(
-        0.1, ge=0.0, description="nats per call; 0 reveals uncertain tokens one by one"
+        0.1, ge=0.0, description="nats per call; 0 accepts uncertain tokens one by one"
     )
 
-    def __call__(self, segment: Segment) -> Iterator[Step]:
-        yield from unmask_in_order(segment, low_entropy, self._safe)
+    @property
+    def score(self) -> Score:
+        return low_entropy
 
-    def _safe(self, ranked: Tensor, left: Tensor, calls: int) -> Tensor:
-        nats = -ranked  # infinite where nothing is masked
+    def accepted(self, ranked: Tensor) -> Tensor:
+        nats = -ranked  # infinite where no position is left
         before = nats.cumsum(1) - nats.cummax(1).values
-        return torch.maximum((before <= self.entropy_bound).sum(1), even_share(left, calls))
+        return (before <= self.entropy_bound).sum(1)

@@ -24,7 +24,7 @@ from pydantic import Field
 from textdiff.errors import ConfigError
 from textdiff.lazy import torch
 from textdiff.sampling.rules.redrawing import redraw
-from textdiff.sampling.rules.rule import Rule
+from textdiff.sampling.rules.revising import RevisingRule
 from textdiff.sampling.rules.unmasking import steady
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from textdiff.sampling.segment import Segment, Step
 
 
-class PredictorCorrector(Rule):
+class PredictorCorrector(RevisingRule):
     """Noises some positions afresh at each of `steps` calls, and corrects the text in some more."""
 
     kind: Literal["predictor_corrector"] = "predictor_corrector"
@@ -70,7 +70,8 @@ class PredictorCorrector(Rule):
                 "pattern or write a banned string; set corrections to 0, or leave them out",
                 code="pattern_with_corrections",
             )
-        yield from redraw(segment, self._transition(segment.process), self.greedy_tail)
+        transition, revision = self._transition(segment.process), self.revision(segment)
+        yield from redraw(segment, transition, revision, self.greedy_tail)
         yield from self._correct(segment)
 
     def _transition(self, process: ForwardProcess) -> Transition:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from textdiff.errors import ConfigError
+from textdiff.diffusion.leave_one_out import posterior_of
 from textdiff.lazy import torch
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from textdiff.diffusion.objectives import Prediction
     from textdiff.diffusion.process import ForwardProcess
     from textdiff.diffusion.schedule import NoiseSchedule
+    from textdiff.sampling.rules.revising import Revision
     from textdiff.sampling.segment import Segment, Step
 
     Transition = Callable[[Prediction, Tensor, "Interval"], Tensor]
@@ -72,35 +73,41 @@ def grid(schedule: NoiseSchedule, steps: int) -> list[Interval]:
     return [Interval(i, steps, times[i], alphas[i], alphas[i + 1]) for i in range(steps)]
 
 
-def redraw(segment: Segment, transition: Transition, greedy_tail: bool) -> Iterator[Step]:
-    """Draw open positions from a transition, in `steps` calls.
+def redraw(
+    segment: Segment,
+    transition: Transition,
+    revision: Revision,
+    greedy_tail: bool,
+    steps: int | None = None,
+) -> Iterator[Step]:
+    """Draw open positions from a transition, in at most `steps` calls.
 
     Args:
-        segment: under absorbing noise, revealed tokens stay.
+        segment: what is filled.
         transition: distribution of the next tokens.
+        revision: which of its rows are revised; under absorbing noise, revealed tokens stay.
         greedy_tail: take the likeliest clean tokens at the last step.
+        steps: None: those of the segment.
     """
-    process = segment.process
-    if segment.controls.constraint is not None and not process.replaces_tokens:
-        raise ConfigError(
-            "patterns and bans need positions that are chosen before their tokens, and with a "
-            "learned schedule a token decides when it is revealed; leave them out",
-            code="pattern_with_learned_schedule",
-        )
-    for interval in grid(segment.schedule, segment.steps):
-        still = ~segment.frozen
-        if not process.replaces_tokens:
-            still = still & (segment.canvas == process.mask_token_id).cpu()
-        positions = still.flatten().nonzero().squeeze(1)
+    for interval in grid(segment.schedule, segment.steps if steps is None else steps):
+        positions = revision.positions()
         if not len(positions):
             return
+        t = interval.t.expand(len(segment.canvas))
+        prediction = segment.predict(positions, t)
+        going = torch.ones(len(positions), dtype=torch.bool)
+        if revision.stops_early and not interval.last:
+            tokens = segment.tokens(positions)
+            log_p = posterior_of(segment.process, prediction, tokens, interval.alphas(tokens)[1])
+            going = ~revision.end(positions, log_p, t)
+            prediction = prediction.at(going.nonzero().squeeze(1).to(tokens.device))
 
         def weights(prediction: Prediction, tokens: Tensor, at: Interval = interval) -> Tensor:
             return transition(prediction, tokens, at)
 
-        t = interval.t.expand(len(segment.canvas))
-        greedy = greedy_tail and interval.last
-        yield segment.redraw(positions, t, weights, interval.index, interval.last, greedy)
+        end = (interval.last, greedy_tail and interval.last)
+        changed = segment.redraw(positions[going], prediction, t, weights, interval.index, *end)
+        yield segment.step(torch.cat([positions[~going], changed]), t)
 
 
 def ancestral_transition(process: ForwardProcess) -> Transition:

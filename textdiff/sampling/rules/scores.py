@@ -15,7 +15,7 @@ from pydantic import Field
 
 from textdiff.lazy import torch
 from textdiff.sampling.rules.redrawing import ancestral_transition, redraw
-from textdiff.sampling.rules.rule import Rule
+from textdiff.sampling.rules.revising import RevisingRule
 from textdiff.sampling.rules.unmasking import unmask_by_chance
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ LARGEST_EXPONENT = 600.0
 """Sums of exponentials up to this one do not overflow float64, whatever the vocabulary."""
 
 
-class ScoreRule(Rule):
+class ScoreRule(RevisingRule):
     """A rule that follows scores down an even grid of times, in at most `steps` calls."""
 
     greedy_tail: bool = Field(False, description="take the likeliest tokens at the last step")
@@ -54,7 +54,8 @@ class ScoreRule(Rule):
 
     def __call__(self, segment: Segment) -> Iterator[Step]:
         if segment.process.replaces_tokens:
-            yield from redraw(segment, self._transition(segment), self.greedy_tail)
+            transition, revision = self._transition(segment), self.revision(segment)
+            yield from redraw(segment, transition, revision, self.greedy_tail)
             return
 
         def chance(prediction: Prediction, interval: Interval) -> Tensor:

@@ -126,14 +126,18 @@ def unmask_in_order(
         number = left
         if calls > 1:
             number = count(scores.gather(1, order), left, calls).clamp(min=1).minimum(left)
-        first = torch.arange(masked.shape[1]) < number[:, None]
-        now = torch.zeros_like(masked).scatter(1, order, first)
-        return now, -scores if score is low_entropy else None
+        return first_of(order, number), -scores if score is low_entropy else None
 
     def time(masked: Tensor, index: int) -> Tensor:
         return time_left(segment.schedule, masked.sum(1), size)
 
     yield from unmask(segment, time, choose)
+
+
+def first_of(order: Tensor, number: Tensor) -> Tensor:
+    """Return [R, S] bool, the first [R] positions of each row in an order [R, S]."""
+    first = torch.arange(order.shape[1]) < number[:, None]
+    return torch.zeros_like(first).scatter(1, order, first)
 
 
 def steady(scores: Tensor, dtype: torch.dtype) -> Tensor:

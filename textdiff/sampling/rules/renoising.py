@@ -1,0 +1,87 @@
+"""The walk that accepts confident tokens and draws all others from the noise again.
+
+Every call predicts all open positions given the whole canvas, noise included. The most confident
+ones get tokens; the others get new noise. No token is final: one that was accepted is drawn again,
+or lost, at the next call. The text is the likeliest one given the last canvas. Networks need
+training on noise in which clean and random tokens mix. Letters: R rows, S positions of the canvas,
+N open positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from textdiff.diffusion.leave_one_out import posterior_of
+from textdiff.lazy import torch
+from textdiff.sampling.rules.redrawing import even_times
+from textdiff.sampling.rules.unmasking import first_of, low_entropy, steady
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor
+
+    from textdiff.sampling.rules.revising import Revision
+    from textdiff.sampling.rules.unmasking import Score
+    from textdiff.sampling.segment import Segment, Step
+
+
+def accept_or_renoise(
+    segment: Segment, score: Score, accepted: Callable[[Tensor], Tensor], revision: Revision
+) -> Iterator[Step]:
+    """Accept some positions of each row and renoise the others, in at most `steps` calls.
+
+    The network reads the noise level that the last call left. The temperature falls with the calls.
+
+    Args:
+        segment: under noise that replaces tokens.
+        score: confidence of distributions, here of p(x_0 | x_t).
+        accepted: (confidences [R, S], falling) -> [R] positions to accept; none counts as one.
+        revision: rows that are revised.
+    """
+    times = even_times(segment.steps)
+    size = revision.open.sum(1)  # [R]
+    alphas = torch.zeros(len(size), dtype=torch.float64)  # [R] at first all is noise
+    for index in range(segment.steps):
+        positions = revision.positions()
+        if not len(positions):
+            return
+        time = segment.schedule.t_of_alpha(alphas).clamp(0.0, 1.0)
+        prediction = segment.predict(positions, time)
+        row = positions // revision.open.shape[1]  # [N]
+        alpha = alphas[row].to(segment.canvas.device)  # [N]
+        log_p = posterior_of(segment.process, prediction, segment.tokens(positions), alpha)
+        t = times[index].expand(len(size))
+        ended = revision.end(positions, log_p, t, every=index + 1 == segment.steps)
+        scores = torch.full(revision.open.shape, -torch.inf, dtype=torch.float64)  # [R, S]
+        scores.view(-1)[positions] = score(log_p).double().cpu()
+        keys = steady(scores, prediction.log_x0.dtype)
+        order = keys.argsort(dim=1, descending=True, stable=True)  # [R, S]
+        taken = accepted(scores.gather(1, order)).clamp(min=1).minimum(size)
+        kept = first_of(order, taken).flatten()[positions] & ~ended
+        lost = ~(kept | ended)
+        _accept(segment, positions[kept], log_p[kept.to(log_p.device)], t, index)
+        alphas = level(size - taken, size)
+        _renoise(segment, positions[lost], alphas[row[lost]], index)
+        nats = (-low_entropy(log_p).cpu()).masked_fill(lost, torch.nan)
+        yield segment.step(positions, time, remasked=positions[lost], entropy=nats)
+
+
+def level(noisy: Tensor, size: Tensor) -> Tensor:
+    """Return [R] survival probabilities at which `noisy` of `size` tokens are noise.
+
+    A rate of noise that is uniform beforehand has the mean (noisy + 1) / (size + 2) afterwards.
+    """
+    return 1.0 - (noisy.double() + 1.0) / (size + 2.0)
+
+
+def _accept(segment: Segment, positions: Tensor, log_p: Tensor, t: Tensor, step: int) -> None:
+    # A constraint is on finished text: the canvases before it are free.
+    controls = replace(segment.controls, constraint=None)
+    segment.put(positions, segment.draw(positions, log_p, t, step, controls))
+
+
+def _renoise(segment: Segment, positions: Tensor, alpha: Tensor, step: int) -> None:
+    device, u = segment.canvas.device, segment.position_uniforms(step).flatten()[positions]
+    segment.put(positions, segment.process.corruptions(alpha.to(device), u.to(device)))
