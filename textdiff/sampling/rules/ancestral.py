@@ -43,6 +43,7 @@ class Ancestral(Rule):
     )
 
     processes: ClassVar[tuple[str, ...]] = ("absorbing", "absorbing by token", "uniform", "hybrid")
+    chance: ClassVar[str] = "draws the step in which each token is written"
 
     def suited(self, family: Family) -> Rule:
         if family.objective.predicts_mask:
