@@ -257,12 +257,18 @@ class Suite:
         module: where the function is.
         name: the function, called with options and a report of progress.
         sweeps: whether it goes over a grid of settings, which can be drawn.
+        pictures: the module whose `draw_NAME` draws the suite NAME, if it sweeps.
     """
 
     summary: str
     module: str
     name: str
     sweeps: bool = False
+    pictures: str = "textdiff.evaluate.presentation"
+
+    def draw(self, record: Mapping[str, Any], path: Path) -> None:
+        """Draw the result of a sweep into a PNG file."""
+        getattr(import_module(self.pictures), f"draw_{self.name}")(record, path)
 
     def run(self, options: SuiteOptions, report: Report) -> SuiteResult:
         """Measure what options ask for."""
@@ -279,6 +285,13 @@ SUITES: dict[str, Suite] = {
         "textdiff.evaluate.frontier",
         "frontier",
         sweeps=True,
+    ),
+    "likelihood-frontier": Suite(
+        "exact likelihood of held-out text against tokens per call, without a judge",
+        "textdiff.evaluate.likelihood_frontier",
+        "likelihood_frontier",
+        sweeps=True,
+        pictures="textdiff.evaluate.likelihood_figure",
     ),
 }
 
