@@ -180,10 +180,14 @@ def test_an_autoregressive_model_has_the_chain_rule_bit_for_bit():
 def test_a_cache_changes_nothing_and_texts_may_end_within_a_block(rule):
     model, chosen, texts = tiny_model(seed=2), tiny_family(4), some_texts(5, 10)
     cut = windows(texts, CONTEXT, chosen.process.vocabulary.clean)
-    found = estimate(model, chosen, cut, estimator="policy", rule=rule, steps=3, seed=0)
+    found = estimate(
+        model, chosen, cut, estimator="policy", rule=rule, steps=3, seed=0, attribute=True
+    )
     uncached = policy_log_likelihood(model, chosen, texts, NEUTRAL.merge(rule=rule, steps=3))
     assert (found.nats[0] + uncached).abs().max() < 1e-10
     assert found.nats.std() > 0.1
+    each = torch.stack([nats.sum() for nats in found.token_nats()])
+    assert (each - found.nats[0]).abs().max() < 1e-12
     many = estimate(
         model, chosen, cut, estimator="policy", rule=rule, steps=3, seed=0, batch_tokens=12
     )

@@ -27,6 +27,7 @@ from typing import Any
 from textdiff.diffusion.family import Family
 from textdiff.errors import ConfigError, closest
 from textdiff.evaluate.figures import Place, Weights, excess, resample
+from textdiff.evaluate.presentation import draw_frontier as draw_frontier
 from textdiff.evaluate.presentation import frontier_lines
 from textdiff.evaluate.single_setting import (
     common_record,

@@ -21,6 +21,7 @@ from textdiff.diffusion.family import Family
 from textdiff.errors import ConfigError
 from textdiff.evaluate.bound_record import result_origin
 from textdiff.evaluate.frontier import Setting, combinations
+from textdiff.evaluate.likelihood_figure import draw_likelihood_frontier as draw_likelihood_frontier
 from textdiff.evaluate.likelihood_figure import likelihood_lines
 from textdiff.evaluate.suites import LEAST_TEXTS, Report, SuiteOptions, SuiteResult
 from textdiff.evaluate.sweep_file import Point, Record, kept_points, save_points
@@ -95,12 +96,8 @@ def default_points(size: int) -> dict[str, Any]:
 def read_points(content: Mapping[str, Any], family: Family) -> tuple[list[Setting], dict[str, str]]:
     """Check a grid and multiply it out.
 
-    Args:
-        content: as in the module's example.
-        family: the model's.
-
     Returns:
-        The points, and the rules that are left out with the reason.
+        The points, and the rules that do not fit the family or have no likelihood, with the reason.
 
     Raises:
         ConfigError: a grid of another shape, an unknown rule or key, a value out of range.
@@ -140,7 +137,7 @@ def _point(options: SuiteOptions, texts: list[str], setting: Setting, bound: Est
     common = {name: options.options[name] for name in SHARED if options.options.get(name)}
     chosen = common | {"steps": options.options.get("steps"), **setting.options}
     estimates = options.model.estimate(texts, estimator="policy", **chosen)
-    found = estimates.bound()
+    exact = estimates.bound()
     words = [value for value in setting.options["knobs"].values() if isinstance(value, str)]
     point: Point = {
         "key": setting.key,
@@ -148,12 +145,12 @@ def _point(options: SuiteOptions, texts: list[str], setting: Setting, bound: Est
         "line": " ".join([str(setting.options["rule"]), *words]),
         "options": {name: value for name, value in chosen.items() if value is not None},
         "tokens_per_call": 1.0 / (estimates.calls_per_token or 1.0),
-        "nats": found.to_dict()["mean"],
-        "text_stderr": found.text_stderr,
-        "impossible": found.impossible,
+        "nats": exact.to_dict()["mean"],
+        "text_stderr": exact.text_stderr,
+        "impossible": exact.impossible,
         "over_bound": None,
     }
-    if not found.impossible:
+    if not exact.impossible:
         difference = compare(estimates, bound)
         point["over_bound"] = {
             "nats": difference.mean,

@@ -137,8 +137,8 @@ def _refuse_impossible(difference: Tensor) -> None:
     impossible = int((~difference.isfinite()).any(0).sum())
     if impossible:
         raise DataError(
-            f"{impossible} document(s) have probability 0 under the decoding rule, so that there "
-            "is no difference in nats; leave truncation (top_k, top_p, min_p) and temperature 0 "
+            f"{impossible} document(s) have probability 0 under the decoding rule, so their "
+            "nats have no difference; leave truncation (top_k, top_p, min_p) and temperature 0 "
             "out",
             code="impossible_text",
         )

@@ -77,7 +77,7 @@ def log_chances(
         return taken
 
     _choose_tokens(log_x0, controls, context, choose)
-    order, log_p = (torch.cat(part) for part in zip(*drawn, strict=True))
+    order, log_p = map(torch.cat, zip(*drawn, strict=True))
     return torch.zeros_like(log_p).index_copy(0, order, log_p)
 
 

@@ -1,14 +1,14 @@
 """Teacher forcing of decoding rules: a rule writes a given text, and its chance is recorded.
 
 A rule that picks positions from predictions alone, before it draws their tokens, can write a text x
-in one way only. With z_1 the prompt and masks, F(z) the positions that it picks and z_{s+1} the
-canvas z_s with x at F(z_s),
+in one way only. Let F(z) be the positions that it picks, and z_1 the prompt and masks. Then z_{s+1}
+is the canvas z_s with x at F(z_s), and (arXiv:2603.01367)
 
-    log p_rule(x) = sum_s sum_{i in F(z_s)} log p(x_i | z_s),
+    log p_rule(x) = sum_s sum_{i in F(z_s)} log p(x_i | z_s).
 
-where p is what tokens are drawn from, controls included (arXiv:2603.01367). That is exact also
-where several tokens are drawn at once: the sampler does draw them independently. The engine and
-the rule are those of a generation, and only the draw differs. Letters: R rows, W columns of the
+Tokens are drawn from p, controls included. That is exact also where several tokens are drawn at
+once: the sampler does draw them independently. The engine and the rule are those of a generation,
+and only the draw differs. Letters: R rows, W columns of the
 texts, A active rows, S positions of their canvas, N positions of one draw.
 """
 
@@ -89,7 +89,7 @@ class ForcedEngine(Engine):
         """
         for _ in self.walk():
             pass
-        place, log_p = (torch.cat(part) for part in zip(*self.drawn, strict=True))
+        place, log_p = map(torch.cat, zip(*self.drawn, strict=True))
         self._check_once(place)
         rows, width = self.texts.shape
         flat = torch.zeros(rows * width, dtype=torch.float64, device=log_p.device)

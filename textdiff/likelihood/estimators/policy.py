@@ -115,8 +115,7 @@ class Policy(_Options):
         config = self.config
         if config.regex is not None or config.ban or config.force:
             raise ConfigError(
-                "patterns, bans and forced strings are of text, and there is no tokenizer here; "
-                "score through TextDiffusion",
+                "patterns, bans and forced strings need a tokenizer; score through TextDiffusion",
                 code="needs_tokenizer",
             )
         return Request(job, config)

@@ -117,7 +117,6 @@ def unmask_in_order(
     def choose(prediction: Prediction, masked: Tensor, index: int) -> tuple[Tensor, Tensor | None]:
         left, calls = masked.sum(1), segment.steps - index
         scores = torch.full(masked.shape, -torch.inf, dtype=torch.float64)
-        # Positions are a choice among whole numbers: no gradient goes through it.
         scores[masked] = score(prediction.log_x0.detach()).double().cpu()
         keys = steady(scores, prediction.log_x0.dtype)
         if temperature:  # the largest of these are draws without replacement
