@@ -74,7 +74,7 @@ class Registry(Mapping[str, type[M]], Generic[M]):
         """Say what is wrong with the first option that was refused."""
         item = error.errors(include_url=False)[0]
         name = ".".join(map(str, item["loc"]))
-        if item["type"] == "extra_forbidden":
+        if item["type"] == "extra_forbidden" and name:
             known = [field for field in self[kind].model_fields if field != "kind"]
             return f"no option {name!r}; " + (closest(name, known) if known else "it has none")
         message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")

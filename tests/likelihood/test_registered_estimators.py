@@ -12,6 +12,7 @@ from textdiff.cli import main
 from textdiff.commands.scoring import estimator_help, option_flags
 from textdiff.errors import ConfigError
 from textdiff.likelihood.estimators import ESTIMATORS, build_estimator
+from textdiff.likelihood.estimators.policy import SHARED
 
 TOY = '''
 """An estimator that a user wrote."""
@@ -62,7 +63,9 @@ def test_an_estimator_of_a_file_scores_by_its_name(flat, tmp_path, capsys):
 def test_options_of_an_estimator_are_flags(flat):
     assert "flat: The same nats for every token." in estimator_help(ESTIMATORS).splitlines()
     flags = option_flags(ESTIMATORS)
-    assert {"samples", "orders", "timesteps", "eps", "height"} == set(flags.model_fields)
+    own = {"samples", "orders", "timesteps", "eps", "height"}
+    assert own | {"rule", *SHARED} == set(flags.model_fields)
+    assert flags(knobs=("order=margin",), ban=("a", "b")).ban == ("a", "b")
     assert flags(height=3.5).height == 3.5
     with pytest.raises(ConfigError) as error:
         build_estimator("flat", height=0.0)
@@ -73,6 +76,6 @@ def test_estimators_are_listed_without_torch():
     code = (
         "import sys; from textdiff.likelihood.estimators import ESTIMATORS; "
         "import textdiff.commands.perplexity; "
-        "assert len(ESTIMATORS) == 8 and 'torch' not in sys.modules"
+        "assert len(ESTIMATORS) == 9 and 'torch' not in sys.modules"
     )
     assert finished([sys.executable, "-c", code]).returncode == 0

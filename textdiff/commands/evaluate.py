@@ -101,14 +101,14 @@ class SweepOptions:
     """Settings that a sweep goes over, and files for results."""
 
     grid: Path | None = None
-    """YAML file with the settings of the suite frontier; docs/evaluation.md shows one."""
+    """YAML file with the settings of a frontier; docs/evaluation.md shows one."""
 
     output: Path | None = None
-    """Write the result to this JSON file; the suite frontier saves every point there, and goes on
+    """Write the result to this JSON file; a frontier saves every point there, and goes on
     from it when it is started again. `-`: standard output, as --json."""
 
     picture: Path | None = None
-    """Draw the suite frontier into this PNG file."""
+    """Draw a frontier into this PNG file."""
 
     def check(self, suite: str, sweeps: bool) -> None:
         """Refuse what does not go together, before anything is loaded.
@@ -141,19 +141,19 @@ class SweepOptions:
 
         content = read_yaml(self.grid, f"--grid {self.grid}")
         if not isinstance(content, dict):
-            raise ConfigError(f"--grid {self.grid}: write `baseline:` and `points:` there")
+            raise ConfigError(
+                f"--grid {self.grid}: write `points:` there, and `baseline:` for the suite frontier"
+            )
         return content
 
-    def write(self, record: dict[str, Any]) -> None:
+    def write(self, record: dict[str, Any], suite: "Suite") -> None:
         """Write the result to the files that were named."""
         if self.output and self.output != STANDARD_OUTPUT:
             text = json.dumps(record, indent=1, ensure_ascii=False)
             # A path in the record may have bytes that are not UTF-8.
             self.output.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         if self.picture:
-            from textdiff.evaluate.presentation import draw
-
-            draw(record, self.picture)
+            suite.draw(record, self.picture)
 
 
 def evaluate(
@@ -177,8 +177,9 @@ def evaluate(
         sampling: how text is drawn.
         sweep: settings that a sweep goes over.
         loading: how the model is loaded; the judge is on the same device.
-        suite: generation, texts of one setting; or frontier, perplexity, entropy and tokens per
-            call over a grid of rules, steps and temperatures.
+        suite: generation, texts of one setting; frontier, perplexity, entropy and tokens per call
+            over a grid of rules, steps and temperatures; likelihood-frontier, exact likelihood of
+            the reference and tokens per call over a grid of rules, without a judge.
         json_output: print one JSON object, with everything that the result depends on.
     """
     from textdiff.evaluate.suites import find_suite
@@ -187,7 +188,7 @@ def evaluate(
     sweep.check(suite, chosen.sweeps)
     measure.check()
     result = _run(chosen, _suite_options(model, loading, measure, _free(sampling), sweep))
-    sweep.write(result.record)
+    sweep.write(result.record, chosen)
     if json_output or sweep.output == STANDARD_OUTPUT:
         print_json(result.record, indent=1)
     else:

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from textdiff.data.conversations import Message
 
 
-def _flag_type(annotation: Any) -> Any:
+def flag_type(annotation: Any) -> Any:
     """Return what a flag takes: words of a list, or one value; two types of value are a text."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _flag_type(arguments[0])
+        return flag_type(arguments[0])
     if origin in (Union, UnionType):
-        return _flag_type([leaf for leaf in arguments if leaf is not type(None)][-1])
+        return flag_type([leaf for leaf in arguments if leaf is not type(None)][-1])
     return tuple[str, ...] if origin in (tuple, dict) else annotation
 
 
@@ -47,7 +47,7 @@ def _flags() -> dict[str, Any]:
     """Return type and default of every flag; unset ones take the model's own default."""
     flags: dict[str, Any] = {}
     for name, option in SamplingConfig.model_fields.items():
-        kind, meaning = _flag_type(option.annotation), str(option.description)
+        kind, meaning = flag_type(option.annotation), str(option.description)
         default = () if get_origin(kind) is tuple else option.default if name == "cache" else None
         kind = kind | None if default is None else kind
         meaning = f"{meaning[0].upper()}{meaning[1:]}{_of_rules(name)}."

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_origin
 
 from pydantic import Field, create_model
 
 from textdiff.commands.arguments import fraction, read_documents
 from textdiff.commands.parallel import Processes
+from textdiff.commands.sampling import flag_type
 from textdiff.errors import ConfigError
 from textdiff.likelihood.estimators import (
     DEFAULT,
@@ -45,11 +46,15 @@ def option_flags(estimators: Registry[Estimator]) -> type:
     for kind, estimator in estimators.items():
         for name, option in estimator.model_fields.items():
             if option.description:
-                types.setdefault(name, option.annotation)
-                default = "" if option.default is None else f" (default {option.default})"
+                types.setdefault(name, flag_type(option.annotation))
+                default = "" if option.default in (None, (), {}) else f" (default {option.default})"
                 helps.setdefault(name, []).append(f"{kind}{default}: {option.description}")
     keys: dict[str, Any] = {
-        name: (kind | None, Field(None, description="; ".join(helps[name])))
+        name: (
+            (kind, Field((), description="; ".join(helps[name])))
+            if get_origin(kind) is tuple
+            else (kind | None, Field(None, description="; ".join(helps[name])))
+        )
         for name, kind in types.items()
     }
     return create_model("EstimatorOptions", __base__=Section, **keys)
@@ -101,7 +106,7 @@ class ScoringOptions(EstimatorOptions):  # type: ignore[misc]
         if self.batch_tokens < 1:
             raise ConfigError(f"--batch-tokens {self.batch_tokens}: give at least 1")
         own = {name: getattr(self, name) for name in EstimatorOptions.model_fields}
-        own = {name: value for name, value in own.items() if value is not None}
+        own = {name: value for name, value in own.items() if value not in (None, ())}
         self._check_estimator(own, protocol)
         names = ["replicates", "precision", "stride", "end_of_text", "seed", "batch_tokens"]
         shared = {name: getattr(self, name) for name in [*names, "estimator"]}

@@ -38,6 +38,7 @@ def evaluation_record(
     protocol = PROTOCOLS.get(options.get("protocol") or "none")
     return {
         **estimates.bound().to_dict(),
+        **({"calls_per_token": estimates.calls_per_token} if estimates.calls else {}),
         "estimator_settings": _settings(model, estimates.estimator, options, protocol),
         "seed": options.get("seed", 0),
         "dtype": str(next(model.model.parameters()).dtype).removeprefix("torch."),
@@ -110,7 +111,10 @@ def document_records(
             line |= _figures(estimates, index) | {"after_the_end": after_the_end(model, estimates)}
         if count:
             bound = estimates.document(index)
-            line |= {"perplexity": finite(bound.perplexity), "bits_per_byte": bound.bits_per_byte}
+            line |= {
+                "perplexity": finite(bound.perplexity),
+                "bits_per_byte": bound.to_dict()["bits_per_byte"],
+            }
         if loss := windows.losses.get(index):
             line |= {"is_bound": False, "lost": asdict(loss)}
         yield line | tokens.get(index, {})
@@ -121,7 +125,10 @@ def _figures(estimates: Estimates, index: int) -> dict[str, Any]:
     nats = estimates.nats[:, index]  # [R]
     stderr = 0.0 if estimates.exact else standard_error(nats)
     doubt = estimates.tail(slice(index, index + 1)).doubt
-    figures: dict[str, Any] = {"nats": float(nats.mean()), "stderr_nats": None if doubt else stderr}
+    figures: dict[str, Any] = {
+        "nats": finite(float(nats.mean())),
+        "stderr_nats": None if doubt else stderr,
+    }
     figures |= {"is_reliable": not doubt} | ({"doubt": doubt} if doubt else {})
     figures |= {"replicates": estimates.replicates, "is_bound": estimates.is_bound(index)}
     if END in estimates.parts:
@@ -138,5 +145,5 @@ def _tokens(model: TextDiffusion, estimates: Estimates) -> dict[int, dict[str, l
         keep = slice(None) if windows.scored is None else windows.scored[w]
         ids = windows.tokens[w][keep].tolist()
         line["token_text"] += [str(model.tokenizer.decode([token])) for token in ids]
-        line["token_nats"] += nats.numpy()[keep].tolist()
+        line["token_nats"] += map(finite, nats.numpy()[keep].tolist())
     return tokens

@@ -22,12 +22,12 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from textdiff.diffusion.family import Family
-from textdiff.errors import ConfigError, DataError, closest
+from textdiff.errors import ConfigError, closest
 from textdiff.evaluate.figures import Place, Weights, excess, resample
+from textdiff.evaluate.presentation import draw_frontier as draw_frontier
 from textdiff.evaluate.presentation import frontier_lines
 from textdiff.evaluate.single_setting import (
     common_record,
@@ -37,10 +37,10 @@ from textdiff.evaluate.single_setting import (
     text_figures,
 )
 from textdiff.evaluate.suites import Report, SuiteOptions, SuiteResult
+from textdiff.evaluate.sweep_file import Point, kept_points, save_points
 from textdiff.evaluate.text_metrics import TEXT_ENTROPY, Subject, log_perplexity, measure
 from textdiff.sampling.rules import RULES, build_rule, check_rule
 from textdiff.sampling.settings import SamplingConfig
-from textdiff.storage import whole_file
 
 SETTINGS = ("rule", "steps", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 TEMPERATURES = (0.7, 0.8, 0.9, 1.0, 1.1)
@@ -136,7 +136,7 @@ def read_grid(content: Mapping[str, Any], family: Family) -> tuple[list[Setting]
     settings: dict[str, Setting] = {}
     left_out: dict[str, str] = {}
     for index, entry in enumerate(entries):
-        for setting in _settings(entry, baseline=index == 0):
+        for setting in combinations(entry, baseline=index == 0):
             rule = setting.options["rule"]
             reason = RULES[rule].refusal(family) if rule in RULES else None
             if reason is None or index == 0:
@@ -148,7 +148,7 @@ def read_grid(content: Mapping[str, Any], family: Family) -> tuple[list[Setting]
     return list(settings.values()), left_out
 
 
-def _settings(entry: Mapping[str, Any], baseline: bool) -> Iterator[Setting]:
+def combinations(entry: Mapping[str, Any], baseline: bool = False) -> Iterator[Setting]:
     """Yield all combinations of an entry's lists."""
     columns = [value if isinstance(value, list) else [value] for value in entry.values()]
     for values in product(*columns):
@@ -165,9 +165,6 @@ def _settings(entry: Mapping[str, Any], baseline: bool) -> Iterator[Setting]:
         options = {key: value for key, value in chosen.items() if key in SETTINGS}
         SamplingConfig().merge(**options)  # refuses values before anything is sampled
         yield Setting({**options, "rule": rule, "knobs": knobs}, baseline)
-
-
-Point = dict[str, Any]
 
 
 def frontier(options: SuiteOptions, report: Report) -> SuiteResult:
@@ -197,16 +194,16 @@ def frontier(options: SuiteOptions, report: Report) -> SuiteResult:
     record["sampling"] = options.settings({})
     record["reference"] = text_figures(options, real, weights, report)
     record["reference"]["text_sha256"] = digest(reference)
-    done = _kept(output, record)
+    done = kept_points(output, record, _identity)
     for number, setting in enumerate(settings):
         report(setting.curve, number, len(settings))
         if setting.key not in done:
             done[setting.key] = _point(options, setting, weights, report)
-            _save(output, record, done, {"complete": False})
+            save_points(output, record, done, {"complete": False})
     # Points of an earlier grid stay, after the ones of this.
     points = {setting.key: done[setting.key] for setting in settings} | done
     _add_excess(points)
-    record = _save(output, record, points, {"complete": True, "left_out": left_out})
+    record = save_points(output, record, points, {"complete": True, "left_out": left_out})
     return SuiteResult(record, frontier_lines(record))
 
 
@@ -250,41 +247,3 @@ def _identity(record: Mapping[str, Any]) -> dict[str, Any]:
         "resamples": record["resamples"],
         **{name: record["sampling"][name] for name in shared},
     }
-
-
-def _kept(path: Path, record: Mapping[str, Any]) -> dict[str, Point]:
-    """Return the points that an earlier part of the sweep has finished.
-
-    Raises:
-        ConfigError: the file is of another sweep, or no sweep at all.
-    """
-    if not path.exists():
-        return {}
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        before, points = _identity(saved), {p["key"]: p for p in saved["points"]}
-    except (ValueError, KeyError, TypeError):
-        raise ConfigError(
-            f"--output {path} exists and is not a sweep of this version; choose another file"
-        ) from None
-    now = _identity(json.loads(json.dumps(record)))
-    differing = [name for name, value in now.items() if before[name] != value]
-    if differing:
-        raise ConfigError(
-            f"--output {path} holds another sweep: {differing[0]} differs; choose another file"
-        )
-    return points
-
-
-def _save(
-    path: Path, record: Mapping[str, Any], points: Mapping[str, Point], more: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Write the sweep so far, whole or not at all."""
-    whole = {**record, **more, "points": list(points.values())}
-    text = json.dumps(whole, indent=1, ensure_ascii=False) + "\n"
-    try:
-        with whole_file(path) as file:
-            file.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"--output {path} cannot be written ({error.strerror})") from None
-    return whole

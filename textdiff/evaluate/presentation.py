@@ -164,8 +164,8 @@ def _frontier_notes(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 # Okabe and Ito's palette, which colour-blind people can tell apart; markers differ as well.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _FILLS = ("full", "none", "left", "right", "top", "bottom")  # settings of one rule
 _BASELINE = "#000000"
 
@@ -187,7 +187,7 @@ def require_matplotlib() -> Any:
     return Figure
 
 
-def draw(record: Mapping[str, Any], path: Path) -> None:
+def draw_frontier(record: Mapping[str, Any], path: Path) -> None:
     """Draw the result of the suite `frontier`.
 
     Args:
@@ -246,8 +246,8 @@ def _series(points: Sequence[Point]) -> list[tuple[list[Point], dict[str, Any]]]
     for number, settings in enumerate(groups.values()):
         for variant, (name, series) in enumerate(settings.items()):
             style = {
-                "color": _COLOURS[number % len(_COLOURS)],
-                "marker": _MARKERS[number % len(_MARKERS)],
+                "color": COLOURS[number % len(COLOURS)],
+                "marker": MARKERS[number % len(MARKERS)],
                 "fillstyle": _FILLS[variant % len(_FILLS)],
                 "linestyle": "none",
                 "markersize": 6,

@@ -237,12 +237,7 @@ class SuiteOptions:
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """Result of a suite.
-
-    Attributes:
-        record: all of it as plain JSON data, with everything it depends on.
-        lines: what a terminal shows.
-    """
+    """Result of a suite as plain JSON data, and the lines that a terminal shows."""
 
     record: dict[str, Any]
     lines: list[str]
@@ -256,13 +251,17 @@ class Suite:
         summary: what it measures.
         module: where the function is.
         name: the function, called with options and a report of progress.
-        sweeps: whether it goes over a grid of settings, which can be drawn.
+        sweeps: whether it goes over a grid of settings, which `draw_NAME` of its module draws.
     """
 
     summary: str
     module: str
     name: str
     sweeps: bool = False
+
+    def draw(self, record: Mapping[str, Any], path: Path) -> None:
+        """Draw the result of a sweep into a PNG file."""
+        getattr(import_module(self.module), f"draw_{self.name}")(record, path)
 
     def run(self, options: SuiteOptions, report: Report) -> SuiteResult:
         """Measure what options ask for."""
@@ -278,6 +277,12 @@ SUITES: dict[str, Suite] = {
         "perplexity, entropy, tokens per call over a grid",
         "textdiff.evaluate.frontier",
         "frontier",
+        sweeps=True,
+    ),
+    "likelihood-frontier": Suite(
+        "exact likelihood of held-out text against tokens per call, without a judge",
+        "textdiff.evaluate.likelihood_frontier",
+        "likelihood_frontier",
         sweeps=True,
     ),
 }

@@ -178,6 +178,8 @@ class Bound(WithError):
         skewness: of `mean` as an estimate; its interval reaches further on that side.
         doubt: why neither `stderr` nor an interval can be trusted, and what to do; empty if they
             can.
+        impossible: documents that a decoding rule never writes; their nats are infinite, and so is
+            `mean`.
     """
 
     mean: float
@@ -195,6 +197,7 @@ class Bound(WithError):
     lossy: int = 0
     skewness: float = 0.0
     doubt: str = ""
+    impossible: int = 0
 
     @property
     def degrees(self) -> int:
@@ -227,11 +230,13 @@ class Bound(WithError):
         Errors in doubt are None too.
         """
         return asdict(self) | {
+            "mean": finite(self.mean),
+            "terms": {name: finite(nats) for name, nats in self.terms.items()},
             "stderr": self.stderr if self.is_reliable else None,
             "is_reliable": self.is_reliable,
             "perplexity": finite(self.perplexity),
-            "bits_per_byte": self.bits_per_byte,
-            "bits_per_token": self.bits_per_token,
+            "bits_per_byte": self.bits_per_byte if self.mean < math.inf else None,
+            "bits_per_token": finite(self.bits_per_token),
             "interval_95": [finite(end) for end in self.interval()],
             "perplexity_interval_95": [finite(end) for end in self.perplexity_interval()],
         }

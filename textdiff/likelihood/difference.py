@@ -89,7 +89,7 @@ def compare(a: Estimates, b: Estimates, *, per_byte: bool = False) -> Difference
 
     Raises:
         DataError: they are of different texts, or of different tokens and not compared per byte, or
-            no document is left.
+            no document is left, or one has probability 0.
     """
     _refuse_different(a, b, per_byte)
     kept = _comparable(a, b) if per_byte else torch.ones(a.nats.shape[1], dtype=torch.bool)
@@ -97,6 +97,7 @@ def compare(a: Estimates, b: Estimates, *, per_byte: bool = False) -> Difference
     scale = math.log(2.0) if per_byte else 1.0
     first, second = _aligned(a.nats, b.nats)
     difference = ((first - second) / scale)[:, kept]  # [R, D]
+    _refuse_impossible(difference)
     totals = difference.sum(1) / size.sum()
     exact = a.exact and b.exact
     skewness, doubt = (0.0, "") if exact else _tail(a, b, difference)
@@ -128,6 +129,18 @@ def _refuse_different(a: Estimates, b: Estimates, per_byte: bool) -> None:
             "the two estimates are of one text in different tokens or windows, so nats per token "
             "do not compare; compare in bits per byte (per_byte=True)",
             code="different_tokens",
+        )
+
+
+def _refuse_impossible(difference: Tensor) -> None:
+    """Refuse documents that one of two decoding rules never writes, [R, D]."""
+    impossible = int((~difference.isfinite()).any(0).sum())
+    if impossible:
+        raise DataError(
+            f"{impossible} document(s) have probability 0 under the decoding rule, so their "
+            "nats have no difference; leave truncation (top_k, top_p, min_p) and temperature 0 "
+            "out",
+            code="impossible_text",
         )
 
 

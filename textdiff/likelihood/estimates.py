@@ -37,6 +37,8 @@ class Estimates:
         tokens: [T] float64 nats of every token of every window in turn, summed over replicates;
             empty unless asked for.
         rows: rows that this process ran the network on.
+        calls: network calls of single rows that a decoding rule takes to write the texts; 0: the
+            estimator is of no rule, or its nats were saved before.
     """
 
     parts: Mapping[str, Tensor]
@@ -52,11 +54,17 @@ class Estimates:
     guess: float = 0.0
     tokens: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)
     rows: int = 0
+    calls: int = 0
 
     @cached_property
     def nats(self) -> Tensor:
         """[R, D] nats, all parts together."""
         return torch.stack(list(self.parts.values())).sum(0)
+
+    @property
+    def calls_per_token(self) -> float | None:
+        """Network calls of a row per token that a decoding rule writes; None: not counted."""
+        return self.calls / int(self.windows.document_tokens.sum()) if self.calls else None
 
     @property
     def replicates(self) -> int:
@@ -125,6 +133,7 @@ class Estimates:
             skewness=0.0 if len(pilot) else tail.skewness,
             doubt=tail.doubt,
             lossy=len(losses),
+            impossible=int((nats == math.inf).any(0).sum()),
         )
 
     def losses(self, which: slice = slice(None)) -> dict[int, Loss]:
@@ -215,10 +224,10 @@ def text_error(nats: Tensor, tokens: Tensor) -> float | None:
         tokens: [D] tokens.
 
     Returns:
-        None for a single document.
+        None for a single document, and where one is impossible.
     """
     documents, total = len(tokens), tokens.sum()
-    if documents < 2:
+    if documents < 2 or not bool(nats.isfinite().all()):
         return None
     residual = nats - nats.sum() / total * tokens
     return float((residual.square().sum() * documents / (documents - 1)).sqrt() / total)

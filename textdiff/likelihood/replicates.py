@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from textdiff.diffusion.family import Family
-from textdiff.errors import CheckpointError, ConfigError, overflow_advice
+from textdiff.errors import ConfigError
 from textdiff.likelihood.estimates import Estimates
 from textdiff.likelihood.estimators import build_estimator, default_estimator
 from textdiff.likelihood.estimators.estimator import Estimator, WindowBatch
-from textdiff.likelihood.scorer import Scorer
+from textdiff.likelihood.scorer import Scorer, refuse_infinite
 from textdiff.likelihood.stopping import (
     PILOT,
     EstimateOptions,
@@ -70,7 +70,8 @@ def estimate(
     chosen = build_estimator(estimator or default_estimator(family), **options)
     windows = with_rest(windows, family, denoiser.context)
     _check(chosen, denoiser, family, windows, run.attribute)
-    draws = ReplicateDraws(Scorer(denoiser, family, run.batch_tokens), windows, chosen, seed, run)
+    scorer = Scorer(denoiser, family, run.batch_tokens, run.preparer)
+    draws = ReplicateDraws(scorer, windows, chosen, seed, run)
     saved = SavedReplicates.open(run.state, draws.fingerprint if run.state else {}, draws.split)
     saved.writes = run.shard[0] == 0
     stopping = Stopping.of(windows, family, chosen, run)
@@ -166,7 +167,7 @@ class ReplicateDraws:
         scored = 0
         for batch in self.batches_of(index):
             parts = self.estimator.score(batch, self.scorer)
-            _refuse_infinite(parts, batch, getattr(self.scorer.denoiser, "dtype", None))
+            refuse_infinite(parts, batch, self.estimator, self.scorer)
             if self.run.attribute:
                 at = self._starts[batch.window][:, None] + torch.arange(batch.x0.shape[1])
                 every = torch.stack(list(parts.values())).sum(0)
@@ -211,7 +212,14 @@ class ReplicateDraws:
             guess=math.log(family.process.vocabulary.count) if heavy else 0.0,
             tokens=tokens,
             rows=self.scorer.rows,
+            calls=self._calls(),
         )
+
+    def _calls(self) -> int:
+        """Return the network calls of single rows that a rule takes, those of all processes."""
+        if not self.estimator.writes:
+            return 0
+        return int(self.run.reduce(torch.tensor([self.scorer.calls], dtype=torch.float64)))
 
     @property
     def fingerprint(self) -> dict[str, str]:
@@ -281,20 +289,4 @@ def _check(
                 "fixed text that comes in a later block than text to be scored; use a model of one "
                 "block, or fix only text that comes before",
                 code="context_in_later_block",
-            )
-
-
-def _refuse_infinite(parts: Parts, batch: WindowBatch, dtype: object) -> None:
-    """Refuse nats that are not finite."""
-    for nats in parts.values():
-        bad = ~torch.isfinite(nats)
-        if bool(bad.any()):
-            row, column = bad.nonzero()[0].tolist()
-            cost = float(nats[row, column])
-            more = ", more than a float holds" if cost == math.inf else ""
-            raise CheckpointError(
-                f"document {int(batch.document[row]) + 1}, window {int(batch.index[row]) + 1}: the "
-                f"network's output costs {cost} nats at token {column + 1}{more}; "
-                + overflow_advice(dtype),
-                code="output_not_finite",
             )

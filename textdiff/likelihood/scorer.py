@@ -1,6 +1,7 @@
 """Nats of noisy rows under a network, a bounded number of tokens at a time."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -10,8 +11,11 @@ from textdiff.diffusion.family import Family
 from textdiff.diffusion.noise import Noise
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.objectives.objective import pick
+from textdiff.errors import CheckpointError, overflow_advice
+from textdiff.likelihood.estimators.estimator import Estimator, WindowBatch
 from textdiff.loss import Batch, PositionTerms, corrupt
 from textdiff.models import Denoiser
+from textdiff.sampling.request import Preparer
 
 Reading = Callable[[PositionTerms, slice, Prediction], Tensor]
 """Reads [n] float64 nats off the predictions at one chunk of positions."""
@@ -48,17 +52,26 @@ class Scorer:
         denoiser: the network.
         family: its process, schedule, objective and block size, on the network's device.
         batch_tokens: tokens per network call.
+        preparer: makes requests for estimators that write texts; None: those of tokens alone.
 
     Attributes:
         rows: rows that the network has been run on.
+        calls: network calls of single rows that a decoding rule takes to write the texts.
     """
 
-    def __init__(self, denoiser: Denoiser, family: Family, batch_tokens: int):
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        family: Family,
+        batch_tokens: int,
+        preparer: Preparer | None = None,
+    ):
         self.denoiser = denoiser
         self.family = family
         self.host = family.on_cpu
         self.batch_tokens = batch_tokens
-        self.rows = 0
+        self.preparer = preparer
+        self.rows = self.calls = 0
 
     @torch.no_grad()
     def nats(
@@ -110,3 +123,25 @@ class Scorer:
             for chunk in terms.chunks()
         ]
         return torch.cat(nats).cpu() if nats else torch.zeros(0, dtype=torch.float64)
+
+
+def refuse_infinite(
+    parts: Mapping[str, Tensor], batch: WindowBatch, estimator: Estimator, scorer: Scorer
+) -> None:
+    """Refuse nats that are not finite, except of texts that a rule never writes.
+
+    Raises:
+        CheckpointError: the network's output is at fault.
+    """
+    for nats in parts.values():
+        bad = ~torch.isfinite(nats) & ~((nats == math.inf) & estimator.writes)
+        if bool(bad.any()):
+            row, column = bad.nonzero()[0].tolist()
+            cost = float(nats[row, column])
+            more = ", more than a float holds" if cost == math.inf else ""
+            raise CheckpointError(
+                f"document {int(batch.document[row]) + 1}, window {int(batch.index[row]) + 1}: the "
+                f"network's output costs {cost} nats at token {column + 1}{more}; "
+                + overflow_advice(getattr(scorer.denoiser, "dtype", None)),
+                code="output_not_finite",
+            )

@@ -30,6 +30,7 @@ from textdiff.likelihood.bound import student_t_quantile
 from textdiff.likelihood.estimators.estimator import Estimator
 from textdiff.likelihood.windows import Windows
 from textdiff.models import Denoiser
+from textdiff.sampling.request import Preparer
 from textdiff.storage import whole_file
 
 MIN_REPLICATES = 8
@@ -62,6 +63,7 @@ class EstimateOptions:
         state: a file that every replicate is saved to, and that an interrupted job continues from.
         shard: (rank, processes): this process scores every `processes`-th window.
         reduce: adds nats over processes.
+        preparer: makes requests for estimators that write texts; None: those of tokens alone.
         progress: called with (windows done, windows planned) after each network call.
     """
 
@@ -73,6 +75,7 @@ class EstimateOptions:
     state: Path | None = None
     shard: tuple[int, int] = (0, 1)
     reduce: Callable[[Tensor], Tensor] = lambda nats: nats
+    preparer: Preparer | None = None
     progress: Callable[[int, int], None] = lambda done, total: None
 
     def __post_init__(self) -> None:

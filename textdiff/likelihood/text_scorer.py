@@ -21,6 +21,7 @@ from textdiff.likelihood.scored_texts import Span, scored_pieces, windows_of
 from textdiff.likelihood.stopping import MIN_REPLICATES
 from textdiff.likelihood.windows import Windows, end_token
 from textdiff.models import Denoiser
+from textdiff.sampling.request import Preparer
 
 COUNTS = ("replicates", "samples", "orders", "timesteps", "batch_tokens")
 """Options of `likelihood.estimate` that are whole numbers."""
@@ -158,6 +159,7 @@ class TextScorer:
                 options[name] = whole_number(name, options[name])
         chosen = {name: options.pop(name) for name in SELECTION if name in options}
         windows = self.windows(texts, protocol=protocol, **chosen)
+        options["preparer"] = Preparer(self.model, self.family, self.tokenizer)
         if protocol is None:
             return estimate(self.model, self.family, windows, seed=seed, **options)
         published = find_protocol(protocol)

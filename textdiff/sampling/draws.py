@@ -10,9 +10,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from textdiff.diffusion.objectives.objective import pick
 from textdiff.errors import TextDiffError
 from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
+
+Choose = Callable[[Tensor, Tensor | slice], Tensor]
+"""choose(log-weights [n, V], which [n] of the N positions, on their device) -> [n] tokens."""
+
+EVERY = slice(None)
 
 FAINTEST = -1e4
 """Log-weight of a token that has no probability left, beside those of others that have some."""
@@ -32,17 +38,66 @@ def draw_tokens(
     Returns:
         [N] int64; a token of probability zero is never drawn.
     """
-    shaped = controls.shaped(log_x0, context)  # [N, V]
     temperature = controls.temperature(context, log_x0.device)
 
-    def choose(log_weights: Tensor, which: Tensor | slice = slice(None)) -> Tensor:
+    def choose(log_weights: Tensor, which: Tensor | slice) -> Tensor:
         if controls.greedy:
             return log_weights.argmax(-1)
-        at = temperature[which] if isinstance(temperature, Tensor) else temperature
-        return inverse_cdf(controls.truncated(log_weights, at), u[which])
+        return inverse_cdf(controls.truncated(log_weights, _at(temperature, which)), u[which])
 
+    return _choose_tokens(log_x0, controls, context, choose)
+
+
+def log_chances(
+    log_x0: Tensor, tokens: Tensor, controls: Controls, context: Context | None = None
+) -> Tensor:
+    """Return the log-probability with which `draw_tokens` draws each of N tokens, [N] float64.
+
+    Under a constraint each is conditional on those to its left that are drawn with it.
+
+    Args:
+        log_x0: [N, V] raw log-probabilities; gradients flow to them.
+        tokens: [N] the tokens; -inf is that of one which is never drawn.
+        controls: how the drawing distribution departs from the model's.
+        context: where the positions are, for controls that depend on it.
+    """
+    temperature = controls.temperature(context, log_x0.device)
+    drawn: list[tuple[Tensor, Tensor]] = []
+    every = torch.arange(len(tokens), device=tokens.device)
+
+    def choose(log_weights: Tensor, which: Tensor | slice) -> Tensor:
+        taken = tokens[which]
+        if controls.greedy:
+            log_p = (log_weights.argmax(-1) == taken).double().log()
+        elif controls.neutral and log_weights is log_x0:
+            log_p = pick(log_x0, taken)
+        else:
+            log_p = _log_share(controls.truncated(log_weights, _at(temperature, which)), taken)
+        drawn.append((every[which], log_p))
+        return taken
+
+    _choose_tokens(log_x0, controls, context, choose)
+    order, log_p = map(torch.cat, zip(*drawn, strict=True))
+    return torch.zeros_like(log_p).index_copy(0, order, log_p)
+
+
+def _log_share(weights: Tensor, tokens: Tensor) -> Tensor:
+    """Return [N] the log of tokens' shares of weights [N, V]; -inf where nothing has a weight."""
+    share = pick(weights, tokens) / weights.sum(-1)
+    return share.where(share > 0.0, 0.0).log()
+
+
+def _at(temperature: float | Tensor, which: Tensor | slice) -> float | Tensor:
+    return temperature[which] if isinstance(temperature, Tensor) else temperature
+
+
+def _choose_tokens(
+    log_x0: Tensor, controls: Controls, context: Context | None, choose: Choose
+) -> Tensor:
+    """Return a token for each position: all at once, or one by one under a constraint."""
+    shaped = controls.shaped(log_x0, context)  # [N, V]
     if controls.constraint is None or context is None:
-        return choose(shaped)
+        return choose(shaped, EVERY)
     return _draw_jointly(shaped, controls, context, choose)
 
 
@@ -58,7 +113,7 @@ def draw_weighed(weights: Tensor, u: Tensor, controls: Controls, context: Contex
     if controls.constraint is None:
         return inverse_cdf(weights, u)
 
-    def choose(log_weights: Tensor, which: Tensor) -> Tensor:
+    def choose(log_weights: Tensor, which: Tensor | slice) -> Tensor:
         return inverse_cdf(log_weights.softmax(-1), u[which])
 
     return _draw_jointly(weights.log(), controls, context, choose)
@@ -68,7 +123,7 @@ def _draw_jointly(
     log_weights: Tensor,
     controls: Controls,
     context: Context,
-    choose: Callable[[Tensor, Tensor], Tensor],
+    choose: Choose,
 ) -> Tensor:
     """Draw tokens that the constraint allows together, from left to right.
 
@@ -76,7 +131,7 @@ def _draw_jointly(
         log_weights: [N, V].
         controls: with a constraint.
         context: where the positions are.
-        choose: (log-weights [n, V], which [n] of the N positions, on their device) -> [n] tokens.
+        choose: draws from their log-weights.
     """
     assert controls.constraint is not None
     context = controls.placed(context)

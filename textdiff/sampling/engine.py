@@ -85,6 +85,10 @@ class Engine:
         Raises:
             CheckpointError: the network's output is not finite.
         """
+        yield from self.walk()
+
+    def walk(self) -> Iterator[Step]:
+        """Yield the steps of `run`; unlike there, gradients flow if they are enabled."""
         while self.rows.unfinished:
             if new := self.rows.admit():
                 self.predictor.admit(self.text[on_device(self.text, new)], self.rows.final[new])

@@ -86,9 +86,9 @@ def _value(word: str) -> Any:
 
 
 def _knobs(value: Any) -> Any:
-    if isinstance(value, str):
+    if isinstance(value, str | tuple):
         try:
-            return read_knobs(shlex.split(value))
+            return read_knobs(shlex.split(value) if isinstance(value, str) else value)
         except ConfigError as error:
             raise ValueError(str(error)) from None
     return {k: _scalar(v) for k, v in value.items()} if isinstance(value, Mapping) else value

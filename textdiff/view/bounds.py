@@ -35,6 +35,8 @@ def bound_lines(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str
         f"{bound.replicates} replicate(s){_planned(bound.pilot)}, seed {record['seed']}; "
         f"weights: {record['provenance']['weights']}"
     )
+    if estimates.calls:
+        yield f"the rule takes {estimates.calls_per_token:.4f} network calls of a row per token"
     yield from _windows(estimates, record)
     if record["end_of_text"]:
         yield (
@@ -90,6 +92,11 @@ def _windows(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str]:
 def _verdict(estimates: Estimates, record: Mapping[str, Any]) -> Iterator[str]:
     """Yield whether the number is a bound, and what is missing or biased where it is not."""
     bound = estimates.bound()
+    if bound.impossible:
+        yield (
+            f"the rule never writes {bound.impossible} of {bound.documents} documents: they have "
+            "probability 0 (--per-document says which)"
+        )
     if bound.note:
         yield f"NOT a bound: {bound.note}"
     elif estimates.exact:

@@ -12,6 +12,7 @@ from textdiff.likelihood.estimators.balanced import Balanced
 from textdiff.likelihood.estimators.estimator import Estimator
 from textdiff.likelihood.estimators.noise_levels import FiniteT, MaskedCount, Time
 from textdiff.likelihood.estimators.orders import AnyOrder, ChainRule, Exact, Importance
+from textdiff.likelihood.estimators.policy import Policy
 from textdiff.registry import Registry
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 ESTIMATORS = Registry[Estimator](
     "estimator",
-    [MaskedCount, Balanced, Time, FiniteT, AnyOrder, Importance, ChainRule, Exact],
+    [MaskedCount, Balanced, Time, FiniteT, AnyOrder, Importance, ChainRule, Policy, Exact],
 )
 
 DEFAULT, DEFAULT_IN_STEPS = "masked_count", "finite_t"

@@ -205,6 +205,7 @@ class Estimator(Section, ABC):
         absorbing: whether it refuses processes that do more than mask tokens.
         time_free: whether it refuses networks that read the noise level: their predictions do not
             depend on the visible tokens alone, so that they have no bound by orders.
+        writes: whether it scores what a decoding rule writes: a text may have probability 0.
         caveat: what makes its stated error too small; empty if it is right.
     """
 
@@ -214,6 +215,7 @@ class Estimator(Section, ABC):
     continuous: ClassVar[bool] = False
     absorbing: ClassVar[bool] = False
     time_free: ClassVar[bool] = False
+    writes: ClassVar[bool] = False
     caveat: ClassVar[str] = ""
 
     def __repr_args__(self) -> list[tuple[str | None, Any]]:

@@ -70,4 +70,20 @@ def build_rule(name: str, family: Family, knobs: Mapping[str, Any] | None = None
     return RULES.build(name, knobs).suited(family)
 
 
-__all__ = ["RULES", "Rule", "build_rule", "check_rule"]
+def check_likelihood(rule: Rule) -> None:
+    """Refuse a rule under which a text has no exact likelihood.
+
+    Raises:
+        ConfigError: with the rule's own reason.
+    """
+    reason = rule.likelihood_refusal()
+    if reason is not None:
+        others = [name for name in RULES if RULES.build(name).likelihood_refusal() is None]
+        raise ConfigError(
+            f"a text has no exact likelihood under rule {rule.kind}: it {reason}; rules with one: "
+            + ", ".join(others),
+            code="no_exact_likelihood",
+        )
+
+
+__all__ = ["RULES", "Rule", "build_rule", "check_likelihood", "check_rule"]

@@ -45,6 +45,7 @@ class Ancestral(RevisingRule):
     )
 
     processes: ClassVar[tuple[str, ...]] = ("absorbing", "absorbing by token", "uniform", "hybrid")
+    chance: ClassVar[str] = "draws the step in which each token is written"
 
     def suited(self, family: Family) -> Rule:
         rule = super().suited(family)

@@ -31,6 +31,7 @@ class FirstHitting(Rule):
     processes: ClassVar[tuple[str, ...]] = ("absorbing",)
     task: ClassVar[str] = "reveals masks at times that must not depend on the token"
     reveals_ahead: ClassVar[bool] = True
+    chance: ClassVar[str] = "draws the position that comes next"
 
     def __call__(self, segment: Segment) -> Iterator[Step]:
         u = segment.position_uniforms(0)

@@ -19,6 +19,7 @@ from textdiff.sampling.rules.revising import RevisingRule
 from textdiff.sampling.rules.unmasking import (
     OrderedRule,
     even_share,
+    leftmost,
     low_entropy,
     margin,
     most_likely,
@@ -33,16 +34,22 @@ if TYPE_CHECKING:
     from textdiff.sampling.rules.unmasking import Score
     from textdiff.sampling.segment import Segment, Step
 
-ORDERS = {"probability": most_likely, "margin": margin, "entropy": low_entropy}
+ORDERS = {
+    "probability": most_likely,
+    "margin": margin,
+    "entropy": low_entropy,
+    "position": leftmost,
+}
 
 
 class Confidence(OrderedRule):
     """Reveals the most confident positions, in `steps` calls where there are as many positions."""
 
     kind: Literal["confidence"] = "confidence"
-    order: Literal["probability", "margin", "entropy"] = Field(
+    order: Literal["probability", "margin", "entropy", "position"] = Field(
         "probability",
-        description="largest probability; lead of the first token over the second; lowest entropy",
+        description="largest probability; lead of the first token over the second; lowest entropy; "
+        "position goes from left to right, whatever the confidence",
     )
     order_temperature: float = Field(
         0.0,
@@ -55,6 +62,11 @@ class Confidence(OrderedRule):
         description="tokens per call: shared out evenly, the first calls taking the remainder; or "
         "following the noise schedule, as ancestral sampling does on average",
     )
+
+    def likelihood_refusal(self) -> str | None:
+        if self.order_temperature:
+            return f"draws the order at order_temperature {self.order_temperature:g}; set it to 0"
+        return super().likelihood_refusal()
 
     def __call__(self, segment: Segment) -> Iterator[Step]:
         steps, size = segment.steps, (~segment.frozen).sum(1)

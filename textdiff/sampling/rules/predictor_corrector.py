@@ -62,6 +62,7 @@ class PredictorCorrector(RevisingRule):
 
     processes: ClassVar[tuple[str, ...]] = ("uniform", "hybrid")
     task: ClassVar[str] = "corrects tokens that noise has replaced"
+    chance: ClassVar[str] = "writes tokens over others, so that many ways lead to one text"
 
     def __call__(self, segment: Segment) -> Iterator[Step]:
         if segment.controls.constraint is not None and self.corrections:

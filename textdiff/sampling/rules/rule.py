@@ -29,6 +29,9 @@ class Rule(Section):
         task: what it does, for messages to users of other processes.
         needs_score: whether it follows scores, which only some objectives predict.
         reveals_ahead: whether the network has no influence on when masks are revealed.
+        chance: why one text can be written in several ways, as the end of a sentence; empty where
+            positions follow from predictions alone, before tokens are drawn: then the text's
+            likelihood is exact (`teacher_forcing`). Each token is then drawn by one `write`.
     """
 
     model_config = ConfigDict(strict=True)
@@ -37,6 +40,7 @@ class Rule(Section):
     task: ClassVar[str] = ""
     needs_score: ClassVar[bool] = False
     reveals_ahead: ClassVar[bool] = False
+    chance: ClassVar[str] = "does not say that predictions alone decide which positions come next"
 
     kind: str
 
@@ -55,6 +59,13 @@ class Rule(Section):
         if cls.reveals_ahead and family.objective.predicts_mask:
             return f"{cls.task}, and here the network predicts masks, too"
         return None
+
+    def likelihood_refusal(self) -> str | None:
+        """Return why its texts have no exact likelihood, as the end of a sentence; None: they do.
+
+        Knobs may matter: see `chance`.
+        """
+        return self.chance or None
 
     def suited(self, family: Family) -> Rule:
         """Return the rule as it runs on a family, with the same knobs."""

@@ -41,6 +41,7 @@ class ScoreRule(RevisingRule):
     processes: ClassVar[tuple[str, ...]] = ("absorbing", "uniform")
     task: ClassVar[str] = "follows scores of absorbing or uniform noise"
     needs_score: ClassVar[bool] = True
+    chance: ClassVar[str] = "draws which tokens a step changes"
 
     @abstractmethod
     def rise(self, schedule: NoiseSchedule, interval: Interval) -> Tensor:

@@ -44,6 +44,7 @@ class OrderedRule(Rule):
 
     processes: ClassVar[tuple[str, ...]] = ("absorbing",)
     task: ClassVar[str] = "reveals masks in an order of its own"
+    chance: ClassVar[str] = ""
 
 
 def unmask(
@@ -116,7 +117,7 @@ def unmask_in_order(
     def choose(prediction: Prediction, masked: Tensor, index: int) -> tuple[Tensor, Tensor | None]:
         left, calls = masked.sum(1), segment.steps - index
         scores = torch.full(masked.shape, -torch.inf, dtype=torch.float64)
-        scores[masked] = score(prediction.log_x0).double().cpu()
+        scores[masked] = score(prediction.log_x0.detach()).double().cpu()
         keys = steady(scores, prediction.log_x0.dtype)
         if temperature:  # the largest of these are draws without replacement
             u = segment.position_uniforms(index)
@@ -174,6 +175,11 @@ def margin(log_x0: Tensor) -> Tensor:
     """Return [N] log of the difference of the two largest probabilities."""
     first, second = log_x0.topk(2).values.double().exp().unbind(-1)
     return (first - second).clamp(min=torch.finfo(torch.float64).tiny).log()
+
+
+def leftmost(log_x0: Tensor) -> Tensor:
+    """Return [N] equal scores: ties go from left to right."""
+    return log_x0.new_zeros(len(log_x0))
 
 
 def low_entropy(log_x0: Tensor) -> Tensor:
