@@ -58,6 +58,7 @@ class Remask(Rule):
     processes: ClassVar[tuple[str, ...]] = ("absorbing",)
     task: ClassVar[str] = "masks tokens again at one rate for all of them"
     reveals_ahead: ClassVar[bool] = True
+    revises: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _in_order(self) -> Remask:

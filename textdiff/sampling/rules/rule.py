@@ -29,6 +29,7 @@ class Rule(Section):
         task: what it does, for messages to users of other processes.
         needs_score: whether it follows scores, which only some objectives predict.
         reveals_ahead: whether the network has no influence on when masks are revealed.
+        revises: whether it may mask again what it has revealed.
     """
 
     model_config = ConfigDict(strict=True)
@@ -37,6 +38,7 @@ class Rule(Section):
     task: ClassVar[str] = ""
     needs_score: ClassVar[bool] = False
     reveals_ahead: ClassVar[bool] = False
+    revises: ClassVar[bool] = False
 
     kind: str
 
