@@ -68,6 +68,7 @@ class Answer(tuple[float, bool], _Drawn):
         truncated: bool = False,
         lossy: bool = False,
     ) -> "Answer":
+        """Return the answer whose log-likelihood is the mean of replicates."""
         self = super().__new__(cls, (float(draws.mean()), is_greedy))
         self.draws, self.exact, self.truncated, self.lossy = draws, exact, truncated, lossy
         return self
@@ -86,6 +87,7 @@ class WholeText(float, _Drawn):
     lossy: bool
 
     def __new__(cls, draws: Draws, exact: bool = False, lossy: bool = False) -> "WholeText":
+        """Return the log-likelihood that is the mean of replicates."""
         self = super().__new__(cls, float(draws.mean()))
         self.draws, self.exact, self.lossy = draws, exact, lossy
         return self
@@ -108,6 +110,7 @@ class WrittenAnswer(str):
     def __new__(
         cls, text: str, truncated: bool = False, shortened: bool = False
     ) -> "WrittenAnswer":
+        """Return the text as an answer."""
         self = super().__new__(cls, text)
         self.truncated, self.shortened = truncated, shortened
         return self

@@ -7,6 +7,7 @@ The harness has no entry points for models: an import of this module registers t
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from accelerate import PartialState
@@ -27,6 +28,7 @@ from textdiff.evaluate.exam.answer_tokens import (
     noise_key,
 )
 from textdiff.evaluate.exam.answers import Answer, WholeText, WrittenAnswer
+from textdiff.evaluate.exam.greedy import greedy_matches
 from textdiff.evaluate.exam.writing import AnswerWriter, WritingRequest
 from textdiff.export.loading import cpu_only
 from textdiff.pipeline import TextDiffusion
@@ -36,22 +38,17 @@ CHUNK = 256
 """Answers that are scored before their results are handed to the harness's cache."""
 
 
-
 @register_model("textdiff")
 class TextDiffusionLM(TemplateLM):  # type: ignore[misc]
     """A text-diffusion model, as lm-evaluation-harness calls it.
 
     Args:
         pretrained: the model, or its folder or hub id.
-        mc: see `Effort`.
-        precision: see `Effort`.
-        seed: seed of the noise and of all texts.
         batch_size: texts that are written together; `auto` is 16.
-        batch_tokens: tokens per network call of scoring.
         device: torch device, where `pretrained` is a name.
         dtype: dtype of the network, where `pretrained` is a name.
-        max_batch_size: not needed; the harness passes it.
-        **options: those of `SamplingConfig`, such as `rule`, before those of a task.
+        **options: those of `Effort`, such as `mc`, and those of `SamplingConfig`, such as `rule`,
+            which take the place of a task's own.
 
     Raises:
         CheckpointError: the model cannot be loaded.
@@ -61,28 +58,28 @@ class TextDiffusionLM(TemplateLM):  # type: ignore[misc]
     def __init__(
         self,
         pretrained: str | TextDiffusion,
-        mc: int = 128,
-        precision: float | None = None,
-        seed: int = 0,
+        *,
         batch_size: int | str = 16,
-        batch_tokens: int = 8192,
         device: str | None = None,
         dtype: str = "float32",
-        max_batch_size: object = None,
         **options: Any,
     ):
         super().__init__()
-        self.effort = Effort(whole_number("mc", mc), precision, seed, batch_tokens)
+        options.pop("max_batch_size", None)  # the harness passes it to every model
+        names = [each.name for each in fields(Effort)]
+        self.effort = Effort(**{name: options.pop(name) for name in names if name in options})
         self.state = PartialState(cpu=cpu_only())
         self._rank, self._world_size = self.state.process_index, self.state.num_processes
         place = device or (str(self.state.device) if self._world_size > 1 else None)
         loaded = isinstance(pretrained, TextDiffusion)
-        self.held = pretrained if loaded else TextDiffusion.from_pretrained(pretrained, place, dtype)
+        self.held = (
+            pretrained if loaded else TextDiffusion.from_pretrained(pretrained, place, dtype)
+        )
         self._device = self.held.model.device
         self.tokenizer = self.held.tokenizer
         self.encoder = AnswerEncoder(self.tokenizer, self.held.family.process.vocabulary.clean)
         rows = 16 if batch_size == "auto" else whole_number("batch_size", batch_size)
-        self.writer = AnswerWriter(self.held, options, seed, rows)
+        self.writer = AnswerWriter(self.held, options, self.effort.seed, rows)
 
     def loglikelihood(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
@@ -128,7 +125,7 @@ class TextDiffusionLM(TemplateLM):  # type: ignore[misc]
             for chunk in _chunks(len(cut)):
                 tokens = [cut[index] for index in chunk]
                 drawn = score_answers(self.held, tokens, self.effort)
-                greedy = self.writer.greedy_matches(tokens)
+                greedy = greedy_matches(self.writer, tokens)
                 for index, draws, match in zip(chunk, drawn, greedy, strict=True):
                     results.append(_answer(cut[index], draws, match))
                     self.cache_hook.add_partial("loglikelihood", keys[index], results[-1])

@@ -1,18 +1,14 @@
-"""Generated answers: greedy ones that are compared with a given answer, and free ones."""
+"""Generated answers: settings of their texts, and room for them in a network's context."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from textdiff.data.encode import Ids
-from textdiff.evaluate.exam.answer_tokens import AnswerTokens
 from textdiff.evaluate.exam.answers import WrittenAnswer
 from textdiff.pipeline import TextDiffusion
 from textdiff.sampling.callbacks import RowReader
-from textdiff.sampling.engine import Engine
 from textdiff.sampling.job import Job
 from textdiff.sampling.request import Preparer, Request
 from textdiff.sampling.rules import build_rule
@@ -77,46 +73,6 @@ class AnswerWriter:
         build_rule(config.rule, self.model.family, config.knobs)
         return config
 
-    def greedy_matches(
-        self, answers: Sequence[AnswerTokens], progress: Progress = lambda count: None
-    ) -> list[bool]:
-        """Return whether decoding at temperature 0 writes each answer after its context.
-
-        Rule and steps are those of all texts. A batch ends as soon as all its rows differ from
-        their answers, if the rule does not change tokens that it has written.
-        """
-        config = self.config({}).merge(temperature=0.0, stop=())
-        matches = [False] * len(answers)
-        order = sorted(range(len(answers)), key=lambda i: (len(answers[i].ids), i))
-        for start in range(0, len(order), self.batch_size):
-            which = order[start : start + self.batch_size]
-            batch = [answers[i] for i in which]
-            for index, match in zip(which, self._matches(batch, config), strict=True):
-                matches[index] = match
-            progress(len(which))
-        return matches
-
-    def _matches(self, answers: Sequence[AnswerTokens], config: SamplingConfig) -> list[bool]:
-        rows = [answer.ids[: answer.start].tolist() for answer in answers]
-        keys = [(self.seed, answer.question) for answer in answers]
-        counts = [len(answer.ids) - answer.start for answer in answers]
-        request = self.preparer.request(Job(rows, counts, keys=keys), config)
-        family, model = self.model.family, self.model.model
-        revises = build_rule(config.rule, family, config.knobs).revises
-        settled = not (revises or family.process.replaces_tokens)
-        width = max(len(answer.ids) for answer in answers)
-        mask = family.process.vocabulary.mask_token_id
-        wanted = torch.full((len(answers), width), mask)  # [R, W]
-        for row, answer in zip(wanted, answers, strict=True):
-            row[: len(answer.ids)] = torch.from_numpy(answer.ids)
-        for step in Engine(model, family, request).run():
-            canvas = step.canvas[:, :width].cpu()
-            wrong = ((canvas != wanted) & (wanted != mask)).any(1)  # [R], masks are wrong so far
-            differs = ((canvas != wanted) & (canvas != mask) & (wanted != mask)).any(1)  # [R]
-            if settled and bool(differs.all()):
-                break
-        return (~wrong).tolist()
-
     def write(
         self, requests: Sequence[WritingRequest], progress: Progress = lambda count: None
     ) -> list[WrittenAnswer]:
@@ -147,7 +103,8 @@ class AnswerWriter:
             WritingRequest(r.ids, r.key, limit or r.tokens, r.options).room(self.model.context)
             for r in requests
         ]
-        rows = [r.ids[len(r.ids) - read :].tolist() for r, (read, _) in zip(requests, rooms, strict=True)]
+        pairs = list(zip(requests, rooms, strict=True))
+        rows = [r.ids[len(r.ids) - read :].tolist() for r, (read, _) in pairs]
         keys = [(self.seed, r.key) for r in requests]
         reader = RowReader(self.model.tokenizer)
         ended = reader.ending(config.stop)
@@ -156,5 +113,5 @@ class AnswerWriter:
         texts = self.model.run(request, self.batch_size).completions
         return [
             WrittenAnswer(text, read < len(r.ids), new < (limit or r.tokens))
-            for text, r, (read, new) in zip(texts, requests, rooms, strict=True)
+            for text, (r, (read, new)) in zip(texts, pairs, strict=True)
         ]
