@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,7 +69,7 @@ class ExamOptions:
                 code="limit_out_of_range",
             )
         if self.fewshot is not None and self.fewshot < 0:
-            raise ConfigError(f"--fewshot {self.fewshot}: give at least 0", code="negative")
+            raise ConfigError(f"--fewshot {self.fewshot}: give at least 0", code="negative_fewshot")
         writable("--use-cache", self.use_cache)
 
     def exam(
@@ -100,12 +101,19 @@ class ExamOptions:
 
 def sit_exam(model: str, loading: Loading, exam: "Exam") -> tuple[dict[str, Any], list[str]] | None:
     """Return the record and the lines of an exam; None on all processes but the first."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the harness has bars of its own
     quiet_libraries()
     processes = find_processes()
-    result = exam.run(loading.load(model, processes.device))
+    held = loading.load(model, processes.device)
+    with redirect_stdout(sys.stderr):  # the harness prints beside its result
+        result = exam.run(held)
     if result is None or not processes.first:
         return None
-    record = {"model": model, "command": ["textdiff", *sys.argv[1:]], "tasks": list(exam.tasks)}
-    options = {name: value for name, value in exam.options.items()}
-    record |= {"sampling": options, "limit": exam.limit, "fewshot": exam.fewshot}
+    record: dict[str, Any] = {
+        "model": model,
+        "command": ["textdiff", *sys.argv[1:]],
+        "tasks": list(exam.tasks),
+    }
+    record |= {"sampling": dict(exam.options), "limit": exam.limit, "fewshot": exam.fewshot}
     return record | result.record(), result.lines()

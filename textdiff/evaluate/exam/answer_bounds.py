@@ -120,8 +120,8 @@ def windows_of_answers(scorer: TextScorer, answers: Sequence[AnswerTokens]) -> W
     clean = scorer.family.process.vocabulary.clean.cpu()  # [V]
     ids, texts = [answer.ids for answer in answers], [answer.text for answer in answers]
     windows = cut_windows(ids, texts, scorer.context, clean, scored=masks)
-    first = [0 if w is None else int(w.argmax()) for w in windows.scored or [None] * len(ids)]
-    origin = torch.tensor(first) if windows.scored else None  # [W]
+    scored = windows.scored
+    origin = None if scored is None else torch.tensor([int(each.argmax()) for each in scored])
     noise = torch.tensor([answer.question for answer in answers])  # [D]
     return replace(windows, noise=noise, origin=origin)
 

@@ -73,10 +73,10 @@ def decide(answers: Sequence[Answer], right: int, seed: int = 0) -> Decision:
 
 
 def _deviations(answers: Sequence[Answer]) -> NDArray[np.float64]:
-    """Return deviations from the means, [R, K]; those of exact answers are 0."""
-    count = max(len(answer.draws) for answer in answers)
+    """Return deviations from the means, [R, K], in the replicates that all have; 0 if exact."""
+    count = min((len(answer.draws) for answer in answers if not answer.exact), default=1)
     columns = [
-        np.zeros(count) if answer.exact else answer.draws - answer.draws.mean()
+        np.zeros(count) if answer.exact else answer.draws[:count] - answer.draws[:count].mean()
         for answer in answers
     ]
     return np.stack(columns, axis=1)

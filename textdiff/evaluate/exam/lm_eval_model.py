@@ -71,10 +71,9 @@ class TextDiffusionLM(TemplateLM):  # type: ignore[misc]
         self.state = PartialState(cpu=cpu_only())
         self._rank, self._world_size = self.state.process_index, self.state.num_processes
         place = device or (str(self.state.device) if self._world_size > 1 else None)
-        loaded = isinstance(pretrained, TextDiffusion)
-        self.held = (
-            pretrained if loaded else TextDiffusion.from_pretrained(pretrained, place, dtype)
-        )
+        if not isinstance(pretrained, TextDiffusion):
+            pretrained = TextDiffusion.from_pretrained(pretrained, place, dtype)
+        self.held = pretrained
         self._device = self.held.model.device
         self.tokenizer = self.held.tokenizer
         self.encoder = AnswerEncoder(self.tokenizer, self.held.family.process.vocabulary.clean)
@@ -122,7 +121,7 @@ class TextDiffusionLM(TemplateLM):  # type: ignore[misc]
         cut = [answer.within(self.held.context) for answer in answers]
         results: list[Answer] = []
         with self._bar("scoring answers", len(cut), quiet) as bar:
-            for chunk in _chunks(len(cut)):
+            for chunk in _chunks(cut):
                 tokens = [cut[index] for index in chunk]
                 drawn = score_answers(self.held, tokens, self.effort)
                 greedy = greedy_matches(self.writer, tokens)
@@ -148,7 +147,7 @@ class TextDiffusionLM(TemplateLM):  # type: ignore[misc]
         answers = self.encoder.answers(wanted)
         results: list[WholeText] = []
         with self._bar("scoring texts", len(answers), disable_tqdm) as bar:
-            for chunk in _chunks(len(answers)):
+            for chunk in _chunks(answers):
                 drawn = score_answers(self.held, [answers[i] for i in chunk], self.effort)
                 for index, draws in zip(chunk, drawn, strict=True):
                     lossy = answers[index].lossy
@@ -243,16 +242,22 @@ class TextDiffusionLM(TemplateLM):  # type: ignore[misc]
         if self.world_size == 1:
             return [obj]
         objects = gather_object([obj])
-        return objects if self.rank == dst else None  # type: ignore[no-any-return]
+        return objects if self.rank == dst else None
 
     def barrier(self) -> None:
         """Return when all processes have called it."""
         self.state.wait_for_everyone()
 
 
-def _chunks(count: int) -> Iterator[range]:
-    """Yield the indices of `count` answers in chunks."""
-    return (range(start, min(start + CHUNK, count)) for start in range(0, count, CHUNK))
+def _chunks(answers: Sequence[AnswerTokens]) -> Iterator[range]:
+    """Yield the indices of answers in chunks that leave questions whole."""
+    start = 0
+    for index in range(1, len(answers) + 1):
+        last = index == len(answers)
+        whole = last or answers[index].question != answers[index - 1].question
+        if last or (whole and index - start >= CHUNK):
+            yield range(start, index)
+            start = index
 
 
 def _answer(answer: AnswerTokens, draws: AnswerDraws, match: bool) -> Answer:

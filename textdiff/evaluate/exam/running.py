@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from textdiff.errors import ConfigError, DataError, TextDiffError, closest, first_line
+from textdiff.evaluate.bound_record import result_origin
 from textdiff.evaluate.exam.answer_bounds import Effort
 from textdiff.evaluate.exam.answers import Answer, WholeText, WrittenAnswer
 from textdiff.evaluate.exam.decisions import Certainty, Decision, decisions_of
@@ -75,7 +76,9 @@ class Exam:
             random_seed=self.effort.seed,
             fewshot_random_seed=self.effort.seed,
         )
-        return None if results is None else ExamResult(results, self.effort)
+        if results is None:
+            return None
+        return ExamResult(results, self.effort, result_origin(model, processes=lm.world_size))
 
     def _manager(self) -> Any:
         """Return the harness's manager of tasks, which includes the local ones.
@@ -152,10 +155,12 @@ class ExamResult:
     Attributes:
         results: as lm-evaluation-harness returns them, samples included.
         effort: network rows that answers might take.
+        origin: files of the model, code and device.
     """
 
     results: Mapping[str, Any]
     effort: Effort
+    origin: Mapping[str, Any] = field(default_factory=dict)
 
     def certainties(self) -> dict[str, Certainty]:
         """Return the certainty of the accuracy of every task and group with alternatives."""
@@ -206,6 +211,7 @@ class ExamResult:
             "answers": self.counts(),
             "effort": asdict(self.effort),
             "lm_eval": self.results.get("lm_eval_version"),
+            "provenance": dict(self.origin),
         }
 
     def lines(self) -> list[str]:
