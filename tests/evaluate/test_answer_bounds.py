@@ -77,7 +77,7 @@ def coverage(exact: float, answers) -> float:
 
 
 def test_drawn_answers_agree_with_enumeration_within_their_error(held):
-    exact, answers = repeated(held, 150)
+    exact, answers = repeated(held, 100)
     assert exact == pytest.approx(enumerated(held, tokens_of(held, LONG)[0]), abs=1e-5)
     means = torch.tensor([answer[0] for answer in answers])
     assert abs(float(means.mean()) - exact) < 4 * float(means.std()) / len(means) ** 0.5
@@ -134,20 +134,20 @@ def test_noise_counts_from_where_answers_begin(held):
 
 def test_precision_is_reached_with_as_many_replicates_for_all_alternatives(held):
     answers = tokens_of(held, LONG, " cabbages and")
-    draws = score_answers(held, answers, Effort(precision=0.02))
+    draws = score_answers(held, answers, Effort(precision=0.04))
     counts = {len(each.values) for each in draws}
     assert len(counts) == 1
     assert counts.pop() > 16
-    assert all(Answer(each.values.numpy(), False).stderr < 0.026 for each in draws)
+    assert all(Answer(each.values.numpy(), False).stderr < 0.052 for each in draws)
 
 
 def test_replicates_follow_the_alternative_that_needs_most():
-    pilot = torch.tensor([[0.0, 0.0, 0.0], [1.0, 8.0, 1.0]], dtype=torch.float64)
+    pilot = torch.tensor([[0.0, 0.0, 0.0], [1.0, 8.0, 0.5]], dtype=torch.float64)
     counts = planned(pilot, [5, 5, 6], precision=0.25)
     needed = 8.0**2 / 2 / 0.25**2
     assert counts[0] == counts[1]
     assert needed <= counts[0] < needed * 2**0.5 + 1
-    assert counts[2] == 8  # 0.5 / 0.25 ** 2, and the least number that an error is stated of
+    assert counts[2] == 8  # 2 would do; no error is stated of fewer than 8
 
 
 def test_long_contexts_lose_their_beginning(held):
@@ -176,3 +176,5 @@ def test_efforts_out_of_range(options, code):
 def test_answers_without_tokens_are_not_scored_as_certain(held):
     with refused(DataError, "answer_without_tokens", "t:"):
         tokens_of(held, "")
+    with refused(DataError, "answer_without_tokens", "t:"):
+        tokens_of(held, "at", context="c")  # one token, `cat`

@@ -16,10 +16,6 @@ from textdiff.evaluate.exam.tasks.checkers import (
 )
 
 
-def drawn(mean: float, *away: float) -> Answer:
-    return Answer(mean + np.array(away), False)
-
-
 def test_leads_are_measured_with_the_noise_that_alternatives_share():
     shared = np.array([3.0, -1.0, 2.0, -4.0])
     near = [Answer(-10.0 + shared, False), Answer(-10.5 + shared, False)]
@@ -35,10 +31,16 @@ def test_leads_are_measured_with_the_noise_that_alternatives_share():
 
 
 def test_ties_are_undecided():
-    exact = [Answer(np.array([-2.0]), True), Answer(np.array([-2.0]), True)]
+    exact = [
+        Answer(np.array([-2.0]), False, exact=True),
+        Answer(np.array([-2.0]), False, exact=True),
+    ]
     assert decide(exact, right=0).undecided
     assert decide(exact, right=0).right
-    clear = [Answer(np.array([-2.0]), True), Answer(np.array([-3.0]), True)]
+    clear = [
+        Answer(np.array([-2.0]), False, exact=True),
+        Answer(np.array([-3.0]), False, exact=True),
+    ]
     assert not decide(clear, right=1).undecided
     assert decide(clear, right=1).chance == 0.0
 
@@ -46,7 +48,7 @@ def test_ties_are_undecided():
 def test_chance_is_that_of_the_normal_distribution():
     away = np.array([1.0, -1.0, 1.0, -1.0])
     stderr = away.std(ddof=1) / 2
-    pair = [Answer(-5.0 + away, False), Answer(np.array([-5.5]), True)]
+    pair = [Answer(-5.0 + away, False), Answer(np.array([-5.5]), False, exact=True)]
     chances = [decide(pair, 0, seed).chance for seed in range(40)]
     expected = 0.5 * (1.0 + math.erf(0.5 / stderr / math.sqrt(2.0)))
     assert np.mean(chances) == pytest.approx(expected, abs=0.015)

@@ -15,6 +15,7 @@ pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM
 
+import textdiff
 from textdiff.cli import main
 from textdiff.commands.exam import ExamOptions
 from textdiff.errors import ConfigError, DataError
@@ -52,6 +53,11 @@ def lm():
     return TextDiffusionLM(model_of(bpe(), block_size=4))
 
 
+@pytest.fixture(scope="module")
+def demo():
+    return TextDiffusionLM(str(Path(textdiff.__file__).parent / "demo"))
+
+
 def test_autoregressive_models_agree_with_the_harness(data_folder):
     """The harness's own class reads the same folder through transformers."""
     from lm_eval.models.huggingface import HFLM
@@ -77,14 +83,14 @@ def test_autoregressive_models_agree_with_the_harness(data_folder):
 
 
 def test_pairs_are_cut_as_the_harness_cuts_them(lm):
-    pairs = [("a cat ", "sat"), ("a cat", " sat"), ("c", "at"), ("", "a cat"), (" \n", "cat")]
+    pairs = [("a cat ", "sat"), ("a cat", " sat"), ("", "a cat"), (" \n", "cat")]
     tokens = lm.encoder.answers([lm_request(pair) for pair in pairs])
     for (context, text), answer in zip(pairs, tokens, strict=True):
         before, after = lm._encode_pair(context, text) if context else ([], lm.tok_encode(text))
         assert answer.ids.tolist() == [*before, *after]
         assert answer.start == len(before)
     assert tokens[0].key[1:] == tokens[1].key[1:]
-    assert tokens[4].start == 0
+    assert tokens[3].start == 0
 
 
 def lm_request(pair):
@@ -93,18 +99,12 @@ def lm_request(pair):
     return AnswerRequest("t", 0, *pair)
 
 
-def test_greedy_answers_are_those_that_generation_writes(lm):
-    context = "a cat in a"
-    request = written(context, max_gen_toks=6, until=[])
-    (text,) = lm.generate_until([request], disable_tqdm=True)
-    wrong = text[:-1] + ("x" if text[-1] != "x" else "y")
-    answers = lm.loglikelihood(scored((context, text), (context, wrong)), disable_tqdm=True)
-    ids = lm.tok_encode(context + text)
-    if lm.encoder.tokenizer.decode(ids) == context + text and len(ids) == 6 + len(
-        lm.tok_encode(context)
-    ):  # the text comes back as the tokens that were written
-        assert answers[0][1]
-    assert not answers[1][1]
+def test_greedy_answers_are_those_that_generation_writes(demo):
+    context = "Once upon a time"
+    (text,) = demo.generate_until([written(context, max_gen_toks=6, until=[])], disable_tqdm=True)
+    pairs = [(context, text), (context, text[:-1] + "x"), (context, "x" + text)]
+    answers = demo.loglikelihood(scored(*pairs), disable_tqdm=True)
+    assert [answer[1] for answer in answers] == [True, False, False]
 
 
 def test_whole_texts_are_the_bounds_of_perplexity(lm):
@@ -115,19 +115,22 @@ def test_whole_texts_are_the_bounds_of_perplexity(lm):
     assert ours.exact
 
 
-def test_stop_strings_and_lengths_are_kept(lm):
-    long = written("a cat", max_gen_toks=9, until=[])
-    (whole,) = lm.generate_until([long], disable_tqdm=True)
-    assert len(lm.held.tokenizer.encode(whole, add_special_tokens=False)) <= 9
-    stop = whole[3:5]
-    cut = written("a cat", max_gen_toks=9, until=[stop])
-    (text,) = lm.generate_until([cut], disable_tqdm=True)
-    assert text == whole[: whole.index(stop)]
-    crowded = written("a cat sat " * 9, 1, max_gen_toks=20, until=[])
-    (text,) = lm.generate_until([crowded], disable_tqdm=True)
-    assert text.truncated
-    assert text.shortened
-    assert not whole.truncated
+def test_stop_strings_and_lengths_are_kept(demo):
+    long, stopped = (written("Once upon", max_gen_toks=9, until=until) for until in ([], ["wa"]))
+    whole, text = demo.generate_until([long, stopped], disable_tqdm=True)
+    assert 1 < len(demo.tok_encode(whole)) <= 9
+    assert text == whole[: whole.index("wa")]
+    crowded = written("a cat sat " * 90, max_gen_toks=200, until=[])
+    (text,) = demo.generate_until([crowded], disable_tqdm=True)
+    assert (text.truncated, text.shortened) == (True, True)
+    assert (whole.truncated, whole.shortened) == (False, False)
+
+
+def test_long_contexts_are_counted(demo):
+    pairs = [("Lily sat. " * 90, "She"), ("Lily sat. ", "She")]
+    answers = demo.loglikelihood(scored(*pairs), disable_tqdm=True)
+    assert [answer.truncated for answer in answers] == [True, False]
+    assert all(answer[0] < 0.0 for answer in answers)
 
 
 def test_repeats_of_a_sampled_request_differ_and_return(lm):
@@ -197,7 +200,17 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def local(place, monkeypatch):
+def few(tmp_path, monkeypatch):
+    """The harness with a single task of its own, on the hub: to read all of them takes seconds."""
+    (tmp_path / "task.yaml").write_text(
+        "task: hub_task\ndataset_path: nobody/no-such-data\noutput_type: loglikelihood\n"
+        'test_split: test\ndoc_to_text: ""\ndoc_to_target: ""\n'
+    )
+    monkeypatch.setattr(running, "harness_tasks", lambda: tmp_path)
+
+
+@pytest.fixture
+def local(place, few, monkeypatch):
     monkeypatch.setenv("TEXTDIFF_DATA", str(place / "data"))
     monkeypatch.chdir(place)
     return place
@@ -244,17 +257,16 @@ def test_bad_exams_are_refused_in_a_sentence(local, words, kind, code, capsys):
     assert capsys.readouterr().err.startswith("textdiff: error: ")
 
 
-def test_local_tasks_need_their_folder(place, monkeypatch):
+def test_local_tasks_need_their_folder(place, few, monkeypatch):
     monkeypatch.delenv("TEXTDIFF_DATA", raising=False)
     monkeypatch.chdir(place)
     with refused(ConfigError, "no_data_folder", "TEXTDIFF_DATA"):
         main(["--debug", "evaluate", "model", "--tasks", "sudoku"])
 
 
-def test_tasks_of_the_hub_are_refused_without_a_network(place, monkeypatch):
-    monkeypatch.delenv("TEXTDIFF_DATA", raising=False)
-    with refused(DataError, "task_not_loaded", "blimp_causative"):
-        Exam(["blimp_causative"]).run(model_of(bpe()))
+def test_tasks_of_the_hub_are_refused_without_a_network(few):
+    with refused(DataError, "task_not_loaded", "hub_task"):
+        Exam(["hub_task"]).run(model_of(bpe()))
 
 
 def test_a_missing_harness_is_reported(monkeypatch):

@@ -101,7 +101,7 @@ def _enumerated(scorer: TextScorer, answer: AnswerTokens, effort: Effort) -> int
     size = scorer.family.block_size or scorer.context
     scored = np.arange(answer.start, len(answer.ids))
     most = int(np.bincount(scored // size).max())
-    cheap = most < effort.mc.bit_length() and 2**most - 1 <= effort.mc
+    cheap = most <= effort.mc.bit_length() and 2**most - 1 <= effort.mc
     return most if cheap and _suits(EXACT, scorer, windows_of_answers(scorer, [answer])) else None
 
 

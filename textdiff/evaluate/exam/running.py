@@ -85,7 +85,6 @@ class Exam:
 
         Its own tasks are read only if they are needed: their files are many.
         """
-        import lm_eval
         from lm_eval.tasks import TaskManager
 
         about = {"data_folder": self.data_folder, "qa_file": self.qa_file}
@@ -93,7 +92,7 @@ class Exam:
         others = [name for name in self.tasks if not local.match_tasks([name])]
         if self.data_folder and not others:
             return local
-        own = str(Path(lm_eval.__file__).parent / "tasks")
+        own = str(harness_tasks())
         order = [own, str(LOCAL_TASKS)] if self.data_folder else [str(LOCAL_TASKS), own]
         return TaskManager(None, order, include_defaults=False, metadata=about)
 
@@ -117,6 +116,13 @@ def require_lm_eval() -> None:
             code="lm_eval_missing",
         )
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+
+def harness_tasks() -> Path:
+    """Return the folder of the harness's own tasks."""
+    import lm_eval
+
+    return Path(str(lm_eval.__file__)).parent / "tasks"
 
 
 def load_tasks(manager: Any, names: Sequence[str]) -> list[Any]:
