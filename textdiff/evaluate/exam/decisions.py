@@ -1,7 +1,7 @@
 """Certainty of a choice among alternatives whose log-likelihoods have a Monte-Carlo error.
 
 A question is undecided where the best alternative leads the second by less than two standard errors
-of their difference, which comes from replicates that both have in common. A tie is undecided.
+of their difference. That error comes from replicates that both have in common. A tie is undecided.
 
 The interval of an accuracy has two parts. Choices drawn again under the Monte-Carlo error,
 

@@ -20,13 +20,13 @@ COUNTDOWN = "dream-planning/cd{numbers}_test.jsonl"
 SUDOKU = "dream-planning/sudoku_4x4_{givens}.jsonl"
 
 
-def lambada(data_folder: str | None = None, **_: Any) -> Documents:
+def lambada_passages(data_folder: str | None = None, **_: Any) -> Documents:
     """Return the passages of LAMBADA's test set."""
     path = _path(data_folder, "lambada/lambada_test.jsonl.gz")
     return _splits(test=_rows(path, gzip.decompress(path.read_bytes())))
 
 
-def blimp(paradigm: str, data_folder: str | None = None, **_: Any) -> Documents:
+def blimp_pairs(paradigm: str, data_folder: str | None = None, **_: Any) -> Documents:
     """Return the minimal pairs of one of BLiMP's paradigms."""
     path = _path(data_folder, "blimp/BLiMP.zip")
     with zipfile.ZipFile(path) as archive:
@@ -35,7 +35,7 @@ def blimp(paradigm: str, data_folder: str | None = None, **_: Any) -> Documents:
     return _splits(test=({side: row[side] for side in sides} for row in rows))
 
 
-def gsm8k(data_folder: str | None = None, **_: Any) -> Documents:
+def gsm8k_problems(data_folder: str | None = None, **_: Any) -> Documents:
     """Return the word problems of GSM8K."""
     paths = {split: _path(data_folder, f"gsm8k/{split}.jsonl.gz") for split in ("train", "test")}
     return _splits(
@@ -43,7 +43,7 @@ def gsm8k(data_folder: str | None = None, **_: Any) -> Documents:
     )
 
 
-def countdown(numbers: int, data_folder: str | None = None, **_: Any) -> Documents:
+def countdown_puzzles(numbers: int, data_folder: str | None = None, **_: Any) -> Documents:
     """Return the puzzles of Countdown with so many numbers: `numbers`, `target`, `answer`."""
     path = _path(data_folder, COUNTDOWN.format(numbers=numbers))
     pairs = [(row["input"].rpartition(","), row["output"]) for row in _rows(path)]
@@ -55,7 +55,7 @@ def countdown(numbers: int, data_folder: str | None = None, **_: Any) -> Documen
     )
 
 
-def sudoku(givens: list[int], data_folder: str | None = None, **_: Any) -> Documents:
+def sudoku_puzzles(givens: list[int], data_folder: str | None = None, **_: Any) -> Documents:
     """Return Sudokus of 4 x 4 with so many given digits: `puzzle`, `answer`; 0 is empty."""
     paths = [_path(data_folder, SUDOKU.format(givens=count)) for count in givens]
     rows = [row for path in paths for row in _rows(path)]
