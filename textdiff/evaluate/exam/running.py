@@ -73,8 +73,6 @@ class Exam:
             use_cache=None if self.cache is None else self._cache_path(model, self.cache),
             apply_chat_template=self.chat_template,
             bootstrap_iters=BOOTSTRAPS,
-            random_seed=self.effort.seed,
-            fewshot_random_seed=self.effort.seed,
         )
         if results is None:
             return None
