@@ -39,6 +39,7 @@ discrete text-diffusion language models
   perplexity MODEL TEXT...            bound the perplexity of text files
   compare MODEL_A MODEL_B TEXT...     which model a text prefers, how surely
   evaluate MODEL --judge LM           how good its texts are, beside real ones
+  evaluate MODEL --tasks NAMES        tasks of lm-evaluation-harness
   generate MODEL [PROMPT]             generate text; --watch shows how
   play MODEL                          type prompts and settings, watch texts
   chat MODEL                          talk to a model that follows a chat template

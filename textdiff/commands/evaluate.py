@@ -15,6 +15,7 @@ from textdiff.commands.arguments import (
     read_documents,
     writable,
 )
+from textdiff.commands.exam import ExamOptions, sit_exam
 from textdiff.commands.sampling import Sampling
 from textdiff.errors import ConfigError
 from textdiff.view.progress import ProgressBar, print_json, quiet_libraries
@@ -163,13 +164,14 @@ def evaluate(
     measure: MeasureOptions,
     sampling: Sampling,
     sweep: SweepOptions,
+    exam: ExamOptions,
     loading: Loading,
     suite: str = "generation",
     json_output: JsonFlag = False,
 ) -> int:
-    """Measure the texts that a model generates, beside real ones.
+    """Measure the texts that a model generates, beside real ones; or with --tasks, sit an exam.
 
-    docs/evaluation.md explains each figure, and which may be compared.
+    docs/evaluation.md explains each figure of texts, docs/lm-eval.md those of tasks.
 
     Args:
         model: export or run directory, published checkpoint, or hub id.
@@ -182,6 +184,8 @@ def evaluate(
             the reference and tokens per call over a grid of rules, without a judge.
         json_output: print one JSON object, with everything that the result depends on.
     """
+    if exam.tasks is not None:
+        return _evaluate_tasks(model, measure, sampling, sweep, exam, loading, json_output)
     from textdiff.evaluate.suites import find_suite
 
     chosen = find_suite(suite)
@@ -193,6 +197,36 @@ def evaluate(
         print_json(result.record, indent=1)
     else:
         print("\n".join(result.lines))
+    return 0
+
+
+def _evaluate_tasks(
+    model: str,
+    measure: MeasureOptions,
+    sampling: Sampling,
+    sweep: SweepOptions,
+    exam: ExamOptions,
+    loading: Loading,
+    json_output: bool,
+) -> int:
+    """Run the tasks of lm-evaluation-harness."""
+    exam.check()
+    measure.check()
+    sweep.check("of tasks", sweeps=False)
+    if sampling.suffix:
+        raise ConfigError("--suffix follows generated texts, and tasks have none: leave it out")
+    options = {k: v for k, v in sampling.options().items() if k not in ("seed", "suffix")}
+    options = options if sampling.stop else options | {"stop": None}
+    asked = exam.exam(options, sampling.seed, measure.batch_size, measure.batch_tokens)
+    result = sit_exam(model, loading, asked)
+    if result is None:
+        return 0
+    record, lines = result
+    sweep.write(record)
+    if json_output or sweep.output == STANDARD_OUTPUT:
+        print_json(record, indent=1)
+    else:
+        print("\n".join(lines))
     return 0
 
 

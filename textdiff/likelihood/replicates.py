@@ -90,13 +90,13 @@ def _draw(
     def stream(first: int) -> Iterator[Tensor]:
         return map(reduce, map(draws, count(first)))
 
-    planned, size = stopping.planned, stopping.pilot
+    planned, size, start = stopping.planned, stopping.pilot, draws.run.first
     draws.done, draws.planned = len(saved.pilot), size + planned
     pilot = saved.take_pilot(stream(PILOT + len(saved.pilot)), size)
     if size:
         planned = stopping.after(pilot, draws.windows)
     draws.done, draws.planned = size + len(saved.shares), size + planned
-    return pilot, saved.take(stream(len(saved.shares)), planned)
+    return pilot, saved.take(stream(start + len(saved.shares)), planned)
 
 
 def by_document(nats: Tensor, windows: Windows) -> Tensor:
@@ -247,6 +247,8 @@ class ReplicateDraws:
                 window=at,
                 document=windows.document[at],
                 index=windows.index[at],
+                noise_key=windows.noise_keys[at],
+                origin=windows.origins[at],
                 x0=x0,
                 real=real,
                 scorable=scored,

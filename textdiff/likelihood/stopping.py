@@ -59,6 +59,7 @@ class EstimateOptions:
         each_document: whether every document draws noise 64 times, so that its own interval is
             right too.
         attribute: whether to keep the nats of every token.
+        first: number of the first replicate; from `PILOT` on they have noise of their own.
         batch_tokens: tokens per network call; results do not depend on it beyond rounding.
         state: a file that every replicate is saved to, and that an interrupted job continues from.
         shard: (rank, processes): this process scores every `processes`-th window.
@@ -71,6 +72,7 @@ class EstimateOptions:
     precision: float | None = None
     each_document: bool = False
     attribute: bool = False
+    first: int = 0
     batch_tokens: int = 8192
     state: Path | None = None
     shard: tuple[int, int] = (0, 1)

@@ -62,6 +62,9 @@ class Windows:
             a document is not one on its text.
         unknown: id of the unknown token, which is never scored; None: none is there.
         filled: whether end-of-text tokens, which are scored, fill a text's last block.
+        noise: [D] int64 key of each document's noise, which documents of one key have in common;
+            None: every document's number.
+        origin: [W] int64, the place in each window that positions of noise count from; None: 0.
     """
 
     tokens: list[Tokens]
@@ -76,6 +79,18 @@ class Windows:
     losses: Mapping[int, Loss] = field(default_factory=dict)
     unknown: int | None = None
     filled: bool = False
+    noise: Tensor | None = None
+    origin: Tensor | None = None
+
+    @cached_property
+    def noise_keys(self) -> Tensor:
+        """[W] int64, the key of each window's noise."""
+        return self.document if self.noise is None else self.noise[self.document]
+
+    @cached_property
+    def origins(self) -> Tensor:
+        """[W] int64, the place that positions of noise count from."""
+        return torch.zeros_like(self.document) if self.origin is None else self.origin
 
     @cached_property
     def lengths(self) -> Tensor:

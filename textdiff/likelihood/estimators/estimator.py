@@ -37,6 +37,8 @@ class WindowBatch:
         window: [B] int64, index of each window in the job.
         document: [B] int64, the document each is of.
         index: [B] int64, its place in that document.
+        noise_key: [B] int64, the key of its noise.
+        origin: [B] int64, the place that positions of noise count from.
         x0: [B, L] int64 clean tokens.
         real: [B, L] bool, False at padding.
         scorable: [B, L] bool, True where the token's nats are wanted; elsewhere it is context.
@@ -51,6 +53,8 @@ class WindowBatch:
     window: Tensor
     document: Tensor
     index: Tensor
+    noise_key: Tensor
+    origin: Tensor
     x0: Tensor
     real: Tensor
     scorable: Tensor
@@ -77,12 +81,18 @@ class WindowBatch:
         from textdiff.diffusion.randomness import uniforms
 
         keys: dict[str, Index] = {
-            "row": self.document[:, None],
+            "row": self.noise_key[:, None],
             "block": self.index[:, None],
             "step": self.replicate * draws + draw,
-            "position": torch.arange(self.x0.shape[1]),
+            "position": self._places,
         }
         return uniforms(self.seed, stream, **keys)
+
+    @cached_property
+    def _places(self) -> Tensor:
+        """Positions as noise counts them, [L], or [B, L] where windows count from places apart."""
+        places = torch.arange(self.x0.shape[1])
+        return places - self.origin[:, None] if bool(self.origin.any()) else places
 
     def orders(self, draw: int, draws: int) -> Tensor:
         """Return uniforms that put the positions in a random order, [B, L]; see `uniforms`."""
@@ -135,10 +145,10 @@ def strata(
 
     document = windows.document[:, None, None]
     entry: dict[str, Index] = {
-        "row": entries(document),
+        "row": entries(windows.noise_keys[:, None, None]),
         "block": entries(windows.index[:, None, None]),
         "step": entries(replicate * draws + draw),
-        "position": entries(block),
+        "position": entries(block - (windows.origins // size)[:, None, None]),
     }
     group = entries((document if by_document else 0 * document) * draws + draw)
     keys, jitter = (uniforms(seed, s, **entry) for s in (Stream.STRATA, Stream.JITTER))

@@ -59,6 +59,7 @@ class Remask(Rule):
     task: ClassVar[str] = "masks tokens again at one rate for all of them"
     reveals_ahead: ClassVar[bool] = True
     chance: ClassVar[str] = "masks tokens again that chance chooses"
+    revises: ClassVar[bool] = True
 
     @model_validator(mode="after")
     def _in_order(self) -> Remask:

@@ -32,6 +32,7 @@ class Rule(Section):
         chance: why one text can be written in several ways, as the end of a sentence; empty where
             positions follow from predictions alone, before tokens are drawn: then the text's
             likelihood is exact (`teacher_forcing`). Each token is then drawn by one `write`.
+        revises: whether it may mask again what it has revealed.
     """
 
     model_config = ConfigDict(strict=True)
@@ -41,6 +42,7 @@ class Rule(Section):
     needs_score: ClassVar[bool] = False
     reveals_ahead: ClassVar[bool] = False
     chance: ClassVar[str] = "does not say that predictions alone decide which positions come next"
+    revises: ClassVar[bool] = False
 
     kind: str
 

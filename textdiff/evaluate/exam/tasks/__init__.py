@@ -1,0 +1,1 @@
+"""Tasks of lm-evaluation-harness that read local files: a folder of data, and no hub."""
