@@ -12,12 +12,15 @@ configurations and five others; run to run, measured peaks differ by up to 10 %)
 """
 
 import argparse
+import atexit
 import json
 import os
 import resource
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -81,11 +84,68 @@ CASES = {
     ),
     "small, muon, bf16": (8193, merged(SMALL, BF16, {"train": {"optimizer": "muon"}})),
 }
+SHAPE = {
+    "hidden_size": 256,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "intermediate_size": 768,
+    "max_position_embeddings": 256,
+    "vocab_size": 8192,
+}
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 384}
+ARCHITECTURES = {
+    "llama": SHAPE,
+    "gpt2": {**SHAPE, "n_inner": 1024},
+    "qwen3_moe": {**SHAPE, **EXPERTS},
+    "modernbert": SHAPE,
+}
+SIXTEEN = {"data": TINY["data"], "train": TINY["train"]}
+for _kind, _settings in ARCHITECTURES.items():
+    _network = merged(SIXTEEN, {"model": {"architecture": {"model_type": _kind, **_settings}}})
+    CASES[_kind] = (8193, _network)
+    CASES[f"{_kind}, bf16"] = (8193, merged(_network, BF16))
+    CASES[f"{_kind}, block 16"] = (8193, merged(_network, {"diffusion": {"block_size": 16}}))
+SMALLEST = {
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "intermediate_size": 8,
+    "moe_intermediate_size": 8,
+    "n_inner": 8,
+    "vocab_size": 16,
+}
 BASE = merged(
     TINY,
     {"data": {"sequence_length": 16}, "model": {"hidden_size": 8, "num_layers": 1, "num_heads": 2}},
     batches(2, 1),
 )
+
+
+def smallest(raw: dict) -> dict:
+    """The same run with next to no network."""
+    shape = raw["model"].get("architecture")
+    if shape is None:
+        return merged(raw, BASE)
+    rest = {section: values for section, values in BASE.items() if section != "model"}
+    return merged(raw, rest, {"model": {"architecture": {**shape, **SMALLEST}}})
+
+
+def config_of(raw: dict):
+    """The config, with a folder for an architecture of transformers."""
+    from textdiff.config import Config
+
+    shape = raw["model"].get("architecture")
+    if shape is not None:
+        folder = Path(tempfile.mkdtemp())
+        atexit.register(shutil.rmtree, folder)
+        (folder / "config.json").write_text(json.dumps(shape))
+        rest = {key: value for key, value in raw["model"].items() if key != "architecture"}
+        raw = {**raw, "model": {"kind": "transformers", "path": str(folder), **rest}}
+    return Config.model_validate(raw)
 
 
 class RandomTokens:
@@ -108,18 +168,16 @@ def train(vocabulary: int, raw: dict) -> None:
     """Three optimizer steps, as the trainer does them on one device."""
     import torch
 
-    from textdiff.config import Config
     from textdiff.export.loading import family_of
     from textdiff.loss import training_loss
-    from textdiff.models import TextDiffusionModel
     from textdiff.train.batches import TrainingBatches
     from textdiff.train.optim import build_optimizers
     from textdiff.train.run_state import EMA
     from textdiff.train.setup import architecture
 
-    config = Config.model_validate(raw)
+    config = config_of(raw)
     torch.manual_seed(0)
-    model = TextDiffusionModel(architecture(config, vocabulary, mask_token_id=vocabulary - 1))
+    model = config.model.build(architecture(config, vocabulary, mask_token_id=vocabulary - 1))
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable()
     family = family_of(model.config, torch.device("cpu"), model.exponents)
@@ -149,7 +207,7 @@ def measure(vocabulary: int, raw: dict) -> dict[str, float]:
     import torch
 
     torch.set_num_threads(1)
-    train(16, merged(raw, BASE))
+    train(17, smallest(raw))
     base = peak()
     train(vocabulary, raw)
     return {"measured_bytes": peak() - base, "base_bytes": base}
@@ -173,13 +231,12 @@ def row(name: str, found: dict[str, float]) -> dict:
     """Predicted and measured bytes of one configuration."""
     import torch
 
-    from textdiff.config import Config
     from textdiff.planning.memory import peak_memory
     from textdiff.planning.sizes import run_sizes
 
     torch.set_num_threads(1)  # as where it was measured
     vocabulary, raw = CASES[name]
-    config = Config.model_validate(raw)
+    config = config_of(raw)
     predicted = peak_memory(run_sizes(config, vocabulary, config.train.mixed_precision == "bf16"))
     record = {
         "name": name,

@@ -16,7 +16,7 @@ SIZES = {
     "max_position_embeddings": 64,
     "initializer_range": 0.1,
 }
-MASKED = ("bert", "modernbert", "roberta", "distilbert")
+MASKED = ("bert", "modernbert", "eurobert", "roberta", "distilbert")
 
 
 def write_backbone(folder: Path, kind: str = "llama", rows: int = 0, **options) -> Path:
@@ -31,6 +31,8 @@ def write_backbone(folder: Path, kind: str = "llama", rows: int = 0, **options) 
     tokenizer = wordpiece() if kind in MASKED else bpe()
     dtype = options.pop("dtype", torch.float32)
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("pad", "eos", "cls", "sep")}
+    if kind == "eurobert":  # its own default is of a large vocabulary
+        ids["mask"] = tokenizer.mask_token_id
     special = {f"{name}_token_id": index for name, index in ids.items()}
     settings = {**SIZES, "vocab_size": len(tokenizer) + rows, "bos_token_id": None, **special}
     config = AutoConfig.for_model(kind, **{**settings, **options})
