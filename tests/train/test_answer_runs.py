@@ -8,7 +8,11 @@ from training_runs import Runs, assert_same_curve
 
 from textdiff.cli import main
 from textdiff.config.reading import validate
+from textdiff.data.answer_layout import RowLayout
+from textdiff.data.answers import TurnEncoder
+from textdiff.data.conversations import ConversationEncoder, checked_messages
 from textdiff.data.corpus import prepare_corpus
+from textdiff.data.sections import ByteTokenizer
 from textdiff.errors import ConfigError, DataError
 
 TEMPLATE = (
@@ -44,6 +48,7 @@ def flags(runs: Runs, block: str = "4", packing: str = "packed") -> list[str]:
         f"--diffusion.block_size={block}",
         "--train.lr_schedule=constant",
         "--evaluate.max_documents=3",
+        "--sample={num_samples: 2, max_new_tokens: 8, steps: 4}",
         "--train.steps=12",
         "--train.checkpoint_every=6",
     ]
@@ -102,6 +107,19 @@ def corpus(tmp_path, rows: list, conversations: dict | None = None, **data):
     }
     config = validate(raw)
     return prepare_corpus(config.data, config.tokenizer, 0, block_sizes=(4,))
+
+
+@pytest.mark.parametrize("unit", [1, 4])
+def test_the_prompt_of_a_later_turn_is_what_training_showed_before_it(unit):
+    tokenizer = ByteTokenizer().prepare(())
+    tokenizer.chat_template = TEMPLATE
+    talk = checked_messages([USER, REPLY, {"role": "user", "content": "+1"}, REPLY])
+    encoded = TurnEncoder(tokenizer)(json.dumps({"messages": [vars(m) for m in talk]}), "talk")
+    pairs = [(turn.prompt, turn.answer) for turn in encoded]
+    row = RowLayout(32, unit, tokenizer.eos_token_id).write(pairs, last_only=True)
+    prompt = ConversationEncoder(tokenizer, unit).prompt(talk[:3])
+    assert prompt.tolist() == row.tokens[: row.scored.argmax()].tolist()
+    assert (len(prompt) - len(pairs[1][0])) % unit == 0
 
 
 GOOD = [{"question": f"{n}+1=", "answer": f"{n + 1}"} for n in range(30)]

@@ -1,5 +1,6 @@
 """`textdiff train`: a run from a config, resumed by itself, with what to do next at its end."""
 
+import json
 import os
 import shlex
 import unicodedata
@@ -90,7 +91,7 @@ def _show_result(console: Any, config: "Config", trainer: Any) -> None:
         f"\nvalidation: {describe_bound(trainer.state.bound)}", highlight=False, soft_wrap=True
     )
     export = str(directory / "export")
-    if config.sample.num_samples:
+    if config.sample.num_samples and config.data.conversations is None:
         # What was written, not what was trained: the weights of that may be spread over processes.
         written = TextDiffusion.from_pretrained(export, device=str(trainer.accelerator.device))
         if can_animate(console):
@@ -100,10 +101,37 @@ def _show_result(console: Any, config: "Config", trainer: Any) -> None:
                 "", num_samples=config.sample.num_samples, seed=config.run.seed
             )
             print("\n" + "\n\n---\n\n".join(drawn.texts))
-    first, usable = trainer.corpus.validation[0], accepts(trainer.state.exported)
+    first, validation = trainer.corpus.validation[0], str(directory / "validation.jsonl")
     print(f"\nThe model is in {export}. Try next:")
-    for command in commands_to_try(export, str(directory / "validation.jsonl"), first, usable):
+    if config.data.conversations is not None:
+        commands = questions_to_try(export, validation, first, trainer.corpus.tokenizer)
+    else:
+        usable = accepts(trainer.state.exported)
+        commands = commands_to_try(export, validation, first, usable)
+    for command in commands:
         print(f"  {command}")
+
+
+def questions_to_try(export: str, validation: str, document: str, tokenizer: Any) -> list[str]:
+    """Return command lines for a new model that answers.
+
+    Args:
+        export: path of the model.
+        validation: path of its held-out conversations.
+        document: a conversation as JSON.
+        tokenizer: the model's.
+    """
+    from textdiff.sampling.template import quoted
+
+    model = _as_argument(export)
+    ask = ["textdiff", "chat", model]
+    if not tokenizer.chat_template:
+        prompt = next(iter(json.loads(document).values()))
+        ask = ["textdiff", "generate", model, quoted(prompt)]
+    return [
+        shlex.join(ask),
+        shlex.join(["textdiff", "perplexity", model, _as_argument(validation)]),
+    ]
 
 
 _WORDS = 3

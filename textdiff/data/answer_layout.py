@@ -8,6 +8,7 @@ seen: a row then holds one answer, what came before it, and the fill up to the r
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import lcm
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,11 @@ from numpy.typing import NDArray
 
 from textdiff.data.encode import Ids
 from textdiff.errors import DataError
+
+
+def fill_unit(block_sizes: Sequence[int | None]) -> int:
+    """Return the multiple that answers are filled up to: every block size divides it."""
+    return lcm(*(size for size in block_sizes if size is not None))
 
 
 class Kept(NamedTuple):

@@ -8,12 +8,11 @@ scored, and blocks do not see what follows them.
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import lcm
 
 import numpy as np
 from numpy.typing import NDArray
 
-from textdiff.data.answer_layout import Kept, RowLayout, Written
+from textdiff.data.answer_layout import Kept, RowLayout, Written, fill_unit
 from textdiff.data.sections import Conversations
 from textdiff.data.sequences import Epochs
 from textdiff.data.turn_stream import TurnStream
@@ -77,9 +76,8 @@ class AnswerSequences(Epochs):
         self.stream, self.sequence_length = stream, sequence_length
         self.packed = settings.packing == "packed"
         end, self._pad = special
-        unit = lcm(*(size for size in block_sizes if size is not None))
         self._whole = RowLayout(sequence_length, None, end)
-        self._blocks = RowLayout(sequence_length, unit, end)
+        self._blocks = RowLayout(sequence_length, fill_unit(block_sizes), end)
         parts = self._fitting(settings.too_long)
         self.dropped = stream.num_documents - len(parts)
         self.shortened = sum(

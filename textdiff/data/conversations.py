@@ -132,12 +132,14 @@ class ConversationEncoder:
 
     Args:
         tokenizer: any fast tokenizer that has a chat template; it is not changed.
+        unit: multiple that training filled earlier answers up to with end-of-text tokens, see
+            `answer_layout`; None: they have neither fill nor an end besides the template's.
 
     Raises:
         DataError: it has none.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, unit: int | None = None) -> None:
         if not tokenizer.chat_template:
             raise DataError(
                 "the tokenizer has no chat template, so messages cannot be written as a prompt; "
@@ -145,7 +147,7 @@ class ConversationEncoder:
                 "tokenizer.json",
                 code="no_chat_template",
             )
-        self.tokenizer = tokenizer
+        self.tokenizer, self.unit = tokenizer, unit
         self._encoder = ControlEncoder.of(tokenizer, str(tokenizer.chat_template))
 
     @property
@@ -193,12 +195,19 @@ class ConversationEncoder:
         """
         messages = self._hidden(messages)
         text = self._render(messages, answer_follows=True)
-        cuts = []
-        for number, message in enumerate(messages):
-            if message.role == "assistant" and number:
-                span = self._answer_span(messages[: number + 1], text)
-                cuts += [] if span is None else [*span]
-        return np.concatenate(self._encoder.encode(text, cuts))
+        earlier = [n for n, each in enumerate(messages) if each.role == "assistant" and n]
+        spans = [self._answer_span(messages[: number + 1], text) for number in earlier]
+        cuts = [cut for span in spans if span is not None for cut in span]
+        pieces = self._encoder.encode(text, cuts)
+        end = self.tokenizer.eos_token_id
+        if self.unit is None or end is None or None in spans:
+            return np.concatenate(pieces)
+        ids = pieces[0]
+        for answer, prompt in zip(pieces[1::2], pieces[2::2], strict=True):
+            missing = -(len(ids) + len(answer) + (answer[-1] != end)) % self.unit
+            fill = np.full(missing + (answer[-1] != end), end, np.int32)
+            ids = np.concatenate([ids, answer, fill, prompt])
+        return ids
 
     def turns(self, messages: Sequence[Message]) -> list[AnsweredTurn]:
         """Return the answers of a conversation and what is before each; joined they are its ids.

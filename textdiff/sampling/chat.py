@@ -64,6 +64,7 @@ class ChatReader:
         clean: [V] bool, ids that the model can predict.
         mask: id of the mask token.
         ends: ids that end texts besides the end-of-text token, by the model's config.
+        unit: multiple that training filled answers up to; None: it did not.
 
     Raises:
         DataError: the tokenizer has no chat template.
@@ -75,9 +76,10 @@ class ChatReader:
         clean: Tensor,
         mask: int,
         ends: Sequence[int] = (),
+        unit: int | None = None,
     ) -> None:
         self.tokenizer, self.clean = tokenizer, clean
-        self.encoder = ConversationEncoder(tokenizer)
+        self.encoder = ConversationEncoder(tokenizer, unit)
         unknown = tokenizer.unk_token_id
         self.readable = clean.clone()  # [V] ids that a prompt may have
         written = torch.tensor(sorted(self.encoder.control_ids - {mask, unknown}))
@@ -157,4 +159,6 @@ class ChatModel:
         """
         vocabulary, end = self.family.process.vocabulary, self.model.config.eos_token_id
         ends = end if isinstance(end, list) else [] if end is None else [end]
-        return ChatReader(self.tokenizer, vocabulary.clean.cpu(), vocabulary.mask_token_id, ends)
+        clean, mask = vocabulary.clean.cpu(), vocabulary.mask_token_id
+        unit = self.model.config.diffusion.get("answer_unit")
+        return ChatReader(self.tokenizer, clean, mask, ends, unit)

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 from textdiff.config import Config
 from textdiff.config.networks import stock_source
 from textdiff.config.reading import to_yaml
+from textdiff.data.answer_layout import fill_unit
 from textdiff.data.corpus import Corpus
 from textdiff.data.tokenizer import excluded_ids, vocabulary_size
 from textdiff.diffusion.family import Family
@@ -79,6 +80,8 @@ def architecture(config: Config, vocabulary: int, **special_ids: Any) -> PreTrai
         "objective": config.diffusion.objective.to_export(),
         "prompt_dropout": config.diffusion.noise.prompt_dropout,
     }
+    if config.data.conversations is not None:
+        diffusion["answer_unit"] = fill_unit(config.diffusion.block_sizes)
     length = config.data.sequence_length
     return config.model.configuration(vocabulary, length, diffusion, **special_ids)
 

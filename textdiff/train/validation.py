@@ -1,5 +1,6 @@
 """Validation of the averaged weights: bounds, mask rates of small variance, samples."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from textdiff.config import Config
+from textdiff.data.conversation_rows import messages_of
 from textdiff.data.corpus import Corpus
 from textdiff.export.loading import DTYPES
 from textdiff.likelihood.answer_windows import answer_windows
@@ -16,6 +18,8 @@ from textdiff.likelihood.replicates import estimate
 from textdiff.likelihood.scored_texts import scored_pieces, windows_of
 from textdiff.likelihood.windows import Windows
 from textdiff.pipeline import TextDiffusion
+from textdiff.sampling.callbacks import Generation
+from textdiff.sampling.template import quoted
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.ranges import RangeChoice, search_range
 from textdiff.train.reporter import Reporter
@@ -118,9 +122,7 @@ class Validation:
 
     def sample(self, step: int) -> None:
         """Write samples into `samples/` and the trackers; for the main process."""
-        drawn = self.model.generate(
-            "", num_samples=self.config.sample.num_samples, seed=self.config.run.seed
-        )
+        drawn = self._drawn()
         folder = Path(self.config.run.dir) / "samples"
         folder.mkdir(exist_ok=True)
         text = "\n\n---\n\n".join(drawn.texts)
@@ -129,6 +131,18 @@ class Validation:
             if tracker.name == "tensorboard":
                 tracker.writer.add_text("samples", text, step)
         self.reporter.sampled(step, drawn.texts)
+
+    def _drawn(self) -> Generation:
+        """Return texts from nothing, or answers to the first prompts that are held out."""
+        count, seed = self.config.sample.num_samples, self.config.run.seed
+        if self.config.data.conversations is None:
+            return self.model.generate("", num_samples=count, seed=seed)
+        rows = [messages_of(json.loads(text), "held out") for text in self.texts[:count]]
+        asked = [row[: [m.role for m in row].index("assistant")] for row in rows]
+        if self.model.tokenizer.chat_template:
+            reader = self.model.chat_reader()
+            return self.model.generate([reader.prompt(messages) for messages in asked], seed=seed)
+        return self.model.generate([quoted(messages[0].content) for messages in asked], seed=seed)
 
     @property
     def _shard(self) -> tuple[int, int]:
