@@ -147,13 +147,13 @@ class SweepOptions:
             )
         return content
 
-    def write(self, record: dict[str, Any], suite: "Suite") -> None:
-        """Write the result to the files that were named."""
+    def write(self, record: dict[str, Any], suite: "Suite | None" = None) -> None:
+        """Write the result to the files that were named; a suite draws its figure."""
         if self.output and self.output != STANDARD_OUTPUT:
             text = json.dumps(record, indent=1, ensure_ascii=False)
             # A path in the record may have bytes that are not UTF-8.
             self.output.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-        if self.picture:
+        if self.picture and suite:
             suite.draw(record, self.picture)
 
 

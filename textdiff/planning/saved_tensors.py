@@ -56,7 +56,7 @@ def _without_storage(model: nn.Module) -> None:
                 if old is None:
                     continue
                 if id(old) not in replaced:
-                    new = torch.empty(old.shape, dtype=old.dtype)
+                    new: torch.Tensor = torch.empty(old.shape, dtype=old.dtype)
                     is_weight = isinstance(old, nn.Parameter)
                     replaced[id(old)] = nn.Parameter(new, old.requires_grad) if is_weight else new
                 tensors[name] = replaced[id(old)]
@@ -101,7 +101,7 @@ def _stand_in(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, wind
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = (x.repeat_interleave(repeats, dim=1) for x in (key, value))
-    mixture: Tensor = _Mixture.apply(query.to(value.dtype), key.to(value.dtype), value)
+    mixture: Tensor = _Mixture.apply(query.to(value.dtype), key.to(value.dtype), value)  # type: ignore[no-untyped-call]
     return mixture
 
 

@@ -84,6 +84,13 @@ class Step:
         largest = zero.scatter_reduce(0, row, nats, "amax")
         return zero.index_add(0, row, nats) - largest
 
+    def without_noise(self, mask: int) -> Tensor:
+        """Return the canvas with the mask where a token was masked or renoised."""
+        if self.remasked is None:
+            return self.canvas
+        again = self.remasked.to(self.canvas.device)
+        return self.canvas.flatten().index_fill(0, again, mask).view_as(self.canvas)
+
 
 @dataclass
 class Segment:

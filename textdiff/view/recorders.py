@@ -37,8 +37,7 @@ class RowStep:
         row: its place in the job.
         number: how many calls have changed it, this one included.
         time: noise time before the step, from 1 to 0.
-        ids: its tokens up to the end of the segment that is being written; the mask where a rule
-            has drawn noise again.
+        ids: its tokens up to the end of the segment that is written, masks for renewed noise.
         draft: the same with open positions filled by their likeliest tokens, if that was asked for.
         final: tokens that were final before the segment.
         confidence: probability of the new token at each position that got one; NaN if unknown.
@@ -90,10 +89,7 @@ class RowSteps:
         assert step.ends is not None
         width = step.canvas.shape[1]
         rows, positions = step.changed // width, step.changed % width
-        canvas = step.canvas
-        if step.remasked is not None:
-            noise = step.remasked.to(canvas.device)
-            canvas = canvas.flatten().index_fill(0, noise, self.mask).view_as(canvas)
+        canvas = step.without_noise(self.mask)
         confidence, entropy = (_known(x, rows) for x in (step.confidence, step.entropy))
         dependence = step.dependence
         for row in sorted(set(rows.tolist())):
