@@ -43,7 +43,7 @@ def test_points_are_likelihoods_of_the_reference(folder, capsys):
     assert len(points) == len(record["points"]) == 5
     model = TextDiffusion.from_pretrained(folder / "model", "cpu")
     chain = model.estimate(TEXTS, estimator="chain_rule").bound()
-    one_by_one = points["confidence position, 16 steps"]
+    one_by_one = points["confidence order position, 16 steps"]
     assert one_by_one["nats"] == pytest.approx(chain.mean, abs=1e-5)
     assert one_by_one["text_stderr"] == pytest.approx(chain.text_stderr, abs=1e-5)
     assert one_by_one["tokens_per_call"] == 1.0
