@@ -51,12 +51,13 @@ def _without_storage(model: nn.Module) -> None:
     """Replace tensors of the meta device by fake ones of the CPU, which autocast acts on."""
     replaced: dict[int, Tensor] = {}
     for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
+        groups: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for tensors in groups:
             for name, old in tensors.items():
                 if old is None:
                     continue
                 if id(old) not in replaced:
-                    new: torch.Tensor = torch.empty(old.shape, dtype=old.dtype)
+                    new = torch.empty(old.shape, dtype=old.dtype)
                     is_weight = isinstance(old, nn.Parameter)
                     replaced[id(old)] = nn.Parameter(new, old.requires_grad) if is_weight else new
                 tensors[name] = replaced[id(old)]
