@@ -85,7 +85,7 @@ class Step:
         return zero.index_add(0, row, nats) - largest
 
     def without_noise(self, mask: int) -> Tensor:
-        """Return the canvas with the mask where a token was masked or renoised."""
+        """Return the canvas with the mask where tokens were masked or noised again."""
         if self.remasked is None:
             return self.canvas
         again = self.remasked.to(self.canvas.device)
