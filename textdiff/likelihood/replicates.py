@@ -196,7 +196,6 @@ class ReplicateDraws:
             least: replicates that Student's t needs.
         """
         family, parts = self.scorer.host, by_document(shares, self.windows).unbind(1)
-        heavy = family.objective.heavy_tailed
         return Estimates(
             dict(zip(self.parts, parts, strict=True)),
             self.windows,
@@ -208,7 +207,9 @@ class ReplicateDraws:
             spread=shares.sum(1),
             pilot_spread=pilot,
             draws=document_draws(self.windows, family, self.estimator.draws),
-            guess=math.log(family.process.vocabulary.count) if heavy else 0.0,
+            guess=math.log(family.process.vocabulary.count)
+            if family.objective.heavy_tailed
+            else 0.0,
             tokens=tokens,
             rows=self.scorer.rows,
         )
@@ -230,8 +231,8 @@ class ReplicateDraws:
         windows, family = self.windows, self.scorer.host
         v = self.estimator.strata(windows, family, self.seed, replicate)  # [W, S, blocks]
         for number, which in enumerate(self.batches):
-            x0, real, scored = windows.batch(which, family.process.vocabulary.mask_token_id)
-            at = torch.tensor(which)
+            at, pad = torch.tensor(which), family.process.vocabulary.mask_token_id
+            x0, real, scored = windows.batch(which, pad)
             yield WindowBatch(
                 family=family,
                 seed=self.seed,
@@ -289,8 +290,7 @@ def _check(
 def _refuse_infinite(parts: Parts, batch: WindowBatch, dtype: object) -> None:
     """Refuse nats that are not finite."""
     for nats in parts.values():
-        bad = ~torch.isfinite(nats)
-        if bool(bad.any()):
+        if bool((bad := ~torch.isfinite(nats)).any()):
             row, column = bad.nonzero()[0].tolist()
             cost = float(nats[row, column])
             more = ", more than a float holds" if cost == math.inf else ""
