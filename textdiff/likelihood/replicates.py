@@ -161,8 +161,7 @@ class ReplicateDraws:
             ]
         count = len(self.windows.tokens)
         nats = torch.zeros(len(self.parts), count, dtype=torch.float64)
-        kept = int(self._starts[-1]) if self.run.attribute else 0
-        tokens = torch.zeros(kept, dtype=torch.float64)
+        tokens = torch.zeros(int(self._starts[-1]) * self.run.attribute, dtype=torch.float64)
         scored = 0
         for batch in self.batches_of(index):
             parts = self.estimator.score(batch, self.scorer)
@@ -196,6 +195,7 @@ class ReplicateDraws:
             least: replicates that Student's t needs.
         """
         family, parts = self.scorer.host, by_document(shares, self.windows).unbind(1)
+        heavy = family.objective.heavy_tailed
         return Estimates(
             dict(zip(self.parts, parts, strict=True)),
             self.windows,
@@ -207,9 +207,7 @@ class ReplicateDraws:
             spread=shares.sum(1),
             pilot_spread=pilot,
             draws=document_draws(self.windows, family, self.estimator.draws),
-            guess=math.log(family.process.vocabulary.count)
-            if family.objective.heavy_tailed
-            else 0.0,
+            guess=math.log(family.process.vocabulary.count) if heavy else 0.0,
             tokens=tokens,
             rows=self.scorer.rows,
         )
