@@ -80,6 +80,8 @@ class ExamOptions:
         Raises:
             ConfigError: a value out of range.
         """
+        if not sys.stderr.isatty():
+            os.environ.setdefault("TQDM_DISABLE", "1")  # before the harness imports its bars
         from textdiff.evaluate.exam.answer_bounds import Effort
         from textdiff.evaluate.exam.running import Exam, require_lm_eval
 
@@ -101,8 +103,6 @@ class ExamOptions:
 
 def sit_exam(model: str, loading: Loading, exam: "Exam") -> tuple[dict[str, Any], list[str]] | None:
     """Return the record and the lines of an exam; None on all processes but the first."""
-    if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_DISABLE", "1")  # the harness has bars of its own
     quiet_libraries()
     processes = find_processes()
     held = loading.load(model, processes.device)

@@ -162,8 +162,7 @@ class ReplicateDraws:
             ]
         count = len(self.windows.tokens)
         nats = torch.zeros(len(self.parts), count, dtype=torch.float64)
-        kept = int(self._starts[-1]) if self.run.attribute else 0
-        tokens = torch.zeros(kept, dtype=torch.float64)
+        tokens = torch.zeros(int(self._starts[-1]) * self.run.attribute, dtype=torch.float64)
         scored = 0
         for batch in self.batches_of(index):
             parts = self.estimator.score(batch, self.scorer)
@@ -238,8 +237,8 @@ class ReplicateDraws:
         windows, family = self.windows, self.scorer.host
         v = self.estimator.strata(windows, family, self.seed, replicate)  # [W, S, blocks]
         for number, which in enumerate(self.batches):
-            x0, real, scored = windows.batch(which, family.process.vocabulary.mask_token_id)
-            at = torch.tensor(which)
+            at, pad = torch.tensor(which), family.process.vocabulary.mask_token_id
+            x0, real, scored = windows.batch(which, pad)
             yield WindowBatch(
                 family=family,
                 seed=self.seed,

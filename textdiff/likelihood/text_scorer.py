@@ -19,7 +19,8 @@ from textdiff.likelihood.protocols import find_protocol, published_windows
 from textdiff.likelihood.replicates import estimate
 from textdiff.likelihood.scored_texts import Span, scored_pieces, windows_of
 from textdiff.likelihood.stopping import MIN_REPLICATES
-from textdiff.likelihood.windows import Windows, end_token
+from textdiff.likelihood.text_end import end_token
+from textdiff.likelihood.windows import Windows
 from textdiff.models import Denoiser
 from textdiff.sampling.request import Preparer
 

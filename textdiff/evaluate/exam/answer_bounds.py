@@ -69,7 +69,7 @@ class AnswerDraws:
 
     Attributes:
         values: [R] float64, one per replicate.
-        exact: whether there is no Monte-Carlo error.
+        exact: whether it has no Monte-Carlo error.
     """
 
     values: Tensor

@@ -19,7 +19,7 @@ class _Drawn(WithError):
 
     Attributes:
         draws: [R] log-likelihood in each replicate.
-        exact: whether there is no Monte-Carlo error.
+        exact: whether it has no Monte-Carlo error.
     """
 
     draws: Draws
