@@ -29,6 +29,16 @@ SELECTION = ("prompts", "spans", "stride", "end_of_text", "conversations")
 """Options of `TextScorer.windows` that `estimate` passes on."""
 
 
+def _refuse_more(end_of_text: bool, *options: object) -> None:
+    """Refuse options that say what is scored where conversations do."""
+    if end_of_text or any(option is not None for option in options):
+        raise ConfigError(
+            "conversations have prompts and ends of their own: no prompts, spans, stride, "
+            "end_of_text or protocol",
+            code="conversations_fix_windows",
+        )
+
+
 @dataclass
 class TextScorer:
     """A network with its tokenizer and family.
@@ -85,12 +95,7 @@ class TextScorer:
             raise DataError("no text given; give at least one", code="no_texts")
         prompts = None if prompts is None else checked_texts(prompts, "prompts")
         if conversations:
-            if end_of_text or any(x is not None for x in (prompts, spans, stride, protocol)):
-                raise ConfigError(
-                    "conversations have prompts and ends of their own: no prompts, spans, stride, "
-                    "end_of_text or protocol",
-                    code="conversations_fix_windows",
-                )
+            _refuse_more(end_of_text, prompts, spans, stride, protocol)
             return answer_windows(self.tokenizer, texts, self.context, self.family.block_size)
         if protocol is None:
             return self._windows(texts, prompts, spans, stride, end_of_text)
