@@ -89,7 +89,6 @@ class TextScorer:
             DataError: nothing to score, or characters that the tokenizer was not trained on.
         """
         self.check_whole()
-        stride = None if stride is None else whole_number("stride", stride)
         texts = checked_texts(texts, "texts")
         if not texts:
             raise DataError("no text given; give at least one", code="no_texts")
@@ -110,6 +109,7 @@ class TextScorer:
         stride: int | None,
         end_of_text: bool,
     ) -> Windows:
+        stride = None if stride is None else whole_number("stride", stride)
         pieces = scored_pieces(texts, prompts, spans)
         if end_of_text and spans is not None:
             raise ConfigError(
