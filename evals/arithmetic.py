@@ -3,7 +3,7 @@
     python evals/arithmetic.py write [--digits 2] [--train 3000] [--test 500] [--seed 0]
     textdiff train evals/arithmetic.yaml
     textdiff train evals/arithmetic.yaml --run.dir runs/arithmetic-blocks \
-        --diffusion.block_size 8 --sample.steps 8
+        --diffusion.block_size 8 --sample.steps 8 --train.steps 800
     python evals/arithmetic.py score runs/arithmetic/export [--output arithmetic.json]
 
 A question is `47 + 85 =`, its answer ` 7 and 5 is 12, carry 1. 4 and 8 and 1 is 13. So 132`. No

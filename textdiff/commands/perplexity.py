@@ -110,9 +110,8 @@ def perplexity(
     """Bound the perplexity of texts: unbiased, with its Monte-Carlo error.
 
     Documents longer than the model's context are cut into independent windows; with --stride they
-    overlap. Of rows with messages, prompt and completion, or question and answer, and without the
-    text column, the answers are scored, each given what comes before it. Start it with
-    `accelerate launch -m textdiff perplexity ...` to share the work among processes.
+    overlap. Of rows that are conversations the answers are scored, given what comes before. Start
+    it with `accelerate launch -m textdiff perplexity ...` to share the work among processes.
 
     Args:
         model: export or run directory, published checkpoint, or hub id.

@@ -31,6 +31,17 @@ SELECTION = ("prompts", "spans", "stride", "end_of_text", "conversations")
 """Options of `TextScorer.windows` that `estimate` passes on."""
 
 
+def _refuse_more(chooser: str, end_of_text: bool, *options: object) -> None:
+    """Refuse options that say what is scored where conversations, or a protocol, do."""
+    if end_of_text or any(option is not None for option in options):
+        protocol = chooser != "conversations"
+        raise ConfigError(
+            f"{chooser} {'fixes its' if protocol else 'fix their'} chunks: no prompts, spans, "
+            f"stride{' or end_of_text' if protocol else ', end_of_text or protocol'}",
+            code="protocol_fixes_chunks" if protocol else "conversations_fix_windows",
+        )
+
+
 @dataclass
 class TextScorer:
     """A network with its tokenizer and family.
@@ -72,8 +83,7 @@ class TextScorer:
                 the overlap is context. None: the context, no overlap.
             end_of_text: whether -log p of every document's end is a term of its own: the token
                 that ends it is scored and not counted.
-            conversations: whether each text is a conversation as JSON, with the columns that
-                training reads: its answers are scored, each given what comes before it.
+            conversations: whether texts are conversations as JSON, whose answers are scored.
             protocol: a published protocol's chunks instead (`likelihood.protocols.PROTOCOLS`).
 
         Raises:
@@ -81,26 +91,16 @@ class TextScorer:
             DataError: nothing to score, or characters that the tokenizer was not trained on.
         """
         self.check_whole()
-        stride = None if stride is None else whole_number("stride", stride)
         texts = checked_texts(texts, "texts")
         if not texts:
             raise DataError("no text given; give at least one", code="no_texts")
         prompts = None if prompts is None else checked_texts(prompts, "prompts")
         if conversations:
-            if end_of_text or any(x is not None for x in (prompts, spans, stride, protocol)):
-                raise ConfigError(
-                    "conversations have prompts and ends of their own: no prompts, spans, stride, "
-                    "end_of_text or protocol",
-                    code="conversations_fix_windows",
-                )
+            _refuse_more("conversations", end_of_text, prompts, spans, stride, protocol)
             return answer_windows(self.tokenizer, texts, self.context, self.family.block_size)
         if protocol is None:
             return self._windows(texts, prompts, spans, stride, end_of_text)
-        if end_of_text or any(option is not None for option in (prompts, spans, stride)):
-            raise ConfigError(
-                f"protocol {protocol} fixes its chunks: no prompts, spans, stride or end_of_text",
-                code="protocol_fixes_chunks",
-            )
+        _refuse_more(f"protocol {protocol}", end_of_text, prompts, spans, stride)
         return self._published_windows(texts, protocol)
 
     def _windows(
@@ -111,6 +111,7 @@ class TextScorer:
         stride: int | None,
         end_of_text: bool,
     ) -> Windows:
+        stride = None if stride is None else whole_number("stride", stride)
         pieces = scored_pieces(texts, prompts, spans)
         if end_of_text and spans is not None:
             raise ConfigError(
