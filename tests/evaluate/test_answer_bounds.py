@@ -16,7 +16,7 @@ from textdiff.evaluate.exam.answer_bounds import (
     windows_of_answers,
 )
 from textdiff.evaluate.exam.answer_tokens import AnswerEncoder, AnswerRequest, AnswerTokens
-from textdiff.evaluate.exam.answers import Answer
+from textdiff.evaluate.exam.answered import Answer
 from textdiff.likelihood.estimators import build_estimator
 from textdiff.likelihood.replicates import ReplicateDraws
 from textdiff.likelihood.scorer import Scorer

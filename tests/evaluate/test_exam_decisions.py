@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from textdiff.evaluate.exam.answers import Answer, WholeText, WrittenAnswer
+from textdiff.evaluate.exam.answered import Answer, WholeText, WrittenAnswer
 from textdiff.evaluate.exam.decisions import Certainty, Decision, decide, wilson
 from textdiff.evaluate.exam.tasks.checkers import (
     is_solution,

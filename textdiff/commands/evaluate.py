@@ -179,9 +179,8 @@ def evaluate(
         sampling: how text is drawn.
         sweep: settings that a sweep goes over.
         loading: how the model is loaded; the judge is on the same device.
-        suite: generation, texts of one setting; frontier, perplexity, entropy and tokens per call
-            over a grid of rules, steps and temperatures; likelihood-frontier, exact likelihood of
-            the reference and tokens per call over a grid of rules, without a judge.
+        suite: generation, texts of one setting; frontier, perplexity and tokens per call over a
+            grid of rules; likelihood-frontier, exact likelihood of the reference instead.
         json_output: print one JSON object, with everything that the result depends on.
     """
     if exam.tasks is not None:

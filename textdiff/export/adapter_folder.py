@@ -28,7 +28,7 @@ from textdiff.export.adapters import (
     trained_parameters,
     trained_rows,
 )
-from textdiff.export.language_model import language_model
+from textdiff.export.base_weights import language_model
 from textdiff.export.loading import (
     WEIGHT_SUFFIXES,
     load_exported_tokenizer,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from textdiff.config.networks import Network, TextDiffNetwork
 from textdiff.models import Denoiser
 from textdiff.models.backbone import TransformersDenoiser
-from textdiff.planning.saved_tensors import Kept, count_saved
+from textdiff.planning.saved_tensors import SavedBytes, count_saved
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class BlockSizes:
     dropout: bool = False
     modulated: bool = False
     levels: bool = False
-    counted: Kept | None = None
+    counted: SavedBytes | None = None
 
 
 def block_sizes_of(network: Network, model: Denoiser, half: bool) -> BlockSizes:

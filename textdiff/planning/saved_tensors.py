@@ -20,7 +20,7 @@ TOKENS = 64
 
 
 @dataclass(frozen=True)
-class Kept:
+class SavedBytes:
     """Bytes per position.
 
     Attributes:
@@ -32,7 +32,7 @@ class Kept:
     widest: int
 
 
-def count_saved(model: TransformersDenoiser, half: bool) -> Kept:
+def count_saved(model: TransformersDenoiser, half: bool) -> SavedBytes:
     """Return the bytes per position that the blocks keep.
 
     Args:
@@ -44,7 +44,7 @@ def count_saved(model: TransformersDenoiser, half: bool) -> Kept:
         # Weights and their casts do not grow with the rows.
         one, two = (_saved(model, rows, half) for rows in (1, 2))
     grown = [sum(two.values()) - sum(one.values()), max(two.values()) - max(one.values())]
-    return Kept(grown[0] // TOKENS, grown[1] // TOKENS)
+    return SavedBytes(grown[0] // TOKENS, grown[1] // TOKENS)
 
 
 def _without_storage(model: nn.Module) -> None:

@@ -17,7 +17,7 @@ from textdiff.data.sections import PretrainedTokenizer
 from textdiff.data.tokenizer import excluded_ids, load_tokenizer
 from textdiff.errors import ConfigError
 from textdiff.export.adapters import merged_size, trained_parameters
-from textdiff.export.language_model import language_model
+from textdiff.export.base_weights import language_model
 from textdiff.models import Denoiser
 from textdiff.models.backbone import EXTRA_FILE, TransformersDenoiser
 from textdiff.pipeline import TextDiffusion

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from textdiff.evaluate.exam.answers import Answer
+from textdiff.evaluate.exam.answered import Answer
 
 STANDARD_ERRORS = 2.0
 REDRAWS = 256

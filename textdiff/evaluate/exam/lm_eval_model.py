@@ -27,7 +27,7 @@ from textdiff.evaluate.exam.answer_tokens import (
     AnswerTokens,
     noise_key,
 )
-from textdiff.evaluate.exam.answers import Answer, WholeText, WrittenAnswer
+from textdiff.evaluate.exam.answered import Answer, WholeText, WrittenAnswer
 from textdiff.evaluate.exam.greedy import greedy_matches
 from textdiff.evaluate.exam.writing import AnswerWriter, WritingRequest
 from textdiff.export.loading import cpu_only

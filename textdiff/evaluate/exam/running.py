@@ -11,7 +11,7 @@ from typing import Any
 from textdiff.errors import ConfigError, DataError, TextDiffError, closest, first_line
 from textdiff.evaluate.bound_record import result_origin
 from textdiff.evaluate.exam.answer_bounds import Effort
-from textdiff.evaluate.exam.answers import Answer, WholeText, WrittenAnswer
+from textdiff.evaluate.exam.answered import Answer, WholeText, WrittenAnswer
 from textdiff.evaluate.exam.decisions import Certainty, Decision, decisions_of
 from textdiff.likelihood.stopping import model_digest
 from textdiff.pipeline import TextDiffusion

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from textdiff.data.encode import Ids
-from textdiff.evaluate.exam.answers import WrittenAnswer
+from textdiff.evaluate.exam.answered import WrittenAnswer
 from textdiff.pipeline import TextDiffusion
 from textdiff.sampling.callbacks import RowReader
 from textdiff.sampling.job import Job

@@ -291,8 +291,7 @@ class Estimator(Section, ABC):
     def allocate(self, batch: WindowBatch, scorer: Scorer) -> Tensor | None:
         """Return how rows are shared out among noise levels, measured by a pilot, [B, ...].
 
-        Called after `learn`; replicates read it from `batch.allocation`. Its random numbers are
-        those of replicate -2.
+        Called after `learn`; replicates read `batch.allocation`. Its random numbers: replicate -2.
         """
         return None
 

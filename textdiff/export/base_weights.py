@@ -76,7 +76,7 @@ def _loaded(
 
 
 def quantization(bits: int) -> dict[str, Any]:
-    """Return the options that load linear layers in few bits on a GPU (arXiv:2305.14314)."""
+    """Return the options that load linear layers in few bits (NF4 of QLoRA) on a GPU."""
     from transformers import BitsAndBytesConfig
 
     assert bits == 4
