@@ -42,7 +42,7 @@ discrete text-diffusion language models
   evaluate MODEL --tasks NAMES        tasks of lm-evaluation-harness
   generate MODEL [PROMPT]             generate text; --watch shows how
   play MODEL                          type prompts and settings, watch texts
-  chat MODEL                          talk to a model that follows a chat template
+  chat MODEL                          talk to a model by its chat template
   convert SOURCE TARGET               published checkpoint to an export
   export MODEL FOLDER [--format sdar] write a model for other programs
   data prepare CONFIG                 tokenise the corpus ahead of training

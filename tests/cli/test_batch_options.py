@@ -38,7 +38,7 @@ def test_no_option_is_forgotten():
     asked |= {field.name for options in (TextOptions, Loading) for field in fields(options)}
     asked |= {name for name, p in inspect.signature(generate).parameters.items()
               if p.default is not inspect.Parameter.empty}  # fmt: skip
-    assert asked - set(KEYS) - set(OF_THE_JOB) == {"json_output"}
+    assert asked - set(KEYS) - set(OF_THE_JOB) == {"json_output", "messages"}
     python = set(inspect.signature(TextDiffusion.prepare).parameters)
     python -= {"self", "prompts", "hooks", "constraint", "first_row", "options"}
     assert python <= set(KEYS)

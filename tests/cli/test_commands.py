@@ -317,7 +317,10 @@ def test_wrong_usage(words, code, said, capsys):
         (["--top-k", "0"], "at least 1"),
         (["--rule", "magic"], "unknown rule"),
         (["--rule", "confidence", "--knobs", "ordre=margin"], "did you mean 'order'?"),
-        (["--rule", "confidence", "--knobs", "order=sure"], "'probability', 'margin' or 'entropy'"),
+        (
+            ["--rule", "confidence", "--knobs", "order=sure"],
+            "'probability', 'margin', 'entropy' or 'position'",
+        ),
         (["--rule", "confidence", "--knobs", "margin"], "give NAME=VALUE"),
         (["--knobs", "eta=1", "eta=2"], "eta is given twice"),
         (["--temperature", "hot"], "FIRST:LAST"),

@@ -42,6 +42,7 @@ def overrides(name: str, folder: Path) -> list[str]:
 def test_every_config_is_covered(root):
     assert {path.stem for path in (root / "configs").glob("*.yaml")} == {
         *ADAPTATIONS,
+        "instruct",
         "quickstart",
         "shakespeare-char",
         "text-files-bpe",
@@ -52,6 +53,19 @@ def test_every_config_is_covered(root):
         "bd3lm-owt-small",
         "sedd-block-owt-small",
     }
+
+
+def test_two_steps_of_instruct(root, tmp_path, capsys):
+    rows = [{"question": f"After {i}?", "answer": str(i + 1)} for i in range(200)]
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = [f"--run.dir={tmp_path / 'run'}", f"--data.cache-dir={tmp_path / 'cache'}", *SMALL]
+    flags += [f"--data.sources.0.source={questions}", "--train.init-from=null"]
+    flags += ["--tokenizer", '{"kind": "byte"}', "--data.sequence-length=64"]
+    assert main(["train", str(root / "configs" / "instruct.yaml"), *flags]) == 0
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 2
+    assert last["bound_nats"] > 0
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ class Preparer:
         if num_samples < 1:
             raise ConfigError(f"num_samples {num_samples}: give at least 1", code="no_rows")
         read = [prompts] if isinstance(prompts, ParsedPrompt) else prompts
-        if read and not isinstance(read, str) and isinstance(read[0], ParsedPrompt):
+        if isinstance(read, list | tuple) and read and isinstance(read[0], ParsedPrompt):
             return [prompt for prompt in _parsed(read, suffix) for _ in range(num_samples)]
         texts = one_or_more(read, "prompts")
         if suffix is None or isinstance(suffix, str):

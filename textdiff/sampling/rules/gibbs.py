@@ -94,6 +94,8 @@ def conditional(
 ) -> Tensor:
     """Return [N, V] q(x_t^i | the other positions of x_t) at a noise level.
 
+    Without any noise a posterior says nothing of the other positions: tokens then stay.
+
     Args:
         process: noise that replaces tokens.
         prediction: of these positions.
@@ -101,5 +103,7 @@ def conditional(
         alpha: survival probability, a scalar.
     """
     alphas = alpha.to(tokens.device).expand(len(tokens))
-    left_out = leave_one_out_of(process, prediction, tokens, alphas)
-    return process.marginal(left_out.exp(), alphas)
+    left_out = leave_one_out_of(process, prediction, tokens, alphas).exp()
+    unknown = left_out.isnan().any(-1, keepdim=True)
+    stays = torch.nn.functional.one_hot(tokens, left_out.shape[-1]).to(left_out)
+    return torch.where(unknown, stays, process.marginal(left_out, alphas))
