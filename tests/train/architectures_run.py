@@ -9,6 +9,8 @@ import os
 import sys
 from pathlib import Path
 
+from accelerate import PartialState
+from accelerate.state import AcceleratorState
 from sharded_run import make_sharded, make_unsharded
 
 from textdiff.config.reading import load
@@ -23,6 +25,9 @@ def train(folder: Path, way: str) -> None:
     words = [f"--run.dir={folder / way}", "--train.micro-batch-size=2"]
     config = load(folder / "c.yaml", words)
     corpus = prepare_corpus(config.data, config.tokenizer, config.run.seed)
+    # What a sharded run before this one has put there.
+    for state in (AcceleratorState, PartialState):
+        state._shared_state.clear()
     accelerator = WAYS[way](config)
     Trainer(config, corpus, accelerator, Reporter(), "never").run()
 
