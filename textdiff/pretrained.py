@@ -6,6 +6,7 @@ GGUF files, and models that are neither causal nor masked language models.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,7 @@ def pretrained_folder(path: str) -> Path:
         raise _gguf(path)
     if folder.is_dir():
         refuse_pointers(folder, CheckpointError)
+        refuse_gguf(folder)
         if not (folder / CONFIG).is_file():
             raise _without_config(path, [file.name for file in folder.iterdir()])
         return folder
@@ -137,12 +139,23 @@ def _read(file: Path, path: str) -> dict[str, Any]:
     return raw
 
 
-def _without_config(path: str, names: list[str]) -> CheckpointError:
+def _without_config(path: str, names: Sequence[str]) -> CheckpointError:
     if any(name.lower().endswith(".gguf") for name in names):
         return _gguf(path)
     return CheckpointError(
         f"{path}: holds no {CONFIG}, which names the architecture", code="no_config"
     )
+
+
+def refuse_gguf(folder: Path) -> None:
+    """Refuse a folder whose only weights are GGUF files.
+
+    Raises:
+        CheckpointError: with the way to convert them.
+    """
+    kinds = {file.suffix.lower() for file in folder.iterdir()}
+    if ".gguf" in kinds and not kinds & {".safetensors", ".bin"}:
+        raise _gguf(str(folder))
 
 
 def _gguf(path: str) -> CheckpointError:

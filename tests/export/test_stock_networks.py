@@ -294,6 +294,22 @@ def test_what_does_not_fit_is_refused(config, weights, code, word, tmp_path):
         load_denoiser(folder)
 
 
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors"])
+def test_gguf_weights_are_refused_with_a_way_out(tmp_path, file):
+    write_backbone(tmp_path)
+    (tmp_path / "model-q4.gguf").write_bytes(b"GGUF")
+    for name in {file, "model.safetensors"}:
+        (tmp_path / name).unlink()
+    with refused(CheckpointError, "gguf", "gguf_file"):
+        TextDiffusion.from_pretrained(tmp_path)
+
+
+def test_a_network_that_fills_masks_is_not_read_from_left_to_right(tmp_path):
+    write_backbone(tmp_path, "bert")
+    with refused(CheckpointError, "wrong_family", "masked-lm"):
+        load_denoiser(tmp_path, "causal-lm")
+
+
 def test_an_unknown_option_of_a_family_is_refused(tmp_path):
     model = network("qwen2")
     folder = write(tmp_path, settings(model, "Dream"), model.state_dict())

@@ -163,11 +163,19 @@ def gguf(folder: Path) -> Path:
     return folder
 
 
+def pickled(folder: Path) -> Path:
+    write_backbone(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save({"a": torch.ones(1), "b": Path("x")}, folder / "pytorch_model.bin")
+    return folder
+
+
 RECURRENT = {"state_size": 4, "expand": 2}
 CASES = {
     "tokenizer_larger": (larger_tokenizer, ConfigError, ["2 tokens", "'dog'"]),
     "missing_weights": (without_head, CheckpointError, ["lm_head.weight"]),
     "gguf": (gguf, CheckpointError, ["GGUF", "convert them"]),
+    "needs_unpickling": (pickled, CheckpointError, ["run code", "safetensors"]),
     "quantized": (
         lambda folder: edited(write_backbone(folder), quantization_config={"quant_method": "awq"}),
         CheckpointError,

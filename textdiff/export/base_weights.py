@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -61,6 +62,12 @@ def _loaded(
                 output_loading_info=True,
                 **(quantization(bits) if bits else {}),
             )
+    except UnpicklingError:
+        raise CheckpointError(
+            f"the weights of {source} hold Python objects beside their tensors, whose unpickling "
+            "can run code: they are not read; take a copy in safetensors",
+            code="needs_unpickling",
+        ) from None
     except Exception as error:  # of whatever kind files, shapes and the hub's client raise
         raise CheckpointError(
             f"the weights of {source} cannot be loaded ({first_line(error)})", code="not_loaded"

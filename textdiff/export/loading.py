@@ -16,6 +16,7 @@ from textdiff.models import Denoiser, TextDiffusionModel
 from textdiff.models.backbone import TransformersDenoiser
 from textdiff.models.configuration import initial_exponent
 from textdiff.models.stock import without_bars
+from textdiff.pretrained import refuse_gguf
 from textdiff.storage import refuse_pointers
 
 DEMO = Path(__file__).parent.parent / "demo"
@@ -165,6 +166,7 @@ def locate_export(path: str | Path) -> Path:
         )
     if any(p.suffix in WEIGHT_SUFFIXES or p.name == ".hydra" for p in folder.iterdir()):
         return folder
+    refuse_gguf(folder)
     inside = sorted(folder.glob("*/export/config.json")) + sorted(folder.glob("*/config.json"))
     instead = inside[0].parent if inside else "a run's export directory (runs/NAME/export)"
     raise CheckpointError(f"{path} holds no model: it has no config.json; give {instead}")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from textdiff.errors import CheckpointError, first_line
 from textdiff.export.loading import WEIGHT_SUFFIXES, read_json
+from textdiff.pretrained import refuse_gguf
 from textdiff.storage import refuse_pointer
 
 PREFIXES = ("backbone.", "_orig_mod.", "module.")
@@ -93,6 +94,7 @@ def find_weights(place: Path) -> Path:
             f"{place} holds several checkpoints ({listed}); give one of these files",
             code="several_checkpoints",
         )
+    refuse_gguf(place)
     raise CheckpointError(
         f"{place} holds no weights: none of {', '.join(NAMED[:3])} and no .ckpt, .pt or .pth file",
         code="no_weights",

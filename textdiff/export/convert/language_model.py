@@ -91,7 +91,17 @@ class CausalLMCheckpoint(LanguageModel):
         return super().matches(config, names) and not fills
 
     def convert(self, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Converted:
-        """See `CheckpointFamily`: the next token's prediction, from the beginning of text on."""
+        """See `CheckpointFamily`: the next token's prediction, from the beginning of text on.
+
+        Raises:
+            CheckpointError: it was trained to fill masks, and predicts no next token.
+        """
+        if any(str(name).endswith("MaskedLM") for name in config.get("architectures") or ()):
+            raise CheckpointError(
+                "it is a masked language model, which predicts no next token; leave out --from, or "
+                "take masked-lm",
+                code="wrong_family",
+            )
         built, start = self.described(config), config.get("bos_token_id")
         objective = {"kind": "ar"} | ({} if start is None else {"start": start})
         return self.converted(
