@@ -93,6 +93,7 @@ SHAPE = {
     "intermediate_size": 768,
     "max_position_embeddings": 256,
     "vocab_size": 8192,
+    "pad_token_id": 0,
 }
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 384}
 ARCHITECTURES = {
