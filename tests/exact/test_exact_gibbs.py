@@ -58,8 +58,8 @@ def test_conversions_are_those_of_the_enumerated_world_both_ways(process):
             other = z[row].repeat(len(CLEAN), 1)
             other[:, position] = torch.tensor(CLEAN)
             at = [int((z == text).all(1).nonzero()) for text in other]
-            law = noisy(process, joint, float(t), 2)
-            ratios = (law[at] / law[row]).log()
+            chances = noisy(process, joint, float(t), 2)
+            ratios = (chances[at] / chances[row]).log()
             assert (score[2 * row + position, list(CLEAN)] - ratios).abs().max() < 1e-11
         assert differ(noise.log_x0(score, xt, alpha), loo) < 1e-8  # differences of ratios cancel
 
@@ -75,18 +75,18 @@ def updates(process: str, joint: Tensor, t: float, length: int) -> Tensor:
     return drawn.view(len(z), length, ROWS)
 
 
-def updated(process: str, law: Tensor, each: Tensor, together: int) -> Tensor:
-    """[S] a law after one call that redraws a random set of positions."""
+def updated(process: str, chances: Tensor, each: Tensor, together: int) -> Tensor:
+    """[S] the distribution after one call that redraws a random set of positions."""
     length = each.shape[1]
     z = sequences(process, length)
     chance = each[:, torch.arange(length), z].transpose(0, 1)  # [to, from, L]
     same = (z[:, None] == z).double()
     sets = list(itertools.combinations(range(length), together))
-    after = torch.zeros_like(law)
+    after = torch.zeros_like(chances)
     for chosen in sets:
         move = same.clone()
         move[..., list(chosen)] = chance[..., list(chosen)]
-        after += move.prod(-1) @ law / len(sets)
+        after += move.prod(-1) @ chances / len(sets)
     return after
 
 
@@ -94,43 +94,43 @@ def updated(process: str, law: Tensor, each: Tensor, together: int) -> Tensor:
 @pytest.mark.parametrize("t", [0.1, 0.6, 0.95])
 def test_one_redrawn_position_leaves_the_noisy_distribution_as_it_is(process, t):
     joint = random_joint(3, 3)
-    law, each = noisy(process, joint, t, 3), updates(process, joint, t, 3)
+    chances, each = noisy(process, joint, t, 3), updates(process, joint, t, 3)
     assert (each.sum(-1) - 1.0).abs().max() < 1e-12
     for position in range(3):
         z = sequences(process, 3)
         # Not through `updated`: the mass of every sequence goes to its three or four neighbours.
-        after = torch.zeros_like(law)
+        after = torch.zeros_like(chances)
         for row, token in itertools.product(range(len(z)), range(ROWS)):
             target = z[row].clone()
             target[position] = token
             if each[row, position, token] > 0.0:
                 at = (z == target).all(1).nonzero()
-                after[at] += law[row] * each[row, position, token]
-        assert (after - law).abs().max() < 1e-12
-    assert (updated(process, law, each, 1) - law).abs().max() < 1e-12
+                after[at] += chances[row] * each[row, position, token]
+        assert (after - chances).abs().max() < 1e-12
+    assert (updated(process, chances, each, 1) - chances).abs().max() < 1e-12
 
 
 def test_several_positions_at_once_add_an_error_and_wrong_laws_come_closer():
     """Uniform noise at t = 0.3: 0.053 for 2 and 0.140 for 4 of 4 positions in total variation."""
     joint = random_joint(3, 4)
-    law, each = noisy("uniform", joint, 0.3, 4), updates("uniform", joint, 0.3, 4)
-    error = {k: total_variation(updated("uniform", law, each, k), law) for k in (1, 2, 4)}
+    chances, each = noisy("uniform", joint, 0.3, 4), updates("uniform", joint, 0.3, 4)
+    error = {k: total_variation(updated("uniform", chances, each, k), chances) for k in (1, 2, 4)}
     assert error[1] < 1e-12 < error[2] < error[4]
     z = sequences("uniform", 4)
-    apart = torch.ones(len(law), dtype=torch.float64)  # the product of the law's marginals
+    apart = torch.ones(len(chances), dtype=torch.float64)  # the product of the chances's marginals
     for position in range(4):
-        one = torch.stack([law[z[:, position] == token].sum() for token in range(ROWS)])
+        one = torch.stack([chances[z[:, position] == token].sum() for token in range(ROWS)])
         apart *= one[z[:, position]]
-    start = total_variation(apart, law)
+    start = total_variation(apart, chances)
     assert error[4] < start
     exact = several = apart
     distance = [start]
     for _ in range(40):
         exact, several = updated("uniform", exact, each, 1), updated("uniform", several, each, 2)
-        distance.append(total_variation(exact, law))
+        distance.append(total_variation(exact, chances))
     assert all(after <= before + 1e-15 for before, after in itertools.pairwise(distance))
     assert distance[-1] < 0.02 * start
-    assert distance[-1] < total_variation(several, law) < start
+    assert distance[-1] < total_variation(several, chances) < start
 
 
 # --- the rule -------------------------------------------------------------------------------------
