@@ -23,17 +23,21 @@ ROOT = Path(__file__).resolve().parent.parent
 TRAINED, HELD_OUT = 8000, 300
 SHIFT = {"diffusion.objective.shift": "true"}
 MUON = {"train.optimizer": "muon"}
+MUON_SLOW = {**MUON, "train.muon-learning-rate": "0.01"}
+COMPLEMENTARY = {"diffusion.noise.complementary": "true"}
 ROWS: dict[str, dict[str, str]] = {
     "blocks-4": {},
     "blocks-8": {"diffusion.block-size": "8"},
     "blocks-16": {"diffusion.block-size": "16"},
     "full": {"diffusion.block-size": "null"},
     "muon": MUON,
-    "muon-slow": {**MUON, "train.muon-learning-rate": "0.01"},
+    "muon-slow": MUON_SLOW,
     "shift": SHIFT,
-    "complementary": {"diffusion.noise.complementary": "true"},
+    "complementary": COMPLEMENTARY,
     "co-loss": {"diffusion.objective.ar-weight": "0.2"},
     "shift-co-loss": {**SHIFT, "diffusion.objective.ar-weight": "0.2"},
+    "shift-complementary": {**SHIFT, **COMPLEMENTARY},
+    "shift-complementary-muon": {**SHIFT, **COMPLEMENTARY, **MUON_SLOW},
     "lora": {"train.lora.rank": "8", "train.lora.alpha": "16", "train.learning-rate": "0.01"},
     "random": {"train.init-from": "null", "train.learning-rate": "3e-3"},
 }

@@ -1,14 +1,15 @@
-"""Answers to "Write a story with the word X.", by adapters and by training all weights.
+"""Stories gone on with a given word, by adapters and by training all weights.
 
     TEXTDIFF_DATA=... python evals/instruct_stories.py [--steps 400] [--corpus DIR]
 
-stories260K itself writes the stories (`sampled_corpus.py --whole`): 4,000 that end within 200
-tokens. A story answers the question for one of its words, chosen among those that 1 to 15 % of the
-stories have. The model is adapted to blocks of 4 first (`adapt-stories.yaml`, on the same stories
-as plain text). From there every row trains on questions and answers (`instruct-stories.yaml`).
+stories260K itself writes 4,000 beginnings of stories of 127 tokens (`sampled_corpus.py`). A
+question is a word and the first two sentences; its answer are the other whole sentences. The word
+is one of the answer's that 1 to 15 % of the answers have. The model is adapted to blocks of 4 first
+(`adapt-stories.yaml`, on the same texts as they are; the held-out ones left out). From there every
+row trains on questions and answers (`instruct-stories.yaml`).
 
-Reported are the bound on held-out answers in nats per token, and the share of generated stories
-that have the word. Beside it stands the share that have the word of the next question: chance.
+Reported are the bound on held-out answers in nats per token, and the share of written answers that
+have the word. Beside it stands the share that have the word of the next question: chance.
 `adapted` is the model before it has seen a question.
 """
 
@@ -21,11 +22,12 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-STORIES, ASKED, TOKENS = 4000, 100, 200
-RARE, COMMON = 0.01, 0.15  # shares of the stories that a word may be in
+STORIES, ASKED, TOKENS = 4000, 200, 112
+RARE, COMMON = 0.01, 0.15  # shares of the answers that a word may be in
 ROWS: dict[str, dict[str, str]] = {
     "full": {},
     "lora": {"train.lora.rank": "8", "train.lora.alpha": "16", "train.learning-rate": "0.01"},
@@ -36,21 +38,24 @@ def words_of(story: str) -> set[str]:
     return set(re.findall(r"[a-z]{4,}", story.lower()))
 
 
-def question(word: str) -> str:
-    return f"Write a story with the word {word}.\n"
+def sentences(story: str) -> list[str]:
+    """Returns the whole sentences of a text."""
+    return re.findall(r"[^.!?]+[.!?]+[\"']?", " ".join(story.split()))
 
 
 def write_questions(stories: list[str], train: Path, held_out: Path) -> None:
     """Writes question/answer rows; the last `ASKED` stories are held out."""
-    counts = Counter(word for story in stories for word in words_of(story))
+    parts = [("".join(s[:2]), "".join(s[2:]).strip()) for s in map(sentences, stories)]
+    counts = Counter(word for _, answer in parts for word in words_of(answer))
     usual = {w for w, n in counts.items() if RARE <= n / len(stories) <= COMMON}
     draw, rows = random.Random(0), []
-    for story in stories:
-        if choices := sorted(words_of(story) & usual):
-            word = draw.choice(choices)
-            rows.append({"question": question(word), "answer": story.strip(), "word": word})
+    for beginning, answer in parts:
+        choices = sorted((words_of(answer) - words_of(beginning)) & usual)
+        word = draw.choice(choices) if choices else ""
+        question = f"Go on with the word {word}. {beginning.strip()}\n"
+        rows.append({"question": question, "answer": answer, "word": word})
     for path, part in ((train, rows[:-ASKED]), (held_out, rows[-ASKED:])):
-        path.write_text("".join(json.dumps(row) + "\n" for row in part))
+        path.write_text("".join(json.dumps(row) + "\n" for row in part if row["word"]))
 
 
 def prepare(model: Path, folder: Path) -> None:
@@ -59,9 +64,10 @@ def prepare(model: Path, folder: Path) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     words = [sys.executable, str(ROOT / "evals/sampled_corpus.py"), str(model)]
-    words += [str(folder / "stories.jsonl"), "--texts", str(STORIES), "--tokens", str(TOKENS)]
-    subprocess.run([*words, "--whole"], check=True, stdout=sys.stderr)
-    lines = (folder / "stories.jsonl").read_text().splitlines()
+    words += [str(folder / "all.jsonl"), "--texts", str(STORIES)]
+    subprocess.run(words, check=True, stdout=sys.stderr)
+    lines = (folder / "all.jsonl").read_text().splitlines(keepends=True)
+    (folder / "stories.jsonl").write_text("".join(lines[:-ASKED]))
     stories = [json.loads(line)["text"] for line in lines]
     write_questions(stories, folder / "train.jsonl", folder / "held_out.jsonl")
 
@@ -113,7 +119,7 @@ def main() -> None:
             flags = {"data.sources.0.source": str(folder / "stories.jsonl")}
             flags |= {"model.path": str(model), "tokenizer.path": str(model)}
             flags |= {"run.dir": str(adapted), "train.init-from": f"hf:{model}"}
-            train("adapt-stories.yaml", {**common, **flags, "data.sequence-length": "256"})
+            train("adapt-stories.yaml", {**common, **flags})
         export = str(adapted / "export")
         results = {"adapted": shares(Path(export), folder / "held_out.jsonl")}
         for row in arguments.rows:
@@ -125,7 +131,20 @@ def main() -> None:
             results[row] = {"nats_per_token": bound, **measured}
     for row, values in results.items():
         print(f"{row:8}", "  ".join(f"{key} {value:.3f}" for key, value in values.items()))
-    record = {"steps": arguments.steps, "model": model.name, "rows": results}
+    import torch
+    from speed import cpu_model
+
+    record = {
+        "what": "bound on held-out answers in nats per token; shares of stories with their word",
+        "command": "python " + " ".join(sys.argv),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": 0,
+        "torch": torch.__version__,
+        "cpu": cpu_model(),
+        "steps": arguments.steps,
+        "model": model.name,
+        "rows": results,
+    }
     arguments.output.write_text(json.dumps(record, indent=2) + "\n")
 
 
