@@ -81,7 +81,7 @@ class SharedRequests:
     def _on_first(self, read: Callable[[AnswerCache], dict[Any, Any]]) -> dict[Any, Any]:
         """Return what the first process reads from its cache, on all of them."""
         own = {} if self.cache is None else read(self.cache)
-        return own if self.count == 1 else gather_object([own])[0]  # type: ignore[no-any-return]
+        return own if self.count == 1 else gather_object([own])[0]
 
     def _exchanged(
         self, compute: Compute, own: Sequence[int], progress: Callable[[int], Any]
