@@ -9,6 +9,7 @@ The harness has no entry points for models: an import of this module registers t
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from textdiff.evaluate.exam.writing import AnswerWriter, WritingRequest
 from textdiff.export.loading import cpu_only
 from textdiff.likelihood.stopping import model_digest
 from textdiff.pipeline import TextDiffusion
+from textdiff.sampling.chat import ChatReader
 from textdiff.sampling.settings import SamplingConfig
 
 
@@ -195,7 +197,7 @@ class TextDiffusionLM(TemplateLM):  # type: ignore[misc]
             none = np.zeros(0)
             return [(none, [str(text), text.truncated, text.shortened]) for text in written]
 
-        keys = [("written", *each.content) for each in wanted]
+        keys = [("written", *self.writer.ends, *each.content) for each in wanted]
         computed = self.shared.answers(
             keys, range(len(keys)), compute, "writing answers", disable_tqdm
         )
@@ -246,11 +248,16 @@ class TextDiffusionLM(TemplateLM):  # type: ignore[misc]
                 "the model's tokenizer has no chat template; leave --apply-chat-template out",
                 code="no_chat_template",
             )
+        messages = [Message(each["role"], each["content"]) for each in chat_history]
+        return self._reader.encoder.write(messages, answer_follows=add_generation_prompt)
+
+    @cached_property
+    def _reader(self) -> ChatReader:
+        """The writer of conversations, which encoder and texts follow once it is made."""
         reader = self.held.chat_reader()
         self.encoder.read_template(reader)
         self.writer.ends = reader.ends
-        messages = [Message(each["role"], each["content"]) for each in chat_history]
-        return reader.encoder.write(messages, answer_follows=add_generation_prompt)
+        return reader
 
 
 def generation_options(given: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
