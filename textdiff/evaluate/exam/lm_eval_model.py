@@ -24,7 +24,7 @@ from textdiff import __version__
 from textdiff.checks import whole_number
 from textdiff.data.backend import serialize
 from textdiff.data.conversations import Message
-from textdiff.errors import ConfigError, DataError
+from textdiff.errors import ConfigError
 from textdiff.evaluate.exam.answer_bounds import Effort, score_answers
 from textdiff.evaluate.exam.answer_cache import AnswerCache, Computed
 from textdiff.evaluate.exam.answer_tokens import (
