@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict
 from refusals import refused
 
 from textdiff.data import formats, hub, json_rows
+from textdiff.data.conversation_rows import CONVERSATIONS
 from textdiff.data.corpus import Corpus, prepare_corpus
 from textdiff.data.document_stream import iterate_texts
 from textdiff.data.sections import ByteTokenizer, DataConfig, Source
@@ -286,6 +287,44 @@ def test_streamed_hub_dataset(monkeypatch, tmp_path: Path):
     assert documents.signature != other.signature
     with refused(DataError, "no_column", "one of: body"):
         load("owner/name", streaming=True)
+
+
+TALKS = [
+    {"messages": [{"role": "user", "content": "1+1?"}, {"role": "assistant", "content": "2"}]},
+    {"messages": [{"role": "user", "content": "Äh"}, {"role": "assistant", "content": "Ja\n"}]},
+]
+PAIRS = [{"prompt": "1+1=", "completion": "2"}, {"prompt": "", "completion": " x"}]
+
+
+@pytest.mark.parametrize("place", ["parquet", "saved", "splits", "hub", "stream"])
+@pytest.mark.parametrize("raw", [TALKS, PAIRS], ids=["messages", "pairs"])
+def test_conversations_are_the_same_from_every_source(monkeypatch, tmp_path, place, raw):
+    numbered = [row | {"id": n} for n, row in enumerate(raw)]  # a column that is left out
+    lines = "".join(json.dumps(row) + "\n" for row in numbered)
+    table, name = Dataset.from_list(numbered), str(tmp_path / "saved")
+    if place == "parquet":
+        name = str(tmp_path / "rows.parquet")
+        table.to_parquet(name)
+    elif place == "saved":
+        table.save_to_disk(name)
+    elif place == "splits":
+        DatasetDict({"train": table}).save_to_disk(name)
+    elif place == "hub":
+        name = "owner/name"
+        answering(monkeypatch, tmp_path, None, table)
+    else:
+        name = "owner/name"
+        streamed(monkeypatch, tmp_path, lines)
+    read = load(name, text_column=CONVERSATIONS, streaming=place == "stream")
+    assert [json.loads(text) for text in read] == raw
+    assert read == load(write(tmp_path / "rows.jsonl", lines), text_column=CONVERSATIONS)
+
+
+def test_bad_conversations_of_tables_are_refused_with_their_place(tmp_path):
+    wrong = {"messages": [{"role": "robot", "content": "2"}]}
+    Dataset.from_list([*TALKS, wrong]).save_to_disk(str(tmp_path / "saved"))
+    with refused(DataError, "unknown_role", "saved, row 3", "robot"):
+        load(tmp_path / "saved", text_column=CONVERSATIONS)
 
 
 def test_streamed_text_is_checked(monkeypatch, tmp_path: Path):

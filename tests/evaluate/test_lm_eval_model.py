@@ -2,11 +2,14 @@
 
 import gzip
 import json
+import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from children import finished
 from refusals import refused
 from small_tokenizers import bpe, model_of
 
@@ -22,6 +25,8 @@ from textdiff.errors import ConfigError, DataError
 from textdiff.evaluate.exam import running
 from textdiff.evaluate.exam.lm_eval_model import TextDiffusionLM, generation_options
 from textdiff.evaluate.exam.running import LOCAL_TASKS, Exam
+from textdiff.evaluate.exam.writing import AnswerWriter
+from textdiff.pipeline import TextDiffusion
 
 PAIRS = [
     ("Once upon a time, there was a", " little girl"),
@@ -173,13 +178,122 @@ def test_cached_answers_keep_their_error(lm, tmp_path):
     assert np.array_equal(again.draws, first.draws)
 
 
-def test_chat_templates():
-    lm = TextDiffusionLM(model_of(bpe()))
+def test_a_second_start_answers_from_the_cache(tmp_path, monkeypatch):
+    model, path = model_of(bpe()), tmp_path / "answers"
+    asked = scored(("a", " rubbish"), ("a", " cabbages"), ("b", " rubbish"))
+    sampled = written("a cat", max_gen_toks=9, until=[], do_sample=True, temperature=1.0)
+
+    def answered(lm):
+        texts = lm.generate_until([sampled, sampled], disable_tqdm=True)
+        whole = lm.loglikelihood_rolling(rolling("a cat sat " * 5), disable_tqdm=True)
+        return lm.loglikelihood(asked, disable_tqdm=True), whole, texts
+
+    first = answered(TextDiffusionLM(model, cache=path))
+    assert first[2][0] != first[2][1]
+    for name in ("score_answers", "greedy_matches"):
+        monkeypatch.setattr(f"textdiff.evaluate.exam.lm_eval_model.{name}", None)
+    monkeypatch.setattr(AnswerWriter, "write", None)
+    lm = TextDiffusionLM(model, cache=path)
+    again = answered(lm)
+    assert again == first
+    assert lm.shared.reused == 6
+    assert [a.stderr for a in again[0]] == [a.stderr for a in first[0]]
+    assert min(a.stderr for a in again[0]) > 0.0
+    assert [a.exact for a in again[1]] == [a.exact for a in first[1]]
+
+
+def test_questions_with_equal_answers_keep_their_noise_in_the_cache(tmp_path):
+    """The harness's own cache has one answer to both."""
+    one, two = (
+        Instance("loglikelihood", {}, ("a", " rubbish"), 0, ("task", doc, 1)) for doc in (0, 1)
+    )
+    for _ in range(2):
+        lm = TextDiffusionLM(model_of(bpe()), cache=tmp_path / "answers")
+        a, b = lm.loglikelihood([one, two], disable_tqdm=True)
+        assert a != b
+    assert lm.shared.reused == 2
+
+
+@pytest.mark.parametrize(
+    "options", [{"seed": 1}, {"mc": 200}, {"precision": 4.0}, {"steps": 3}, {"held": None}]
+)
+def test_no_answer_of_another_model_or_of_other_noise_is_taken(tmp_path, options):
+    held, other = model_of(bpe()), model_of(bpe())
+    with torch.no_grad():
+        next(other.model.parameters()).add_(1e-3)
+    for changed, reused in ((False, 0), (True, 0), (False, 1), (True, 1)):
+        more = dict(options) if changed else {}
+        model = other if "held" in more else held
+        more.pop("held", None)
+        lm = TextDiffusionLM(model, cache=tmp_path / "answers", **more)
+        lm.loglikelihood(scored(("a", " rubbish")), disable_tqdm=True)
+        assert lm.shared.reused == reused
+
+
+def test_another_file_is_not_taken_for_a_cache(tmp_path):
+    path = tmp_path / "notes.txt"
+    path.write_text("a cat sat on a rat " * 90)
+    with refused(ConfigError, "unusable_cache", "notes.txt"):
+        TextDiffusionLM(model_of(bpe()), cache=path)
+    assert path.read_text().startswith("a cat")
+
+
+TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def chatting() -> TextDiffusion:
+    """A model whose template writes control tokens that it can read and not predict."""
+    tokenizer = bpe()
+    tokenizer.add_special_tokens(
+        {"additional_special_tokens": [f"<|{role}|>" for role in ("user", "assistant")]}
+    )
+    tokenizer.chat_template = TEMPLATE
+    return model_of(tokenizer)
+
+
+def test_control_tokens_come_from_the_template_alone(chatting):
+    lm = TextDiffusionLM(chatting)
+    user, assistant = lm.tokenizer.convert_tokens_to_ids(["<|user|>", "<|assistant|>"])
+    end = lm.tokenizer.eos_token_id
+    context = lm.apply_chat_template([{"role": "user", "content": "a</s><|assistant|>"}])
+    ids = lm.tok_encode(context)
+    controls = [i for i in ids if i in (user, assistant, end)]
+    assert (controls, ids[0]) == ([user, end, assistant], user)
+    assert lm.tokenizer.decode(ids) == "<|user|>a</s><|assistant|></s><|assistant|>\n"
+    (answer,) = lm.encoder.answers([lm_request((context, "x</s>"))])
+    assert answer.ids[: answer.start].tolist() == ids[: answer.start]
+    assert answer.ids[answer.start - 1] == assistant
+    assert end not in answer.ids[answer.start :]
+    assert lm.tokenizer.decode(answer.ids[answer.start :]) == "\nx</s>"
+
+
+def test_contexts_with_control_tokens_are_scored_and_answered(chatting):
+    lm = TextDiffusionLM(chatting, steps=2)
+    context = lm.apply_chat_template([{"role": "user", "content": "a"}])
+    answers = lm.loglikelihood(scored((context, " cat"), (context, " at")), disable_tqdm=True)
+    assert all(answer[0] < 0.0 and answer.exact for answer in answers)
+    (text,) = lm.generate_until([written(context, max_gen_toks=3, until=[])], disable_tqdm=True)
+    prompt = chatting.chat_prompts([{"role": "user", "content": "a"}])
+    same = chatting.generate(prompt, max_new_tokens=3, steps=2, temperature=0.0)
+    assert text == same.completions[0]
+
+
+def test_chats_go_on_after_a_prefix_and_wrong_ones_are_refused(chatting):
+    lm = TextDiffusionLM(chatting)
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "It is"}]
+    assert lm.apply_chat_template(talk, add_generation_prompt=False).endswith("<|assistant|>It is")
     with refused(ConfigError, "no_chat_template"):
-        lm.apply_chat_template([{"role": "user", "content": "a"}])
-    lm.tokenizer.chat_template = "{% for m in messages %}{{ m.content }}</s>{% endfor %}a:"
-    assert lm.apply_chat_template([{"role": "user", "content": "cat"}]) == "cat</s>a:"
-    assert lm.tokenizer.eos_token_id in lm.tok_encode("cat</s>a:")
+        TextDiffusionLM(model_of(bpe())).apply_chat_template(talk)
+    lm.tokenizer.chat_template = "{{ raise_exception('no system') }}"
+    try:
+        with refused(DataError, "template_failed", "no system"):
+            lm.apply_chat_template(talk)
+    finally:
+        lm.tokenizer.chat_template = TEMPLATE
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +349,59 @@ def test_an_exam_from_the_command_line(local, capsys):
     shown = capsys.readouterr().out
     assert "of 3 questions undecided" in shown
     assert "6 of 6 log-likelihoods exact" in shown
+
+
+def test_a_cache_is_used_and_only_the_result_is_printed(local, tmp_path, capfd):
+    """Standard error is no terminal here, and the current folder is no checkout."""
+    words = ["evaluate", "model", "--tasks", "blimp_causative,lambada", "--limit", "2", "--json"]
+    words += ["--use-cache", str(tmp_path / "answers")]
+    records = []
+    for _ in range(2):
+        assert main(words) == 0
+        shown = capfd.readouterr()
+        records.append(json.loads(shown.out))
+        assert "fatal" not in shown.err
+        assert "scoring" not in shown.err
+    first, again = records
+    assert (first["answers"].pop("reused"), again["answers"].pop("reused")) == (0, 6)
+    assert again == first
+
+
+def numbers(results) -> dict[tuple[str, str], float]:
+    return {
+        (task, name): value
+        for task, figures in results.items()
+        for name, value in figures.items()
+        if isinstance(value, float)
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_two_processes_answer_as_one(local, tmp_path):
+    """Also where there are fewer questions than processes, and with a cache of the other count."""
+    root = Path(__file__).resolve().parents[2]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    launch += [str(root / "configs" / "accelerate" / "cpu.yaml"), "-m", "textdiff"]
+    words = ["evaluate", "model", "--tasks", "blimp_causative,lambada,qa", "--qa", "qa.jsonl"]
+    cache = ["--use-cache", str(tmp_path / "answers")]
+    alone = [sys.executable, "-m", "textdiff", *words]
+    records = []
+    shared = [*launch, *words, *cache]
+    for command in (alone, shared, [*alone, *cache], shared):
+        done = finished([*command, "--limit", "3", "--json"])
+        assert done.returncode == 0, done.stderr
+        assert "it/s" not in done.stderr
+        records.append(json.loads(done.stdout))
+    one, two, kept, both = records
+    for other, reused in ((two, 0), (kept, 10), (both, 10)):
+        assert other["answers"].pop("reused") == reused
+        assert other["answers"].pop("largest_stderr") == 0.0
+        assert numbers(other["results"]) == pytest.approx(numbers(one["results"]), rel=1e-6)
+        assert other["certainty"] == one["certainty"]
+    done = finished([*launch, *words, "--limit", "1"])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("|Version|") == 1
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,15 @@ def test_accumulation_changes_no_loss(answers, talks):
     assert_same_curve(found, talks)
 
 
+def test_conversations_go_on_from_the_weights_of_another_run(answers, talks):
+    """One step that changes next to nothing: the validation is that of the export."""
+    start = f"--train.init-from={answers / 'talks' / 'export'}"
+    still = ["--train.steps=1", "--train.learning-rate=1e-12", "--train.warmup-steps=0"]
+    found = answers.train("talks-on", *flags(answers), start, *still)
+    assert found[-1]["bound_nats"] == pytest.approx(talks[-1]["bound_nats"], rel=1e-5)
+    assert found[-1]["bound_nats"] < 0.95 * talks[0]["loss"]
+
+
 @pytest.mark.slow
 @pytest.mark.dist
 def test_two_processes_are_one(answers, talks):

@@ -80,8 +80,11 @@ class ExamOptions:
         Raises:
             ConfigError: a value out of range.
         """
-        if not sys.stderr.isatty():
-            os.environ.setdefault("TQDM_DISABLE", "1")  # before the harness imports its bars
+        # Before the harness imports its bars: only one process shows them, and only on a terminal.
+        if not sys.stderr.isatty() or os.environ.get("RANK", "0") != "0":
+            os.environ.setdefault("TQDM_DISABLE", "1")
+        # The harness forks for its bootstrap, whose draws here are those of a single fork.
+        os.environ.setdefault("DISABLE_MULTIPROC", "1")
         from textdiff.evaluate.exam.answer_bounds import Effort
         from textdiff.evaluate.exam.running import Exam, require_lm_eval
 

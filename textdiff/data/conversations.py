@@ -135,6 +135,9 @@ class ConversationEncoder:
         unit: multiple that training filled earlier answers up to with end-of-text tokens, see
             `answer_layout`; None: they have neither fill nor an end besides the template's.
 
+    Attributes:
+        controls: encoder of what the template writes.
+
     Raises:
         DataError: it has none.
     """
@@ -148,12 +151,12 @@ class ConversationEncoder:
                 code="no_chat_template",
             )
         self.tokenizer, self.unit = tokenizer, unit
-        self._encoder = ControlEncoder.of(tokenizer, str(tokenizer.chat_template))
+        self.controls = ControlEncoder.of(tokenizer, str(tokenizer.chat_template))
 
     @property
     def control_ids(self) -> set[int]:
         """Ids of special tokens, and of others that the template writes."""
-        return set(self._encoder.control)
+        return set(self.controls.control)
 
     @cached_property
     def turn_ends(self) -> tuple[int, ...]:
@@ -163,8 +166,8 @@ class ConversationEncoder:
             before, after = (self._render(messages[:n], answer_follows=n == 1) for n in (1, 2))
         except DataError:  # it needs other messages
             return ()
-        special = self._encoder.first_special(after, len(before))
-        ids = [i for i, text in self._encoder.special.items() if special and text == special[0]]
+        special = self.controls.first_special(after, len(before))
+        ids = [i for i, text in self.controls.special.items() if special and text == special[0]]
         return tuple(ids) if after.startswith(before) else ()
 
     def latest(self, messages: Sequence[Message], room: int) -> list[Message]:
@@ -198,7 +201,7 @@ class ConversationEncoder:
         earlier = [n for n, each in enumerate(messages) if each.role == "assistant" and n]
         spans = [self._answer_span(messages[: number + 1], text) for number in earlier]
         cuts = [cut for span in spans if span is not None for cut in span]
-        pieces = self._encoder.encode(text, cuts)
+        pieces = self.controls.encode(text, cuts)
         end = self.tokenizer.eos_token_id
         if self.unit is None or end is None or None in spans:
             return np.concatenate(pieces)
@@ -208,6 +211,18 @@ class ConversationEncoder:
             fill = np.full(missing + (answer[-1] != end), end, np.int32)
             ids = np.concatenate([ids, answer, fill, prompt])
         return ids
+
+    def write(self, messages: Sequence[Message], answer_follows: bool = True) -> str:
+        """Return what the template writes, with spelled control tokens hidden, for `controls`.
+
+        Args:
+            messages: the conversation.
+            answer_follows: whether an answer follows; else the last message goes on.
+
+        Raises:
+            DataError: the template fails.
+        """
+        return self._render(self._hidden(messages), answer_follows, not answer_follows)
 
     def turns(self, messages: Sequence[Message]) -> list[AnsweredTurn]:
         """Return the answers of a conversation and what is before each; joined they are its ids.
@@ -233,7 +248,7 @@ class ConversationEncoder:
                         code="template_changes_history",
                     )
                 cuts += span
-        pieces = self._encoder.encode(text[: cuts[-1]], cuts[:-1])
+        pieces = self.controls.encode(text[: cuts[-1]], cuts[:-1])
         end = self.tokenizer.eos_token_id
         if end is not None and pieces[-1][-1:].tolist() != [end]:
             pieces[-1] = np.append(pieces[-1], np.int32(end))
@@ -242,7 +257,7 @@ class ConversationEncoder:
     def _hidden(self, messages: Sequence[Message]) -> list[Message]:
         """Return messages in which no text spells a control token."""
         return [
-            Message(role, self._encoder.hide(content, answer=role == "assistant"))
+            Message(role, self.controls.hide(content, answer=role == "assistant"))
             for role, content in ((message.role, message.content) for message in messages)
         ]
 
@@ -253,7 +268,7 @@ class ConversationEncoder:
         """
         before = self._render(messages[:-1], answer_follows=True)
         after = self._render(messages, answer_follows=False)
-        begin, special = len(before), self._encoder.first_special(after, len(before))
+        begin, special = len(before), self.controls.first_special(after, len(before))
         if special is None:
             end = len(after.rstrip())
         else:
@@ -262,7 +277,7 @@ class ConversationEncoder:
         consistent = after.startswith(before) and text.startswith(after[:end])
         return (begin, end) if consistent and begin < end else None
 
-    def _render(self, messages: Sequence[Message], answer_follows: bool) -> str:
+    def _render(self, messages: Sequence[Message], answer_follows: bool, on: bool = False) -> str:
         """Return what the template writes; transformers runs it in a sandbox.
 
         Raises:
@@ -271,7 +286,10 @@ class ConversationEncoder:
         turns = [{"role": message.role, "content": message.content} for message in messages]
         try:
             rendered = self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=answer_follows
+                turns,
+                tokenize=False,
+                add_generation_prompt=answer_follows,
+                continue_final_message=on,
             )
         except Exception as error:  # a template raises whatever its expressions raise
             raise DataError(

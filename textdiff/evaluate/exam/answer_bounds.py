@@ -117,9 +117,11 @@ def _suits(estimator: str, scorer: TextScorer, windows: Windows) -> bool:
 def windows_of_answers(scorer: TextScorer, answers: Sequence[AnswerTokens]) -> Windows:
     """Return answers as documents whose noise is that of their question."""
     masks = [np.arange(len(answer.ids)) >= answer.start for answer in answers]
-    clean = scorer.family.process.vocabulary.clean.cpu()  # [V]
+    allowed = scorer.family.process.vocabulary.clean.cpu().clone()  # [V]
+    for answer in answers:
+        allowed[answer.ids[: answer.start]] = True  # a chat template's control tokens are visible
     ids, texts = [answer.ids for answer in answers], [answer.text for answer in answers]
-    windows = cut_windows(ids, texts, scorer.context, clean, scored=masks)
+    windows = cut_windows(ids, texts, scorer.context, allowed, scored=masks)
     scored = windows.scored
     origin = None if scored is None else torch.tensor([int(each.argmax()) for each in scored])
     noise = torch.tensor([answer.question for answer in answers])  # [D]

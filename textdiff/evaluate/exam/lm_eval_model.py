@@ -6,21 +6,27 @@ lm_eval.simple_evaluate(TextDiffusionLM("runs/quickstart/export"), tasks=["blimp
 The harness has no entry points for models: an import of this module registers the class.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import PartialState
-from accelerate.utils import gather, gather_object
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.models.utils import normalize_gen_kwargs
-from tqdm import tqdm
 
+from textdiff import __version__
 from textdiff.checks import whole_number
-from textdiff.errors import ConfigError, DataError
-from textdiff.evaluate.exam.answer_bounds import AnswerDraws, Effort, score_answers
+from textdiff.data.backend import serialize
+from textdiff.data.conversations import Message
+from textdiff.errors import ConfigError
+from textdiff.evaluate.exam.answer_bounds import Effort, score_answers
+from textdiff.evaluate.exam.answer_cache import AnswerCache, Computed
 from textdiff.evaluate.exam.answer_tokens import (
     AnswerEncoder,
     AnswerRequest,
@@ -29,30 +35,34 @@ from textdiff.evaluate.exam.answer_tokens import (
 )
 from textdiff.evaluate.exam.answered import Answer, WholeText, WrittenAnswer
 from textdiff.evaluate.exam.greedy import greedy_matches
+from textdiff.evaluate.exam.shared_requests import SharedRequests
 from textdiff.evaluate.exam.writing import AnswerWriter, WritingRequest
 from textdiff.export.loading import cpu_only
+from textdiff.likelihood.stopping import model_digest
 from textdiff.pipeline import TextDiffusion
+from textdiff.sampling.chat import ChatReader
 from textdiff.sampling.settings import SamplingConfig
-
-CHUNK = 256
-"""Answers that are scored before their results are handed to the harness's cache."""
 
 
 @register_model("textdiff")
 class TextDiffusionLM(TemplateLM):  # type: ignore[misc]
     """A text-diffusion model, as lm-evaluation-harness calls it.
 
+    Processes of `accelerate launch` share its requests, and all of them have all answers. To the
+    harness each is alone.
+
     Args:
         pretrained: the model, or its folder or hub id.
         batch_size: texts that are written together; `auto` is 16.
         device: torch device, where `pretrained` is a name.
         dtype: dtype of the network, where `pretrained` is a name.
+        cache: file that answers are kept in; None: nowhere.
         **options: those of `Effort`, such as `mc`, and those of `SamplingConfig`, such as `rule`,
             which take the place of a task's own.
 
     Raises:
         CheckpointError: the model cannot be loaded.
-        ConfigError: an option that does not exist or does not fit the model.
+        ConfigError: an option that does not exist or does not fit the model, or an unusable cache.
     """
 
     def __init__(
@@ -62,15 +72,15 @@ class TextDiffusionLM(TemplateLM):  # type: ignore[misc]
         batch_size: int | str = 16,
         device: str | None = None,
         dtype: str = "float32",
+        cache: str | Path | None = None,
         **options: Any,
     ):
         super().__init__()
         options.pop("max_batch_size", None)  # the harness passes it to every model
         names = [each.name for each in fields(Effort)]
         self.effort = Effort(**{name: options.pop(name) for name in names if name in options})
-        self.state = PartialState(cpu=cpu_only())
-        self._rank, self._world_size = self.state.process_index, self.state.num_processes
-        place = device or (str(self.state.device) if self._world_size > 1 else None)
+        state = PartialState(cpu=cpu_only())
+        place = device or (str(state.device) if state.num_processes > 1 else None)
         if not isinstance(pretrained, TextDiffusion):
             pretrained = TextDiffusion.from_pretrained(pretrained, place, dtype)
         self.held = pretrained
@@ -79,6 +89,18 @@ class TextDiffusionLM(TemplateLM):  # type: ignore[misc]
         self.encoder = AnswerEncoder(self.tokenizer, self.held.family.process.vocabulary.clean)
         rows = 16 if batch_size == "auto" else whole_number("batch_size", batch_size)
         self.writer = AnswerWriter(self.held, options, self.effort.seed, rows)
+        answers = None
+        if cache is not None and state.is_main_process:
+            answers = AnswerCache(Path(cache), self._fingerprint())
+        self.shared = SharedRequests(state, answers)
+
+    def _fingerprint(self) -> str:
+        """Return a hash of all that answers depend on besides their requests."""
+        effort = (self.effort.mc, self.effort.precision, self.effort.seed)
+        settings = (__version__, effort, sorted(self.writer.options.items()), self.held.defaults)
+        model = model_digest(self.held.model, self.held.family)
+        state = f"{model} {settings} {serialize(self.tokenizer)}"
+        return hashlib.sha256(state.encode()).hexdigest()
 
     def loglikelihood(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
@@ -95,9 +117,7 @@ class TextDiffusionLM(TemplateLM):  # type: ignore[misc]
             named = key if request.doc_id is not None else (context,)
             name = f"task {key[0]}, question {key[1]}"
             wanted.append(AnswerRequest(name, noise_key(*named), context, continuation))
-        answers = self.encoder.answers(wanted)
-        keys = [(request.context, request.answer) for request in wanted]
-        return self._answered(answers, keys, disable_tqdm)
+        return self._answered(self.encoder.answers(wanted), disable_tqdm)
 
     def _loglikelihood_tokens(
         self,
@@ -106,30 +126,32 @@ class TextDiffusionLM(TemplateLM):  # type: ignore[misc]
         **more: Any,
     ) -> list[Answer]:
         """Return log-likelihoods of continuations that are tokens already."""
-        import numpy as np
+        answers = []
+        for (_, text), before, after in requests:
+            ids = np.array([*before, *after], np.int32)
+            self.encoder.check(repr(text), ids, len(before))
+            answers.append(AnswerTokens(noise_key(*before), ids, len(before), text))
+        return self._answered(answers, disable_tqdm)
 
-        answers = [
-            AnswerTokens(noise_key(*before), np.array([*before, *after], np.int32), len(before), "")
-            for _, before, after in requests
-        ]
-        return self._answered(answers, [pair for pair, _, _ in requests], disable_tqdm)
-
-    def _answered(
-        self, answers: Sequence[AnswerTokens], keys: Sequence[tuple[str, str]], quiet: bool
-    ) -> list[Answer]:
+    def _answered(self, answers: Sequence[AnswerTokens], quiet: bool) -> list[Answer]:
         """Return the answers to requests; those of one question follow each other."""
         cut = [answer.within(self.held.context) for answer in answers]
-        results: list[Answer] = []
-        with self._bar("scoring answers", len(cut), quiet) as bar:
-            for chunk in _chunks(cut):
-                tokens = [cut[index] for index in chunk]
-                drawn = score_answers(self.held, tokens, self.effort)
-                greedy = greedy_matches(self.writer, tokens)
-                for index, draws, match in zip(chunk, drawn, greedy, strict=True):
-                    results.append(_answer(cut[index], draws, match))
-                    self.cache_hook.add_partial("loglikelihood", keys[index], results[-1])
-                bar.update(len(chunk))
-        return results
+
+        def compute(which: Sequence[int], progress: Callable[[int], Any]) -> list[Computed]:
+            tokens = [cut[index] for index in which]
+            draws = score_answers(self.held, tokens, self.effort)
+            greedy = greedy_matches(self.writer, tokens)
+            progress(len(which))
+            pairs = zip(draws, greedy, strict=True)
+            return [(drawn.values.numpy(), [drawn.exact, match]) for drawn, match in pairs]
+
+        keys = [("answer", *answer.key) for answer in cut]
+        questions = [answer.question for answer in cut]
+        computed = self.shared.answers(keys, questions, compute, "scoring answers", quiet)
+        return [
+            Answer(draws, match, exact, answer.truncated, answer.lossy)
+            for answer, (draws, (exact, match)) in zip(cut, computed, strict=True)
+        ]
 
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
@@ -145,18 +167,19 @@ class TextDiffusionLM(TemplateLM):  # type: ignore[misc]
             for r, text in zip(requests, texts, strict=True)
         ]
         answers = self.encoder.answers(wanted)
-        results: list[WholeText] = []
-        with self._bar("scoring texts", len(answers), disable_tqdm) as bar:
-            for chunk in _chunks(answers):
-                drawn = score_answers(self.held, [answers[i] for i in chunk], self.effort)
-                for index, draws in zip(chunk, drawn, strict=True):
-                    lossy = answers[index].lossy
-                    results.append(WholeText(draws.values.numpy(), draws.exact, lossy))
-                    self.cache_hook.add_partial(
-                        "loglikelihood_rolling", (texts[index],), results[-1]
-                    )
-                bar.update(len(chunk))
-        return results
+
+        def compute(which: Sequence[int], progress: Callable[[int], Any]) -> list[Computed]:
+            drawn = score_answers(self.held, [answers[index] for index in which], self.effort)
+            progress(len(which))
+            return [(each.values.numpy(), [each.exact]) for each in drawn]
+
+        keys = [("text", *answer.key) for answer in answers]
+        questions = [answer.question for answer in answers]
+        computed = self.shared.answers(keys, questions, compute, "scoring texts", disable_tqdm)
+        return [
+            WholeText(draws, exact, answer.lossy)
+            for answer, (draws, (exact,)) in zip(answers, computed, strict=True)
+        ]
 
     def generate_until(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
@@ -167,34 +190,30 @@ class TextDiffusionLM(TemplateLM):  # type: ignore[misc]
             ConfigError: an option of a task that is out of range.
             DataError: a context with characters that the model cannot read.
         """
+        wanted = self._writing_requests(requests)
+
+        def compute(which: Sequence[int], progress: Callable[[int], Any]) -> list[Computed]:
+            written = self.writer.write([wanted[index] for index in which], progress)
+            none = np.zeros(0)
+            return [(none, [str(text), text.truncated, text.shortened]) for text in written]
+
+        keys = [("written", *self.writer.ends, *each.content) for each in wanted]
+        computed = self.shared.answers(
+            keys, range(len(keys)), compute, "writing answers", disable_tqdm
+        )
+        return [WrittenAnswer(*facts) for _, facts in computed]
+
+    def _writing_requests(self, requests: Sequence[Instance]) -> list[WritingRequest]:
         contexts = [request.args[0] for request in requests]
-        ids = self.encoder.encode(contexts)[0]
         times: dict[tuple[object, ...], int] = {}
         wanted = []
-        for request, tokens in zip(requests, ids, strict=True):
-            self._check_context(request, tokens)
+        for request, ids in zip(requests, self.encoder.encode(contexts)[0], strict=True):
+            self.encoder.check_context(f"task {request.task_name}, question {request.doc_id}", ids)
             key = (request.task_name, request.doc_id, request.idx, request.args[0])
             times[key] = times.get(key, -1) + 1  # repeats of a request are texts of their own
             limit, options = generation_options(request.args[1])
-            number = noise_key(*key, times[key])
-            wanted.append(WritingRequest(tokens, number, limit, options))
-        with self._bar("writing answers", len(wanted), disable_tqdm) as bar:
-            written = self.writer.write(wanted, bar.update)
-        for request, text in zip(requests, written, strict=True):
-            self.cache_hook.add_partial("generate_until", request.args, text)
-        return written
-
-    def _check_context(self, request: Instance, ids: Any) -> None:
-        if not bool(self.encoder.clean[ids].all()):
-            raise DataError(
-                f"task {request.task_name}, question {request.doc_id}: the context has characters "
-                "that the model's tokenizer was not trained on; use a model with a byte or bpe "
-                "tokenizer",
-                code="foreign_characters",
-            )
-
-    def _bar(self, title: str, total: int, quiet: bool) -> "tqdm[Any]":
-        return tqdm(total=total, desc=title, disable=quiet or self.rank != 0)
+            wanted.append(WritingRequest(ids, noise_key(*key, times[key]), limit, options))
+        return wanted
 
     @property
     def eot_token_id(self) -> int | None:
@@ -217,51 +236,28 @@ class TextDiffusionLM(TemplateLM):  # type: ignore[misc]
     ) -> str:
         """Return a conversation as the tokenizer's template writes it.
 
+        From then on contexts have the control tokens that the template writes. Other characters
+        stand for those that messages spell.
+
         Raises:
             ConfigError: the tokenizer has no template.
+            DataError: the template fails.
         """
         if not self.tokenizer.chat_template:
             raise ConfigError(
                 "the model's tokenizer has no chat template; leave --apply-chat-template out",
                 code="no_chat_template",
             )
-        self.encoder.special = True
-        return self.tokenizer.apply_chat_template(  # type: ignore[no-any-return]
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
+        messages = [Message(each["role"], each["content"]) for each in chat_history]
+        return self._reader.encoder.write(messages, answer_follows=add_generation_prompt)
 
-    def all_gather(self, tensor: Any) -> Any:
-        """Return the tensors of all processes, one after another."""
-        return gather(tensor) if self.world_size > 1 else tensor
-
-    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        """Return the objects of all processes on one of them; None on the others."""
-        if self.world_size == 1:
-            return [obj]
-        objects = gather_object([obj])
-        return objects if self.rank == dst else None
-
-    def barrier(self) -> None:
-        """Return when all processes have called it."""
-        self.state.wait_for_everyone()
-
-
-def _chunks(answers: Sequence[AnswerTokens]) -> Iterator[range]:
-    """Yield the indices of answers in chunks that leave questions whole."""
-    start = 0
-    for index in range(1, len(answers) + 1):
-        last = index == len(answers)
-        whole = last or answers[index].question != answers[index - 1].question
-        if last or (whole and index - start >= CHUNK):
-            yield range(start, index)
-            start = index
-
-
-def _answer(answer: AnswerTokens, draws: AnswerDraws, match: bool) -> Answer:
-    return Answer(draws.values.numpy(), match, draws.exact, answer.truncated, answer.lossy)
+    @cached_property
+    def _reader(self) -> ChatReader:
+        """The writer of conversations, which encoder and texts follow once it is made."""
+        reader = self.held.chat_reader()
+        self.encoder.read_template(reader)
+        self.writer.ends = reader.ends
+        return reader
 
 
 def generation_options(given: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:

@@ -1,9 +1,9 @@
 """Exams: tasks of lm-evaluation-harness, found by name, run, and reported with their certainty."""
 
-import hashlib
 import importlib.util
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from textdiff.evaluate.bound_record import result_origin
 from textdiff.evaluate.exam.answer_bounds import Effort
 from textdiff.evaluate.exam.answered import Answer, WholeText, WrittenAnswer
 from textdiff.evaluate.exam.decisions import Certainty, Decision, decisions_of
-from textdiff.likelihood.stopping import model_digest
 from textdiff.pipeline import TextDiffusion
 
 LOCAL_TASKS = Path(__file__).parent / "tasks"
@@ -62,21 +61,24 @@ class Exam:
         from textdiff.evaluate.exam.lm_eval_model import TextDiffusionLM
 
         effort = asdict(self.effort)
-        lm = TextDiffusionLM(model, batch_size=self.batch_size, **effort, **self.options)
-        manager = self._manager()
-        results = simple_evaluate(
-            lm,
-            tasks=load_tasks(manager, self.tasks),
-            task_manager=manager,
-            num_fewshot=self.fewshot,
-            limit=self.limit,
-            use_cache=None if self.cache is None else self._cache_path(model, self.cache),
-            apply_chat_template=self.chat_template,
-            bootstrap_iters=BOOTSTRAPS,
+        lm = TextDiffusionLM(
+            model, batch_size=self.batch_size, cache=self.cache, **effort, **self.options
         )
-        if results is None:
+        manager = self._manager()
+        with _no_commit():
+            results = simple_evaluate(
+                lm,
+                tasks=load_tasks(manager, self.tasks),
+                task_manager=manager,
+                num_fewshot=self.fewshot,
+                limit=self.limit,
+                apply_chat_template=self.chat_template,
+                bootstrap_iters=0 if lm.shared.rank else BOOTSTRAPS,
+            )
+        if lm.shared.rank or results is None:
             return None
-        return ExamResult(results, self.effort, result_origin(model, processes=lm.world_size))
+        origin = result_origin(model, processes=lm.shared.count)
+        return ExamResult(results, self.effort, lm.shared.reused, origin)
 
     def _manager(self) -> Any:
         """Return the harness's manager of tasks, which includes the local ones.
@@ -94,11 +96,21 @@ class Exam:
         order = [own, str(LOCAL_TASKS)] if self.data_folder else [str(LOCAL_TASKS), own]
         return TaskManager(None, order, include_defaults=False, metadata=about)
 
-    def _cache_path(self, model: TextDiffusion, path: Path) -> str:
-        """Return the name of a cache that no other model and no other effort shares."""
-        settings = f"{self.effort} {sorted(self.options.items())} {model.defaults}"
-        state = model_digest(model.model, model.family) + settings
-        return f"{path}-{hashlib.sha256(state.encode()).hexdigest()[:16]}"
+
+@contextmanager
+def _no_commit() -> Iterator[None]:
+    """Keep the harness from asking git for the commit of the current folder.
+
+    That is not the model's commit, and outside a checkout git complains.
+    """
+    from lm_eval import evaluator
+
+    asked = getattr(evaluator, "get_git_commit_hash", None)
+    evaluator.get_git_commit_hash = lambda: None
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = asked
 
 
 def require_lm_eval() -> None:
@@ -159,11 +171,13 @@ class ExamResult:
     Attributes:
         results: as lm-evaluation-harness returns them, samples included.
         effort: network rows that answers might take.
+        reused: answers that came from the cache.
         origin: files of the model, code and device.
     """
 
     results: Mapping[str, Any]
     effort: Effort
+    reused: int = 0
     origin: Mapping[str, Any] = field(default_factory=dict)
 
     def certainties(self) -> dict[str, Certainty]:
@@ -203,6 +217,7 @@ class ExamResult:
             "truncated": sum(getattr(a, "truncated", False) for a in answers),
             "shortened": sum(getattr(a, "shortened", False) for a in answers),
             "lossy": sum(getattr(a, "lossy", False) for a in answers),
+            "reused": self.reused,
         }
 
     def record(self) -> dict[str, Any]:
@@ -248,5 +263,6 @@ class ExamResult:
             "truncated": "contexts were longer than the model's and lost their beginning",
             "shortened": "answers had room for fewer tokens than the task allows",
             "lossy": "texts do not come back from their tokens: these are scored, not the texts",
+            "reused": "answers are those of an earlier start, from the cache",
         }
         yield from (f"{counts[key]} {words}" for key, words in notes.items() if counts[key])

@@ -33,6 +33,11 @@ class WritingRequest:
     tokens: int
     options: Mapping[str, Any]
 
+    @property
+    def content(self) -> tuple[bytes, int, int, str]:
+        """Everything that its answer depends on."""
+        return self.ids.tobytes(), self.key, self.tokens, repr(sorted(self.options.items()))
+
     def room(self, context: int) -> tuple[int, int]:
         """Return the tokens of its context that are read and those that are written.
 
@@ -52,6 +57,9 @@ class AnswerWriter:
         options: those of `SamplingConfig` that take the place of a task's own.
         seed: seed of all texts.
         batch_size: texts that are written together.
+
+    Attributes:
+        ends: tokens that end a text besides the end-of-text token.
     """
 
     def __init__(
@@ -59,6 +67,7 @@ class AnswerWriter:
     ):
         self.model, self.seed, self.batch_size = model, seed, batch_size
         self.options = {k: v for k, v in options.items() if v is not None}
+        self.ends: Sequence[int] = ()
         self.preparer = Preparer(model.model, model.family, model.tokenizer)
         self.config({})  # what does not fit the model is refused before anything is scored
 
@@ -83,7 +92,7 @@ class AnswerWriter:
         """
         groups = defaultdict(list)
         for index, request in enumerate(requests):
-            groups[repr(sorted(request.options.items()))].append(index)
+            groups[request.content[-1]].append(index)
         written: dict[int, WrittenAnswer] = {}
         for which in groups.values():
             config = self.config(requests[which[0]].options)
@@ -106,10 +115,9 @@ class AnswerWriter:
         pairs = list(zip(requests, rooms, strict=True))
         rows = [r.ids[len(r.ids) - read :].tolist() for r, (read, _) in pairs]
         keys = [(self.seed, r.key) for r in requests]
-        reader = RowReader(self.model.tokenizer)
-        ended = reader.ending(config.stop)
+        ended = RowReader(self.model.tokenizer).ending(config.stop, self.ends)
         job = Job(rows, [new for _, new in rooms], keys=keys, ended=ended)
-        request: Request = self.preparer.request(job, config)
+        request: Request = self.preparer.request(job, config, ends=self.ends)
         texts = self.model.run(request, self.batch_size).completions
         return [
             WrittenAnswer(text, read < len(r.ids), new < (limit or r.tokens))
