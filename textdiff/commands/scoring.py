@@ -156,7 +156,7 @@ class ReadingOptions:
             ConfigError: see `texts`.
             DataError: see `texts`.
         """
-        from textdiff.data.conversation_files import hold_conversations
+        from textdiff.data.text_files import hold_conversations
 
         self.check(names)
         if self.detokenizer != "none" or not hold_conversations(names, self.text_column):
