@@ -296,5 +296,7 @@ def test_what_the_estimator_cannot_score_is_refused(held):
     with refused(ConfigError, "unsuitable_rule"):
         uniform = replace(held, family=uniform_family(held))
         uniform.estimate(["abc"], estimator="policy")
+    with refused(ConfigError, "no_exact_likelihood", "uniform"):
+        uniform.estimate(["abc"], estimator="policy", rule="threshold")
     with refused(DataError, "impossible_text", "top_k"):
         held.compare(held, EVERY, estimator="policy", temperature=0.0)

@@ -66,6 +66,13 @@ class Policy(_Options):
     def check(self, denoiser: Denoiser, family: Family, windows: Windows) -> None:
         super().check(denoiser, family, windows)
         build_rule(self.rule, family, self.config.knobs)
+        if family.process.replaces_tokens:
+            raise ConfigError(
+                f"a text has no exact likelihood under {family.process.name} noise: rules write "
+                "tokens over others there, so that many ways lead to one text; use another "
+                "estimator, or a model of absorbing noise",
+                code="no_exact_likelihood",
+            )
         if windows.ends is not None and family.block_size != 1:
             raise ConfigError(
                 "estimator policy scores texts of a fixed length: what a rule would write behind "
