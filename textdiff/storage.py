@@ -143,21 +143,14 @@ _START = b"version https://git-lfs.github.com/spec/"
 _LARGEST = 1024  # bytes of a pointer, by its specification
 
 
-def file_hash(*paths: Path, progress: Callable[[int], None] = lambda size: None) -> str | None:
-    """Return the SHA-256 of the files' contents one after the other; None where one is missing.
-
-    Args:
-        *paths: the files.
-        progress: called with the bytes that were read since its last call.
-    """
+def file_hash(*paths: Path) -> str | None:
+    """Return the SHA-256 of files' contents one after the other; None where one cannot be read."""
     digest = hashlib.sha256()
     try:
         for path in paths:
             with path.open("rb") as file:
-                while block := file.read(1 << 22):
-                    digest.update(block)
-                    progress(len(block))
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError):
+                hashlib.file_digest(file, lambda: digest)
+    except OSError:
         return None
     return digest.hexdigest() if paths else None
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from textdiff.config import Config
 from textdiff.data.answer_layout import RowLayout
 from textdiff.data.answer_rows import AnswerSequences
-from textdiff.data.answers import Turn
+from textdiff.data.conversations import Turn
 from textdiff.data.sections import Conversations
-from textdiff.data.turn_stream import TurnStream
+from textdiff.data.token_stream import Shard, TokenStream, describe_shards
 from textdiff.diffusion.family import build_family
 from textdiff.diffusion.noise import ByCount, NoiseUniforms, draw_noise
 from textdiff.diffusion.process import Vocabulary
@@ -31,7 +31,13 @@ def turn(prompt: list[int], answer: list[int]) -> Turn:
 
 
 def sequences(folder, talks, length, *, packing="padded", block_sizes=(None,)) -> AnswerSequences:
-    stream = TurnStream.write(folder, talks)
+    folder.mkdir(exist_ok=True)
+    with Shard(folder, 0, None) as shard:
+        for talk in talks:
+            pieces = [ids for turn in talk for ids in (turn.prompt, turn.answer)]
+            shard.write([(ids, at + 1 == len(pieces)) for at, ids in enumerate(pieces)])
+    describe_shards(folder, {0: shard.description()}, END)
+    stream = TokenStream(folder)
     settings = Conversations(packing=packing)
     return AnswerSequences(stream, length, 0, settings, block_sizes, (END, PAD))
 

@@ -21,16 +21,11 @@ from exact_tables import (
     random_table,
     subsets,
 )
+from tiny_models import tiny_pipeline
 
-from textdiff.config import Config
-from textdiff.data.sections import ByteTokenizer
-from textdiff.data.tokenizer import train_tokenizer
-from textdiff.export.loading import family_of
 from textdiff.likelihood.replicates import estimate
 from textdiff.likelihood.windows import cut_windows
-from textdiff.models import TextDiffusionModel
 from textdiff.pipeline import TextDiffusion
-from textdiff.train.setup import model_config, sample_defaults
 
 TEXTS = all_sequences()
 
@@ -122,21 +117,7 @@ def test_overlapping_windows_score_every_token_once_given_what_came_before(
 
 @pytest.fixture(scope="module")
 def held() -> TextDiffusion:
-    torch.manual_seed(0)
-    config = Config.model_validate(
-        {
-            "data": {"sequence_length": 8},
-            "tokenizer": {"kind": "byte"},
-            "model": {"hidden_size": 16, "num_layers": 1, "num_heads": 2},
-        }
-    )
-    tokenizer = train_tokenizer(ByteTokenizer(), [])
-    model = TextDiffusionModel(model_config(config, tokenizer)).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    family = family_of(model.config, torch.device("cpu"))
-    return TextDiffusion(model, tokenizer, family, sample_defaults(config))
+    return tiny_pipeline("byte", 8, [])
 
 
 def enumerated(held: TextDiffusion, text: str, scored: list[int]) -> float:

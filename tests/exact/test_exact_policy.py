@@ -13,19 +13,14 @@ from refusals import refused
 from rule_worlds import forced, keyed, reader, run
 from test_exact_ar import FAMILY as AR
 from test_exact_conditional import scoring
-from tiny_models import CLEAN, CONTEXT, tiny_family, tiny_model
+from tiny_models import CLEAN, CONTEXT, tiny_family, tiny_model, tiny_pipeline
 from torch import Tensor
 
-from textdiff.config import Config
-from textdiff.data.sections import CharTokenizer
-from textdiff.data.tokenizer import train_tokenizer
 from textdiff.diffusion.family import Family, build_family
 from textdiff.errors import ConfigError, DataError
-from textdiff.export.loading import family_of
 from textdiff.likelihood.estimators import build_estimator
 from textdiff.likelihood.replicates import estimate
 from textdiff.likelihood.windows import cut_windows
-from textdiff.models import TextDiffusionModel
 from textdiff.pipeline import TextDiffusion
 from textdiff.sampling.controls import NEUTRAL, Controls
 from textdiff.sampling.job import Job
@@ -33,7 +28,6 @@ from textdiff.sampling.request import Request
 from textdiff.sampling.rules import RULES, Rule, build_rule
 from textdiff.sampling.rules.ordered import Confidence
 from textdiff.sampling.teacher_forcing import ForcedEngine, policy_log_likelihood
-from textdiff.train.setup import model_config, sample_defaults
 
 LENGTH = 4
 TEXTS = all_sequences(LENGTH)
@@ -262,21 +256,7 @@ def test_gradients_are_those_of_finite_differences():
 
 @pytest.fixture(scope="module")
 def held() -> TextDiffusion:
-    torch.manual_seed(0)
-    config = Config.model_validate(
-        {
-            "data": {"sequence_length": 4},
-            "tokenizer": {"kind": "char"},
-            "model": {"hidden_size": 16, "num_layers": 1, "num_heads": 2},
-        }
-    )
-    tokenizer = train_tokenizer(CharTokenizer(), ["abc"])
-    model = TextDiffusionModel(model_config(config, tokenizer)).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    family = family_of(model.config, torch.device("cpu"))
-    return TextDiffusion(model, tokenizer, family, sample_defaults(config))
+    return tiny_pipeline("char", 4, ["abc"])
 
 
 EVERY = [
@@ -316,5 +296,7 @@ def test_what_the_estimator_cannot_score_is_refused(held):
     with refused(ConfigError, "unsuitable_rule"):
         uniform = replace(held, family=uniform_family(held))
         uniform.estimate(["abc"], estimator="policy")
+    with refused(ConfigError, "no_exact_likelihood", "uniform"):
+        uniform.estimate(["abc"], estimator="policy", rule="threshold")
     with refused(DataError, "impossible_text", "top_k"):
         held.compare(held, EVERY, estimator="policy", temperature=0.0)

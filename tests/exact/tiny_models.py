@@ -2,9 +2,13 @@
 
 import torch
 
+from textdiff.config import Config
 from textdiff.diffusion.family import Family, build_family
 from textdiff.diffusion.process import Vocabulary
+from textdiff.export.loading import family_of
 from textdiff.models import TextDiffusionConfig, TextDiffusionModel
+from textdiff.pipeline import TextDiffusion
+from textdiff.train.setup import model_config, sample_defaults
 
 ROWS = 11
 MASK = 4
@@ -42,3 +46,21 @@ def tiny_family(block_size: int | None = None, kind: str = "loglinear", **object
         "block_size": block_size,
     }
     return build_family(spec, Vocabulary.of(ROWS, MASK, EXCLUDED))
+
+
+def tiny_pipeline(kind: str, length: int, texts: list[str]) -> TextDiffusion:
+    """A model of texts with a tokenizer trained on them, every parameter random."""
+    raw = {
+        "data": {"sequence_length": length},
+        "tokenizer": {"kind": kind},
+        "model": {"hidden_size": 16, "num_layers": 1, "num_heads": 2},
+    }
+    config = Config.model_validate(raw)
+    tokenizer = config.tokenizer.prepare(texts)
+    torch.manual_seed(0)
+    model = TextDiffusionModel(model_config(config, tokenizer)).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    family = family_of(model.config, torch.device("cpu"))
+    return TextDiffusion(model, tokenizer, family, sample_defaults(config))

@@ -96,9 +96,14 @@ def test_the_bound_of_validation_is_that_of_perplexity(answers, talks, capsys):
     held = answers / "talks" / "validation.jsonl"
     assert set(json.loads(held.read_text().splitlines()[0])) == {"messages"}
     capsys.readouterr()
-    assert main(["perplexity", str(answers / "talks" / "export"), str(held), "--json"]) == 0
+    export = str(answers / "talks" / "export")
+    assert main(["perplexity", export, str(held), "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["mean"] == pytest.approx(talks[-1]["bound_nats"], rel=1e-5)
+    assert main(["compare", export, export, str(held), "--json"]) == 0
+    compared = json.loads(capsys.readouterr().out)
+    assert compared["difference"]["mean"] == 0.0
+    assert [model["mean"] for model in compared["models"]] == [record["mean"]] * 2
 
 
 def corpus(tmp_path, rows: list, conversations: dict | None = None, **data):

@@ -101,7 +101,6 @@ class LineDefaults:
     Attributes:
         num_samples: rows per line.
         seed: seed of lines without their own.
-        cache: see `TextDiffusion.generate`.
         options: of `TextDiffusion.prepare`.
         read_template: reads a file that holds a text with holes; takes prompt and suffix as well.
     """

@@ -46,7 +46,7 @@ def compare(
     """
     options = scoring.options()  # refuses what is wrong before anything is loaded
     quiet_libraries()
-    run = options | {"texts": reading.texts(text)}
+    run = options | reading.documents(text)
     from textdiff.likelihood.difference import compare_models
 
     processes, names = find_processes(), (model_a, model_b)

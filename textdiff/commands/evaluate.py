@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -147,14 +147,16 @@ class SweepOptions:
             )
         return content
 
-    def write(self, record: dict[str, Any], suite: "Suite | None" = None) -> None:
-        """Write the result to the files that were named; a suite draws its figure."""
+    def write(self, record: dict[str, Any], lines: Iterable[str], json_output: bool) -> None:
+        """Write the result to the file that was named, and print it."""
         if self.output and self.output != STANDARD_OUTPUT:
             text = json.dumps(record, indent=1, ensure_ascii=False)
             # A path in the record may have bytes that are not UTF-8.
             self.output.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-        if self.picture and suite:
-            suite.draw(record, self.picture)
+        if json_output or self.output == STANDARD_OUTPUT:
+            print_json(record, indent=1)
+        else:
+            print("\n".join(lines))
 
 
 def evaluate(
@@ -191,11 +193,9 @@ def evaluate(
     sweep.check(suite, chosen.sweeps)
     measure.check()
     result = _run(chosen, _suite_options(model, loading, measure, _free(sampling), sweep))
-    sweep.write(result.record, chosen)
-    if json_output or sweep.output == STANDARD_OUTPUT:
-        print_json(result.record, indent=1)
-    else:
-        print("\n".join(result.lines))
+    sweep.write(result.record, result.lines, json_output)
+    if sweep.picture:
+        chosen.draw(result.record, sweep.picture)
     return 0
 
 
@@ -218,14 +218,8 @@ def _evaluate_tasks(
     options = options if sampling.stop else options | {"stop": None}
     asked = exam.exam(options, sampling.seed, measure.batch_size, measure.batch_tokens)
     result = sit_exam(model, loading, asked)
-    if result is None:
-        return 0
-    record, lines = result
-    sweep.write(record)
-    if json_output or sweep.output == STANDARD_OUTPUT:
-        print_json(record, indent=1)
-    else:
-        print("\n".join(lines))
+    if result is not None:
+        sweep.write(*result, json_output)
     return 0
 
 

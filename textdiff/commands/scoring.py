@@ -153,32 +153,19 @@ class ReadingOptions:
         """Return the documents to score, or the conversations, as options of `estimate`.
 
         Raises:
-            ConfigError: see `texts`.
-            DataError: see `texts`.
-        """
-        from textdiff.data.conversation_files import hold_conversations
-
-        self.check(names)
-        if self.detokenizer != "none" or not hold_conversations(names, self.text_column):
-            return {"texts": self.texts(names)}
-        from textdiff.data.conversation_rows import CONVERSATIONS
-
-        rows = islice(read_documents(names, CONVERSATIONS), self.max_documents)
-        return {"texts": list(rows), "conversations": True}
-
-    def texts(self, names: Sequence[str]) -> list[str]:
-        """Return the documents to score.
-
-        Raises:
             ConfigError: no text named, or a value out of range.
             DataError: a place that holds no usable text.
         """
-        self.check(names)
+        from textdiff.data.conversation_rows import CONVERSATIONS
         from textdiff.data.detokenize import detokenizer
+        from textdiff.data.text_files import hold_conversations
 
+        self.check(names)
         change = detokenizer(self.detokenizer)
-        texts = islice(read_documents(names, self.text_column), self.max_documents)
-        return [change(text) for text in texts]
+        talks = self.detokenizer == "none" and hold_conversations(names, self.text_column)
+        rows = read_documents(names, CONVERSATIONS if talks else self.text_column)
+        texts = [change(text) for text in islice(rows, self.max_documents)]
+        return {"texts": texts, "conversations": True} if talks else {"texts": texts}
 
 
 def shared_estimate(

@@ -8,6 +8,7 @@ scored, and blocks do not see what follows them.
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 from textdiff.data.answer_layout import Kept, RowLayout, Written, fill_unit
 from textdiff.data.sections import Conversations
 from textdiff.data.sequences import Epochs
-from textdiff.data.turn_stream import TurnStream
+from textdiff.data.token_stream import TokenStream
 from textdiff.errors import DataError
 
 _TURN = 2  # purpose of random words, beside those of `sequences`
@@ -45,7 +46,7 @@ class AnswerSequences(Epochs):
     """Rows of conversations, addressed by one endless index.
 
     Attributes:
-        stream: the conversations.
+        stream: the conversations; a prompt is a piece of a document, and so is an answer.
         sequence_length: L, in tokens.
         packed: whether rows hold several conversations.
         dropped: how many conversations are not trained on.
@@ -65,7 +66,7 @@ class AnswerSequences(Epochs):
 
     def __init__(
         self,
-        stream: TurnStream,
+        stream: TokenStream,
         sequence_length: int,
         seed: int,
         settings: Conversations,
@@ -81,7 +82,7 @@ class AnswerSequences(Epochs):
         parts = self._fitting(settings.too_long)
         self.dropped = stream.num_documents - len(parts)
         self.shortened = sum(
-            kept.cut is not None or kept.turns < len(stream.turn_lengths(number))
+            kept.cut is not None or kept.turns < len(self._lengths(number))
             for number, kept in parts
         )
         self._bins = self._packed(parts) if self.packed else [[held] for held in parts]
@@ -89,7 +90,7 @@ class AnswerSequences(Epochs):
     def _fitting(self, too_long: str) -> list[Held]:
         parts = []
         for number in range(self.stream.num_documents):
-            where, lengths = f"conversation {number + 1}", self.stream.turn_lengths(number)
+            where, lengths = f"conversation {number + 1}", self._lengths(number)
             kept = self._blocks.fit(lengths, too_long, where)
             if kept is not None:
                 parts.append((number, kept))
@@ -155,20 +156,27 @@ class AnswerSequences(Epochs):
 
     def _written(self, held: Held, whole: bool) -> Written:
         number, kept = held
-        turns = self.stream.turns(number)[: kept.turns]
+        edges = pairwise(self.stream.edges(number).tolist())
+        pieces = [self.stream.read(start, stop) for start, stop in edges]
+        turns = list(zip(pieces[::2], pieces[1::2], strict=True))[: kept.turns]
         return (self._whole if whole else self._blocks).write(turns, kept.cut)
 
     def _counted(self, number: int, kept: Kept, whole: bool) -> int:
         if kept.cut is not None:
             return kept.cut
-        lengths = self.stream.turn_lengths(number)[: kept.turns]
+        lengths = self._lengths(number)[: kept.turns]
         return sum(answer - 1 for _, answer in (lengths[-1:] if whole else lengths))
 
     def _size(self, held: Held) -> int:
         number, kept = held
         if kept.cut is not None:
             return self.sequence_length
-        return self._blocks.ends(self.stream.turn_lengths(number)[: kept.turns])[-1]
+        return self._blocks.ends(self._lengths(number)[: kept.turns])[-1]
+
+    def _lengths(self, number: int) -> list[tuple[int, int]]:
+        """Return the tokens of prompt and answer of every turn of a conversation."""
+        lengths = np.diff(self.stream.edges(number)).tolist()
+        return list(zip(lengths[::2], lengths[1::2], strict=True))
 
     def _packed(self, parts: Sequence[Held]) -> list[list[Held]]:
         """Put conversations into rows, the longest first, each where it leaves the least room."""

@@ -7,34 +7,18 @@ the completion, each encoded by itself. Every answer ends with the end-of-text t
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from textdiff.data.backend import text_backends
 from textdiff.data.conversation_rows import messages_of
-from textdiff.data.conversations import AnsweredTurn, ConversationEncoder, Message
-from textdiff.data.encode import Ids, encoder_of
+from textdiff.data.conversations import ConversationEncoder, Message, Turn
+from textdiff.data.encode import EncodingBatch, Ids, encoder_of
+from textdiff.data.token_stream import Piece
 from textdiff.data.tokenizer import excluded_ids, vocabulary_size
 from textdiff.errors import DataError
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One turn of a conversation in tokens.
-
-    Attributes:
-        prompt: int32 ids of what is given since the answer before.
-        answer: int32 ids of the answer, its end-of-text token included.
-        bytes: of the answer's text in UTF-8.
-    """
-
-    prompt: Ids
-    answer: Ids
-    bytes: int
 
 
 class TurnEncoder:
@@ -60,7 +44,9 @@ class TurnEncoder:
         self._excluded[list(excluded_ids(tokenizer))] = True
 
     def __call__(self, document: str, where: str) -> list[Turn]:
-        """Return the turns of a conversation; what follows its last answer is left out.
+        """Return the turns of a conversation, each answer with its end-of-text token.
+
+        What follows the last answer is left out.
 
         Args:
             document: the JSON text of a row, see `conversation_rows`.
@@ -72,16 +58,10 @@ class TurnEncoder:
         """
         row: dict[str, Any] = json.loads(document)
         messages = messages_of(row, where)
-        turns = self._template_turns(row, messages, where)
-        contents = [m.content for m in messages if m.role == "assistant"]
-        return [
-            Turn(turn.prompt, self._ended(turn.answer, where), len(content.encode()))
-            for turn, content in zip(turns, contents, strict=True)
-        ]
+        turns = self._turns(row, messages, where)
+        return [turn._replace(answer=self._ended(turn.answer, where)) for turn in turns]
 
-    def _template_turns(
-        self, row: dict[str, Any], messages: list[Message], where: str
-    ) -> list[AnsweredTurn]:
+    def _turns(self, row: dict[str, Any], messages: list[Message], where: str) -> list[Turn]:
         if self._templated is not None:
             try:
                 return self._templated.turns(messages)
@@ -96,7 +76,7 @@ class TurnEncoder:
         prompt, answer = (message.content for message in messages)
         (given,) = self._encode([prompt])
         (scored,) = self._encode([answer], [bool(prompt)])
-        return [AnsweredTurn(given, scored)]
+        return [Turn(given, scored, len(answer.encode()))]
 
     def _ended(self, answer: Ids, where: str) -> Ids:
         """Return an answer with its end.
@@ -110,7 +90,7 @@ class TurnEncoder:
                 f"{where}: an answer is empty in tokens; give one that has text",
                 code="empty_answer",
             )
-        wrong = self._wrong(text)
+        wrong = text[self._excluded[text]]
         if len(wrong):
             raise DataError(
                 f"{where}: an answer has the token of id {wrong[0]}, which no model may predict: "
@@ -120,21 +100,23 @@ class TurnEncoder:
             )
         return np.append(text, np.int32(self.end))
 
-    def _wrong(self, ids: Ids) -> NDArray[np.int32]:
-        return ids[self._excluded[ids]]
 
-
-def encode_conversations(
-    documents: Iterable[str], tokenizer: PreTrainedTokenizerFast
-) -> Iterator[list[Turn]]:
-    """Yield the turns of conversations.
+def encode_turns(
+    tasks: Iterable[EncodingBatch], tokenizer: PreTrainedTokenizerFast
+) -> Iterator[tuple[EncodingBatch, list[Piece]]]:
+    """Yield tasks of whole conversations with their turns: a piece is a prompt, or an answer.
 
     Raises:
         DataError: see `TurnEncoder`.
     """
     encode = TurnEncoder(tokenizer)
-    for number, document in enumerate(documents, start=1):
-        yield encode(document, f"conversation {number}")
+    for task in tasks:
+        pieces = []
+        for number, (document, _) in enumerate(task.pieces, task.before + 1):
+            turns = encode(document, f"conversation {number}")
+            pieces += [(ids, False) for turn in turns for ids in (turn.prompt, turn.answer)]
+            pieces[-1] = (turns[-1].answer, True)
+        yield task, pieces
 
 
 def conversation_markup(document: str, tokenizer: PreTrainedTokenizerFast) -> str:

@@ -5,12 +5,11 @@ out by its content, counted and hashed. What is not part of the conversation is 
 """
 
 import json
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 from textdiff.data.conversations import Message, check_answered, checked_messages
-from textdiff.data.document_stream import Omissions, checked_text, missing_column, text_of
+from textdiff.data.document_stream import checked_text, missing_column, text_of
 from textdiff.errors import DataError
 
 CONVERSATIONS = "messages, prompt and completion, or question and answer"
@@ -47,9 +46,10 @@ def wanted_columns(present: Iterable[str], where: str, column: str) -> list[str]
     return chosen
 
 
-def holds_conversation(row: object) -> bool:
-    """Return whether a row has one of the sets of columns."""
-    return isinstance(row, dict) and any(set(columns) <= row.keys() for columns in COLUMN_SETS)
+def holds(row: object, column: str) -> bool:
+    """Return whether a row has a text column, or those of a conversation."""
+    sets = COLUMN_SETS if column == CONVERSATIONS else ((column,),)
+    return isinstance(row, dict) and any(row.keys() >= set(columns) for columns in sets)
 
 
 def conversation_text(row: object, where: str) -> str:
@@ -73,15 +73,6 @@ def conversation_text(row: object, where: str) -> str:
     chosen = {name: row[name] for name in complete[0]}
     messages_of(chosen, where)
     return json.dumps(chosen, ensure_ascii=False)
-
-
-def not_conversations(path: Path) -> DataError:
-    """Return the error for a file of a kind that holds no conversations."""
-    return DataError(
-        f"{path}: conversations are read from .jsonl, .json and .parquet files, saved and hub "
-        "datasets; convert it, or leave data.conversations out",
-        code="not_conversations",
-    )
 
 
 def _no_columns(where: str, present: Iterable[str]) -> DataError:
@@ -109,15 +100,3 @@ def messages_of(row: dict[str, Any], where: str) -> list[Message]:
             f"{where}: its {second} is blank; write it, or leave the row out", code="empty_answer"
         )
     return [Message("user", texts[0]), Message("assistant", texts[1])]
-
-
-def conversation_texts(
-    rows: Iterable[dict[str, Any]], where: str, omissions: Omissions
-) -> Iterator[str]:
-    """Yield the conversations of a table's rows.
-
-    Raises:
-        DataError: a row that cannot be used.
-    """
-    for number, row in enumerate(rows, start=1):
-        yield omissions.usable(conversation_text, row, f"{where}, row {number}")

@@ -8,6 +8,7 @@ conversation, with a cut at both ends of every answer, so that chat prompts are 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
@@ -33,18 +34,19 @@ class Message:
     content: str
 
 
-@dataclass(frozen=True)
-class AnsweredTurn:
+class Turn(NamedTuple):
     """An answer as token ids, and what stands between the answer before it and this one.
 
     Attributes:
         prompt: int32 [P], up to where the answer begins.
         answer: int32 [A], with the end-of-text token if the template has one there; the last
             answer of a conversation always has it.
+        bytes: of the answer's text in UTF-8.
     """
 
     prompt: Ids
     answer: Ids
+    bytes: int
 
 
 def checked_messages(raw: object, where: str = "messages") -> list[Message]:
@@ -224,7 +226,7 @@ class ConversationEncoder:
         """
         return self._render(self._hidden(messages), answer_follows, not answer_follows)
 
-    def turns(self, messages: Sequence[Message]) -> list[AnsweredTurn]:
+    def turns(self, messages: Sequence[Message]) -> list[Turn]:
         """Return the answers of a conversation and what is before each; joined they are its ids.
 
         What follows the last answer is left out.
@@ -234,6 +236,7 @@ class ConversationEncoder:
         """
         check_answered(messages)
         last = max(n for n, message in enumerate(messages) if message.role == "assistant")
+        sizes = [len(each.content.encode()) for each in messages if each.role == "assistant"]
         messages = self._hidden(messages[: last + 1])
         text = self._render(messages, answer_follows=False)
         cuts: list[int] = []
@@ -252,7 +255,7 @@ class ConversationEncoder:
         end = self.tokenizer.eos_token_id
         if end is not None and pieces[-1][-1:].tolist() != [end]:
             pieces[-1] = np.append(pieces[-1], np.int32(end))
-        return [AnsweredTurn(*pair) for pair in zip(pieces[::2], pieces[1::2], strict=True)]
+        return [Turn(*turn) for turn in zip(pieces[::2], pieces[1::2], sizes, strict=True)]
 
     def _hidden(self, messages: Sequence[Message]) -> list[Message]:
         """Return messages in which no text spells a control token."""

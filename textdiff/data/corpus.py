@@ -40,7 +40,6 @@ from textdiff.data.split import join_scans, scan_documents, split_each
 from textdiff.data.statistics import refuse_excluded, source_facts
 from textdiff.data.token_stream import TokenStream
 from textdiff.data.tokenizer import vocabulary_size
-from textdiff.data.turn_stream import TurnStream, tokenize_turns
 from textdiff.errors import DataError
 
 _FORMAT = 2  # part of a preparation's name: raise it when what is kept of unchanged inputs changes
@@ -66,7 +65,7 @@ class Corpus:
     validation: list[str]
     tokenizer: PreTrainedTokenizerFast
     record: dict[str, Any]
-    streams: tuple[TokenStream | TurnStream, ...]
+    streams: tuple[TokenStream, ...]
     cached: bool
     omissions: tuple[Omissions, ...] = ()
 
@@ -138,7 +137,7 @@ def _key(data: DataConfig, section: TokenizerKind, corpora: Sequence[Documents])
         section.model_dump(mode="json"),
     ]
     if data.conversations is not None:
-        settings.append(data.conversations.template)
+        settings.append({"template": data.conversations.template})
     fingerprint = section.fingerprint()
     if fingerprint is not None:
         settings.append(fingerprint)
@@ -164,18 +163,17 @@ def _prepare(
     characters = sum(int(scan.characters.sum()) for scan in scans) - sum(map(len, validation))
     train = join([split.train for split in splits])
     training = _stage("training the tokenizer", characters, progress)
-    if data.conversations is None:
-        tokenizer = section.prepare(_pieces(train, training))
-    else:
-        template = data.conversations.template
-        tokenizer = section.prepare(_markup(train, template, training))
-        tokenizer.chat_template = template or tokenizer.chat_template
+    tokenizer = section.prepare(_training_texts(data, train, training))
+    if data.conversations is not None and data.conversations.template:
+        tokenizer.chat_template = data.conversations.template
     encoding = _stage("tokenising", characters, progress)
-    streams = [_tokens(data, split.train, tokenizer, encoding) for split in splits]
+    options: dict[str, Any] = {"num_proc": data.num_proc, "cache_dir": data.cache_dir}
+    options |= {"progress": encoding, "conversations": data.conversations is not None}
+    streams = [tokenize(split.train, tokenizer, **options) for split in splits]
     trained = np.concatenate([split.train_rows for split in splits])
     held_out = np.concatenate([split.validation_rows for split in splits])
-    texts = [stream for stream in streams if isinstance(stream, TokenStream)]
-    refuse_excluded(names, scans, trained, texts, tokenizer)
+    if data.conversations is None:  # a template writes tokens that no answer may have
+        refuse_excluded(names, scans, trained, streams, tokenizer)
     facts = source_facts(scans, trained, held_out, streams, validation)
     return Preparation(facts, streams, validation, tokenizer, omissions)
 
@@ -192,46 +190,30 @@ def _stage(name: str, total: int | None, progress: Progress) -> Callable[[int], 
     return add
 
 
-def _pieces(documents: Documents, progress: Callable[[int], None]) -> Iterator[str]:
-    """Yield pieces for a tokenizer's training."""
-    for text, _ in documents.pieces(TRAINING_PIECE_CHARACTERS):
-        progress(len(text))
-        yield text
-
-
-def _markup(
-    documents: Documents, template: str | None, progress: Callable[[int], None]
+def _training_texts(
+    data: DataConfig, documents: Documents, progress: Callable[[int], None]
 ) -> Iterator[str]:
-    """Yield the text of conversations for a tokenizer's training, what a template adds included."""
+    """Yield text for a tokenizer's training; of conversations, what a template adds included."""
+    if data.conversations is None:
+        for text, _ in documents.pieces(TRAINING_PIECE_CHARACTERS):
+            progress(len(text))
+            yield text
+        return
     writer = ByteTokenizer().prepare(())  # any tokenizer: the template alone matters here
-    writer.chat_template = template
+    writer.chat_template = data.conversations.template
     for text in iterate_texts(documents):
         progress(len(text))
         yield conversation_markup(text, writer)
 
 
-def _tokens(
-    data: DataConfig,
-    documents: Documents,
-    tokenizer: PreTrainedTokenizerFast,
-    progress: Callable[[int], None],
-) -> TokenStream | TurnStream:
-    """Tokenise training text, or conversations."""
-    where: dict[str, Any] = {"cache_dir": data.cache_dir, "progress": progress}
-    if data.conversations is not None:
-        return tokenize_turns(documents, tokenizer, **where)
-    return tokenize(documents, tokenizer, num_proc=data.num_proc, **where)
-
-
 def _sequences(
     data: DataConfig, prepared: Preparation, seed: int, block_sizes: Sequence[int | None]
 ) -> PackedSequences | Mixture | AnswerSequences:
-    streams = [stream for stream in prepared.streams if isinstance(stream, TokenStream)]
+    streams = prepared.streams
     if data.conversations is not None:
-        turns = next(stream for stream in prepared.streams if isinstance(stream, TurnStream))
         special = prepared.tokenizer.eos_token_id, prepared.tokenizer.pad_token_id
         return AnswerSequences(
-            turns, data.sequence_length, seed, data.conversations, block_sizes, special
+            streams[0], data.sequence_length, seed, data.conversations, block_sizes, special
         )
     if data.weights is None:
         return PackedSequences(streams[0], data.sequence_length, seed)

@@ -10,7 +10,7 @@ only with the bytes of the detokenised text.
 import re
 from collections.abc import Callable
 
-from textdiff.errors import ConfigError, closest
+from textdiff.errors import unknown
 
 Replacement = str | Callable[[re.Match[str]], str]
 Rules = tuple[tuple[re.Pattern[str], Replacement], ...]
@@ -117,8 +117,5 @@ def detokenizer(name: str) -> Callable[[str], str]:
         ConfigError: no detokeniser has that name.
     """
     if name not in DETOKENIZERS:
-        raise ConfigError(
-            f"unknown detokenizer {name!r}; {closest(name, DETOKENIZERS)}",
-            code="unknown_detokenizer",
-        )
+        raise unknown("detokenizer", name, DETOKENIZERS)
     return DETOKENIZERS[name]

@@ -25,13 +25,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from textdiff.data.backend import (
-    TextBackends,
-    byte_characters,
-    is_plain_bpe,
-    text_backends,
-)
+from textdiff.data.backend import TextBackends, byte_characters, is_plain_bpe, text_backends
 from textdiff.data.document_stream import TextBlock, brief, split_long
+from textdiff.data.token_stream import Piece
 from textdiff.errors import DataError
 
 Ids = NDArray[np.int32]
@@ -172,11 +168,13 @@ class EncodingBatch:
         shard: its number.
         pieces: of documents, in order.
         goes_on: whether the first of them goes on from the task before.
+        before: documents that ended before it.
     """
 
     shard: int
     pieces: list[TextBlock]
     goes_on: bool
+    before: int
 
     @property
     def characters(self) -> int:
@@ -190,25 +188,26 @@ def tasks_of(pieces: Iterable[TextBlock]) -> Iterator[EncodingBatch]:
     Where tasks and shards end depends on the text alone.
     """
     held: list[TextBlock] = []
-    shard = size = shard_size = 0
+    shard = size = shard_size = before = 0
     goes_on = False
     for piece in pieces:
         held.append(piece)
         size += len(piece.text) + 1
         if size >= _TASK_CHARACTERS:
-            yield EncodingBatch(shard, held, goes_on)
+            yield EncodingBatch(shard, held, goes_on, before)
             shard_size += size
+            before += sum(each.last for each in held)
             held, size, goes_on = [], 0, not piece.last
             if shard_size >= _SHARD_CHARACTERS:
                 shard, shard_size = shard + 1, 0
     if held:
-        yield EncodingBatch(shard, held, goes_on)
+        yield EncodingBatch(shard, held, goes_on, before)
 
 
 def encode_tasks(
     tasks: Iterable[EncodingBatch], backends: TextBackends, num_proc: int
-) -> Iterator[tuple[EncodingBatch, list[Ids]]]:
-    """Yield tasks with the ids of their pieces, in order, whichever process finishes first."""
+) -> Iterator[tuple[EncodingBatch, list[Piece]]]:
+    """Yield tasks with the tokens of their pieces, in order, whichever process finishes first."""
     if num_proc == 1:
         encoder = Encoder(*backends)
         for task in tasks:
@@ -216,7 +215,7 @@ def encode_tasks(
         return
     with workers(num_proc, _start_worker, *backends) as submit:
         # Two tasks in hand per process: the corpus must not pile up in the queue.
-        pending: deque[tuple[EncodingBatch, Future[list[Ids]]]] = deque()
+        pending: deque[tuple[EncodingBatch, Future[list[Piece]]]] = deque()
         for task in tasks:
             pending.append((task, submit(_encode_in_worker, task)))
             if len(pending) >= 2 * num_proc:
@@ -226,9 +225,10 @@ def encode_tasks(
             yield first, future.result()
 
 
-def _encode_task(encoder: Encoder, task: EncodingBatch) -> list[Ids]:
-    goes_on = [task.goes_on, *(not piece.last for piece in task.pieces[:-1])]
-    return encoder([piece.text for piece in task.pieces], goes_on)
+def _encode_task(encoder: Encoder, task: EncodingBatch) -> list[Piece]:
+    texts, lasts = zip(*task.pieces, strict=True)
+    goes_on = [task.goes_on, *(not last for last in lasts[:-1])]
+    return list(zip(encoder(texts, goes_on), lasts, strict=True))
 
 
 _worker_encoder: list[Encoder] = []
@@ -238,7 +238,7 @@ def _start_worker(first: str, later: str) -> None:
     _worker_encoder.append(Encoder(first, later))
 
 
-def _encode_in_worker(task: EncodingBatch) -> list[Ids]:
+def _encode_in_worker(task: EncodingBatch) -> list[Piece]:
     return _encode_task(_worker_encoder[0], task)
 
 

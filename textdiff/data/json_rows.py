@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from textdiff.data.conversation_rows import CONVERSATIONS, holds_conversation, row_text
+from textdiff.data.conversation_rows import row_text
 from textdiff.data.document_stream import Omissions, checked_text
 from textdiff.data.formats import decode, decoded, kind_of_file, opened
 from textdiff.data.paths import Files
@@ -118,23 +118,16 @@ def read_values(path: Path, column: str, omissions: Omissions) -> Iterator[str]:
     Raises:
         DataError: the file cannot be read, or an object cannot be used.
     """
-    for number, row in enumerate(_values(path), start=1):
+    for number, row in enumerate(json_values(path), start=1):
         yield omissions.usable(row_text, row, f"{path}, row {number}", column)
 
 
-def holds_column(path: Path, column: str) -> bool:
-    """Return whether the first value of a JSON file is an object with this key.
+def json_values(path: Path) -> Iterator[Any]:
+    """Yield the values of a JSON file.
 
     Raises:
         DataError: the file cannot be read, or does not hold JSON.
     """
-    first = next(_values(path), None)
-    if column == CONVERSATIONS:
-        return holds_conversation(first)
-    return isinstance(first, dict) and column in first
-
-
-def _values(path: Path) -> Iterator[Any]:
     with opened(path) as file:
         yield from _Values(decoded(file, str(path)), str(path))
 

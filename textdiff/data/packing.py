@@ -14,17 +14,18 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import groupby
+from itertools import filterfalse, groupby
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from transformers import PreTrainedTokenizerFast
 
+from textdiff.data.answers import encode_turns
 from textdiff.data.backend import encoding_fingerprint, text_backends
-from textdiff.data.document_stream import Documents
+from textdiff.data.document_stream import Documents, TextBlock, iterate_texts
 from textdiff.data.encode import EncodingBatch, encode_tasks, tasks_of
 from textdiff.data.split import ChangedSource
-from textdiff.data.token_stream import Shard, TokenStream, describe_shards, whole_shards
+from textdiff.data.token_stream import Piece, Shard, TokenStream, describe_shards, whole_shards
 from textdiff.errors import DataError
 
 _FORMAT = 2  # part of the key: raise it when the tokens of unchanged inputs change
@@ -50,10 +51,11 @@ def tokenize(
     cache_dir: str | None,
     verify: bool = True,
     progress: Callable[[int], None] = lambda characters: None,
+    conversations: bool = False,
 ) -> TokenStream:
     """Turn documents into one memory-mapped stream of tokens, or find it in the cache.
 
-    Every document is followed by the end-of-text token if the tokenizer has one.
+    Every document, or answer, is followed by the end-of-text token if the tokenizer has one.
 
     Args:
         documents: the corpus; its signature is part of the entry's name.
@@ -62,21 +64,21 @@ def tokenize(
         cache_dir: where `textdiff/<key>/` is kept; None is the cache of `datasets`.
         verify: compare an entry that exists with its hashes, file by file.
         progress: called with the characters encoded since its last call.
+        conversations: whether documents are conversations; their turns are two pieces each.
 
     Raises:
-        DataError: the cache folder cannot be written, or the corpus cannot be read.
+        DataError: the cache cannot be written, or the corpus cannot be read.
     """
     settings = f"{_FORMAT} {documents.signature} {encoding_fingerprint(tokenizer)}"
+    settings += f" turns {tokenizer.chat_template}" if conversations else ""
     folder = cache_root(cache_dir) / hashlib.sha256(settings.encode()).hexdigest()
-    stream = find_stream(folder, verify)
-    if stream is not None:
+    if (stream := find_stream(folder, verify)) is not None:
         return stream
     with writing_cache(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(folder.parent)
         with locked(folder):
             if TokenStream.open(folder) is None:  # else another process was faster
-                _build(folder, documents, tokenizer, num_proc, progress)
+                _build(folder, documents, tokenizer, num_proc, progress, conversations)
     stream = TokenStream.open(folder)
     if stream is None:
         raise DataError(f"token cache {folder} cannot be read back; set data.cache_dir")
@@ -147,31 +149,45 @@ def _remove_abandoned(parent: Path) -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+def _encoded(
+    documents: Documents,
+    tokenizer: PreTrainedTokenizerFast,
+    num_proc: int,
+    conversations: bool,
+    is_done: Callable[[EncodingBatch], bool],
+) -> Iterator[tuple[EncodingBatch, list[Piece]]]:
+    """Yield tasks that are not done, with the tokens of their pieces."""
+    if conversations:
+        whole = (TextBlock(text, True) for text in iterate_texts(documents))
+        return encode_turns(filterfalse(is_done, tasks_of(whole)), tokenizer)
+    tasks = filterfalse(is_done, tasks_of(documents.pieces()))
+    return encode_tasks(tasks, text_backends(tokenizer), num_proc)
+
+
 def _build(
     folder: Path,
     documents: Documents,
     tokenizer: PreTrainedTokenizerFast,
     num_proc: int,
     progress: Callable[[int], None],
+    conversations: bool,
 ) -> None:
     partial = _partial(folder)
-    partial.mkdir(exist_ok=True)
+    partial.mkdir(parents=True, exist_ok=True)
     finished = whole_shards(partial)
-    eos = tokenizer.eos_token_id
+    eos = None if conversations else tokenizer.eos_token_id  # their answers have theirs
 
-    def unfinished() -> Iterator[EncodingBatch]:
-        for task in tasks_of(documents.pieces()):
-            if task.shard in finished:
-                progress(task.characters)
-            else:
-                yield task
+    def is_done(task: EncodingBatch) -> bool:
+        if done := task.shard in finished:
+            progress(task.characters)
+        return done
 
-    encoded = encode_tasks(unfinished(), text_backends(tokenizer), num_proc)
+    encoded = _encoded(documents, tokenizer, num_proc, conversations, is_done)
     try:
         for number, tasks in groupby(encoded, key=lambda pair: pair[0].shard):
             with Shard(partial, number, eos) as shard:
-                for task, ids in tasks:
-                    shard.write(ids, [piece.last for piece in task.pieces])
+                for task, pieces in tasks:
+                    shard.write(pieces)
                     progress(task.characters)
             finished[number] = shard.description()
             describe_shards(partial, finished, eos)

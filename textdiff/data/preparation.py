@@ -17,7 +17,6 @@ from textdiff.data.document_stream import corpus_fingerprint
 from textdiff.data.packing import find_stream
 from textdiff.data.token_stream import TokenStream
 from textdiff.data.tokenizer import pretrained_tokenizer
-from textdiff.data.turn_stream import TurnStream, find_turns
 from textdiff.errors import DataError
 
 
@@ -34,7 +33,7 @@ class Preparation:
     """
 
     sources: list[dict[str, Any]]
-    streams: Sequence[TokenStream | TurnStream]
+    streams: Sequence[TokenStream]
     validation: list[str]
     tokenizer: PreTrainedTokenizerFast
     omissions: list[dict[str, Any]]
@@ -52,7 +51,6 @@ def write_preparation(entry: Path, prepared: Preparation) -> None:
             "sources": prepared.sources,
             "omissions": prepared.omissions,
             "streams": [stream.folder.name for stream in prepared.streams],
-            "turns": any(isinstance(stream, TurnStream) for stream in prepared.streams),
             "validation": corpus_fingerprint(prepared.validation),
             "tokenizer": tokenizer_fingerprint(prepared.tokenizer),
         }
@@ -74,8 +72,7 @@ def read_preparation(entry: Path, verify: bool) -> Preparation | None:
         hashes = (corpus_fingerprint(validation), tokenizer_fingerprint(tokenizer))
         if hashes != (facts["validation"], facts["tokenizer"]):
             return None
-        find = find_turns if facts.get("turns") else find_stream
-        streams = [find(entry.parent / name, verify) for name in facts["streams"]]
+        streams = [find_stream(entry.parent / name, verify) for name in facts["streams"]]
         whole = [stream for stream in streams if stream is not None]
         if len(whole) == len(streams):
             omissions = facts.get("omissions", [{} for _ in facts["sources"]])

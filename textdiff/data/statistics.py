@@ -14,7 +14,6 @@ from textdiff.errors import DataError
 
 if TYPE_CHECKING:
     from textdiff.data.corpus import Corpus
-    from textdiff.data.turn_stream import TurnStream
 
 _SHOWN_TOKENS = 48
 _CHECKED_TOKENS = 1 << 24  # tokens that are checked together
@@ -66,7 +65,7 @@ def source_facts(
     scans: Sequence[Scan],
     trained: NDArray[np.bool_],
     held_out: NDArray[np.bool_],
-    streams: "Sequence[TokenStream | TurnStream]",
+    streams: Sequence[TokenStream],
     validation: Sequence[str],
 ) -> list[dict[str, Any]]:
     """Return documents, characters, bytes and hash of every source, and what of them trains.

@@ -1,49 +1,45 @@
 """Rows of Arrow tables: texts of one column, or conversations of several."""
 
 from collections.abc import Iterable, Iterator
-from itertools import chain
 from typing import Any
 
-from textdiff.data.conversation_rows import CONVERSATIONS, conversation_texts
-from textdiff.data.document_stream import Omissions, checked_text
+from textdiff.data.conversation_rows import row_text
+from textdiff.data.document_stream import Omissions
 
 
 def table_texts(
     batches: Iterable[Any], where: str, column: str, omissions: Omissions
 ) -> Iterator[str]:
-    """Yield the texts, or the conversations, of Arrow batches of the wanted columns."""
-    if column == CONVERSATIONS:
-        rows = chain.from_iterable(batch.to_pylist() for batch in batches)
-        return conversation_texts(rows, where, omissions)
-    return column_texts((batch.column(0) for batch in batches), where, column, omissions)
-
-
-def column_texts(
-    columns: Iterable[Any], where: str, column: str, omissions: Omissions
-) -> Iterator[str]:
-    """Yield the strings of Arrow arrays.
+    """Yield the texts, or the conversations, of Arrow batches of the wanted columns.
 
     Args:
-        columns: the arrays, one after another.
+        batches: the batches, one after another.
         where: what holds them, for messages.
-        column: its name.
+        column: name of the text column, or `CONVERSATIONS`.
         omissions: refuses rows that hold something else, or counts them.
 
     Raises:
         DataError: a row that cannot be used.
     """
-    values = (value for array in columns for value in _values(array))
-    for row, value in enumerate(values, start=1):
-        yield omissions.usable(checked_text, value, f"{where}, row {row}", column)
+    rows = (row for batch in batches for row in _rows(batch))
+    for number, row in enumerate(rows, start=1):
+        yield omissions.usable(row_text, row, f"{where}, row {number}", column)
 
 
-def _values(values: Any) -> Iterator[Any]:
-    """Yield Python values; bytes where a string is not UTF-8."""
+def _rows(batch: Any) -> list[dict[str, Any]]:
+    """Return the rows of a batch as Python values; bytes where a string is not UTF-8."""
     try:
-        yield from values.to_pylist()
+        rows: list[dict[str, Any]] = batch.to_pylist()
     except UnicodeDecodeError:
-        for value in values:
-            try:
-                yield value.as_py()
-            except UnicodeDecodeError:
-                yield b""
+        values = [[_value(value) for value in column] for column in batch.columns]
+        rows = [
+            dict(zip(batch.column_names, row, strict=True)) for row in zip(*values, strict=True)
+        ]
+    return rows
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return b""

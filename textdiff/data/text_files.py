@@ -13,7 +13,7 @@ import csv
 import io
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from textdiff.data.conversation_rows import (
-    CONVERSATIONS,
-    not_conversations,
-    wanted_columns,
-)
+from textdiff.data.conversation_rows import CONVERSATIONS, holds, wanted_columns
 from textdiff.data.document_stream import (
     EMPTY,
     Omissions,
@@ -35,7 +31,7 @@ from textdiff.data.document_stream import (
     whole_texts,
 )
 from textdiff.data.formats import Kind, decoded, kind_of_file, opened, read_plain_file
-from textdiff.data.json_rows import holds_column, read_lines, read_values
+from textdiff.data.json_rows import json_values, read_lines, read_values
 from textdiff.data.paths import Files, find_files
 from textdiff.data.table_rows import table_texts
 from textdiff.errors import DataError
@@ -243,8 +239,12 @@ def read_file(
     """
     kind = kind_of_file(path)
     if text_column == CONVERSATIONS and kind in ("text", "csv", "tsv"):
-        raise not_conversations(path)
-    if kind == "json" and several and not holds_column(path, text_column):
+        raise DataError(
+            f"{path}: conversations are read from .jsonl, .json and .parquet files, saved and hub "
+            "datasets; convert it, or leave data.conversations out",
+            code="not_conversations",
+        )
+    if kind == "json" and several and not holds(next(json_values(path), None), text_column):
         omissions.files[f".json without a key {text_column!r}"] += 1
         return
     bad, empty = omissions.bad_rows, True
@@ -258,3 +258,25 @@ def read_file(
         yield block
     if empty and several and omissions.bad_rows == bad:
         omissions.files[EMPTY] += 1
+
+
+def hold_conversations(names: Sequence[str], text_column: str) -> bool:
+    """Return whether the rows of files are conversations, and have no text of their own.
+
+    The first row of the first file decides. What cannot be read is refused by its reader.
+
+    Args:
+        names: paths and patterns; `-` is standard input, which is plain text.
+        text_column: the column of texts.
+    """
+    if names[0] == "-":
+        return False
+    row: object = None
+    with suppress(DataError, OSError, pa.ArrowException):
+        first = find_files(names[0]).paths[0]
+        kind = kind_of_file(first)
+        if kind in ("lines", "json"):
+            row = next(json_values(first), None)
+        elif kind == "parquet":
+            row = dict.fromkeys(pq.read_schema(first).names)
+    return holds(row, CONVERSATIONS) and not holds(row, text_column)

@@ -1,6 +1,5 @@
 """A tokenised corpus on disk: a folder of Arrow files (shards), read as one long array."""
 
-import hashlib
 import json
 import logging
 import os
@@ -13,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from textdiff.storage import file_hash
+
 _DESCRIPTION = "description.json"
 _SCHEMA = pa.schema(
     [
@@ -20,6 +21,9 @@ _SCHEMA = pa.schema(
         pa.field("last", pa.bool_(), nullable=False),  # whether the document ends with this piece
     ]
 )
+
+Piece = tuple[NDArray[np.int32], bool]
+"""Tokens of a piece, int32 [tokens], and whether its document ends with it."""
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +65,10 @@ class TokenStream:
         self._chunks = [_values(chunk) for chunk in columns if len(chunk.values)]
         # First position of every chunk, and the total.
         self._starts = np.cumsum([0, *map(len, self._chunks)], dtype=np.int64)
-        self._ends = _document_ends(columns, lasts)
+        ends, last = _piece_ends(columns), np.concatenate([np.empty(0, bool), *lasts])
+        self._edges = np.append(0, ends)  # of the pieces, [pieces + 1]
+        self._pieces = np.append(0, np.flatnonzero(last) + 1)  # [documents + 1]
+        self._ends: NDArray[np.int64] = ends[last]
         self.num_documents = len(self._ends)
         counts = (self.num_documents, len(self))
         if counts != (description["documents"], description["tokens"]):
@@ -80,7 +87,7 @@ class TokenStream:
 
     def damaged(self) -> list[str]:
         """Read every file and return the names of those that are not what was written."""
-        return [s["name"] for s in self.shards if _hash(self.folder / s["name"]) != s["sha256"]]
+        return [s["name"] for s in self.shards if file_hash(self.folder / s["name"]) != s["sha256"]]
 
     def __reduce__(self) -> tuple[type["TokenStream"], tuple[Path]]:
         return TokenStream, (self.folder,)
@@ -92,6 +99,12 @@ class TokenStream:
     def document_lengths(self) -> NDArray[np.int64]:
         """Tokens of every document, its end-of-text token included, int64 [documents]."""
         return np.diff(self._ends, prepend=0)
+
+    def edges(self, document: int) -> NDArray[np.int64]:
+        """Return where the pieces of a document begin and end, int64 [pieces + 1]."""
+        first, last = self._pieces[document : document + 2]
+        edges: NDArray[np.int64] = self._edges[first : last + 1]
+        return edges
 
     def read(self, start: int, stop: int) -> NDArray[np.int32]:
         """Return the tokens at `start <= position < stop`, int32 [stop - start].
@@ -132,28 +145,17 @@ class TokenStream:
             raise IndexError(f"tokens {start}:{stop} of a stream of {len(self)}")
 
 
-def _hash(path: Path) -> str | None:
-    """Return the hexadecimal SHA-256 of a file; None where it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return None
-
-
 def _values(column: pa.LargeListArray) -> NDArray[np.int32]:
     values: NDArray[np.int32] = column.values.to_numpy(zero_copy_only=True)
     return values
 
 
-def _document_ends(
-    columns: list[pa.LargeListArray], lasts: list[NDArray[np.bool_]]
-) -> NDArray[np.int64]:
-    """Return the position after the last token of every document, int64 [documents]."""
+def _piece_ends(columns: list[pa.LargeListArray]) -> NDArray[np.int64]:
+    """Return the position after the last token of every piece, int64 [pieces]."""
     ends, start = [np.empty(0, np.int64)], 0
-    for column, last in zip(columns, lasts, strict=True):
+    for column in columns:
         offsets = column.offsets.to_numpy().astype(np.int64)
-        ends.append(start + offsets[1:][last])
+        ends.append(start + offsets[1:])
         start += int(offsets[-1])
     return np.concatenate(ends)
 
@@ -180,16 +182,11 @@ class Shard:
         self._file = pa.OSFile(str(self._unfinished), "wb")
         self._writer = pa.ipc.new_file(self._file, _SCHEMA)
 
-    def write(self, ids: Sequence[NDArray[np.int32]], lasts: Sequence[bool]) -> None:
-        """Write pieces of documents.
-
-        Args:
-            ids: int32 [tokens] of each piece.
-            lasts: whether its document ends with it.
-        """
-        batch = _record_batch(ids, lasts, self._end)
+    def write(self, pieces: Sequence[Piece]) -> None:
+        """Write pieces of documents."""
+        batch = _record_batch(pieces, self._end)
         self._writer.write_batch(batch)
-        self._documents += sum(lasts)
+        self._documents += sum(last for _, last in pieces)
         self._tokens += len(batch.column(0).values)
 
     def __enter__(self) -> "Shard":
@@ -212,7 +209,7 @@ class Shard:
             "documents": self._documents,
             "tokens": self._tokens,
             "bytes": self.path.stat().st_size,
-            "sha256": _hash(self.path),
+            "sha256": file_hash(self.path),
         }
 
 
@@ -220,15 +217,13 @@ def _shard_name(number: int) -> str:
     return f"tokens-{number:05d}.arrow"
 
 
-def _record_batch(
-    ids: Sequence[NDArray[np.int32]], lasts: Sequence[bool], end: NDArray[np.int32]
-) -> pa.RecordBatch:
-    pairs = list(zip(ids, lasts, strict=True))
-    values = np.concatenate([x for piece, last in pairs for x in (piece, end if last else end[:0])])
-    lengths = np.array([len(piece) + len(end) * last for piece, last in pairs], dtype=np.int64)
+def _record_batch(pieces: Sequence[Piece], end: NDArray[np.int32]) -> pa.RecordBatch:
+    values = np.concatenate([x for ids, last in pieces for x in (ids, end if last else end[:0])])
+    lengths = np.array([len(ids) + len(end) * last for ids, last in pieces], dtype=np.int64)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values), type=_SCHEMA[0].type)
-    return pa.RecordBatch.from_arrays([lists, pa.array(lasts, pa.bool_())], schema=_SCHEMA)
+    lasts = pa.array([last for _, last in pieces], pa.bool_())
+    return pa.RecordBatch.from_arrays([lists, lasts], schema=_SCHEMA)
 
 
 def whole_shards(partial: Path) -> dict[int, dict[str, Any]]:
@@ -239,7 +234,7 @@ def whole_shards(partial: Path) -> dict[int, dict[str, Any]]:
     try:
         described = json.loads((partial / _DESCRIPTION).read_text(encoding="utf-8"))["shards"]
         listed = {int(s["name"][len("tokens-") : -len(".arrow")]): dict(s) for s in described}
-        kept = {n: s for n, s in listed.items() if _hash(partial / s["name"]) == s["sha256"]}
+        kept = {n: s for n, s in listed.items() if file_hash(partial / s["name"]) == s["sha256"]}
     except (OSError, ValueError, KeyError, TypeError):
         listed = kept = {}
     for number in listed.keys() - kept.keys():

@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from textdiff.errors import CheckpointError, first_line
-from textdiff.models.stock import add_rows, network_class, without_bars
+from textdiff.models.stock import add_rows, load_network, network_class
 from textdiff.pretrained import pretrained_configuration
 
 
@@ -54,14 +54,8 @@ def _loaded(
     loaded.vocab_size, loaded.pad_token_id = stored.vocab_size, stored.pad_token_id
     loaded._attn_implementation = "eager"  # every architecture has it; ours takes its place
     try:
-        with without_bars():
-            network, info = network_class(loaded).from_pretrained(
-                source,
-                config=loaded,
-                dtype=dtype,
-                output_loading_info=True,
-                **(quantization(bits) if bits else {}),
-            )
+        options = quantization(bits) if bits else {}
+        network, info = load_network(network_class(loaded), source, loaded, dtype, **options)
     except UnpicklingError:
         raise CheckpointError(
             f"the weights of {source} hold Python objects beside their tensors, whose unpickling "

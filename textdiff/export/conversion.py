@@ -2,20 +2,17 @@
 
 import json
 import os
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import torch
-import yaml
 from transformers import PreTrainedTokenizerFast
 
 from textdiff.data.tokenizer import vocabulary_size
 from textdiff.errors import ConfigError
 from textdiff.export.loading import DTYPES, is_export, locate_export
 from textdiff.export.published import Published, open_published, published_network
-from textdiff.export.records import TRAINING_FILE, code_record
+from textdiff.export.records import TRAINING_FILE, code_record, filled_card
 from textdiff.models import Denoiser
 from textdiff.models.configuration import NEEDED
 from textdiff.sampling.settings import SamplingConfig
@@ -94,19 +91,14 @@ def converted_card(
 ) -> str:
     """Return the model card of a converted checkpoint."""
     config, family = network.config, published.family
-    diffusion = config.diffusion
-    front = {
-        "library_name": "textdiff",
-        "pipeline_tag": "text-generation",
-        "tags": ["text-diffusion", diffusion["objective"]["kind"], diffusion["process"]],
-    }
-    if family.licence:
-        front["license"] = family.licence
-    length = config.max_position_embeddings
+    diffusion, length = config.diffusion, config.max_position_embeddings
     averaged = "averaged (EMA)" if published.checkpoint.averaged else "as published"
-    text = files("textdiff.export.convert").joinpath("converted_card.md").read_text("utf-8")
-    return Template(text).substitute(
-        front=yaml.safe_dump(front, sort_keys=False).strip(),
+    return filled_card(
+        "textdiff.export.convert",
+        "converted_card.md",
+        objective=diffusion["objective"]["kind"],
+        process=diffusion["process"],
+        licence=family.licence,
         name=name,
         source=origin["source"],
         file=origin["file"],
@@ -114,10 +106,8 @@ def converted_card(
         family=family.kind,
         summary=family.summary().rstrip("."),
         repository=family.repository or "unknown",
-        licence=family.licence or "not stated",
+        stated_licence=family.licence or "not stated",
         weights=averaged,
-        objective=diffusion["objective"]["kind"],
-        process=diffusion["process"],
         blocks=diffusion["block_size"] or f"{length} (the whole sequence)",
         length=length,
         parameters=f"{sum(p.numel() for p in network.parameters()):,}",

@@ -15,7 +15,7 @@ from textdiff.errors import CheckpointError, ConfigError, first_line
 from textdiff.models import Denoiser, TextDiffusionModel
 from textdiff.models.backbone import TransformersDenoiser
 from textdiff.models.configuration import initial_exponent
-from textdiff.models.stock import without_bars
+from textdiff.models.stock import STORED, load_network
 from textdiff.pretrained import refuse_gguf
 from textdiff.storage import refuse_pointers
 
@@ -222,8 +222,13 @@ def load_model(folder: Path, dtype: torch.dtype) -> Denoiser:
     weights = ("model.safetensors", "model.safetensors.index.json")
     if not any((folder / name).is_file() for name in weights):
         raise _unusable(f"{folder}/model.safetensors is missing")
+    model: Denoiser
     try:
-        model, info = (_load_own if own else _load_backbone)(folder, dtype)
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        if own:
+            model, info = load_network(TextDiffusionModel, folder, config, dtype, **STORED)
+        else:
+            model, info = TransformersDenoiser.from_pretrained(folder, config, dtype)
     except Exception as error:
         reason = f"a file is damaged or does not fit ({first_line(error)})"
         raise _unusable(f"{folder} cannot be loaded, {reason}") from None
@@ -232,20 +237,6 @@ def load_model(folder: Path, dtype: torch.dtype) -> Denoiser:
             keys = f"{what.replace('_', ' ')}: {min(map(str, info[what]))}"
             raise _unusable(f"{folder}/model.safetensors does not fit config.json ({keys})")
     return model
-
-
-def _load_own(folder: Path, dtype: torch.dtype) -> tuple[Denoiser, dict[str, Any]]:
-    """Return our Transformer and transformers' account of its weights."""
-    options = {"output_loading_info": True, "local_files_only": True, "use_safetensors": True}
-    with without_bars():
-        model, info = TextDiffusionModel.from_pretrained(folder, dtype=dtype, **options)
-    return model, info
-
-
-def _load_backbone(folder: Path, dtype: torch.dtype) -> tuple[Denoiser, dict[str, Any]]:
-    """Return a network of transformers and its account of the weights."""
-    config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    return TransformersDenoiser.from_pretrained(folder, config, dtype)
 
 
 def load_exported_tokenizer(folder: Path, config: PreTrainedConfig) -> PreTrainedTokenizerFast:

@@ -31,7 +31,7 @@ from textdiff.export.loading import (
 )
 from textdiff.models import Denoiser, TextDiffusionModel
 from textdiff.models.backbone import TransformersDenoiser
-from textdiff.models.stock import add_rows, stock_class, without_bars
+from textdiff.models.stock import add_rows, load_network, stock_class
 from textdiff.sampling.settings import SamplingConfig
 
 SHOWN = 4  # names of weights that a message lists
@@ -239,15 +239,8 @@ def _backbone(published: Published, rows: int, dtype: torch.dtype) -> Transforme
     loaded.vocab_size = rows
     if loaded.pad_token_id is not None and not 0 <= loaded.pad_token_id < rows:
         loaded.pad_token_id = None  # its row is added below
-    with without_bars():
-        network, info = stock_class(loaded).from_pretrained(
-            None,
-            config=loaded,
-            state_dict=inside,
-            dtype=dtype,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-        )
+    given = {"state_dict": inside, "ignore_mismatched_sizes": True}
+    network, info = load_network(stock_class(loaded), None, loaded, dtype, **given)
     # Files of language models may hold heads of other tasks.
     left_over = () if published.converted.as_it_is else info["unexpected_keys"]
     _refuse(published, info["missing_keys"], left_over, info["mismatched_keys"])

@@ -177,18 +177,13 @@ def _training_record(config: Config, state: dict[str, Any]) -> dict[str, Any]:
 def model_card(config: Config, state: dict[str, Any], bound: Bound | None) -> str:
     """Return a model card made from the config, the corpus record and the validation bound."""
     family, lora = config.diffusion, config.train.lora
-    front = {
-        "library_name": "textdiff",
-        "pipeline_tag": "text-generation",
-        "tags": ["text-diffusion", family.objective.kind, family.process],
-    }
     whole = f"{config.data.sequence_length} (the whole sequence)"
-    text = files("textdiff.export").joinpath("model_card.md").read_text(encoding="utf-8")
-    return Template(text).substitute(
-        front=yaml.safe_dump(front, sort_keys=False).strip(),
-        name=Path(config.run.dir).name,
+    return filled_card(
+        "textdiff.export",
+        "model_card.md",
         objective=family.objective.kind,
         process=family.process,
+        name=Path(config.run.dir).name,
         blocks=" or ".join(str(size or whole) for size in family.block_sizes),
         length=config.data.sequence_length,
         parameters=f"{state['parameters']:,}",
@@ -202,6 +197,30 @@ def model_card(config: Config, state: dict[str, Any], bound: Bound | None) -> st
         alone=ALONE[config.model.kind if lora is None or lora.merge else "adapters"],
         record=json.dumps(state["corpus"], indent=2, ensure_ascii=False),
     )
+
+
+def filled_card(
+    package: str, card: str, objective: str, process: str, licence: str | None = None, **values: Any
+) -> str:
+    """Return a template of a model card with values and the hub's metadata in it.
+
+    Args:
+        package: the one that has it.
+        card: name of the template there.
+        objective: kind of the objective.
+        process: kind of the process.
+        licence: of the weights, by the hub's name; None: not stated.
+        **values: by their names in the template.
+    """
+    front: dict[str, Any] = {
+        "library_name": "textdiff",
+        "pipeline_tag": "text-generation",
+        "tags": ["text-diffusion", objective, process],
+    }
+    front |= {"license": licence} if licence else {}
+    text = files(package).joinpath(card).read_text(encoding="utf-8")
+    head = yaml.safe_dump(front, sort_keys=False).strip()
+    return Template(text).substitute(front=head, objective=objective, process=process, **values)
 
 
 def _result(bound: Bound | None, averaged: bool) -> str:

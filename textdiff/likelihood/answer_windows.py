@@ -6,15 +6,14 @@ is one on the probability of the answer, its end and the fill together, and so o
 """
 
 import hashlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from textdiff.data.answer_layout import RowLayout, Written
-from textdiff.data.answers import Turn, TurnEncoder
+from textdiff.data.answers import TurnEncoder
 from textdiff.errors import DataError
 from textdiff.likelihood.windows import Windows
 
@@ -36,55 +35,43 @@ def answer_windows(
         too_long: what becomes of conversations that are longer: `refuse`, `drop` or `cut`.
 
     Raises:
-        DataError: a conversation that cannot be encoded, or is too long where that is refused; or
-            none is left.
+        DataError: a conversation cannot be encoded or is too long; or none is left.
     """
     encoder = TurnEncoder(tokenizer)
     layout = RowLayout(length, block_size, encoder.end)
-    scored = []
-    for number, document in enumerate(documents, start=1):
-        where = f"conversation {number}"
-        turns = encoder(document, where)
-        lengths = [(len(turn.prompt), len(turn.answer)) for turn in turns]
-        kept = layout.fit(lengths, too_long, where)
-        if kept is not None:
-            scored.append(_ScoredTurns.of(layout, turns[: kept.turns], kept.cut))
+    scored = list(_scored(encoder, layout, documents, too_long))
     if not scored:
         raise DataError(
             f"every conversation is longer than {length} tokens, the model's sequence length",
             code="all_too_long",
         )
-    digest = hashlib.sha256("\0".join(documents).encode()).hexdigest()
-    return _joined(scored, digest)
-
-
-class _ScoredTurns(NamedTuple):
-    """Windows of one conversation: their rows, the places of their ends, bytes of the answers."""
-
-    rows: list[Written]
-    ends: list[int]
-    bytes: int
-
-    @classmethod
-    def of(cls, layout: RowLayout, turns: Sequence[Turn], cut: int | None) -> "_ScoredTurns":
-        pairs = [(turn.prompt, turn.answer) for turn in turns]
-        counts = range(1, len(pairs) + 1)
-        rows = [layout.write(pairs[:count], cut, last_only=True) for count in counts]
-        ends = [-1 if cut else int(row.scored.argmax()) + row.answer_tokens for row in rows]
-        return cls(rows, ends, sum(turn.bytes for turn in turns))
-
-
-def _joined(scored: Sequence[_ScoredTurns], digest: str) -> Windows:
-    rows = [row for turns in scored for row in turns.rows]
-    counts = torch.tensor([len(turns.rows) for turns in scored])
+    turns, ends, sizes = zip(*scored, strict=True)
+    rows = [row for each in turns for row in each]
     return Windows(
         tokens=[row.tokens.astype(np.int64) for row in rows],
-        document=torch.repeat_interleave(counts),
-        index=torch.cat([torch.arange(count) for count in counts.tolist()]),
-        document_tokens=torch.tensor([sum(r.answer_tokens for r in t.rows) for t in scored]),
-        document_bytes=torch.tensor([turns.bytes for turns in scored]),
+        document=torch.repeat_interleave(torch.tensor([len(each) for each in turns])),
+        index=torch.cat([torch.arange(len(each)) for each in turns]),
+        document_tokens=torch.tensor([sum(row.answer_tokens for row in each) for each in turns]),
+        document_bytes=torch.tensor(sizes),
         scored=[row.scored for row in rows],
-        text_digest=digest,
-        ends=torch.tensor([end for turns in scored for end in turns.ends]),
+        text_digest=hashlib.sha256("\0".join(documents).encode()).hexdigest(),
+        ends=torch.tensor([end for each in ends for end in each]),
         filled=True,
     )
+
+
+def _scored(
+    encoder: TurnEncoder, layout: RowLayout, documents: Sequence[str], too_long: str
+) -> Iterator[tuple[list[Written], list[int], int]]:
+    """Yield the rows of each conversation's answers, the places of their ends, and their bytes."""
+    for number, document in enumerate(documents, start=1):
+        where = f"conversation {number}"
+        turns = encoder(document, where)
+        kept = layout.fit([(len(turn.prompt), len(turn.answer)) for turn in turns], too_long, where)
+        if kept is None:
+            continue
+        pairs = [(turn.prompt, turn.answer) for turn in turns[: kept.turns]]
+        counts = range(1, len(pairs) + 1)
+        rows = [layout.write(pairs[:count], kept.cut, last_only=True) for count in counts]
+        ends = [-1 if kept.cut else int(row.scored.argmax()) + row.answer_tokens for row in rows]
+        yield rows, ends, sum(turn.bytes for turn in turns[: kept.turns])

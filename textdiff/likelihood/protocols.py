@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from textdiff.data.losses import Loss
 from textdiff.diffusion.objectives import Objective
-from textdiff.errors import ConfigError, DataError, closest
+from textdiff.errors import ConfigError, DataError, unknown
 from textdiff.likelihood.windows import Windows, cut_windows
 
 GROUP_DOCUMENTS = 1000
@@ -137,10 +137,7 @@ def find_protocol(name: str) -> Protocol:
         ConfigError: there is none of that name.
     """
     if name not in PROTOCOLS:
-        raise ConfigError(
-            f"unknown protocol {name!r}; {closest(name, [*PROTOCOLS, 'none'])}",
-            code="unknown_protocol",
-        )
+        raise unknown("protocol", name, [*PROTOCOLS, "none"])
     return PROTOCOLS[name]
 
 

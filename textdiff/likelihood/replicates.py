@@ -195,7 +195,7 @@ class ReplicateDraws:
             tokens: [T or 0] nats per token.
             least: replicates that Student's t needs.
         """
-        family, parts = self.scorer.host, by_document(shares, self.windows).unbind(1)
+        family, parts = self.scorer.on_cpu, by_document(shares, self.windows).unbind(1)
         heavy = family.objective.heavy_tailed
         return Estimates(
             dict(zip(self.parts, parts, strict=True)),
@@ -224,7 +224,7 @@ class ReplicateDraws:
     def fingerprint(self) -> dict[str, str]:
         """Properties of this job that a saved state must share."""
         return {
-            "model": model_digest(self.scorer.denoiser, self.scorer.host),
+            "model": model_digest(self.scorer.denoiser, self.scorer.on_cpu),
             "text": self.windows.digest,
             "layout": "nats of every window",
             "estimator": f"{self.estimator!r}, tokens {self.run.attribute}",
@@ -234,7 +234,7 @@ class ReplicateDraws:
 
     def batches_of(self, replicate: int) -> Iterator[WindowBatch]:
         """Yield this process's windows with the random numbers of a replicate."""
-        windows, family = self.windows, self.scorer.host
+        windows, family = self.windows, self.scorer.on_cpu
         v = self.estimator.strata(windows, family, self.seed, replicate)  # [W, S, blocks]
         for number, which in enumerate(self.batches):
             at, pad = torch.tensor(which), family.process.vocabulary.mask_token_id

@@ -68,7 +68,7 @@ class Scorer:
     ):
         self.denoiser = denoiser
         self.family = family
-        self.host = family.on_cpu
+        self.on_cpu = family.on_cpu
         self.batch_tokens = batch_tokens
         self.preparer = preparer
         self.rows = self.calls = 0
@@ -106,7 +106,7 @@ class Scorer:
 
     def _batch(self, x0: Tensor, noise: Noise, real: Tensor, keep: Tensor | None) -> Batch:
         ids = None if bool(real.all()) else real.to(torch.int64) - 1
-        batch = corrupt(self.host, x0, noise, ids)
+        batch = corrupt(self.on_cpu, x0, noise, ids)
         if keep is None:
             return batch
         wanted = keep.flatten()[batch.positions]

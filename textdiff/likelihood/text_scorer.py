@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from textdiff.checks import checked_texts, whole_number
@@ -19,7 +20,6 @@ from textdiff.likelihood.protocols import find_protocol, published_windows
 from textdiff.likelihood.replicates import estimate
 from textdiff.likelihood.scored_texts import Span, scored_pieces, windows_of
 from textdiff.likelihood.stopping import MIN_REPLICATES
-from textdiff.likelihood.text_end import end_token
 from textdiff.likelihood.windows import Windows
 from textdiff.models import Denoiser
 from textdiff.sampling.request import Preparer
@@ -40,6 +40,32 @@ def _refuse_more(chooser: str, end_of_text: bool, *options: object) -> None:
             f"stride{' or end_of_text' if protocol else ', end_of_text or protocol'}",
             code="protocol_fixes_chunks" if protocol else "conversations_fix_windows",
         )
+
+
+def _end_token(tokenizer: PreTrainedTokenizerFast, clean: Tensor) -> int:
+    """Return the id of the end-of-text token.
+
+    Args:
+        tokenizer: the model's.
+        clean: [V] bool, ids that the model can predict.
+
+    Raises:
+        ConfigError: there is none, or the model cannot predict it.
+    """
+    token = tokenizer.eos_token_id
+    if token is None:
+        raise ConfigError(
+            "the tokenizer has no end-of-text token, so the end of a document has no probability; "
+            "leave end_of_text (--end-of-text) out",
+            code="no_end_of_text_token",
+        )
+    if token >= len(clean) or not bool(clean[token]):
+        raise ConfigError(
+            f"this model cannot predict {tokenizer.eos_token}, its tokenizer's end-of-text token; "
+            "leave end_of_text (--end-of-text) out",
+            code="end_of_text_not_predicted",
+        )
+    return int(token)
 
 
 @dataclass
@@ -119,7 +145,7 @@ class TextScorer:
                 code="spans_and_end_of_text",
             )
         clean = self.family.process.vocabulary.clean.cpu()  # [V]
-        end = end_token(self.tokenizer, clean) if end_of_text else None
+        end = _end_token(self.tokenizer, clean) if end_of_text else None
         return windows_of(self.tokenizer, pieces, self.context, clean, stride, end)
 
     def _published_windows(self, texts: list[str], protocol: str) -> Windows:

@@ -25,7 +25,15 @@ from .interface import Denoiser
 from .layers import NoiseEmbedding, StepEmbedding, TokenExponents
 from .layout import FULL, Layout, both_streams, noise_levels
 from .probe import BackboneProbe
-from .stock import BackboneHead, build_network, first_position, network_class, without_bars
+from .stock import (
+    STORED,
+    BackboneHead,
+    build_network,
+    first_position,
+    load_network,
+    network_class,
+    without_bars,
+)
 
 EXTRA_FILE = "diffusion.safetensors"
 """Weights of an export that its architecture does not have."""
@@ -263,15 +271,7 @@ class TransformersDenoiser(Denoiser):
             config: its configuration.
             dtype: of the network.
         """
-        with without_bars():
-            network, info = network_class(config).from_pretrained(
-                folder,
-                config=config,
-                dtype=dtype,
-                output_loading_info=True,
-                local_files_only=True,
-                use_safetensors=True,
-            )
+        network, info = load_network(network_class(config), folder, config, dtype, **STORED)
         denoiser = cls(config, network)
         denoiser.load_extra(folder)
         return denoiser.to(dtype).eval(), info

@@ -64,6 +64,31 @@ def build_network(config: PreTrainedConfig) -> PreTrainedModel:
     return network
 
 
+STORED = {"local_files_only": True, "use_safetensors": True}
+"""Options of `load_network` for folders that were written here."""
+
+
+def load_network(
+    loader: Any, source: Any, config: PreTrainedConfig, dtype: torch.dtype, **options: Any
+) -> tuple[Any, dict[str, Any]]:
+    """Return a network with stored weights, and transformers' account of their names.
+
+    Args:
+        loader: a class of transformers, or an Auto class.
+        source: folder or hub id of the weights; None: `state_dict` among the options has them.
+        config: its configuration.
+        dtype: of the network.
+        options: others of `from_pretrained`.
+
+    Raises:
+        Exception: of whatever kind files, shapes and the hub's client raise.
+    """
+    options |= {"config": config, "dtype": dtype, "output_loading_info": True}
+    with without_bars():
+        network, info = loader.from_pretrained(source, **options)
+    return network, info
+
+
 @contextmanager
 def without_bars() -> Iterator[None]:
     """Keep the progress bars of transformers away while entered."""

@@ -17,13 +17,7 @@ class BlockSizes:
         hidden: channels of the residual stream.
         heads: attention heads of queries.
         channels: channels per head.
-        inner: channels between the MLP's two products.
-        gated: whether the MLP multiplies them by an activated gate.
-        rms: whether norms are RMS norms.
-        qk_norm: whether queries and keys are normalised.
-        dropout: whether branches draw dropout masks.
-        modulated: whether the noise level modulates norms and branches.
-        levels: whether the true noise level enters there.
+        inner: channels between the MLP's two products, gate and values together.
         counted: what the blocks of a network of transformers keep. None: they are ours, on a CPU
             their MLP has its own kernels, and the last one leaves out what the loss does not read.
     """
@@ -33,12 +27,6 @@ class BlockSizes:
     heads: int
     channels: int
     inner: int = 0
-    gated: bool = False
-    rms: bool = False
-    qk_norm: bool = False
-    dropout: bool = False
-    modulated: bool = False
-    levels: bool = False
     counted: SavedBytes | None = None
 
 
@@ -51,7 +39,10 @@ def block_sizes_of(network: Network, model: Denoiser, half: bool) -> BlockSizes:
         half: whether products are computed in bfloat16.
     """
     if isinstance(network, TextDiffNetwork):
-        return _own(network)
+        hidden = network.hidden_size
+        inner = 4 * hidden if network.mlp == "gelu" else 2 * 64 * -(-8 * hidden // 192)
+        heads = network.num_heads
+        return BlockSizes(network.num_layers, hidden, heads, hidden // heads, inner)
     assert isinstance(model, TransformersDenoiser)
     return BlockSizes(
         layers=model.layers,
@@ -59,21 +50,4 @@ def block_sizes_of(network: Network, model: Denoiser, half: bool) -> BlockSizes:
         heads=int(model.config.num_attention_heads),
         channels=model.head_dim,
         counted=count_saved(model, half),
-    )
-
-
-def _own(network: TextDiffNetwork) -> BlockSizes:
-    hidden, gated = network.hidden_size, network.mlp == "swiglu"
-    return BlockSizes(
-        layers=network.num_layers,
-        hidden=hidden,
-        heads=network.num_heads,
-        channels=hidden // network.num_heads,
-        inner=64 * -(-8 * hidden // 192) if gated else 4 * hidden,
-        gated=gated,
-        rms=network.norm == "rmsnorm",
-        qk_norm=network.qk_norm,
-        dropout=network.dropout > 0.0,
-        modulated=network.adaln,
-        levels=network.time_conditioning,
     )

@@ -9,6 +9,7 @@ context are not counted.
 
 import torch
 
+from textdiff.config.networks import TextDiffNetwork
 from textdiff.loss import CHUNK_LOGITS
 from textdiff.models import Layout
 from textdiff.models.cpu_block_attention import Chunks
@@ -100,29 +101,29 @@ def block_bytes(run: RunSizes) -> dict[str, int]:
     blocks, e = run.blocks, run.value
     if blocks.counted is not None:
         return {"counted": blocks.counted.blocks // blocks.layers, "kernel": kernel_bytes(run)}
-    hidden = blocks.hidden
-    mask = (2 if run.chunked else 1) if blocks.dropout else 0
-    statistics = FLOAT * hidden + FLOAT if blocks.rms else STATISTICS
+    hidden, network = blocks.hidden, run.config.model
+    assert isinstance(network, TextDiffNetwork)
+    mask = (2 if run.chunked else 1) if network.dropout else 0
+    statistics = FLOAT * hidden + FLOAT if network.norm == "rmsnorm" else STATISTICS
     fused = run.chunked and not run.half
-    tensors = (2 if blocks.gated else 1) * (1 if fused else 2)
-    levels = 6 + 2 if blocks.levels and run.streams == 2 else 0
+    levels = 6 + 2 if network.time_conditioning and run.streams == 2 else 0
     return {
         "residual": 2 * (FLOAT + mask) * hidden,
         "norms": 2 * e * hidden + 2 * statistics,
-        "attention": attention_bytes(run),
-        "mlp": tensors * e * blocks.inner,
-        "modulation": (2 * FLOAT + (2 + levels) * e) * hidden if blocks.modulated else 0,
+        "attention": attention_bytes(run, network.qk_norm),
+        "mlp": (1 if fused else 2) * e * blocks.inner,
+        "modulation": (2 * FLOAT + (2 + levels) * e) * hidden if network.adaln else 0,
     }
 
 
-def attention_bytes(run: RunSizes) -> int:
+def attention_bytes(run: RunSizes, qk_norm: bool) -> int:
     """Return the bytes per position of our queries, keys, values, mixture and kernel."""
     blocks, e = run.blocks, run.value
     mixed = blocks.heads * blocks.channels
     kept = 4 * e * mixed + kernel_bytes(run)
     if run.config.model.attn_implementation != "eager" and run.streams == 1 and run.chunked:
         kept += 0 if run.half else e * mixed  # another layout of the mixture
-    if blocks.qk_norm:  # the projection (float32 copies in half precision), and normalised twice
+    if qk_norm:  # the projection (float32 copies in half precision), and normalised twice
         kept += 2 * 2 * FLOAT * mixed + 2 * FLOAT * blocks.heads
         kept += 0 if run.half else FLOAT * mixed
     return kept
@@ -153,7 +154,7 @@ def block_probabilities(run: RunSizes) -> int:
 def backward(run: RunSizes) -> int:
     """Return the bytes of gradients of stream, branch and MLP, and of recomputed activations."""
     blocks = run.blocks
-    inner = run.tokens * run.value * blocks.inner * (2 if blocks.gated else 1)
+    inner = run.tokens * run.value * blocks.inner
     if blocks.counted is not None:
         inner = run.tokens * 2 * blocks.counted.widest
     elif run.chunked:  # some rows at a time, in float32 of activations and their gradients too

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from textdiff.data.conversations import (
@@ -16,6 +15,7 @@ from textdiff.data.conversations import (
 )
 from textdiff.data.losses import encode_checked
 from textdiff.diffusion.family import Family
+from textdiff.diffusion.process import Vocabulary
 from textdiff.errors import DataError
 from textdiff.models import Denoiser
 from textdiff.sampling.callbacks import Generation
@@ -57,33 +57,28 @@ def checked_conversations(raw: Any, where: str = "messages") -> list[list[Messag
 
 
 class ChatReader:
-    """Writer of conversations as prompts.
+    """Writer of conversations as prompts, with the tokenizer's present template.
 
     Args:
-        tokenizer: the model's.
-        clean: [V] bool, ids that the model can predict.
-        mask: id of the mask token.
-        ends: ids that end texts besides the end-of-text token, by the model's config.
-        unit: multiple that training filled answers up to; None: it did not.
+        model: the network.
+        tokenizer: its tokenizer.
+        vocabulary: which ids it predicts.
 
     Raises:
         DataError: the tokenizer has no chat template.
     """
 
     def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerFast,
-        clean: Tensor,
-        mask: int,
-        ends: Sequence[int] = (),
-        unit: int | None = None,
+        self, model: Denoiser, tokenizer: PreTrainedTokenizerFast, vocabulary: Vocabulary
     ) -> None:
-        self.tokenizer, self.clean = tokenizer, clean
-        self.encoder = ConversationEncoder(tokenizer, unit)
-        unknown = tokenizer.unk_token_id
-        self.readable = clean.clone()  # [V] ids that a prompt may have
-        written = torch.tensor(sorted(self.encoder.control_ids - {mask, unknown}))
-        self.readable[written[written < len(clean)].long()] = True
+        self.tokenizer = tokenizer
+        self.encoder = ConversationEncoder(tokenizer, model.config.diffusion.get("answer_unit"))
+        self.readable = vocabulary.clean.cpu().clone()  # [V] ids that a prompt may have
+        silent = {vocabulary.mask_token_id, tokenizer.unk_token_id}
+        written = torch.tensor(sorted(self.encoder.control_ids - silent))
+        self.readable[written[written < len(self.readable)].long()] = True
+        end = model.config.eos_token_id
+        ends = end if isinstance(end, list) else [] if end is None else [end]
         self.ends = tuple(dict.fromkeys([*self.encoder.turn_ends, *ends]))
 
     def prompt(self, messages: Sequence[Message]) -> ChatPrompt:
@@ -152,13 +147,5 @@ class ChatModel:
         return [reader.prompt(each) for each in conversations]
 
     def chat_reader(self) -> ChatReader:
-        """Return the writer of conversations as prompts, with the tokenizer's present template.
-
-        Raises:
-            DataError: it has none.
-        """
-        vocabulary, end = self.family.process.vocabulary, self.model.config.eos_token_id
-        ends = end if isinstance(end, list) else [] if end is None else [end]
-        clean, mask = vocabulary.clean.cpu(), vocabulary.mask_token_id
-        unit = self.model.config.diffusion.get("answer_unit")
-        return ChatReader(self.tokenizer, clean, mask, ends, unit)
+        """Return the writer of conversations as prompts; see `ChatReader`."""
+        return ChatReader(self.model, self.tokenizer, self.family.process.vocabulary)

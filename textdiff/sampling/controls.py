@@ -180,7 +180,7 @@ class Controls:
         early = None
         if self.end_tokens and context.info is not None:
             early = context.place < (context.info.tails + self.config.min_new_tokens)[context.row]
-            early = early.to(context.canvas.device) if bool(early.any()) else None  # on the host
+            early = early.to(context.canvas.device) if bool(early.any()) else None  # on the CPU
         if not self.banned and early is None:
             return None
         allowed = context.vocabulary.clean.repeat(len(context.positions), 1)

@@ -39,13 +39,13 @@ class Step:
         index: network calls of this kind so far, counted from 0 over the whole generation.
         t: [R] time of each row before the step.
         canvas: [R, L] tokens after the step; a new tensor each time.
-        changed: [N] flat host positions that changed.
+        changed: [N] flat CPU positions that changed.
         calls: network calls so far.
         draft: [R, L] canvas with every open position filled by its most likely token, if asked for.
         confidence: [N] raw probability of each new token, if asked for; NaN for masks.
         entropy: [N] entropy in nats at the changed positions, if asked for or known anyway; NaN
             where a token was masked again.
-        remasked: [M] flat host positions that were masked again, or drawn from the noise again, for
+        remasked: [M] flat CPU positions that were masked again, or drawn from the noise again, for
             rules that do so.
         final: [R] tokens of each row that were final before this step; the engine fills it, as it
             does what follows.

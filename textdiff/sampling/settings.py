@@ -19,7 +19,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError, PydanticKnownError
 
-from textdiff.errors import CheckpointError, ConfigError, TextDiffError, closest
+from textdiff.errors import CheckpointError, ConfigError, TextDiffError, closest, unknown
 from textdiff.section import Number, Section, Whole
 
 MOST_TOKENS = 10_000_000  # of a text; more would be a slip, and tables larger than memory
@@ -232,9 +232,9 @@ class SamplingConfig(Section):
         """
         wanted = _renamed({key: value for key, value in changes.items() if value is not None})
         fields = type(self).model_fields
-        for name in [name for name in wanted if name not in fields]:
-            hint = closest(name, fields)
-            raise ConfigError(f"unknown option {name!r}; {hint}", code="unknown_option")
+        for name in wanted:
+            if name not in fields:
+                raise unknown("option", name, fields)
         if wanted.get("rule", self.rule) != self.rule:
             wanted.setdefault("knobs", {})
         try:

@@ -117,6 +117,22 @@ class ForcedEngine(Engine):
             )
 
 
+def rewriting(texts: Tensor, new: Tensor, lengths: Tensor) -> Job:
+    """Return the job that writes some tokens of texts, given the others.
+
+    Args:
+        texts: [R, W] tokens.
+        new: [R, W] bool, True at those that are written.
+        lengths: [R] tokens of each text.
+    """
+    texts = texts.masked_fill(new, -1)
+    prompts = [
+        [None if token < 0 else token for token in row[:length]]
+        for row, length in zip(texts.tolist(), lengths.tolist(), strict=True)
+    ]
+    return Job(prompts, [0] * len(prompts))
+
+
 def policy_log_likelihood(
     model: Denoiser,
     family: Family,
@@ -140,7 +156,6 @@ def policy_log_likelihood(
         ConfigError: see `ForcedEngine`.
     """
     wanted = torch.ones_like(texts, dtype=torch.bool) if scored is None else scored
-    rows = zip(texts.tolist(), wanted.tolist(), strict=True)
-    prompts = [[None if new else t for t, new in zip(*row, strict=True)] for row in rows]
-    request = Request(Job(prompts, [0] * len(prompts)), config.merge(cache="off"))
+    job = rewriting(texts, wanted, torch.tensor([texts.shape[1]] * len(texts)))
+    request = Request(job, config.merge(cache="off"))
     return ForcedEngine(model, family, request, texts).log_likelihoods().sum(1)

@@ -32,7 +32,7 @@ class Watch:
     Args:
         denoise: the network.
         process: forward process.
-        frozen: [R, L] bool on the host.
+        frozen: [R, L] bool on the CPU.
         parts: which of `PARTS` to fill.
 
     Raises:

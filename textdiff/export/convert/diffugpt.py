@@ -18,6 +18,7 @@ class DiffuGPTCheckpoint(StockNetwork):
     ids = ("diffusionfamily/diffugpt-s", "diffusionfamily/diffugpt-m")
     repository = "https://github.com/HKUNLP/DiffuLLaMA"
     licence = "apache-2.0"
+    model_type = "gpt2"
     published_mask = 10541
     embedding = "transformer.wte.weight"
     shift = True
@@ -27,10 +28,6 @@ class DiffuGPTCheckpoint(StockNetwork):
     def matches(cls, config: Mapping[str, Any], names: Collection[str]) -> bool:
         """Return whether the weights have its prefix and GPT-2's positions."""
         return any(name.startswith(f"{PREFIX}wpe.") for name in names)
-
-    def architecture(self, config: Mapping[str, Any]) -> str:
-        """Return GPT-2's."""
-        return "gpt2"
 
     def rename(self, name: str) -> str:
         """Return GPT-2's name of a weight; the matrix of embedding and head has several."""
@@ -49,6 +46,7 @@ class DiffuLLaMACheckpoint(StockNetwork):
     ids = ("diffusionfamily/diffullama",)
     repository = "https://github.com/HKUNLP/DiffuLLaMA"
     licence = "apache-2.0"
+    model_type = "llama"
     published_mask = 811
     shift = True
 
@@ -57,7 +55,3 @@ class DiffuLLaMACheckpoint(StockNetwork):
         """Return whether it is called so."""
         named = published_name(config).lower() == "diffullama"
         return named and config.get("model_type") == "llama" and HEAD in names
-
-    def architecture(self, config: Mapping[str, Any]) -> str:
-        """Return Llama's."""
-        return "llama"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -28,21 +28,22 @@ if TYPE_CHECKING:
 
 
 class LanguageModel(CheckpointFamily):
-    """Base of the families whose config, names and weights are those of transformers."""
+    """Base of the families whose config, names and weights are those of transformers.
+
+    Attributes:
+        mapping: name of the table of such classes in transformers.
+    """
+
+    mapping: ClassVar[str]
 
     @classmethod
     def matches(cls, config: Mapping[str, Any], names: Collection[str]) -> bool:
         """Return whether the config names a class of this kind, and no code beside it."""
         from transformers.models.auto import modeling_auto
 
-        known = getattr(modeling_auto, cls.mapping())
+        known = getattr(modeling_auto, cls.mapping)
         named = (config.get("architectures") or [None])[0]
         return named is not None and known.get(config.get("model_type")) == named
-
-    @classmethod
-    def mapping(cls) -> str:
-        """Return the name of the table of such classes in transformers."""
-        raise NotImplementedError
 
     def described(self, config: Mapping[str, Any]) -> PreTrainedConfig:
         """Return the configuration of transformers.
@@ -78,11 +79,7 @@ class CausalLMCheckpoint(LanguageModel):
     """Causal language model, such as Llama, Qwen, SmolLM, GPT-2 or Pythia."""
 
     kind: Literal["causal-lm"] = "causal-lm"
-
-    @classmethod
-    def mapping(cls) -> str:
-        """See `LanguageModel`."""
-        return "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
+    mapping = "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
 
     @classmethod
     def matches(cls, config: Mapping[str, Any], names: Collection[str]) -> bool:
@@ -113,15 +110,11 @@ class MaskedLMCheckpoint(LanguageModel):
     """Masked language model, such as BERT, RoBERTa, DistilBERT or ModernBERT."""
 
     kind: Literal["masked-lm"] = "masked-lm"
+    mapping = "MODEL_FOR_MASKED_LM_MAPPING_NAMES"
 
     mask_token_id: Whole | None = Field(
         None, ge=0, description="id of the mask; none: as config or tokenizer say"
     )
-
-    @classmethod
-    def mapping(cls) -> str:
-        """See `LanguageModel`."""
-        return "MODEL_FOR_MASKED_LM_MAPPING_NAMES"
 
     def convert(self, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Converted:
         """See `CheckpointFamily`: masked diffusion of full sequences with its own mask.

@@ -46,16 +46,13 @@ class LLaDACheckpoint(StockNetwork):
     ids = ("GSAI-ML/LLaDA-8B-Base", "GSAI-ML/LLaDA-8B-Instruct", "GSAI-ML/LLaDA-1.5")
     repository = "https://github.com/ML-GSAI/LLaDA"
     licence = "mit"
+    model_type = "llama"
     published_mask = 126336
 
     @classmethod
     def matches(cls, config: Mapping[str, Any], names: Collection[str]) -> bool:
         """Return whether the weights have its names."""
         return any(name.startswith("model.transformer.blocks.0.ff_proj") for name in names)
-
-    def architecture(self, config: Mapping[str, Any]) -> str:
-        """Return Llama's."""
-        return "llama"
 
     def settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return Llama's settings.

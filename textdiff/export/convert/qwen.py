@@ -23,6 +23,7 @@ class DreamCheckpoint(StockNetwork):
     )
     repository = "https://github.com/DreamLM/Dream"
     licence = "apache-2.0"
+    model_type = "qwen2"
     published_mask = 151666
     shift = True
 
@@ -30,10 +31,6 @@ class DreamCheckpoint(StockNetwork):
     def matches(cls, config: Mapping[str, Any], names: Collection[str]) -> bool:
         """Return whether the config says so."""
         return str(config.get("model_type")).lower() == "dream"
-
-    def architecture(self, config: Mapping[str, Any]) -> str:
-        """Return Qwen2's."""
-        return "qwen2"
 
 
 class SDARCheckpoint(StockNetwork):
@@ -49,16 +46,13 @@ class SDARCheckpoint(StockNetwork):
     )
     repository = "https://github.com/JetAstra/SDAR"
     licence = "mit"
+    model_type = "qwen3"
     published_mask = 151669
 
     @classmethod
     def matches(cls, config: Mapping[str, Any], names: Collection[str]) -> bool:
         """Return whether the config says so."""
         return config.get("model_type") == "sdar"
-
-    def architecture(self, config: Mapping[str, Any]) -> str:
-        """Return Qwen3's."""
-        return "qwen3"
 
     def blocks(self, config: Mapping[str, Any]) -> int:
         """Return the block size: in the config, at the end of the name (`-b16`), else 4."""

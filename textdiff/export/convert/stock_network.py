@@ -7,7 +7,6 @@ here: the mask, tied embeddings under either name, rows of an embedding larger t
 from __future__ import annotations
 
 import re
-from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -48,6 +47,7 @@ class StockNetwork(CheckpointFamily):
     """A family whose network is a class of transformers.
 
     Attributes:
+        model_type: that of the class in transformers.
         published_mask: id of the mask in the published models.
         embedding: name of the embedding's weight in transformers' class.
         shift: whether the output at a position is about the next token.
@@ -63,14 +63,15 @@ class StockNetwork(CheckpointFamily):
         None, ge=1, description="tokens per block; none: as the config or the name says"
     )
 
+    model_type: ClassVar[str]
     published_mask: ClassVar[int | None] = None
     embedding: ClassVar[str] = "model.embed_tokens.weight"
     shift: ClassVar[bool] = False
     tokenizer: ClassVar[str | None] = None
 
-    @abstractmethod
     def architecture(self, config: Mapping[str, Any]) -> str:
         """Return the model type of the class in transformers."""
+        return self.model_type
 
     def settings(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the settings of the class in transformers: mostly those of the config."""

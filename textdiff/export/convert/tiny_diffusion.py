@@ -52,16 +52,13 @@ class TinyDiffusionCheckpoint(StockNetwork):
 
     repository = "https://github.com/nathan-barry/tiny-diffusion"
     licence = None
+    model_type = "nanochat"  # norms without weights, after rotation, of the embedding too
     published_mask = 0
 
     @classmethod
     def matches(cls, config: Mapping[str, Any], names: Collection[str]) -> bool:
         """Return whether the weights have its names."""
         return TIMES in names and "blocks.0.attn.c_q.weight" in names
-
-    def architecture(self, config: Mapping[str, Any]) -> str:
-        """Return NanoChat's: norms without weights, after rotation, of the embedding too."""
-        return "nanochat"
 
     def own_tokenizer(self) -> Callable[[], PreTrainedTokenizerFast]:
         """Return the maker of the tokenizer of ASCII codes."""

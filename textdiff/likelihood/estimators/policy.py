@@ -66,6 +66,13 @@ class Policy(_Options):
     def check(self, denoiser: Denoiser, family: Family, windows: Windows) -> None:
         super().check(denoiser, family, windows)
         build_rule(self.rule, family, self.config.knobs)
+        if family.process.replaces_tokens:
+            raise ConfigError(
+                f"a text has no exact likelihood under {family.process.name} noise: rules write "
+                "tokens over others there, so that many ways lead to one text; use another "
+                "estimator, or a model of absorbing noise",
+                code="no_exact_likelihood",
+            )
         if windows.ends is not None and family.block_size != 1:
             raise ConfigError(
                 "estimator policy scores texts of a fixed length: what a rule would write behind "
@@ -99,17 +106,11 @@ class Policy(_Options):
         Raises:
             ConfigError: options that do not fit the model, or that need a tokenizer.
         """
-        from textdiff.sampling.job import Job
         from textdiff.sampling.request import Request
+        from textdiff.sampling.teacher_forcing import rewriting
 
         text = batch.x0 != batch.family.process.vocabulary.mask_token_id  # [B, L]
-        prompts = [
-            [None if scored else token for token, scored in zip(ids[:n], mask[:n], strict=True)]
-            for ids, mask, n in zip(
-                batch.x0.tolist(), batch.scorable.tolist(), text.sum(1).tolist(), strict=True
-            )
-        ]
-        job = Job(prompts, [0] * len(prompts))
+        job = rewriting(batch.x0, batch.scorable, text.sum(1))
         if scorer.preparer is not None:
             return scorer.preparer.request(job, self.config)
         config = self.config

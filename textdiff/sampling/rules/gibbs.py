@@ -49,6 +49,7 @@ class Gibbs(RevisingRule):
 
     processes: ClassVar[tuple[str, ...]] = ("uniform", "hybrid")
     task: ClassVar[str] = "redraws tokens that noise may have replaced"
+    chance: ClassVar[str] = "writes tokens over others, so that many ways lead to one text"
 
     def __call__(self, segment: Segment) -> Iterator[Step]:
         # P steps and P - 1 times their correctors are at most `steps` calls.
