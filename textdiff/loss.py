@@ -9,6 +9,7 @@ and nothing is computed twice.
 Letters: B rows, L positions, N positions that contribute to the loss, H hidden size.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from textdiff.diffusion.noise import ByTime, Noise, draw_noise
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.objectives.objective import clean_log_softmax, pick
 from textdiff.models import CAUSAL, Denoiser, Reads, hide_starts, shift_right, training_layout
+from textdiff.models.self_conditioning import Previous
 
 # Logits alive at once: 2 ** 22 of them are 16 MiB in float32, which memory allocators reuse.
 CHUNK_LOGITS = 2**22
@@ -84,6 +86,10 @@ class PositionTerms(HeadTerms):
         clean = training and family.objective.ar_weight > 0.0
         reads = Reads.of(batch.positions, batch.x0.shape, layout, family.objective.shift, clean)
         more: Any = {} if reads.clean is None else {"context_positions": reads.clean}
+        if batch.first is not None:
+            with torch.no_grad():  # a function of the same noisy tokens: a bound stays one
+                first = PositionTerms(denoiser, family, batch.first_pass())
+                more["previous"] = Previous(batch.first.at, first.expected(denoiser))
         outputs = denoiser.hidden(tokens, context, batch.sigma, layout, reads.noisy, **more)
         states = [x for x in outputs if x is not None]
         super().__init__(denoiser, [reads.ordered(x) for x in states])
@@ -119,13 +125,20 @@ class PositionTerms(HeadTerms):
         """Return [n] clean tokens, [n] noisy tokens and the noise of one chunk."""
         return self.x0[chunk], self.xt[chunk], self.noise.map(lambda value: value[chunk])
 
+    def predictions(self) -> Iterator[tuple[slice, Prediction]]:
+        """Yield each chunk and its prediction."""
+        for chunk in self.chunks():
+            yield chunk, self.predict(chunk, *(x[chunk] for x in self.inputs))
+
     def all(self) -> Tensor:
         """Return [N] nats at every position, without gradients."""
-        terms = [
-            self.nelbo(chunk, self.predict(chunk, *(x[chunk] for x in self.inputs)))
-            for chunk in self.chunks()
-        ]
+        terms = [self.nelbo(chunk, prediction) for chunk, prediction in self.predictions()]
         return torch.cat(terms) if terms else torch.zeros(0, dtype=torch.float64)
+
+    def expected(self, denoiser: Denoiser) -> Tensor:
+        """Return [N, H] expected embeddings of the predicted tokens."""
+        expected = [denoiser.expected(p.log_x0) for _, p in self.predictions()]
+        return torch.cat(expected) if expected else self.inputs[0][:0]
 
 
 class NextTokenTerms(HeadTerms):
@@ -280,6 +293,8 @@ class LearnedScheduleLoss(nn.Module):
             noise = draw_noise(family, x0, batch.uniforms, ByTime())
             ids = batch.document_ids
             masked = corrupt(family, x0, noise, None if ids is None else ids.repeat(2, 1))
+            if batch.chosen is not None:
+                masked = masked.self_conditioned(batch.chosen.repeat(2))
         terms = PositionTerms(self.denoiser, family, masked, training=True)
         loss, nelbo = _training_sum(terms, *self.schedule.parameters())
         nats = nelbo.new_zeros(x0.numel()).index_add(0, masked.positions, nelbo).view(x0.shape)

@@ -76,6 +76,18 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
 
     def batch(self, step: int, slots: Tensor) -> Batch | CleanBatch:
         """Return the rows of some slots of a step's global batch."""
+        batch, config = self._corrupted(step, slots), self.config
+        if not config.model.conditions_itself:
+            return batch
+        samples = step * config.train.global_batch_size + slots
+        chosen = uniforms(config.run.seed, Stream.FIRST_PASS, row=samples) < 0.5  # [B]
+        if isinstance(batch, CleanBatch):
+            return replace(batch, chosen=chosen)
+        masks = len(batch.x0) // len(slots)  # two of every row where they are complementary
+        return batch.self_conditioned(chosen.repeat(masks), config.train.compile)
+
+    def _corrupted(self, step: int, slots: Tensor) -> Batch | CleanBatch:
+        """Return the same without the first pass of a network with self-conditioning."""
         family = self.family.with_block_size(self.block_size(step))
         global_batch = self.config.train.global_batch_size
         samples = step * global_batch + slots
