@@ -320,7 +320,8 @@ def test_a_rule_writes_texts_of_probabilities_that_add_up_to_one(rule, knobs, bl
     with torch.no_grad():
         log_p = ForcedEngine(model, chosen, request, TEXTS).log_likelihoods().sum(1)
     assert abs(float(log_p.exp().sum()) - 1.0) < 1e-12
-    windows = cut_windows([x.tolist() for x in TEXTS], chosen, LENGTH)
+    documents = [x.numpy().astype("int32") for x in TEXTS]
+    windows = cut_windows(documents, [""] * len(TEXTS), LENGTH, chosen.process.vocabulary.clean)
     options = {"rule": rule, "knobs": knobs, "steps": 2}
     found = estimate(model, chosen, windows, estimator="policy", **options)
     torch.testing.assert_close(found.nats, -log_p, rtol=1e-12, atol=1e-12)
