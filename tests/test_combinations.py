@@ -21,11 +21,11 @@ from textdiff.diffusion.objectives import OBJECTIVES
 from textdiff.errors import ConfigError
 from textdiff.likelihood.replicates import estimate
 from textdiff.likelihood.windows import cut_windows
-from textdiff.loss import training_loss
 from textdiff.models import TextDiffusionModel
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.job import Job
 from textdiff.train.batches import TrainingBatches
+from textdiff.train.learned_loss import training_loss
 from textdiff.train.setup import build_model
 
 TEXT = "a text is a row of words; "
