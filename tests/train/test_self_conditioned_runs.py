@@ -89,6 +89,9 @@ def test_a_network_without_it_learns_it(runs, whole, capsys):
     capsys.readouterr()
     assert main(["train", *words, f"--run.dir={runs / 'drops'}"]) == 2
     assert "set self_conditioning" in capsys.readouterr().err
+    words = [words[0], f"--train.init-from={runs / 'plain' / 'export'}", *FLAGS]
+    assert main(["train", *words, f"--run.dir={runs / 'drops'}", "--train.lora", "{rank: 2}"]) == 2
+    assert "its new layers would stay zero" in capsys.readouterr().err
 
 
 def test_other_networks_refuse_it():

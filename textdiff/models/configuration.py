@@ -76,8 +76,8 @@ class TextDiffusionConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """Return plain data without options that are off and that earlier versions lack."""
         content = super().to_dict()
-        if not content["self_conditioning"]:
-            del content["self_conditioning"]
+        if not content.get("self_conditioning"):
+            content.pop("self_conditioning", None)
         return content
 
     @property

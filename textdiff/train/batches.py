@@ -76,8 +76,7 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
 
     def batch(self, step: int, slots: Tensor) -> Batch | CleanBatch:
         """Return the rows of some slots of a step's global batch."""
-        train = self.config.train
-        samples = step * train.global_batch_size + slots
+        samples = step * self.config.train.global_batch_size + slots
         batch = self._corrupted(step, slots, samples)
         if not self.config.model.conditions_itself:
             return batch
@@ -85,7 +84,7 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
         if isinstance(batch, CleanBatch):
             return replace(batch, chosen=chosen)
         masks = len(batch.x0) // len(slots)  # two of every row where they are complementary
-        return batch.self_conditioned(chosen.repeat(masks), all_rows=train.compile)
+        return batch.self_conditioned(chosen.repeat(masks), self.config.train.compile)
 
     def _corrupted(self, step: int, slots: Tensor, samples: Tensor) -> Batch | CleanBatch:
         family = self.family.with_block_size(self.block_size(step))

@@ -48,6 +48,13 @@ def initial_network(
         reason = _misfit(export, model, tokenizer)
         if reason:
             raise ConfigError(f"train.init_from {start} does not fit {reason}", code="misfit")
+        new = model.self_conditioning is not None and export.model.self_conditioning is None
+        if new and config.train.lora is not None:
+            raise ConfigError(
+                f"train.lora keeps the weights of {start}, which has no self-conditioning: its new "
+                "layers would stay zero; set model.self_conditioning: false or lora: null",
+                code="misfit",
+            )
         # What reads earlier predictions may be new: it starts as a no-op.
         model.load_state_dict(model.state_dict() | export.model.state_dict())
     return model
