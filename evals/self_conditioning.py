@@ -1,7 +1,7 @@
 """Self-conditioning against none, in equal training time: bounds and texts.
 
     TEXTDIFF_DATA=... python evals/self_conditioning.py [--families mdlm udlm blocks] [--seeds 0 1]
-        [--seconds 45]
+        [--seconds 30]
 
 Both networks of a family train for the same process-CPU seconds of one thread. Steps of the two are
 timed in turn, and their number follows from the medians. Held-out text is cut into windows of 128
@@ -19,6 +19,7 @@ Errors are those over windows (`policy_bits`), of the draws (`bits`), and binomi
 """
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -186,7 +187,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--seconds", type=float, default=45.0)
+    parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument(
         "--output", type=Path, default=FOLDER / "results" / "self_conditioning.json"
     )
@@ -194,16 +195,15 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for family in arguments.families:
-            step = step_seconds(family, folder)
-            print(family, {c: f"{s:.3f} s" for c, s in step.items()}, flush=True)
-            for seed in arguments.seeds:
-                for conditioned in (False, True):
-                    steps = round(arguments.seconds / step[conditioned])
-                    row = one_run(family, conditioned, seed, steps, folder)
-                    row = {"step_cpu_seconds": round(step[conditioned], 4), **row}
-                    print(json.dumps(row, ensure_ascii=False), flush=True)
-                    add(arguments.output, [row], arguments)
+        steps = {family: step_seconds(family, folder) for family in arguments.families}
+        print(steps, flush=True)
+        every = itertools.product(arguments.seeds, arguments.families, (False, True))
+        for seed, family, conditioned in every:
+            step = steps[family][conditioned]
+            row = one_run(family, conditioned, seed, round(arguments.seconds / step), folder)
+            row = {"step_cpu_seconds": round(step, 4), **row}
+            print(json.dumps(row, ensure_ascii=False), flush=True)
+            add(arguments.output, [row], arguments)
     Path(f"{arguments.output}.lock").unlink(missing_ok=True)
 
 
