@@ -39,7 +39,7 @@ from words import pairs, share, words
 from textdiff import TextDiffusion
 from textdiff.config import Config
 from textdiff.config.reading import load
-from textdiff.data.corpus import Corpus, prepare_corpus
+from textdiff.data.corpus import prepare_corpus
 from textdiff.data.document_stream import iterate_texts
 from textdiff.data.sources import load_documents
 from textdiff.data.split import split_documents
@@ -77,15 +77,15 @@ def config_of(family: str, conditioned: bool, seed: int, folder: Path, steps: in
     return load(FOLDER / "self_conditioning.yaml", [*words, *FAMILIES[family]])
 
 
-def trainer_of(config: Config) -> tuple[Trainer, Corpus]:
+def trainer_of(config: Config) -> Trainer:
     corpus = prepare_corpus(config.data, config.tokenizer, config.run.seed)
-    return Trainer(config, corpus, make_accelerator(config), Reporter(), "never"), corpus
+    return Trainer(config, corpus, make_accelerator(config), Reporter(), "never")
 
 
 def step_seconds(family: str, folder: Path) -> dict[bool, float]:
     """Median CPU-seconds of a step without and with self-conditioning, timed in turn."""
     configs = {c: config_of(family, c, 0, folder / f"timed-{c}") for c in (False, True)}
-    runs = {c: trainer_of(config)[0] for c, config in configs.items()}
+    runs = {c: trainer_of(config) for c, config in configs.items()}
     batches = {c: run.batches.loader(0, TIMED + WARMED) for c, run in runs.items()}
     seconds: dict[bool, list[float]] = {c: [] for c in runs}
     for number in range(TIMED + WARMED):
@@ -144,12 +144,17 @@ def texts(model: TextDiffusion, training: str) -> dict[str, Any]:
 
 def one_run(family: str, conditioned: bool, seed: int, steps: int, folder: Path) -> dict[str, Any]:
     config = config_of(family, conditioned, seed, folder / f"{family}-{conditioned}-{seed}", steps)
-    trainer, _ = trainer_of(config)
+    trainer, losses = trainer_of(config), []
     begin = time.process_time()
-    assert trainer.run() == 0
+    batches = trainer.batches.loader(0, steps)
+    for _ in range(steps):
+        trainer._step(batches, losses)
     seconds = time.process_time() - begin
-    model = TextDiffusion.from_pretrained(Path(config.run.dir) / "export", device="cpu")
     windows, training = held_out_windows(config)
+    model = trainer.state.exported
+    model.model.eval()
+    with trainer.state.averaged():
+        measured = likelihoods(model, windows) | texts(model, training)
     return {
         "family": family,
         "self_conditioning": conditioned,
@@ -157,8 +162,8 @@ def one_run(family: str, conditioned: bool, seed: int, steps: int, folder: Path)
         "steps": steps,
         "run_cpu_seconds": round(seconds, 1),
         "parameters": sum(p.numel() for p in model.model.parameters()),
-        **likelihoods(model, windows),
-        **texts(model, training),
+        "loss": float(torch.stack(losses[-50:]).mean()),
+        **measured,
     }
 
 
