@@ -170,8 +170,8 @@ def train(vocabulary: int, raw: dict) -> None:
     import torch
 
     from textdiff.export.loading import family_of
-    from textdiff.loss import training_loss
     from textdiff.train.batches import TrainingBatches
+    from textdiff.train.learned_loss import training_loss
     from textdiff.train.optim import build_optimizers
     from textdiff.train.run_state import EMA
     from textdiff.train.setup import architecture

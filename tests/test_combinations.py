@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from engines import generate
+from refusals import refused
 
 from textdiff.config import Config
 from textdiff.config.reading import validate
@@ -20,11 +21,11 @@ from textdiff.diffusion.objectives import OBJECTIVES
 from textdiff.errors import ConfigError
 from textdiff.likelihood.replicates import estimate
 from textdiff.likelihood.windows import cut_windows
-from textdiff.loss import training_loss
 from textdiff.models import TextDiffusionModel
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.job import Job
 from textdiff.train.batches import TrainingBatches
+from textdiff.train.learned_loss import training_loss
 from textdiff.train.setup import build_model
 
 TEXT = "a text is a row of words; "
@@ -205,6 +206,30 @@ def test_what_is_accepted_trains_scores_and_generates(process, objective):
         except Exception as error:
             raise AssertionError(f"{dict(zip(AXES, choice, strict=True))}: {error}") from error
     assert accepted, "the objective is defined for the process, so some config must have both"
+
+
+@pytest.mark.parametrize(("process", "objective"), DEFINED)
+def test_networks_may_read_their_own_prediction(process, objective):
+    """Of every objective one choice for each block size and each number of masks."""
+    walked = set()
+    for choice in choices(process, objective):
+        config, place = verdict(choice), (choice[3], choice[6])
+        if isinstance(config, str) or place in walked:
+            continue
+        walked.add(place)
+        given = raw(choice)
+        given["model"]["self_conditioning"] = True
+        if config.diffusion.objective.shifted:
+            with refused(ConfigError, None, "model.self_conditioning: false"):
+                validate(given)
+            continue
+        model, family = network(validate(given))
+        trained(model, family, validate(given))
+        assert model.self_conditioning.mlp[0].weight.grad.any()
+        if not choice[6]:
+            scored(model, family)
+            generated(model, family)
+    assert walked
 
 
 @pytest.mark.parametrize(("process", "objective"), PAIRS)

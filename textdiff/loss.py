@@ -1,14 +1,14 @@
 """The loss of corrupted batches, which training minimises and likelihood sums.
 
 `corrupt` made a `Batch`; `PositionTerms` runs the network on it and applies the objective at the
-positions that contribute. `DenoisingLoss` is the module that training wraps; `LearnedScheduleLoss`
-replaces it where the noise schedule has parameters too. The head and the objective run in chunks
-of positions whose gradients are taken at once, so that the logits of a batch never exist together
-and nothing is computed twice.
+positions that contribute. `DenoisingLoss` is the module that training wraps. The head and the
+objective run in chunks of positions whose gradients are taken at once, so that the logits of a
+batch never exist together and nothing is computed twice.
 
 Letters: B rows, L positions, N positions that contribute to the loss, H hidden size.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,10 +19,11 @@ from textdiff.diffusion.corruption import CleanBatch as CleanBatch
 from textdiff.diffusion.corruption import corrupt as corrupt
 from textdiff.diffusion.corruption import log_mask as log_mask
 from textdiff.diffusion.family import Family
-from textdiff.diffusion.noise import ByTime, Noise, draw_noise
+from textdiff.diffusion.noise import Noise
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.objectives.objective import clean_log_softmax, pick
 from textdiff.models import CAUSAL, Denoiser, Reads, hide_starts, shift_right, training_layout
+from textdiff.models.self_conditioning import Previous
 
 # Logits alive at once: 2 ** 22 of them are 16 MiB in float32, which memory allocators reuse.
 CHUNK_LOGITS = 2**22
@@ -84,6 +85,10 @@ class PositionTerms(HeadTerms):
         clean = training and family.objective.ar_weight > 0.0
         reads = Reads.of(batch.positions, batch.x0.shape, layout, family.objective.shift, clean)
         more: Any = {} if reads.clean is None else {"context_positions": reads.clean}
+        if batch.first is not None:
+            with torch.no_grad():  # a function of the same noisy tokens: a bound stays one
+                first = PositionTerms(denoiser, family, batch.first_pass())
+                more["previous"] = Previous(batch.first.at, first.expected(denoiser))
         outputs = denoiser.hidden(tokens, context, batch.sigma, layout, reads.noisy, **more)
         states = [x for x in outputs if x is not None]
         super().__init__(denoiser, [reads.ordered(x) for x in states])
@@ -119,13 +124,20 @@ class PositionTerms(HeadTerms):
         """Return [n] clean tokens, [n] noisy tokens and the noise of one chunk."""
         return self.x0[chunk], self.xt[chunk], self.noise.map(lambda value: value[chunk])
 
+    def predictions(self) -> Iterator[tuple[slice, Prediction]]:
+        """Yield each chunk and its prediction."""
+        for chunk in self.chunks():
+            yield chunk, self.predict(chunk, *(x[chunk] for x in self.inputs))
+
     def all(self) -> Tensor:
         """Return [N] nats at every position, without gradients."""
-        terms = [
-            self.nelbo(chunk, self.predict(chunk, *(x[chunk] for x in self.inputs)))
-            for chunk in self.chunks()
-        ]
+        terms = [self.nelbo(chunk, prediction) for chunk, prediction in self.predictions()]
         return torch.cat(terms) if terms else torch.zeros(0, dtype=torch.float64)
+
+    def expected(self, denoiser: Denoiser) -> Tensor:
+        """Return [N, H] expected embeddings of the predicted tokens."""
+        expected = [denoiser.expected(p.log_x0) for _, p in self.predictions()]
+        return torch.cat(expected) if expected else self.inputs[0][:0]
 
 
 class NextTokenTerms(HeadTerms):
@@ -196,7 +208,7 @@ class _ChunkedSum(torch.autograd.Function):
         return None, None, *(grad.mul_(grad_loss) for grad in ctx.saved_tensors)
 
 
-def _training_sum(terms: PositionTerms, *learned: Tensor) -> tuple[Tensor, Tensor]:
+def training_sum(terms: PositionTerms, *learned: Tensor) -> tuple[Tensor, Tensor]:
     """Return the summed training loss, next tokens included, and [N] terms; see `_chunked_sum`."""
     loss, nelbo = _chunked_sum(terms, *learned)
     if terms.following is None:
@@ -214,11 +226,6 @@ def _chunked_sum(terms: HeadTerms, *learned: Tensor) -> tuple[Tensor, Tensor]:
     parameters = [p for p in (*terms.head.parameters(), *learned) if p.requires_grad]
     inputs = terms.inputs
     return _ChunkedSum.apply(terms, len(inputs), *inputs, *parameters)  # type: ignore[no-any-return,no-untyped-call]
-
-
-def training_loss(denoiser: Denoiser, family: Family) -> nn.Module:
-    """Return the module that a family trains with."""
-    return (LearnedScheduleLoss if family.learned else DenoisingLoss)(denoiser, family)
 
 
 class DenoisingLoss(nn.Module):
@@ -241,51 +248,5 @@ class DenoisingLoss(nn.Module):
             The training loss, and the detached negative ELBO sample of the same noise.
         """
         terms = PositionTerms(self.denoiser, self.family, batch, training=True)
-        loss, nelbo = _training_sum(terms)
+        loss, nelbo = training_sum(terms)
         return loss, nelbo.sum()
-
-
-class LearnedScheduleLoss(nn.Module):
-    """A denoiser and the schedule it is trained with, by two masks z_1, z_2 of every example.
-
-    Let f be the loss of a mask in nats and q its probability at time t, which both depend on the
-    schedule's w. The gradient of E_q[f] is E_q[f' + f (ln q)']. The second term is estimated by
-    (f_1 - f_2) ((ln q_1)' - (ln q_2)') / 2. Each mask's loss is the other's baseline (leave-one-out
-    REINFORCE, App. I.2, arXiv:2406.04329). It is taken per block, because the loss of a block
-    depends on its own mask alone. Nothing is differentiated through the masks.
-
-    Args:
-        denoiser: the network.
-        family: its schedule is `learned`.
-    """
-
-    def __init__(self, denoiser: Denoiser, family: Family):
-        super().__init__()
-        assert family.learned is not None
-        self.denoiser = denoiser
-        self.family = family
-        self.schedule = family.learned
-
-    def forward(self, batch: CleanBatch) -> tuple[Tensor, Tensor]:
-        """Sum over the micro-batch, in nats and float64, means over the two masks.
-
-        Returns:
-            The training loss, whose gradient is the estimate and whose value is the bound's, and
-            the detached sample of the negative ELBO.
-        """
-        family = self.family.with_block_size(batch.block_size)
-        blocks = family.blocks(batch.x0.shape[1])
-        with torch.no_grad():
-            x0 = batch.x0.repeat(2, 1)
-            noise = draw_noise(family, x0, batch.uniforms, ByTime())
-            ids = batch.document_ids
-            masked = corrupt(family, x0, noise, None if ids is None else ids.repeat(2, 1))
-        terms = PositionTerms(self.denoiser, family, masked, training=True)
-        loss, nelbo = _training_sum(terms, *self.schedule.parameters())
-        nats = nelbo.new_zeros(x0.numel()).index_add(0, masked.positions, nelbo).view(x0.shape)
-        f_1, f_2 = blocks.split(nats, 0.0).sum(-1).chunk(2)  # [B, blocks] each
-        log_q = blocks.split(log_mask(noise, self.schedule()[x0]), 0.0).sum(-1)
-        log_q = log_q - log_q.detach()  # 0, with a gradient
-        q_1, q_2 = log_q.chunk(2)
-        score = ((f_1 - f_2) * (q_1 - q_2)).sum() / 2
-        return loss / 2 + score, nelbo.sum() / 2

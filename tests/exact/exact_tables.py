@@ -185,6 +185,7 @@ class TableDenoiser:
         self.drift = drift
         self.config = SimpleNamespace(vocab_size=ROWS)
         self.context, self.time_conditioning = table.length, drift is not None
+        self.self_conditioning = None
         self.device = torch.device("cpu")
         self.calls = 0
 

@@ -33,17 +33,11 @@ from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.errors import ConfigError
 from textdiff.likelihood.replicates import estimate
 from textdiff.likelihood.windows import cut_windows
-from textdiff.loss import (
-    CleanBatch,
-    DenoisingLoss,
-    LearnedScheduleLoss,
-    PositionTerms,
-    corrupt,
-    log_mask,
-)
+from textdiff.loss import CleanBatch, DenoisingLoss, PositionTerms, corrupt, log_mask
 from textdiff.models import FULL
 from textdiff.models.layers import TokenExponents
 from textdiff.sampling.predictor import PlainPredictor
+from textdiff.train.learned_loss import LearnedScheduleLoss
 
 VOCABULARY = Vocabulary.of(ROWS, MASK, [EXCLUDED])
 PACES = {0: 0.6, 2: 1.0, 3: 1.9}  # by clean id

@@ -67,6 +67,11 @@ class Network(Section):
         """True where a training step may draw dropout masks."""
         raise NotImplementedError
 
+    @property
+    def conditions_itself(self) -> bool:
+        """True where the network reads its own earlier prediction."""
+        return False
+
     def configuration(
         self, vocabulary: int, length: int, diffusion: Mapping[str, Any], **special_ids: Any
     ) -> "PreTrainedConfig":
@@ -107,6 +112,9 @@ class TextDiffNetwork(Network):
     time_conditioning: bool = Field(
         False, description="feed the noise level through adaln (off: adaln sees zero)"
     )
+    self_conditioning: bool = Field(
+        False, description="read the network's own earlier prediction: half of the rows in training"
+    )
     attn_implementation: Attention = "sdpa"
     gradient_checkpointing: Recomputed = False
 
@@ -131,13 +139,21 @@ class TextDiffNetwork(Network):
         """See `Network`."""
         return self.dropout > 0.0
 
+    @property
+    def conditions_itself(self) -> bool:
+        """See `Network`."""
+        return self.self_conditioning
+
     def configuration(
         self, vocabulary: int, length: int, diffusion: Mapping[str, Any], **special_ids: Any
     ) -> "PreTrainedConfig":
         """See `Network`."""
         from textdiff.models import TextDiffusionConfig
 
-        names = ("hidden_size", "mlp", "norm", "qk_norm", "dropout", "adaln", "time_conditioning")
+        names = (
+            *("hidden_size", "mlp", "norm", "qk_norm", "dropout", "adaln", "time_conditioning"),
+            "self_conditioning",
+        )
         built = TextDiffusionConfig(
             vocab_size=vocabulary,
             num_hidden_layers=self.num_layers,
@@ -175,6 +191,17 @@ class TransformersNetwork(Network):
     )
     attn_implementation: Attention = "sdpa"
     gradient_checkpointing: Recomputed = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_self_conditioning(cls, raw: Any) -> Any:
+        """Refuse an option of our own network, with the reason."""
+        if isinstance(raw, Mapping) and raw.get("self_conditioning"):
+            raise ValueError(
+                "self_conditioning needs kind: textdiff; an export of kind transformers is an "
+                "ordinary folder of its architecture, which has no second input"
+            )
+        return raw
 
     @property
     def sees_noise(self) -> bool:

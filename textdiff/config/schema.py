@@ -159,6 +159,11 @@ class Config(Section):
                 f"objective {self.diffusion.objective.kind} has no noise level: set "
                 f"model.{network.noise_key}: false"
             )
+        if self.diffusion.objective.shifted and network.conditions_itself:
+            return (
+                f"objective {self.diffusion.objective.kind} predicts every token once, and has no "
+                "earlier prediction of it: set model.self_conditioning: false"
+            )
         return None
 
     def _without_its_tokens(self) -> str | None:

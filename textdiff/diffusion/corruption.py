@@ -3,6 +3,7 @@
 Letters: B rows, L positions, N positions that contribute to the loss.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -11,6 +12,28 @@ from torch import Tensor
 
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.noise import Noise, NoiseUniforms
+
+
+@dataclass(frozen=True)
+class FirstPass:
+    """Rows whose network reads its own first prediction of them, made from the same noisy tokens.
+
+    Attributes:
+        rows: [R] the rows that the first pass runs on, never none.
+        at: [M] flat indices into B * L of the positions that it predicts.
+        positions: [M] the same, as indices into R * L.
+        noise: the noise at those positions, [M] each.
+    """
+
+    rows: Tensor
+    at: Tensor
+    positions: Tensor
+    noise: Noise
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "FirstPass":
+        """Apply a function to every tensor."""
+        rows, at, positions = map(function, (self.rows, self.at, self.positions))
+        return FirstPass(rows, at, positions, self.noise.map(function))
 
 
 @dataclass(frozen=True)
@@ -28,6 +51,8 @@ class Batch:
         answers: [B, L] bool, tokens that are learned at all where others are given at every noise
             level; None: all of them.
         answer_tokens: tokens that the loss is shared among, where this is not all of them.
+        first: the first pass of a network with self-conditioning; None: the network reads no
+            earlier prediction.
     """
 
     x0: Tensor
@@ -39,10 +64,44 @@ class Batch:
     block_size: int | None
     answers: Tensor | None = None
     answer_tokens: float | None = None
+    first: FirstPass | None = None
 
     def to(self, device: torch.device) -> "Batch":
         """Copy the batch to a device without waiting."""
         return replace(self, **_on(device, self))
+
+    def self_conditioned(self, chosen: Tensor | None = None, all_rows: bool = False) -> "Batch":
+        """Return the batch with a first pass on the noisy tokens of some rows.
+
+        Args:
+            chosen: [B] bool, rows whose predictions the network reads; None: all of them.
+            all_rows: whether the pass runs on every row, so that its shape is always the same. It
+                runs on one at least: processes that share the weights of a network run in step.
+        """
+        (count, length), device = self.x0.shape, self.x0.device
+        if chosen is None:
+            chosen = torch.ones(count, dtype=torch.bool, device=device)
+        index = chosen[self.positions // length].nonzero().squeeze(1)  # [M]
+        at = self.positions[index]
+        rows = (torch.ones_like(chosen) if all_rows else chosen).nonzero().squeeze(1)
+        rows = rows if len(rows) else torch.arange(1, device=device)
+        positions = torch.searchsorted(rows, at // length) * length + at % length
+        noise = self.noise.map(lambda value: value[index])
+        return replace(self, first=FirstPass(rows, at, positions, noise))
+
+    def first_pass(self) -> "Batch":
+        """Return the batch that the first pass runs on."""
+        assert self.first is not None
+        rows, ids = self.first.rows, self.document_ids
+        return Batch(
+            self.x0[rows],
+            self.xt[rows],
+            self.first.positions,
+            self.first.noise,
+            self.sigma[rows],
+            None if ids is None else ids[rows],
+            self.block_size,
+        )
 
 
 @dataclass(frozen=True)
@@ -54,12 +113,14 @@ class CleanBatch:
         uniforms: of 2 B rows: two masks of every row, at the same times.
         document_ids: [B, L], or None where attention ignores documents.
         block_size: tokens per block; None: the whole sequence.
+        chosen: [B] bool, rows with a first pass; None: the network reads no earlier prediction.
     """
 
     x0: Tensor
     uniforms: NoiseUniforms
     document_ids: Tensor | None
     block_size: int | None
+    chosen: Tensor | None = None
 
     def to(self, device: torch.device) -> "CleanBatch":
         """Copy the batch to a device without waiting."""
@@ -74,7 +135,8 @@ def _on(device: torch.device, batch: Batch | CleanBatch) -> dict[str, Any]:
 
     values = {f.name: getattr(batch, f.name) for f in fields(batch)}
     moved = {name: move(v) for name, v in values.items() if isinstance(v, Tensor)}
-    bundles = {n: v.map(move) for n, v in values.items() if isinstance(v, Noise | NoiseUniforms)}
+    kinds = Noise | NoiseUniforms | FirstPass
+    bundles = {name: v.map(move) for name, v in values.items() if isinstance(v, kinds)}
     return moved | bundles
 
 

@@ -36,6 +36,7 @@ class Stream(IntEnum):
     BLOCK_SIZE = 9  # which block size a step trains
     RANGE = 10  # seeds of the draws that a search of mask rates measures
     PROMPT = 11  # whether a training row begins with a prompt, whether it is hidden, its length
+    FIRST_PASS = 12  # whether a training row is conditioned on a first prediction of itself
 
 
 def _wrap(value: int) -> int:

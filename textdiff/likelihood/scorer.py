@@ -48,6 +48,9 @@ def reconstruction(terms: PositionTerms, chunk: slice, prediction: Prediction) -
 class Scorer:
     """A network with its family.
 
+    A network with self-conditioning is called twice per sample, and reads its first prediction of
+    the same noisy tokens. Nothing that is less noisy enters, so that its bound is a bound.
+
     Args:
         denoiser: the network.
         family: its process, schedule, objective and block size, on the network's device.
@@ -101,12 +104,15 @@ class Scorer:
             result[rows] = (
                 result[rows].flatten().index_add(0, batch.positions, nats).view_as(x0[rows])
             )
-        self.rows += len(x0)
+        passes = 1 if self.denoiser.self_conditioning is None else 2
+        self.rows += passes * len(x0)
         return result
 
     def _batch(self, x0: Tensor, noise: Noise, real: Tensor, keep: Tensor | None) -> Batch:
         ids = None if bool(real.all()) else real.to(torch.int64) - 1
         batch = corrupt(self.on_cpu, x0, noise, ids)
+        if self.denoiser.self_conditioning is not None:
+            batch = batch.self_conditioned()
         if keep is None:
             return batch
         wanted = keep.flatten()[batch.positions]
@@ -118,10 +124,7 @@ class Scorer:
 
     def _read(self, batch: Batch, read: Reading) -> Tensor:
         terms = PositionTerms(self.denoiser, self.family, batch.to(self.denoiser.device))
-        nats = [
-            read(terms, chunk, terms.predict(chunk, *(x[chunk] for x in terms.inputs)))
-            for chunk in terms.chunks()
-        ]
+        nats = [read(terms, chunk, prediction) for chunk, prediction in terms.predictions()]
         return torch.cat(nats).cpu() if nats else torch.zeros(0, dtype=torch.float64)
 
 

@@ -19,6 +19,7 @@ from .layout import shift_right as shift_right
 from .layout import training_layout as training_layout
 from .reads import Reads as Reads
 from .reads import left_neighbours as left_neighbours
+from .self_conditioning import Previous as Previous
 
 AutoConfig.register("textdiff", TextDiffusionConfig)
 AutoModelForMaskedLM.register(TextDiffusionConfig, TextDiffusionModel)

@@ -91,6 +91,7 @@ class TransformersDenoiser(Denoiser):
                 module.p = 0.0
         self.config = network.config
         self.network = network
+        self.self_conditioning = None
         diffusion = getattr(self.config, "diffusion", None) or {}
         size = network.get_input_embeddings().weight.shape[1]
         self.noise_embedding = noise_embedding(diffusion, size)

@@ -44,6 +44,7 @@ class TextDiffusionConfig(PreTrainedConfig):
         adaln: modulate norms and branches by the noise level.
         time_conditioning: whether the true noise level enters (else adaln always sees sigma = 0).
         conditioning_size: width of the noise-level embedding.
+        self_conditioning: whether the network reads its own earlier prediction.
         rope_theta: base of the rotary frequencies.
         excluded_token_ids: ids besides the mask that are not clean tokens (never predicted).
         diffusion: process, schedule, objective and block size as plain data.
@@ -63,6 +64,7 @@ class TextDiffusionConfig(PreTrainedConfig):
     adaln: bool = False
     time_conditioning: bool = False
     conditioning_size: int = 128
+    self_conditioning: bool = False
     rope_theta: float | int = 10000.0
     mask_token_id: int | None = None
     pad_token_id: int | None = None
@@ -70,6 +72,13 @@ class TextDiffusionConfig(PreTrainedConfig):
     excluded_token_ids: list[int] | None = None
     diffusion: dict[str, Any] | None = None
     tie_word_embeddings: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data without options that are off and that earlier versions lack."""
+        content = super().to_dict()
+        if not content.get("self_conditioning"):
+            content.pop("self_conditioning", None)
+        return content
 
     @property
     def head_dim(self) -> int:
@@ -87,7 +96,7 @@ IGNORED = -100
 
 # Arguments that other models take. A model without token types ignores them; what cannot be
 # returned here is refused.
-ACCEPTED = ("token_type_ids", "return_dict", "num_items_in_batch")
+ACCEPTED = ("token_type_ids", "return_dict", "num_items_in_batch", "previous")
 REFUSED = {
     "inputs_embeds": "give input_ids: the embeddings of this network are part of it",
     "output_hidden_states": "model.hidden(...) returns the last hidden states",

@@ -32,6 +32,7 @@ from .configuration import (
 from .interface import Denoiser
 from .layers import LayerNorm, NoiseEmbedding, RMSNorm, Rotary, TokenEmbedding, TokenExponents
 from .layout import FULL, Layout, both_streams, noise_levels
+from .self_conditioning import Previous, SelfConditioning
 
 
 class TextDiffusionModel(PreTrainedModel, Denoiser):
@@ -50,6 +51,7 @@ class TextDiffusionModel(PreTrainedModel, Denoiser):
         super().__init__(config)
         self.vocab_embed = TokenEmbedding(config.vocab_size, config.hidden_size)
         self.sigma_map = NoiseEmbedding(config.conditioning_size) if config.adaln else None
+        self.self_conditioning = SelfConditioning(config) if config.self_conditioning else None
         self.blocks = nn.ModuleList(
             Block(config, layer) for layer in range(config.num_hidden_layers)
         )
@@ -141,7 +143,7 @@ class TextDiffusionModel(PreTrainedModel, Denoiser):
             labels: [B, L], or [N] with positions, tokens to predict, -100 where none is: `.loss` is
                 their cross-entropy, the average over labels.
             **options: `return_dict`, `num_items_in_batch` (labels to divide the loss by),
-                `token_type_ids` (ignored).
+                `previous` (see the interface), `token_type_ids` (ignored).
 
         Returns:
             `.logits`: [N, V], or [B, L, V] when `positions` is None; `.loss` with labels. A tuple
@@ -156,7 +158,9 @@ class TextDiffusionModel(PreTrainedModel, Denoiser):
             raise ValueError("input_ids are missing: give the [B, L] tokens of the noisy texts")
         if attention_mask is not None and not bool(attention_mask.all()):
             layout = layout.within(attention_mask.to(torch.int64) - 1)
-        x, condition = self.hidden(input_ids, context_ids, sigma, layout, positions, cache)
+        x, condition = self.hidden(
+            input_ids, context_ids, sigma, layout, positions, cache, None, options.get("previous")
+        )
         logits, loss = self.output_layer(x, condition), None
         if labels is not None:
             loss = cross_entropy(logits, labels, positions, options.get("num_items_in_batch"))
@@ -172,6 +176,7 @@ class TextDiffusionModel(PreTrainedModel, Denoiser):
         positions: Tensor | None = None,
         cache: CacheSlice | None = None,
         context_positions: Tensor | None = None,
+        previous: Previous | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Return hidden states for the head; arguments as for `forward` and of the interface.
 
@@ -194,8 +199,11 @@ class TextDiffusionModel(PreTrainedModel, Denoiser):
             condition,
             index,
         )
-        alike = condition is None or condition.shape[:2] == (1, 1)
+        alike = previous is None and (condition is None or condition.shape[:2] == (1, 1))
         x, unique = embed(self.vocab_embed, tokens, alike and not compiled)
+        if previous is not None:
+            assert self.self_conditioning is not None
+            x = self.self_conditioning(x, previous, length)
         for block in others:
             x = self._run(block, x, shared, None, None, unique)  # [B, T, H]
             unique = None
@@ -213,6 +221,11 @@ class TextDiffusionModel(PreTrainedModel, Denoiser):
             condition = condition.expand(batch, seen, -1)
             condition = condition if positions is None else condition.flatten(0, 1)[positions]
         return x, condition
+
+    def expected(self, log_x0: Tensor) -> Tensor:
+        """Return expected embeddings [N, H] of clean tokens of log-probabilities [N, V]."""
+        table = self.vocab_embed.embedding
+        return log_x0.exp().to(table.dtype) @ table
 
     def _check(self, input_ids: Tensor, context_ids: Tensor | None, layout: Layout) -> None:
         """Refuse a backend that cannot run here, and missing or needless clean tokens."""

@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from .cache import CacheSlice, KVCache
 from .layers import TokenExponents
 from .layout import FULL, Layout
+from .self_conditioning import Previous, SelfConditioning
 
 
 class Denoiser(nn.Module):
@@ -23,12 +24,14 @@ class Denoiser(nn.Module):
         blocks: Transformer blocks, which are compiled, sharded and recomputed one by one.
         output_layer: head; maps what `hidden` returns to raw logits [..., V].
         exponents: parameters of a learned schedule; None: the schedule has none.
+        self_conditioning: what reads earlier predictions; None: the network has no such input.
     """
 
     config: PreTrainedConfig
     blocks: nn.ModuleList
     output_layer: nn.Module
     exponents: TokenExponents | None
+    self_conditioning: SelfConditioning | None
 
     @property
     def context(self) -> int:
@@ -62,6 +65,7 @@ class Denoiser(nn.Module):
         positions: Tensor | None = None,
         cache: CacheSlice | None = None,
         context_positions: Tensor | None = None,
+        previous: Previous | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Return hidden states for the head: of the noisy stream, and where asked of the clean one.
 
@@ -76,10 +80,16 @@ class Denoiser(nn.Module):
             context_positions: [M] flat indices into B * L of the clean stream, whose hidden states
                 follow those at `positions`, which are given too; None: its last layer computes keys
                 and values alone. It is passed only where it is needed.
+            previous: earlier predictions of noisy tokens, for networks with `self_conditioning`;
+                None, as before the first one: nothing is added. It is passed only to those.
 
         Returns:
             [N, H], or [B, L, H], or [N + M, H], and conditions of the head of that shape, or None.
         """
+        raise NotImplementedError
+
+    def expected(self, log_x0: Tensor) -> Tensor:
+        """Return expected embeddings [N, H] of clean tokens of log-probabilities [N, V]."""
         raise NotImplementedError
 
     def new_cache(self, slots: int, capacity: int) -> KVCache:

@@ -78,16 +78,28 @@ def communication(run: RunSizes) -> int:
 
 def activations(run: RunSizes) -> int:
     """Return the bytes that the blocks keep: all that the backward pass reads, or their inputs."""
-    layers = run.blocks.layers
+    layers, second = run.blocks.layers, second_input(run)
     if run.config.model.gradient_checkpointing:
-        return run.tokens * layers * FLOAT * run.blocks.hidden
+        return run.tokens * layers * FLOAT * run.blocks.hidden + second
     block = block_bytes(run)
     # After its attention our last block goes on with scored positions of the noisy stream alone.
     total = run.tokens * layers * sum(block.values())
     if run.blocks.counted is not None:
         return total
     dropped = round(run.tokens * (1 - run.scored / run.streams))
-    return total - dropped * (block["residual"] + block["norms"] // 2 + block["mlp"])
+    return total - dropped * (block["residual"] + block["norms"] // 2 + block["mlp"]) + second
+
+
+def second_input(run: RunSizes) -> int:
+    """Return the bytes that self-conditioning keeps if all rows have a first pass.
+
+    They are the input of its norm and those of two products and an activation. The first pass
+    itself keeps nothing.
+    """
+    if not run.config.model.conditions_itself:
+        return 0
+    positions = round(run.tokens // run.streams * run.noisy_scored)
+    return positions * (FLOAT + 3 * run.value) * run.blocks.hidden
 
 
 def block_bytes(run: RunSizes) -> dict[str, int]:

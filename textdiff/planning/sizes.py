@@ -101,6 +101,11 @@ class RunSizes:
         return rows * self.config.data.sequence_length * self.streams * self.draws
 
     @property
+    def noisy_scored(self) -> float:
+        """Average fraction of the positions that are predicted from noise."""
+        return self.scored - (1.0 if self.config.diffusion.objective.ar_weight else 0.0)
+
+    @property
     def training_tokens(self) -> int:
         """Tokens of the whole run."""
         train = self.config.train
@@ -197,4 +202,23 @@ def training_flops(run: RunSizes) -> float:
     blocks = 2.0 * run.counts.products * run.streams + attention
     head = 2.0 * hidden * run.vocabulary * run.scored
     again = blocks if run.config.model.gradient_checkpointing else 0.0
-    return run.draws * (3.0 * (blocks + head) + again)
+    return run.draws * (3.0 * (blocks + head) + again + first_pass_flops(run, blocks))
+
+
+def first_pass_flops(run: RunSizes, blocks: float) -> float:
+    """Return operations per data token of self-conditioning, on average.
+
+    A forward pass on half of the rows (on all of them if the blocks are compiled), the head and
+    expected embeddings at the scored positions of this half, and two H x H products that are
+    trained.
+
+    Args:
+        run: the run.
+        blocks: operations of the blocks, forward.
+    """
+    config, hidden = run.config, run.blocks.hidden
+    if not config.model.conditions_itself:
+        return 0.0
+    rows = 1.0 if config.train.compile else 0.5
+    position = 2.0 * 2.0 * hidden * run.vocabulary + 3.0 * 2.0 * 2.0 * hidden**2
+    return rows * blocks + 0.5 * run.noisy_scored * position

@@ -82,6 +82,7 @@ class CachedPredictor(Predictor):
         A ring has room for one of them: where a row skipped blocks that its prompt filled, the
         earlier ones are stored now.
         """
+        super().enter(text, starts, widths, frozen)
         self.text = text
         self.starts = starts
         while self.window is not None and bool((starts - self.stored > self.size).any()):
@@ -90,7 +91,7 @@ class CachedPredictor(Predictor):
             self._store(text, rows, rows, self.stored[rows], self.size, counts)
             self.stored[rows] += self.size
 
-    def __call__(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+    def _predict(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
         """Predict by one network call on the rows that have as many tokens to store."""
         width = canvas.shape[1]
         owners = positions // width
@@ -104,10 +105,11 @@ class CachedPredictor(Predictor):
             called, place = torch.unique(owners[indices], return_inverse=True)
             length = int(lengths[called[0]])
             column, noise = positions[indices] % width, alpha[torch.searchsorted(rows, called)]
-            if self.shift:
-                return self._run_shifted(canvas, called, length, noise, (place, column))
             at = place * length + (length - self.size) + column
-            return self._run(canvas, called, length, noise, at)
+            options = self._previous(positions[indices], at)
+            if self.shift:
+                return self._run_shifted(canvas, called, length, noise, (place, column), **options)
+            return self._run(canvas, called, length, noise, at, **options)
 
         logits = in_groups(lengths[owners], run)
         return self._predicted(logits, canvas, positions, alpha[where])
@@ -119,6 +121,7 @@ class CachedPredictor(Predictor):
         length: int,
         alpha: Tensor,
         places: tuple[Tensor, Tensor],
+        **options: object,
     ) -> Tensor:
         """Return logits [n, V] that predict [n] of these rows and [n] columns of the canvas.
 
@@ -128,7 +131,7 @@ class CachedPredictor(Predictor):
         before = length - self.size  # tokens that this call stores
         at = place * length + (before + column - 1).clamp(min=0)
         ends = torch.arange(len(rows)) * length + before - 1 if before else at[:0]
-        logits = self._run(canvas, rows, length, alpha, torch.cat([at, ends]))
+        logits = self._run(canvas, rows, length, alpha, torch.cat([at, ends]), **options)
         self._keep_ends(rows, logits[len(at) :])
         crosses = ((column == 0) & (self.starts[rows[place]] > 0)).nonzero().squeeze(1)
         kept = [self.ends[row] for row in rows[place[crosses]].tolist()]
@@ -144,7 +147,15 @@ class CachedPredictor(Predictor):
         for slot, row in zip(slots.tolist(), logits, strict=False):
             self.ends[slot] = row.clone()
 
-    def _run(self, canvas: Tensor, rows: Tensor, length: int, alpha: Tensor, at: Tensor) -> Tensor:
+    def _run(
+        self,
+        canvas: Tensor,
+        rows: Tensor,
+        length: int,
+        alpha: Tensor,
+        at: Tensor,
+        **options: object,
+    ) -> Tensor:
         """Return logits [n, V] of some rows whose last `length` tokens are new."""
         begins = self.starts[rows] + self.size - length
         text, active = self.text, canvas
@@ -161,7 +172,7 @@ class CachedPredictor(Predictor):
         layout = self.layout.after(self.starts[rows])
         view = self._view(layout, begins, length, rows)
         self.stored[rows] = self.starts[rows] + (self.size if self.shifted else 0)
-        return self._logits(tokens, sigma, at, layout=layout, cache=view)
+        return self._logits(tokens, sigma, at, layout=layout, cache=view, **options)
 
     def _store(
         self,
@@ -218,6 +229,7 @@ class ApproximatePredictor(Predictor):
 
     def enter(self, text: Tensor, starts: Tensor, widths: Tensor, frozen: Tensor) -> None:
         """Forget what is stored: it was at other positions, and noise that is now text."""
+        super().enter(text, starts, widths, frozen)
         self.widths = widths
         self.whole = torch.arange(frozen.shape[1]) < widths[:, None]  # [A, S]
         self.asked = self.whole & ~frozen
@@ -225,7 +237,7 @@ class ApproximatePredictor(Predictor):
             self.asked[:, :-1] |= self.asked[:, 1:].clone()
         self.stored = torch.zeros(len(widths), dtype=torch.bool)  # [A] rows that had their call
 
-    def __call__(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+    def _predict(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
         """Predict by a network call on the rows that own the positions; two for mixed ones."""
         owners = positions // canvas.shape[1]
         alpha = self._alpha(t)
@@ -243,12 +255,14 @@ class ApproximatePredictor(Predictor):
         rank = runs.cumsum(1) - 1  # [r, S] index among the row's T tokens
         width = canvas.shape[1]
         columns = (left_neighbours(positions, width) if self.shift else positions) % width
+        own = where * at.shape[1] + rank[where, positions % width]
         return self._logits(
             tokens.gather(1, at.clamp(max=canvas.shape[1] - 1).to(canvas.device)),
             self.family.network_time(alpha[rows]).unsqueeze(1),
             where * at.shape[1] + rank[where, columns],
             layout=self.layout,
             cache=self.cache.approximate_slice(at, self.widths[rows], _unless_first(rows)),
+            **self._previous(positions, own),
         )
 
     def _places(self, runs: Tensor) -> Tensor:

@@ -94,7 +94,7 @@ class GuidedPredictor(Predictor):
         self.unconditional.enter(masked, starts - self.left_out, widths, frozen)
         self._count()
 
-    def __call__(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+    def _predict(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
         """Predict by two network calls on the rows that own the positions."""
         mask = self.family.process.mask_token_id
         conditional = self.conditional(canvas, t, positions)

@@ -22,6 +22,7 @@ from textdiff.models import (
     sampling_layout,
     shift_right,
 )
+from textdiff.sampling.previous import PreviousPredictions
 
 
 class Predictor(ABC):
@@ -34,6 +35,7 @@ class Predictor(ABC):
     Attributes:
         calls: network calls so far.
         rows: rows of these calls together.
+        previous: earlier predictions, for a network that reads them; else None.
     """
 
     def __init__(self, model: Denoiser, family: Family):
@@ -45,6 +47,7 @@ class Predictor(ABC):
         self.layout: Layout = CAUSAL if self.shifted else in_blocks
         self.calls = 0
         self.rows = 0
+        self.previous: PreviousPredictions | None = None
         self._broken = torch.zeros((), dtype=torch.bool, device=model.device)
         self._dtype = torch.float32  # of the network's last output
 
@@ -72,9 +75,8 @@ class Predictor(ABC):
     def keep(self, order: Sequence[int]) -> None:  # noqa: B027
         """Drop rows: active row i is from now on the former row `order[i]`."""
 
-    @abstractmethod
     def enter(self, text: Tensor, starts: Tensor, widths: Tensor, frozen: Tensor) -> None:
-        """Turn to the next segment of the active rows.
+        """Turn to the next segment of the active rows, of which nothing was predicted yet.
 
         Args:
             text: [A, W] tokens of the rows from their beginning, final before the segment.
@@ -82,10 +84,25 @@ class Predictor(ABC):
             widths: [A] CPU positions of each canvas; what is beyond is padding.
             frozen: [A, S] bool on the CPU, canvas positions that the segment does not change.
         """
+        if self.model.self_conditioning is not None:
+            self.previous = PreviousPredictions(self.model, self.family.process, frozen)
 
-    @abstractmethod
     def __call__(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
         """Predict [N] flat CPU positions of canvas [A, S] at times t [A]."""
+        if self.previous is None:
+            return self._predict(canvas, t, positions)
+        wanted = self.previous.wanted(canvas, positions)
+        prediction = self._predict(canvas, t, wanted)
+        self.previous.keep(wanted, prediction)
+        return prediction.at(torch.searchsorted(wanted, positions).to(canvas.device))
+
+    @abstractmethod
+    def _predict(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+        """Predict positions by network calls, which read `previous`."""
+
+    def _previous(self, positions: Tensor, places: Tensor) -> dict[str, object]:
+        """Return options of `_logits` for positions [N] at flat indices [N] into its tokens."""
+        return {} if self.previous is None else {"previous": self.previous.at(positions, places)}
 
     def _alpha(self, t: Tensor) -> Tensor:
         """Return survival probabilities as the network's time input takes them."""
@@ -160,6 +177,7 @@ class PlainPredictor(Predictor):
 
     def enter(self, text: Tensor, starts: Tensor, widths: Tensor, frozen: Tensor) -> None:
         """Cut out the tokens before each canvas that the network reads with it."""
+        super().enter(text, starts, widths, frozen)
         self.widths = widths
         self.before = torch.zeros_like(starts)
         self.text = text[:, :0]
@@ -168,7 +186,7 @@ class PlainPredictor(Predictor):
             at = (starts - self.before)[:, None] + torch.arange(int(self.before.max()))
             self.text = text.gather(1, at.clamp(max=max(0, text.shape[1] - 1)).to(text.device))
 
-    def __call__(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+    def _predict(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
         """Predict by one network call on the rows that own the positions."""
         width = canvas.shape[1]
         rows, where = torch.unique(positions // width, return_inverse=True)
@@ -183,6 +201,7 @@ class PlainPredictor(Predictor):
             self._sigma(alpha, before, end),
             left_neighbours(at, end) if self.shift else at,
             layout=layout.after(before.to(canvas.device)),
+            **self._previous(positions, at),
         )
         return self._predicted(logits, canvas, positions, alpha[where])
 

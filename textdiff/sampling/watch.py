@@ -20,6 +20,7 @@ from torch import Tensor
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.errors import ConfigError, closest
+from textdiff.sampling.previous import open_places, widened
 from textdiff.sampling.segment import Denoise, Step
 
 PARTS = ("draft", "confidence", "entropy")
@@ -50,7 +51,9 @@ class Watch:
 
     def __call__(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
         """Return the predictions of the network, and keep them."""
-        asked = self._widened(canvas, positions) if "draft" in self.parts else positions
+        asked = positions
+        if "draft" in self.parts:
+            asked = widened(positions, open_places(canvas, self.frozen, self.process))
         prediction = self.denoise(canvas, t, asked)
         self.sorted, order = asked.sort()
         self.order, self.prediction = order.to(canvas.device), prediction
@@ -66,7 +69,8 @@ class Watch:
     def fill(self, step: Step) -> Step:
         """Return the step with the parts that were asked for; NaN where nothing was predicted."""
         if "draft" in self.parts and self.likely is not None:
-            draft = torch.where(self._open(step.canvas), self.likely, step.canvas)
+            still = open_places(step.canvas, self.frozen, self.process)
+            draft = torch.where(still, self.likely, step.canvas)
             step = replace(step, draft=draft)
         if "confidence" in self.parts or "entropy" in self.parts:
             at = torch.searchsorted(self.sorted, step.changed).clamp(max=len(self.sorted) - 1)
@@ -84,20 +88,6 @@ class Watch:
                 nats = torch.special.entr(log_x0.exp()).sum(-1, dtype=torch.float64)
                 step = replace(step, entropy=_spread(nats, known))
         return step
-
-    def _open(self, canvas: Tensor) -> Tensor:
-        """Return the positions of a draft, [R, L]: masks, or all open ones under other noise."""
-        still = ~self.frozen.to(canvas.device)
-        if not self.process.replaces_tokens:
-            still = still & (canvas == self.process.mask_token_id)
-        return still
-
-    def _widened(self, canvas: Tensor, positions: Tensor) -> Tensor:
-        """Return the positions, and all others that are open in the same rows."""
-        asked = torch.zeros(canvas.numel(), dtype=torch.bool).index_fill(0, positions, True)
-        called = asked.view(canvas.shape).any(1, keepdim=True)
-        asked = asked | (called & self._open(canvas).cpu()).flatten()
-        return asked.nonzero().squeeze(1)
 
     def _rows(self, positions: Tensor) -> Tensor:
         """Return the indices of the predictions at positions."""

@@ -76,14 +76,23 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
 
     def batch(self, step: int, slots: Tensor) -> Batch | CleanBatch:
         """Return the rows of some slots of a step's global batch."""
+        samples = step * self.config.train.global_batch_size + slots
+        batch = self._corrupted(step, slots, samples)
+        if not self.config.model.conditions_itself:
+            return batch
+        chosen = uniforms(self.config.run.seed, Stream.FIRST_PASS, row=samples) < 0.5  # [B]
+        if isinstance(batch, CleanBatch):
+            return replace(batch, chosen=chosen)
+        masks = len(batch.x0) // len(slots)  # two of every row where they are complementary
+        return batch.self_conditioned(chosen.repeat(masks), self.config.train.compile)
+
+    def _corrupted(self, step: int, slots: Tensor, samples: Tensor) -> Batch | CleanBatch:
         family = self.family.with_block_size(self.block_size(step))
-        global_batch = self.config.train.global_batch_size
-        samples = step * global_batch + slots
         if isinstance(self.sequences, AnswerSequences):
             return self._answers(family, step, slots)
         x0, ids = self.rows(samples)
         blocks = family.blocks(x0.shape[1])
-        v = self.levels(step, global_batch, blocks)[slots]
+        v = self.levels(step, self.config.train.global_batch_size, blocks)[slots]
         if family.learned is not None:
             pair = [self._uniforms(s, samples) for s in (Stream.POSITION, Stream.PAIR)]
             uniforms = NoiseUniforms(v.repeat(2, 1), torch.cat(pair))

@@ -48,7 +48,15 @@ def initial_network(
         reason = _misfit(export, model, tokenizer)
         if reason:
             raise ConfigError(f"train.init_from {start} does not fit {reason}", code="misfit")
-        model.load_state_dict(export.model.state_dict())
+        new = model.self_conditioning is not None and export.model.self_conditioning is None
+        if new and config.train.lora is not None:
+            raise ConfigError(
+                f"train.lora keeps the weights of {start}, which has no self-conditioning: its new "
+                "layers would stay zero; set model.self_conditioning: false or lora: null",
+                code="misfit",
+            )
+        # What reads earlier predictions may be new: it starts as a no-op.
+        model.load_state_dict(model.state_dict() | export.model.state_dict())
     return model
 
 
@@ -80,6 +88,8 @@ def _misfit(
     old, new = (each.config.diffusion.get("time_input", "sigma") for each in (source.model, model))
     if old != new:
         return f"diffusion.time_input: its network reads {old}, not {new}"
+    if source.model.self_conditioning is not None and model.self_conditioning is None:
+        return "the model section: its network reads earlier predictions; set self_conditioning"
     if (source.model.exponents is None) != (model.exponents is None):
         return "diffusion.schedule: one of the two is learned, with weights that the other lacks"
     pair = (source.tokenizer, tokenizer)
@@ -95,6 +105,8 @@ def _misfit(
         {name: tuple(p.shape) for name, p in each.state_dict().items()}
         for each in (source.model, model)
     )
+    if source.model.self_conditioning is None:
+        new_shapes = {n: s for n, s in new_shapes.items() if not n.startswith("self_conditioning.")}
     for name in sorted(old_shapes | new_shapes):
         old, new = old_shapes.get(name), new_shapes.get(name)
         if old != new:

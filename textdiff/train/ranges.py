@@ -110,6 +110,8 @@ def block_losses(
         x0, ids = batches.rows(samples[chunk])
         own_noise = noise.map(lambda value, chunk=chunk: value.expand(rows, blocks.length)[chunk])  # type: ignore[misc]
         batch = corrupt(family.on_cpu, x0, own_noise, ids)
+        if denoiser.self_conditioning is not None:
+            batch = batch.self_conditioned()
         terms = PositionTerms(denoiser, family, batch.to(denoiser.device)).all().cpu()
         nats = torch.zeros(x0.numel(), dtype=torch.float64).index_add(0, batch.positions, terms)
         losses[chunk] = blocks.split(nats.view_as(x0), 0.0).sum(-1) / blocks.size

@@ -18,7 +18,6 @@ from torch import Tensor
 from textdiff.config import Config
 from textdiff.data.corpus import Corpus
 from textdiff.diffusion.randomness import Stream, bits
-from textdiff.loss import training_loss
 from textdiff.signals import StopRequest
 from textdiff.storage import report_failed_writes
 from textdiff.train.batches import TrainingBatches
@@ -26,6 +25,7 @@ from textdiff.train.checkpoint import rescue
 from textdiff.train.distributed import Vote, check_engine, full_tensor
 from textdiff.train.divergence import DivergenceGuard, diagnose, propagate_nonfinite
 from textdiff.train.initial_weights import starting_notes
+from textdiff.train.learned_loss import training_loss
 from textdiff.train.optim import build_optimizers, lr_multiplier, set_learning_rate
 from textdiff.train.reporter import MetricsFile, Reporter, evaluation_values
 from textdiff.train.run_state import Progress, RunState

@@ -31,7 +31,9 @@ from textdiff.sampling.settings import SamplingConfig
 
 def greedy_matches(writer: AnswerWriter, answers: Sequence[AnswerTokens]) -> list[bool]:
     """Return whether greedy decoding writes each answer after its context."""
-    if writer.model.family.block_size == 1:
+    # A likelihood reads a second pass where decoding reads the first, with self-conditioning.
+    one_pass = writer.model.model.self_conditioning is None
+    if writer.model.family.block_size == 1 and one_pass:
         return _likeliest_tokens(writer, answers)
     config = writer.config({}).merge(temperature=0.0, stop=())
     matches = [False] * len(answers)

@@ -84,6 +84,8 @@ class Policy(_Options):
     def score(self, batch: WindowBatch, scorer: Scorer) -> Parts:
         request = self._request(batch, scorer)
         one_by_one = batch.family.block_size == 1 and not scorer.denoiser.time_conditioning
+        # A rule's first call of a block reads no earlier prediction; a bound's is its second.
+        one_by_one = one_by_one and scorer.denoiser.self_conditioning is None
         if one_by_one and request.controls.neutral and not request.config.guidance:
             # A block of one token leaves nothing to choose, so that all tokens fit into one call.
             scorer.calls += int(batch.scorable.sum())
