@@ -55,7 +55,7 @@ def test_a_beam_that_leaves_sets_out_says_so_and_knows_its_cost():
 
 
 def test_networks_that_read_the_noise_level_read_the_one_of_the_rule():
-    model, chosen = tiny_model(seed=2, time_conditioning=True), tiny_family(4)
+    model, chosen = tiny_model(seed=2, adaln=True, time_conditioning=True), tiny_family(4)
     texts = some_texts(5, 10)
     cut = windows(texts, CONTEXT, chosen.process.vocabulary.clean)
     order = find_order(model, chosen, cut, beam=6)
