@@ -37,6 +37,7 @@ BANNED = 2
 RULES_WITH_KNOBS = [
     *(("confidence", {"order": order}) for order in ("probability", "margin", "entropy")),
     ("confidence", {"order": "position"}),
+    ("confidence", {"order": "position", "positions": [2, 0, 9]}),
     ("confidence", {"pace": "noise"}),
     ("threshold", {"threshold": 0.8}),
     ("threshold", {"factor": 1.5}),

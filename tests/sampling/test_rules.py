@@ -378,6 +378,8 @@ WRONG = [
     ("mdlm", "ancestral", {"greedy_tail": 1}, "bool_type"),
     ("mdlm", "confidence", {"order": "certainty"}, "literal_error"),
     ("mdlm", "confidence", {"order_temperature": -0.1}, "greater_than_equal"),
+    ("mdlm", "confidence", {"positions": [0]}, "value_error"),
+    ("mdlm", "confidence", {"positions": [1, 1], "order": "position"}, "value_error"),
     ("mdlm", "confidence", {"pace": 3}, "literal_error"),
     ("mdlm", "confidence", {"kind": "threshold"}, "literal_error"),
     ("mdlm", "threshold", {"threshold": 1.01}, "less_than_equal"),
@@ -410,6 +412,8 @@ def shown_range(field: dict) -> str:
         return "true, false"
     if "enum" in field:
         return ", ".join(field["enum"])
+    if field["type"] == "array":
+        return "distinct whole numbers"
     low = field.get("minimum", field.get("exclusiveMinimum"))
     high = field.get("maximum", field.get("exclusiveMaximum"))
     return f"{low:g} or more" if high is None else f"{low:g} to {high:g}"

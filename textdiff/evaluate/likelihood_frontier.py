@@ -10,16 +10,22 @@ the error over documents of the difference. A grid is a list of settings, as of 
     points:
       - {rule: confidence, order: [position, margin], steps: [4, 2, 1]}
       - {rule: threshold, threshold: [0.5, 0.9]}
+    order_search: {documents: 64, beam: 16}
+
+With `order_search` one more point writes in the best fixed order found on other
+documents. They follow the scored ones in the reference.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from textdiff.diffusion.family import Family
 from textdiff.errors import ConfigError
 from textdiff.evaluate.bound_record import result_origin
+from textdiff.evaluate.fixed_order import CURVE, search_record, searched_setting, split_grid
 from textdiff.evaluate.frontier import Setting, combinations
 from textdiff.evaluate.likelihood_figure import draw_likelihood_frontier as draw_likelihood_frontier
 from textdiff.evaluate.likelihood_figure import likelihood_lines
@@ -42,6 +48,37 @@ def likelihood_frontier(options: SuiteOptions, report: Report) -> SuiteResult:
         ConfigError: something is missing, or the output is of another sweep.
         DataError: texts that cannot be scored.
     """
+    texts, reference, output = _inputs(options)
+    model = options.model
+    size = model.family.block_size or model.context
+    search, grid = split_grid(options.grid or {})
+    settings, left_out = read_points(grid or default_points(size), model.family)
+    others = search.texts(reference[len(texts) :]) if search else []
+    report("bound", 0, len(settings))
+    bound = model.estimate(texts, seed=options.seed)
+    record = _record(options, texts, bound)
+    done = kept_points(output, record, _identity)
+    for number, setting in enumerate(settings):
+        report(setting.curve, number, len(settings))
+        if setting.key not in done:
+            done[setting.key] = _point(options, texts, setting, bound)
+            save_points(output, record, done, {"complete": False})
+    if search and (key := search.key(others)) not in done:
+        report(CURVE, len(settings), len(settings))
+        order = search.run(model, others)
+        written = _point(options, texts, searched_setting(order), bound)
+        done[key] = written | {"key": key, **search_record(search, order)}
+    points = {setting.key: done[setting.key] for setting in settings} | done
+    record = save_points(output, record, points, {"complete": True, "left_out": left_out})
+    return SuiteResult(record, likelihood_lines(record))
+
+
+def _inputs(options: SuiteOptions) -> tuple[list[str], Sequence[str], Path]:
+    """Return the documents to score, all of the reference, and the output.
+
+    Raises:
+        ConfigError: something is missing, or there are too few documents.
+    """
     output, reference = options.output, options.reference
     if output is None or reference is None or options.given:
         raise ConfigError(
@@ -56,21 +93,7 @@ def likelihood_frontier(options: SuiteOptions, report: Report) -> SuiteResult:
             "from their spread",
             code="too_few_texts",
         )
-    model = options.model
-    size = model.family.block_size or model.context
-    settings, left_out = read_points(options.grid or default_points(size), model.family)
-    report("bound", 0, len(settings))
-    bound = model.estimate(texts, seed=options.seed)
-    record = _record(options, texts, bound)
-    done = kept_points(output, record, _identity)
-    for number, setting in enumerate(settings):
-        report(setting.curve, number, len(settings))
-        if setting.key not in done:
-            done[setting.key] = _point(options, texts, setting, bound)
-            save_points(output, record, done, {"complete": False})
-    points = {setting.key: done[setting.key] for setting in settings} | done
-    record = save_points(output, record, points, {"complete": True, "left_out": left_out})
-    return SuiteResult(record, likelihood_lines(record))
+    return texts, reference, output
 
 
 def default_points(size: int) -> dict[str, Any]:
@@ -105,8 +128,8 @@ def read_points(content: Mapping[str, Any], family: Family) -> tuple[list[Settin
     entries = content.get("points")
     if set(content) != {"points"} or not isinstance(entries, list) or not entries:
         raise ConfigError(
-            "grid: write `points`, a list of entries with a rule each, and nothing else: "
-            "{rule: confidence, steps: [4, 2], order: margin}",
+            "grid: write `points`, a list of entries with a rule each, such as {rule: confidence, "
+            "steps: [4, 2], order: margin}, `order_search` or both, and nothing else",
             code="grid_shape",
         )
     settings: dict[str, Setting] = {}

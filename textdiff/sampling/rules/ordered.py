@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from textdiff.lazy import torch
 from textdiff.sampling.rules.redrawing import even_times
@@ -23,11 +23,13 @@ from textdiff.sampling.rules.unmasking import (
     low_entropy,
     margin,
     most_likely,
+    place_scores,
     unmask_in_order,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Self
 
     from torch import Tensor
 
@@ -51,6 +53,11 @@ class Confidence(OrderedRule):
         description="largest probability; lead of the first token over the second; lowest entropy; "
         "position goes from left to right, whatever the confidence",
     )
+    positions: list[int] | None = Field(
+        None,
+        description="places of a block, or of the canvas, from 0, that order=position takes first, "
+        "in this order; the others follow from left to right",
+    )
     order_temperature: float = Field(
         0.0,
         ge=0.0,
@@ -62,6 +69,19 @@ class Confidence(OrderedRule):
         description="tokens per call: shared out evenly, the first calls taking the remainder; or "
         "following the noise schedule, as ancestral sampling does on average",
     )
+
+    @field_validator("positions")
+    @classmethod
+    def _are_places(cls, value: list[int] | None) -> list[int] | None:
+        if value is not None and (len(set(value)) < len(value) or min(value, default=0) < 0):
+            raise ValueError("holds a negative place, or one twice; name each at most once, from 0")
+        return value
+
+    @model_validator(mode="after")
+    def _fixes_the_order(self) -> Self:
+        if self.positions is not None and self.order != "position":
+            raise ValueError(f"positions fix the order, and order is {self.order}; set position")
+        return self
 
     def likelihood_refusal(self) -> str | None:
         if self.order_temperature:
@@ -78,7 +98,10 @@ class Confidence(OrderedRule):
                 return even_share(left, calls)
             return left - (size * still[steps + 1 - calls]).floor().long()
 
-        yield from unmask_in_order(segment, ORDERS[self.order], count, self.order_temperature)
+        score: Score | Tensor = ORDERS[self.order]
+        if self.positions:
+            score = place_scores(self.positions, segment.canvas.shape[1])
+        yield from unmask_in_order(segment, score, count, self.order_temperature)
 
 
 class AcceptingRule(OrderedRule, RevisingRule):

@@ -7,7 +7,7 @@ off the tail of the vocabulary. Letters: R rows, S positions of the canvas, N ma
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from textdiff.lazy import torch
@@ -96,7 +96,7 @@ def unmask_by_chance(segment: Segment, chance: Chance, greedy_tail: bool) -> Ite
 
 
 def unmask_in_order(
-    segment: Segment, score: Score, count: Count, temperature: float = 0.0
+    segment: Segment, score: Score | Tensor, count: Count, temperature: float = 0.0
 ) -> Iterator[Step]:
     """Reveal the first few masks of each row in an order that the network gives.
 
@@ -107,7 +107,7 @@ def unmask_in_order(
 
     Args:
         segment: under absorbing noise; its last call reveals what is left.
-        score: what orders the positions.
+        score: what orders the positions; [S] scores that do not depend on predictions.
         count: how many of them are revealed; fewer than one are one.
         temperature: 0 takes the order as it is, else positions are drawn in proportion to
             exp(score / temperature).
@@ -116,8 +116,7 @@ def unmask_in_order(
 
     def choose(prediction: Prediction, masked: Tensor, index: int) -> tuple[Tensor, Tensor | None]:
         left, calls = masked.sum(1), segment.steps - index
-        scores = torch.full(masked.shape, -torch.inf, dtype=torch.float64)
-        scores[masked] = score(prediction.log_x0.detach()).double().cpu()
+        scores = _scores(score, prediction, masked)
         keys = steady(scores, prediction.log_x0.dtype)
         if temperature:  # the largest of these are draws without replacement
             u = segment.position_uniforms(index)
@@ -133,6 +132,15 @@ def unmask_in_order(
         return time_left(segment.schedule, masked.sum(1), size)
 
     yield from unmask(segment, time, choose)
+
+
+def _scores(score: Score | Tensor, prediction: Prediction, masked: Tensor) -> Tensor:
+    """Return [R, S] float64 scores of masks; -inf where there is none."""
+    scores = torch.full(masked.shape, -torch.inf, dtype=torch.float64)
+    if isinstance(score, torch.Tensor):
+        return scores.where(~masked, score)
+    scores[masked] = score(prediction.log_x0.detach()).double().cpu()
+    return scores
 
 
 def first_of(order: Tensor, number: Tensor) -> Tensor:
@@ -180,6 +188,19 @@ def margin(log_x0: Tensor) -> Tensor:
 def leftmost(log_x0: Tensor) -> Tensor:
     """Return [N] equal scores: ties go from left to right."""
     return log_x0.new_zeros(len(log_x0))
+
+
+def place_scores(places: Sequence[int], width: int) -> Tensor:
+    """Return [S] scores in which some places come first, in their order; others are equal.
+
+    Args:
+        places: distinct; those that the canvas lacks are passed over.
+        width: positions of the canvas.
+    """
+    scores = torch.full((width,), -float(len(places)), dtype=torch.float64)
+    for turn, place in enumerate(places):
+        scores[place : place + 1] = -float(turn)  # empty behind the canvas
+    return scores
 
 
 def low_entropy(log_x0: Tensor) -> Tensor:
