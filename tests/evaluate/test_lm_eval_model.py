@@ -132,6 +132,15 @@ def test_stop_strings_and_lengths_are_kept(demo):
     assert (whole.truncated, whole.shortened) == (False, False)
 
 
+def test_network_calls_of_written_answers_are_counted():
+    """One per token, however the answers are batched: rows of other lengths do not count."""
+    lm = TextDiffusionLM(model_of(bpe()), batch_size=2, rule="first_hitting")
+    lengths = (3, 5, 5, 2)
+    requests = [written("a cat", n, max_gen_toks=k, until=[]) for n, k in enumerate(lengths)]
+    answers = lm.generate_until(requests, disable_tqdm=True)
+    assert sum(answer.calls for answer in answers) == sum(lengths)
+
+
 def test_long_contexts_are_counted(demo):
     pairs = [("Lily sat. " * 90, "She"), ("Lily sat. ", "She")]
     answers = demo.loglikelihood(scored(*pairs), disable_tqdm=True)

@@ -5,12 +5,12 @@ import pytest
 import torch
 from dense_tables import K, kernel, position_nats, sequences, time_grid, world
 from exact_tables import CLEAN, MASK, ROWS, TableDenoiser, code, random_table
+from textdiff.data.turn_stream import TurnStream
 
 from textdiff.config import Config
 from textdiff.data.answer_rows import AnswerSequences
 from textdiff.data.answers import Turn
 from textdiff.data.sections import Conversations
-from textdiff.data.turn_stream import TurnStream
 from textdiff.loss import PositionTerms
 from textdiff.train.batches import TrainingBatches
 

@@ -172,6 +172,7 @@ class Generation:
         calls: network calls (of all active rows each).
         tokens_per_forward: tokens written per row and network call.
         lost: what the model did not see of the prompts as it is written, in sentences.
+        row_calls: rows of the network calls together: the sum of the calls that each row was in.
     """
 
     texts: list[str] = field(default_factory=list)
@@ -181,6 +182,7 @@ class Generation:
     calls: int = 0
     tokens_per_forward: float = 0.0
     lost: tuple[str, ...] = ()
+    row_calls: int = 0
 
     @classmethod
     def of(
@@ -196,6 +198,7 @@ class Generation:
             calls=calls,
             tokens_per_forward=sum(row.new_tokens for row in rows) / max(1, row_calls),
             lost=lost,
+            row_calls=row_calls,
         )
 
 

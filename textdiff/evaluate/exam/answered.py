@@ -102,18 +102,20 @@ class WrittenAnswer(str):
     Attributes:
         truncated: whether its context was cut from the left.
         shortened: whether the context left room for fewer tokens than were asked for.
+        calls: network calls per answer, the mean over answers written together.
     """
 
     truncated: bool
     shortened: bool
+    calls: float
 
     def __new__(
-        cls, text: str, truncated: bool = False, shortened: bool = False
+        cls, text: str, truncated: bool = False, shortened: bool = False, calls: float = 0.0
     ) -> "WrittenAnswer":
         """Return the text as an answer."""
         self = super().__new__(cls, text)
-        self.truncated, self.shortened = truncated, shortened
+        self.truncated, self.shortened, self.calls = truncated, shortened, calls
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return WrittenAnswer, (str(self), self.truncated, self.shortened)
+        return WrittenAnswer, (str(self), self.truncated, self.shortened, self.calls)

@@ -207,13 +207,15 @@ class ExamResult:
         scored = [a for a in answers if isinstance(a, Answer | WholeText)]
         errors = [a.stderr for a in scored]
         limit = self.effort.precision
+        written = [a.calls for a in answers if isinstance(a, WrittenAnswer)]
         return {
             "scored": len(scored),
             "exact": sum(a.exact for a in scored),
             "largest_stderr": max(errors, default=0.0),
             # A quarter more is what chance makes of an error that was planned by a pilot.
             "less_precise": sum(e > 1.25 * limit for e in errors) if limit else 0,
-            "written": sum(isinstance(a, WrittenAnswer) for a in answers),
+            "written": len(written),
+            "calls_per_written": sum(written) / max(1, len(written)),
             "truncated": sum(getattr(a, "truncated", False) for a in answers),
             "shortened": sum(getattr(a, "shortened", False) for a in answers),
             "lossy": sum(getattr(a, "lossy", False) for a in answers),
@@ -258,6 +260,9 @@ class ExamResult:
                 f"{counts['exact']} of {counts['scored']} log-likelihoods exact, the largest "
                 f"standard error of the others {counts['largest_stderr']:.3f} nats"
             )
+        if counts["written"]:
+            calls = f"{counts['calls_per_written']:.1f} network calls per answer"
+            yield f"{counts['written']} answers written, {calls}"
         notes = {
             "less_precise": "log-likelihoods are less precise than asked for",
             "truncated": "contexts were longer than the model's and lost their beginning",

@@ -118,8 +118,9 @@ class AnswerWriter:
         ended = RowReader(self.model.tokenizer).ending(config.stop, self.ends)
         job = Job(rows, [new for _, new in rooms], keys=keys, ended=ended)
         request: Request = self.preparer.request(job, config, ends=self.ends)
-        texts = self.model.run(request, self.batch_size).completions
+        drawn = self.model.run(request, self.batch_size)
+        calls = drawn.row_calls / len(rows)
         return [
-            WrittenAnswer(text, read < len(r.ids), new < (limit or r.tokens))
-            for text, (r, (read, new)) in zip(texts, pairs, strict=True)
+            WrittenAnswer(text, read < len(r.ids), new < (limit or r.tokens), calls)
+            for text, (r, (read, new)) in zip(drawn.completions, pairs, strict=True)
         ]
