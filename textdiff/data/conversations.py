@@ -235,22 +235,21 @@ class ConversationEncoder:
             DataError: no answer, or a template that fails or writes earlier turns in another way.
         """
         check_answered(messages)
-        last = max(n for n, message in enumerate(messages) if message.role == "assistant")
-        sizes = [len(each.content.encode()) for each in messages if each.role == "assistant"]
-        messages = self._hidden(messages[: last + 1])
+        answers = [n for n, message in enumerate(messages) if message.role == "assistant"]
+        sizes = [len(messages[number].content.encode()) for number in answers]
+        messages = self._hidden(messages[: answers[-1] + 1])
         text = self._render(messages, answer_follows=False)
         cuts: list[int] = []
-        for number, message in enumerate(messages):
-            if message.role == "assistant":
-                span = self._answer_span(messages[: number + 1], text)
-                if span is None:
-                    raise DataError(
-                        f"the chat template writes message {number + 1} in another way when more "
-                        "follow, or no answer after its prompt; train on conversations of one "
-                        "answer, or with a template that keeps earlier turns as they are",
-                        code="template_changes_history",
-                    )
-                cuts += span
+        for number in answers:
+            span = self._answer_span(messages[: number + 1], text)
+            if span is None:
+                raise DataError(
+                    f"the chat template writes message {number + 1} in another way when more "
+                    "follow, or no answer after its prompt; train on conversations of one "
+                    "answer, or with a template that keeps earlier turns as they are",
+                    code="template_changes_history",
+                )
+            cuts += span
         pieces = self.controls.encode(text[: cuts[-1]], cuts[:-1])
         end = self.tokenizer.eos_token_id
         if end is not None and pieces[-1][-1:].tolist() != [end]:
@@ -272,11 +271,9 @@ class ConversationEncoder:
         before = self._render(messages[:-1], answer_follows=True)
         after = self._render(messages, answer_follows=False)
         begin, special = len(before), self.controls.first_special(after, len(before))
-        if special is None:
-            end = len(after.rstrip())
-        else:
-            is_end = special[0] == self.tokenizer.eos_token
-            end = special.end() if is_end else special.start()
+        end = len(after.rstrip())
+        if special is not None:
+            end = special.end() if special[0] == self.tokenizer.eos_token else special.start()
         consistent = after.startswith(before) and text.startswith(after[:end])
         return (begin, end) if consistent and begin < end else None
 
