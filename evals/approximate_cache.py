@@ -79,9 +79,10 @@ def variation(held: TextDiffusion, prompts: list[list[int]], seed: int) -> dict[
     start[:, given:] = mask
     widths = torch.full((len(prompts),), context)
     frozen = (start != mask).cpu()
-    plain = PlainPredictor(held.model, held.family, widths)
+    plain = PlainPredictor(held.model, held.family)
     kept = ApproximatePredictor(held.model, held.family, len(prompts), context)
-    kept.enter(start, 0 * widths, widths, frozen)
+    for predictor in (plain, kept):
+        predictor.enter(start, 0 * widths, widths, frozen)
     positions = masked.flatten().nonzero().squeeze(1).cpu()
     t = torch.full((len(prompts),), 0.5, dtype=torch.float64)
 

@@ -3,15 +3,25 @@
 from collections.abc import Collection, Generator
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.engine import Engine
 from textdiff.sampling.job import Job
+from textdiff.sampling.predictor import PlainPredictor
 from textdiff.sampling.request import Request
 from textdiff.sampling.segment import Step
 
 FREE = Controls()
+
+
+def alone(model: Any, family: Any, widths: Tensor) -> PlainPredictor:
+    """Return a predictor on canvases [A] positions wide, with nothing before them."""
+    predictor = PlainPredictor(model, family)
+    frozen = torch.zeros(len(widths), int(widths.max()), dtype=torch.bool)
+    predictor.enter(frozen[:, :0].long(), 0 * widths, widths, frozen)
+    return predictor
 
 
 def generate(

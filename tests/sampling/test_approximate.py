@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from engines import generate
+from engines import alone, generate
 from test_rules import FITS, family_of
 from tiny_models import CLEAN, CONTEXT, MASK, tiny_family, tiny_model
 
@@ -13,7 +13,6 @@ from textdiff.models import block
 from textdiff.sampling.cached import ApproximatePredictor
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.job import Job
-from textdiff.sampling.predictor import PlainPredictor
 
 A, B = CLEAN[1], CLEAN[3]
 PROMPTS = [[A, None, B, None, None, A], [B] * 6, [None] * 5 + [A] * 3 + [None], [A, B]]
@@ -79,7 +78,7 @@ def rows_of(model, family, job, rule="ancestral", **options):
 @pytest.mark.parametrize("shift", [False, True])
 def test_the_first_call_of_a_segment_is_exact(model, shift):
     family = tiny_family(shift=shift)
-    held, plain = entered(model, family), PlainPredictor(model, family, WIDTHS)
+    held, plain = entered(model, family), alone(model, family, WIDTHS)
     torch.testing.assert_close(law(held, CANVAS), law(plain, CANVAS), rtol=0, atol=1e-12)
     canvas, left = further()
     assert (law(held, canvas, T / 2, left) - law(plain, canvas, T / 2, left)).abs().max() > 1e-3
@@ -92,7 +91,7 @@ def test_the_first_call_of_a_segment_is_exact(model, shift):
 def test_later_calls_see_what_is_final_as_the_first_call_did(model, monkeypatch):
     """By hand: whole canvases, in whose attention the keys and values of the first are put back."""
     family = tiny_family()
-    held, plain = entered(model, family), PlainPredictor(model, family, WIDTHS)
+    held, plain = entered(model, family), alone(model, family, WIDTHS)
     canvas, left = further()
     law(held, CANVAS)
     found = law(held, canvas, T / 2, left)

@@ -4,7 +4,7 @@ from itertools import count
 
 import pytest
 import torch
-from engines import generate
+from engines import alone, generate
 from tiny_models import CLEAN, EXCLUDED, MASK, tiny_family, tiny_model
 
 from textdiff.diffusion.randomness import Stream, uniforms
@@ -86,7 +86,7 @@ def test_the_order_of_rows_in_a_batch_does_not_matter(model, block_size):
 
         *_, last = Ancestral()(
             Segment(
-                PlainPredictor(model, family, lengths[order]),
+                alone(model, family, lengths[order]),
                 family.process,
                 family.schedule,
                 canvas[order],
@@ -131,7 +131,7 @@ def test_frozen_positions_never_change_wherever_they_are(model):
 
     walk = Ancestral()(
         Segment(
-            PlainPredictor(model, family, torch.full((rows,), length)),
+            alone(model, family, torch.full((rows,), length)),
             family.process,
             family.schedule,
             canvas,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from engines import generate
+from engines import alone, generate
 from test_rules import FITS, family_of
 from tiny_models import CLEAN, MASK, tiny_family, tiny_model
 
@@ -69,7 +69,7 @@ def test_the_one_that_is_not_told_sees_masks(model):
     guided.admit(canvas, torch.tensor([1]))
     guided.enter(canvas, torch.tensor([0]), width, canvas != MASK)
     found = guided(canvas, t, torch.tensor([1])).log_x0
-    plain = PlainPredictor(model, family, width)
+    plain = alone(model, family, width)
     conditional = plain(canvas, t, torch.tensor([1])).log_x0
     bare = torch.tensor([[MASK, MASK, MASK, CLEAN[5]]])
     unconditional = plain(bare, t, torch.tensor([1])).log_x0

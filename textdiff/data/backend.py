@@ -168,9 +168,15 @@ def _without_prefix(step: Settings | None, stage: str) -> Settings | None:
 # --- special tokens that text could spell --------------------------------------------------------
 
 
-def without_specials(settings: Settings, special: Set[int]) -> Settings:
-    """Return a backend that gives none of the special ids, but for its unknown token."""
-    model, hidden = _without_names(settings["model"], special)
+def without_specials(settings: Settings, special: Set[int], every: bool = False) -> Settings:
+    """Return a backend that gives none of the special ids, but for its unknown token.
+
+    Args:
+        settings: the backend.
+        special: the ids.
+        every: rename their entries in the vocabulary also where no text would come to them.
+    """
+    model, hidden = _without_names(settings["model"], special, every)
     added = [
         token | {"special": token["special"] or token["id"] in special}
         for token in settings["added_tokens"]
@@ -183,7 +189,7 @@ def without_specials(settings: Settings, special: Set[int]) -> Settings:
     return changed
 
 
-def _without_names(model: Settings, special: Set[int]) -> tuple[Settings, set[str]]:
+def _without_names(model: Settings, special: Set[int], every: bool) -> tuple[Settings, set[str]]:
     """Return a model whose special tokens no text spells, and the names they had."""
     if model["type"] == "Unigram":
         names = {piece for index, (piece, _) in enumerate(model["vocab"]) if index in special}
@@ -193,7 +199,7 @@ def _without_names(model: Settings, special: Set[int]) -> tuple[Settings, set[st
         ]
         return (model | {"vocab": vocab} if names else model), names
     names = {name for name, index in model["vocab"].items() if index in special}
-    if model["type"] == "BPE":
+    if model["type"] == "BPE" and not every:
         names = _reachable(model, names)
     if not names:
         return model, names

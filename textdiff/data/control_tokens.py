@@ -7,7 +7,7 @@ wrote get names that no text has, in a private copy of the tokenizer's backend.
 
 import json
 import re
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -121,13 +121,12 @@ def _control_encoder(
 ) -> ControlEncoder:
     settings: Settings = json.loads(serialized)
     spelled = {token["id"]: token["content"] for token in settings["added_tokens"]}
-    plain = without_specials(settings, control)
+    plain = without_specials(settings, control, every=True)
     added = [
         token | ({"content": nameless(token["id"])} if token["id"] in control else {})
         for token in settings["added_tokens"]
     ]
-    changed = plain | {"model": _renamed(plain["model"], control), "added_tokens": added}
-    backend = Tokenizer.from_str(json.dumps(changed))
+    backend = Tokenizer.from_str(json.dumps(plain | {"added_tokens": added}))
     backend.no_truncation()
     backend.no_padding()
     backend.add_special_tokens([AddedToken(_CUT, normalized=False)])
@@ -136,16 +135,6 @@ def _control_encoder(
         {index: text for index, text in spelled.items() if index in control},
         backend,
     )
-
-
-def _renamed(model: Settings, control: Set[int]) -> Settings:
-    """Return a model in which entries of these ids have the names that no text spells."""
-    if model["type"] == "Unigram":  # its entries have them already
-        return model
-    vocab = {nameless(id_) if id_ in control else name: id_ for name, id_ in model["vocab"].items()}
-    unknown = model["vocab"].get(model.get("unk_token"))
-    changed = model | {"vocab": vocab}
-    return changed | {"unk_token": nameless(unknown)} if unknown in control else changed
 
 
 def _any_of(spelled: Iterable[str]) -> re.Pattern[str]:

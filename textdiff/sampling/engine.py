@@ -113,7 +113,7 @@ class Engine:
         cache, in_blocks = self.config.cache, self.family.block_size is not None
         window = self.limit.window(self.config.window, int(self.lengths.max()))
         if cache == "off" or (cache == "auto" and not in_blocks):
-            return PlainPredictor(self.model, self.family, window=window)
+            return PlainPredictor(self.model, self.family, window)
         if not in_blocks and cache == "on":
             raise ConfigError(
                 "a cache of a full-sequence model would be an approximation: every token sees all "

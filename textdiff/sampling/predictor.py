@@ -158,22 +158,12 @@ class PlainPredictor(Predictor):
     Args:
         model: the network.
         family: process, schedule, objective and block size.
-        widths: [A] positions of each canvas, where there is nothing before it.
         window: tokens before a block that it attends to; None: all.
     """
 
-    def __init__(
-        self,
-        model: Denoiser,
-        family: Family,
-        widths: Tensor | None = None,
-        window: int | None = None,
-    ):
+    def __init__(self, model: Denoiser, family: Family, window: int | None = None):
         super().__init__(model, family)
         self.window = window
-        if widths is not None:
-            frozen = torch.zeros(len(widths), int(widths.max()), dtype=torch.bool)
-            self.enter(frozen[:, :0].long(), 0 * widths, widths, frozen)
 
     def enter(self, text: Tensor, starts: Tensor, widths: Tensor, frozen: Tensor) -> None:
         """Cut out the tokens before each canvas that the network reads with it."""
