@@ -1,6 +1,6 @@
 """Exams: accuracies on BLiMP and LAMBADA, how sure they are, and what they cost.
 
-    python evals/exam.py demo --limit blimp=20 lambada=200 --output exam.json
+    python evals/exam.py demo --limit blimp=5 lambada=60 --output exam.json
     python evals/exam.py $TEXTDIFF_DATA/stories260K --limit blimp=20 lambada=200 --hf
     python evals/exam.py runs/novels/export --limit blimp_causative=10 lambada=10
 
