@@ -1,6 +1,6 @@
 """Exams: accuracies on BLiMP and LAMBADA, how sure they are, and what they cost.
 
-    python evals/exam.py demo --limit blimp=20 lambada=200 --output exam.json
+    python evals/exam.py demo --limit blimp=5 lambada=60 --output exam.json
     python evals/exam.py $TEXTDIFF_DATA/stories260K --limit blimp=20 lambada=200 --hf
     python evals/exam.py runs/novels/export --limit blimp_causative=10 lambada=10
 
@@ -14,12 +14,14 @@ import os
 import platform
 import sys
 import time
+from contextlib import redirect_stdout
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("DISABLE_MULTIPROC", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 def asked(task: str, limit: int, arguments: argparse.Namespace) -> Any:
@@ -34,7 +36,8 @@ def asked(task: str, limit: int, arguments: argparse.Namespace) -> Any:
 def answered(held: Any, task: str, limit: int, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the figures of one task, and the harness's results."""
     begin = time.process_time()
-    result = asked(task, limit, arguments).run(held)
+    with redirect_stdout(sys.stderr):  # the harness prints beside its result
+        result = asked(task, limit, arguments).run(held)
     figures = {"task": task, "questions_per_task": limit}
     figures |= {
         name.removesuffix(",none"): value

@@ -447,7 +447,7 @@ def test_tasks_of_the_hub_are_refused_without_a_network(few):
 
 
 def test_a_missing_harness_is_reported(monkeypatch):
-    monkeypatch.setattr(running.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
     with refused(ConfigError, "lm_eval_missing", "textdiff[eval]"):
         ExamOptions(tasks="blimp").exam({}, 0, 16, 8192)
 

@@ -1,6 +1,6 @@
 """Exams: tasks of lm-evaluation-harness, found by name, run, and reported with their certainty."""
 
-import importlib.util
+import importlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -117,14 +117,16 @@ def require_lm_eval() -> None:
     """Make sure that lm-evaluation-harness is installed, and quiet.
 
     Raises:
-        ConfigError: it is not installed.
+        ConfigError: it is not installed, or broken.
     """
-    if importlib.util.find_spec("lm_eval") is None:
+    try:
+        importlib.import_module("lm_eval")
+    except ImportError as error:
         raise ConfigError(
-            "tasks are those of the package lm-eval, which is not installed; install it with "
-            "pip install 'textdiff[eval]'",
+            f"tasks are those of the package lm-eval, which cannot be imported "
+            f"({first_line(error)}); install it with pip install 'textdiff[eval]'",
             code="lm_eval_missing",
-        )
+        ) from None
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 

@@ -66,7 +66,7 @@ class SharedRequests:
         size = min(CHUNK, -(-len(wanted) // self.count))
         chunks = [wanted[each] for each in _chunks([questions[n] for n in wanted], size)]
         total = sum(map(len, chunks[self.rank :: self.count]))
-        hidden = True if quiet or self.rank else None  # None: shown on terminals alone
+        hidden = True if quiet or self.rank else None  # None: hidden in pipes
         with tqdm(total=total, desc=title, disable=hidden) as bar:
             for start in range(0, len(chunks), self.count):
                 turn = chunks[start : start + self.count]
