@@ -20,8 +20,6 @@ import json
 import math
 import os
 import random
-import shlex
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from itertools import combinations, permutations, product
@@ -163,8 +161,8 @@ def share(right: Sequence[float]) -> dict[str, Any]:
     from textdiff.evaluate.exam.decisions import wilson
 
     solved = sum(right) / len(right)
-    low, high = wilson(solved, len(right))
-    return {"problems": len(right), "solved": solved, "interval_95": [low, high]}
+    interval = [round(end, 4) for end in wilson(solved, len(right))]
+    return {"problems": len(right), "solved": round(solved, 4), "interval_95": interval}
 
 
 def difference(right: Sequence[float], baseline: Sequence[float]) -> dict[str, Any]:
@@ -173,7 +171,8 @@ def difference(right: Sequence[float], baseline: Sequence[float]) -> dict[str, A
     mean = sum(away) / len(away)
     deviation = math.sqrt(sum((x - mean) ** 2 for x in away) / (len(away) - 1))
     reach = 1.96 * deviation / math.sqrt(len(away))
-    return {"difference": mean, "interval_95": [mean - reach, mean + reach]}
+    interval = [round(mean - reach, 4), round(mean + reach, 4)]
+    return {"difference": round(mean, 4), "interval_95": interval}
 
 
 def flags(setting: dict[str, Any], room: int) -> str:
@@ -245,6 +244,9 @@ def keep(arguments: argparse.Namespace, model: Any, rows: list[dict[str, Any]]) 
     from speed import cpu_model
 
     path: Path = arguments.output
+    limit = f" --limit {arguments.limit}" if arguments.limit else ""
+    numbers = " ".join(map(str, arguments.settings or ()))
+    only = f" --settings {numbers}" if numbers else ""
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     label = arguments.label or Path(arguments.model).parent.name
     record[label] = {
@@ -254,26 +256,34 @@ def keep(arguments: argparse.Namespace, model: Any, rows: list[dict[str, Any]]) 
         "seed": arguments.seed,
         "train": arguments.trained,
         "parameters": sum(weights.numel() for weights in model.model.parameters()),
-        "score": shlex.join(["python", "evals/puzzles.py", *sys.argv[1:]]),
+        "limit": arguments.limit,
+        "score": f"python evals/puzzles.py score {arguments.puzzle} {arguments.model} "
+        f"--seed {arguments.seed}{limit}{only}",
         "row": f"textdiff evaluate {arguments.model} --tasks {TASKS[arguments.puzzle]} "
-        f"--fewshot 0 --seed {arguments.seed} FLAGS",
+        f"--fewshot 0 --seed {arguments.seed}{limit} FLAGS",
         "rows": rows,
     }
     path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def table(arguments: argparse.Namespace) -> None:
-    """Print the shares of several models as rows of a table."""
+    """Print the shares of several models as rows of a table; the first has all settings."""
     record = json.loads(arguments.results.read_text(encoding="utf-8"))
-    for rows in zip(*(record[label]["rows"] for label in arguments.labels), strict=True):
-        cells = [
-            f"{100 * row['solved']:.0f} ({100 * row['interval_95'][0]:.0f} to "
-            f"{100 * row['interval_95'][1]:.0f})"
-            for row in rows
-        ]
-        calls = sum(row["calls_per_answer"] for row in rows) / len(rows)
-        print(f"| `{rows[0]['flags'].rpartition(' --max-new')[0]}` | {calls:.1f} |", end=" ")
-        print(" | ".join(cells), "|")
+    models = [{row["flags"]: row for row in record[name]["rows"]} for name in arguments.labels]
+    for setting, first in models[0].items():
+        rows = [model.get(setting) for model in models]
+        print(
+            f"| `{setting.rpartition(' --max-new')[0]}` | {first['calls_per_answer']:.1f} |", end=""
+        )
+        print("".join(f" {percent(row)} |" for row in rows))
+
+
+def percent(row: dict[str, Any] | None) -> str:
+    """Return the share of right answers with its interval in percent."""
+    if row is None:
+        return "-"
+    solved, low, high = (100.0 * share for share in (row["solved"], *row["interval_95"]))
+    return f"{solved:.0f} ({low:.0f} to {high:.0f})"
 
 
 def main() -> None:

@@ -115,3 +115,15 @@ def test_the_frontier_shown_is_the_one_measured(root):
         if excess and excess["value"] is not None:
             said[-1] = f"| {excess['value']:.2f} ("
         assert any(all(part in line for part in said) for line in table), said
+
+
+def test_the_puzzles_shown_are_those_measured(root):
+    result = json.loads((root / "evals" / "results" / "puzzles.json").read_text())
+    text = (root / "docs" / "sampling.md").read_text()
+    for model in result.values():
+        for row in model["rows"]:
+            start = f"| `{row['flags'].rpartition(' --max-new')[0]}` |"
+            shares = [100.0 * share for share in (row["solved"], *row["interval_95"])]
+            cell = "| {:.0f} ({:.0f} to {:.0f}) |".format(*shares)
+            lines = [line for line in text.splitlines() if line.startswith(start)]
+            assert any(cell in line for line in lines), (start, cell)
