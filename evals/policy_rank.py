@@ -11,8 +11,9 @@
 compares the two results, setting by setting, by Spearman's rank correlation. The judge should be
 the model that the corpus was drawn from (`sampled_corpus.py`): its perplexity is the true one.
 Intervals are percentiles over settings drawn with replacement. The p-value is the share of
-random permutations that correlate at least as much. Tokens per call alone rank rules, too, so that
-correlations with it, and the partial one given it, stand beside.
+random permutations that correlate at least as much. Settings of the same likelihood, such as all
+orders in one step per block, are one rule and count once. Tokens per call alone rank rules, too.
+Correlations with it, and the partial one given it, therefore stand beside.
 """
 
 import argparse
@@ -85,8 +86,9 @@ def correlation(statistic: Any, *columns: Column) -> dict[str, float]:
 def compared(likelihood: dict[str, Any], frontier: dict[str, Any]) -> dict[str, Any]:
     """Return the settings of both results and the correlations between them."""
     written = {setting(p["sampling"]): p for p in frontier["points"] if not p["baseline"]}
-    rows = []
-    for point in likelihood["points"]:
+    rows: list[dict[str, Any]] = []
+    distinct = {round(point["nats"] or 0.0, 9): point for point in reversed(likelihood["points"])}
+    for point in reversed(distinct.values()):
         other = written.get(setting(point["options"]))
         if other is None or point["impossible"]:
             continue
