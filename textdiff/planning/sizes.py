@@ -208,8 +208,8 @@ def training_flops(run: RunSizes) -> float:
 def first_pass_flops(run: RunSizes, blocks: float) -> float:
     """Return operations per data token of self-conditioning, on average.
 
-    A forward pass runs on half of the rows, on all of them if the blocks are compiled. To it come
-    the head and expected embeddings at the scored positions of this half, and two H x H products
+    A forward pass runs on half of the rows, or on all of them if the blocks are compiled. At the
+    scored positions of this half there are the head, expected embeddings, and two H x H products
     that are trained.
 
     Args:
