@@ -136,6 +136,9 @@ def test_a_sweep_goes_on_where_it_stopped(place, judges, tmp_path, monkeypatch, 
         (["--stop", "x"], "--stop fixes how texts end"),
         (["--suffix", "x"], "--suffix fixes how texts end"),
         (["--rule", "tweedie"], "follows scores"),
+        (["--limit", "3"], "--limit is for --tasks"),
+        (["--tasks", "blimp"], "is for texts, and --tasks asks questions"),
+        (["--tasks", "blimp", "--suite", "frontier"], "--suite frontier and --tasks"),
     ],
 )
 def test_bad_input_is_one_sentence(place, judges, capsys, more, message):

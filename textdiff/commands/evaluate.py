@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -186,7 +186,10 @@ def evaluate(
         json_output: print one JSON object, with everything that the result depends on.
     """
     if exam.tasks is not None:
+        if suite != "generation":
+            raise ConfigError(f"--suite {suite} and --tasks: give one of them", code="idle_flag")
         return _evaluate_tasks(model, measure, sampling, sweep, exam, loading, json_output)
+    _refuse_idle(exam, "is for --tasks")
     from textdiff.evaluate.suites import find_suite
 
     chosen = find_suite(suite)
@@ -210,6 +213,9 @@ def _evaluate_tasks(
 ) -> int:
     """Run the tasks of lm-evaluation-harness."""
     exam.check()
+    _refuse_idle(
+        measure, "is for texts, and --tasks asks questions", ("batch_size", "batch_tokens")
+    )
     measure.check()
     sweep.check("of tasks", sweeps=False)
     if sampling.suffix:
@@ -221,6 +227,16 @@ def _evaluate_tasks(
     if result is not None:
         sweep.write(*result, json_output)
     return 0
+
+
+def _refuse_idle(
+    options: MeasureOptions | ExamOptions, why: str, used: tuple[str, ...] = ()
+) -> None:
+    """Refuse flags that would change nothing."""
+    for field in fields(options):
+        if field.name not in used and getattr(options, field.name) != field.default:
+            flag = f"--{field.name.replace('_', '-')}"
+            raise ConfigError(f"{flag} {why}: leave it out", code="idle_flag")
 
 
 def _free(sampling: Sampling) -> dict[str, Any]:
