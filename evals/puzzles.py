@@ -6,7 +6,8 @@
 
     python evals/puzzles.py write countdown
     textdiff train evals/puzzles.yaml --run.dir runs/countdown --data.sequence_length 62 \
-        --data.sources '[{source: countdown_train.jsonl}]' --sample.max_new_tokens 23
+        --data.sources '[{source: countdown_train.jsonl}]' --sample.max_new_tokens 23 \
+        --train.steps 1200
     python evals/puzzles.py score countdown runs/countdown/export --output puzzles.json
 
 The test problems are those of the tasks `sudoku` and `countdown_3` of `textdiff evaluate`, read
