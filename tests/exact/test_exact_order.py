@@ -50,8 +50,9 @@ def test_a_search_over_all_sets_meets_the_best_of_all_orders(block):
 def test_a_beam_that_leaves_sets_out_says_so_and_knows_its_cost():
     chosen, order = searched(None, 1)
     assert not order.best
-    assert order.sets == LENGTH
+    assert order.sets <= 2 * LENGTH  # one, and the one of the order from left to right
     assert order.nats == pytest.approx(nats(TABLE, chosen, TEXTS, order.places), abs=1e-9)
+    assert order.nats <= nats(TABLE, chosen, TEXTS, range(LENGTH)) + 1e-9
 
 
 def test_networks_that_read_the_noise_level_read_the_one_of_the_rule():

@@ -54,6 +54,8 @@ class FixedOrder:
 def search_order(costs: Costs, size: int, beam: int) -> FixedOrder:
     """Return the order of least cost that a beam search over sets of places meets.
 
+    The sets of the order from left to right are always kept: no result costs more than that order.
+
     Args:
         costs: nats of every place given a set of revealed ones.
         size: places.
@@ -61,7 +63,7 @@ def search_order(costs: Costs, size: int, beam: int) -> FixedOrder:
     """
     level: dict[frozenset[int], tuple[float, tuple[int, ...]]] = {frozenset(): (0.0, ())}
     sets, best = 0, True
-    for _ in range(size):
+    for turn in range(size):
         following: dict[frozenset[int], tuple[float, tuple[int, ...]]] = {}
         for revealed, (nats, order) in level.items():
             each = costs(order)
@@ -71,7 +73,9 @@ def search_order(costs: Costs, size: int, beam: int) -> FixedOrder:
                 following[revealed | {place}] = min(known, reached)
         sets += len(level)
         best = best and len(following) <= beam
-        level = dict(sorted(following.items(), key=lambda entry: entry[1])[:beam])
+        first = frozenset(range(turn + 1))
+        kept = sorted(following.items(), key=lambda entry: entry[1])[:beam]
+        level = dict(kept) | {first: following[first]}
     ((nats, order),) = level.values()
     return FixedOrder(order, nats, sets, best)
 
