@@ -120,6 +120,7 @@ class Network:
         self.powers = rows ** torch.arange(length - 1, -1, -1)
         self.config = SimpleNamespace(vocab_size=rows)
         self.context, self.time_conditioning = length, True
+        self.self_conditioning = None
         self.device = torch.device("cpu")
 
     @staticmethod
