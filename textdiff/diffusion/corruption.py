@@ -3,8 +3,9 @@
 Letters: B rows, L positions, N positions that contribute to the loss.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -14,7 +15,31 @@ from textdiff.diffusion.noise import Noise, NoiseUniforms
 
 
 @dataclass(frozen=True)
-class Batch:
+class _Movable:
+    """Batch whose tensors, also those of its bundles, move together."""
+
+    def to(self, device: torch.device) -> Self:
+        """Copy the batch to a device; from pinned memory nothing waits."""
+        return self._map(lambda x: x.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """Copy the batch to memory that a GPU reads by itself; data loaders call it."""
+        return self._map(lambda x: x.pin_memory())
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """Return the batch with a function of every tensor."""
+        changed: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                changed[field.name] = function(value)
+            elif isinstance(value, Noise | NoiseUniforms):
+                changed[field.name] = value.map(function)
+        return replace(self, **changed)
+
+
+@dataclass(frozen=True)
+class Batch(_Movable):
     """A corrupted batch of B rows.
 
     Attributes:
@@ -40,13 +65,9 @@ class Batch:
     answers: Tensor | None = None
     answer_tokens: float | None = None
 
-    def to(self, device: torch.device) -> "Batch":
-        """Copy the batch to a device without waiting."""
-        return replace(self, **_on(device, self))
-
 
 @dataclass(frozen=True)
-class CleanBatch:
+class CleanBatch(_Movable):
     """A batch of B rows that is corrupted on the device, by a schedule that is being learned.
 
     Attributes:
@@ -61,29 +82,13 @@ class CleanBatch:
     document_ids: Tensor | None
     block_size: int | None
 
-    def to(self, device: torch.device) -> "CleanBatch":
-        """Copy the batch to a device without waiting."""
-        return replace(self, **_on(device, self))
-
-
-def _on(device: torch.device, batch: Batch | CleanBatch) -> dict[str, Any]:
-    """Return copies on a device of a batch's tensors and bundles of tensors, by name."""
-
-    def move(value: Tensor) -> Tensor:
-        return value.to(device, non_blocking=True)
-
-    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    moved = {name: move(v) for name, v in values.items() if isinstance(v, Tensor)}
-    bundles = {n: v.map(move) for n, v in values.items() if isinstance(v, Noise | NoiseUniforms)}
-    return moved | bundles
-
 
 def corrupt(family: Family, x0: Tensor, noise: Noise, document_ids: Tensor | None) -> Batch:
     """Corrupt x0 [B, L] on the CPU, where noise is made and positions are counted."""
     xt = family.process.corrupt(x0, noise)
     positions = family.objective.positions(noise).flatten().nonzero().squeeze(1)
-    starts = torch.arange(0, x0.shape[1], family.blocks(x0.shape[1]).size)
-    alpha = family.known_alpha(noise.alpha.expand(x0.shape)[:, starts])
+    size = family.blocks(x0.shape[1]).size
+    alpha = family.known_alpha(noise.alpha.expand(x0.shape)[:, ::size])
     sigma = family.network_time(alpha)  # [B, blocks]
     return Batch(x0, xt, positions, noise.at(positions), sigma, document_ids, family.block_size)
 
