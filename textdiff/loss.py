@@ -27,6 +27,14 @@ from textdiff.models.self_conditioning import Previous
 
 # Logits alive at once: 2 ** 22 of them are 16 MiB in float32, which memory allocators reuse.
 CHUNK_LOGITS = 2**22
+# Elsewhere every operation of a chunk is a launch, and its gradient of the head's weights is read
+# and written again: 2 ** 27 logits, 512 MiB, leave few chunks.
+DEVICE_CHUNK_LOGITS = 2**27
+
+
+def chunk_positions(vocabulary: int, on_cpu: bool) -> int:
+    """Return how many positions have their logits at once."""
+    return max(1, (CHUNK_LOGITS if on_cpu else DEVICE_CHUNK_LOGITS) // vocabulary)
 
 
 class HeadTerms:
@@ -43,7 +51,8 @@ class HeadTerms:
     def __init__(self, denoiser: Denoiser, inputs: list[Tensor]):
         self.inputs = inputs
         self.head = denoiser.output_layer
-        self.chunk_size = max(1, CHUNK_LOGITS // denoiser.config.vocab_size)
+        on_cpu = inputs[0].device.type == "cpu"
+        self.chunk_size = chunk_positions(denoiser.config.vocab_size, on_cpu)
 
     def chunks(self) -> list[slice]:
         """Return slices of positions whose logits are alive together."""

@@ -29,6 +29,8 @@ def train(arguments: Sequence[str]) -> int:
     from textdiff.train.trainer import Trainer
     from textdiff.view.training import LiveView, PlainView
 
+    if config.train.deterministic:  # cuBLAS reads it once
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     accelerator = make_accelerator(config)
     console = make_console()
     view = unfailing(LiveView(console) if console.is_terminal else PlainView(console))

@@ -35,8 +35,11 @@ def _expanded_source(init_from: str) -> str:
 
 WeightSource = Annotated[str, AfterValidator(_expanded_source)]
 Attention = Annotated[
-    Literal["eager", "sdpa", "flex_attention", "flash_attention_2"],
-    Field(description="attention backend, by its transformers name"),
+    Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"],
+    Field(
+        description="attention backend, by its transformers name; auto: flex_attention where a GPU "
+        "trains in blocks, else sdpa"
+    ),
 ]
 Recomputed = Annotated[bool, Field(description="recompute blocks in the backward pass")]
 
@@ -56,6 +59,21 @@ class Network(Section):
     if TYPE_CHECKING:  # keys of every kind; each declares them itself, after those of its own
         attn_implementation: str
         gradient_checkpointing: bool
+
+    @property
+    def backend(self) -> str:
+        """Attention backend of a network that is built; training may choose another for `auto`."""
+        return "sdpa" if self.attn_implementation == "auto" else self.attn_implementation
+
+    def on_gpu(self, in_blocks: bool) -> "Network":
+        """Return the section with the backend that `auto` means where a GPU trains.
+
+        Args:
+            in_blocks: whether it trains in blocks.
+        """
+        if self.attn_implementation != "auto" or not in_blocks:
+            return self
+        return self.model_copy(update={"attn_implementation": "flex_attention"})
 
     @property
     def sees_noise(self) -> bool:
@@ -164,7 +182,7 @@ class TextDiffNetwork(Network):
             **special_ids,
         )
         # Not an argument: transformers would check the package before we can say why not.
-        built._attn_implementation = self.attn_implementation
+        built._attn_implementation = self.backend
         return built
 
     def build(self, configuration: "PreTrainedConfig") -> "Denoiser":
@@ -247,7 +265,7 @@ class TransformersNetwork(Network):
         }
         for name, value in facts.items():
             setattr(config, name, value)
-        config._attn_implementation = self.attn_implementation
+        config._attn_implementation = self.backend
         return config
 
     def build(self, configuration: "PreTrainedConfig") -> "Denoiser":

@@ -60,6 +60,10 @@ class TrainConfig(Section):
         "auto", description="auto: bf16 where the device computes it natively"
     )
     compile: bool = Field(False, description="torch.compile the Transformer blocks")
+    deterministic: bool = Field(
+        False,
+        description="resume bit for bit on a GPU too, by slower kernels; on a CPU all are",
+    )
     init_from: WeightSource | None = Field(
         None,
         description="export directory to take the weights from, or hf:PATH for those of a causal "
@@ -140,7 +144,8 @@ class Config(Section):
                     f"diffusion.block_size {block} {how} data.sequence_length {length}: give a "
                     f"divisor of it such as {near}, or null for the whole sequence"
                 )
-        problem = self._without_noise_level() or self._without_its_tokens() or self._without_base()
+        checks = self._without_noise_level, self._without_its_tokens, self._without_base
+        problem = next(filter(None, (check() for check in (*checks, self._without_flash))), None)
         if problem:
             raise ValueError(problem)
         check_conversations(self)
@@ -203,6 +208,25 @@ class Config(Section):
                 "adapters add"
             )
         return None
+
+    def _without_flash(self) -> str | None:
+        """Return why FlashAttention cannot train here; None: it can, or another backend does."""
+        if self.model.attn_implementation != "flash_attention_2":
+            return None
+        other = "model.attn_implementation: flash_attention_2 "
+        if self.train.mixed_precision == "fp32":
+            return other + "computes in half precision: set train.mixed_precision: bf16, or sdpa"
+        if self.trains_in_blocks:
+            return other + "has no masks for blocks; set flex_attention (auto chooses it)"
+        if self.data.document_mask:
+            return other + "has no masks for data.document_mask; set flex_attention, or sdpa"
+        return None
+
+    @property
+    def trains_in_blocks(self) -> bool:
+        """True where attention has two streams, one of them noisy, in some steps."""
+        blocks = any(size is not None for size in self.diffusion.block_sizes)
+        return blocks and not self.diffusion.objective.shifted
 
     @property
     def drops(self) -> bool:

@@ -5,7 +5,7 @@ Letters: B rows, L positions, N positions that contribute to the loss.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -36,8 +36,31 @@ class FirstPass:
         return FirstPass(rows, at, positions, self.noise.map(function))
 
 
+class _Movable:
+    """Batch whose tensors, also those of its bundles, move together."""
+
+    def to(self, device: torch.device) -> Self:
+        """Copy the batch to a device; from pinned memory nothing waits."""
+        return self._map(lambda x: x.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Self:
+        """Copy the batch to memory that a GPU reads by itself; data loaders call it."""
+        return self._map(lambda x: x.pin_memory())
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """Return the batch with a function of every tensor."""
+        changed: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                changed[field.name] = function(value)
+            elif isinstance(value, Noise | NoiseUniforms | FirstPass):
+                changed[field.name] = value.map(function)
+        return replace(self, **changed)
+
+
 @dataclass(frozen=True)
-class Batch:
+class Batch(_Movable):
     """A corrupted batch of B rows.
 
     Attributes:
@@ -65,10 +88,6 @@ class Batch:
     answers: Tensor | None = None
     answer_tokens: float | None = None
     first: FirstPass | None = None
-
-    def to(self, device: torch.device) -> "Batch":
-        """Copy the batch to a device without waiting."""
-        return replace(self, **_on(device, self))
 
     def self_conditioned(self, chosen: Tensor | None = None, all_rows: bool = False) -> "Batch":
         """Return the batch with a first pass on the noisy tokens of some rows.
@@ -105,7 +124,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class CleanBatch:
+class CleanBatch(_Movable):
     """A batch of B rows that is corrupted on the device, by a schedule that is being learned.
 
     Attributes:
@@ -122,30 +141,13 @@ class CleanBatch:
     block_size: int | None
     chosen: Tensor | None = None
 
-    def to(self, device: torch.device) -> "CleanBatch":
-        """Copy the batch to a device without waiting."""
-        return replace(self, **_on(device, self))
-
-
-def _on(device: torch.device, batch: Batch | CleanBatch) -> dict[str, Any]:
-    """Return copies on a device of a batch's tensors and bundles of tensors, by name."""
-
-    def move(value: Tensor) -> Tensor:
-        return value.to(device, non_blocking=True)
-
-    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    moved = {name: move(v) for name, v in values.items() if isinstance(v, Tensor)}
-    kinds = Noise | NoiseUniforms | FirstPass
-    bundles = {name: v.map(move) for name, v in values.items() if isinstance(v, kinds)}
-    return moved | bundles
-
 
 def corrupt(family: Family, x0: Tensor, noise: Noise, document_ids: Tensor | None) -> Batch:
     """Corrupt x0 [B, L] on the CPU, where noise is made and positions are counted."""
     xt = family.process.corrupt(x0, noise)
     positions = family.objective.positions(noise).flatten().nonzero().squeeze(1)
-    starts = torch.arange(0, x0.shape[1], family.blocks(x0.shape[1]).size)
-    alpha = family.known_alpha(noise.alpha.expand(x0.shape)[:, starts])
+    size = family.blocks(x0.shape[1]).size
+    alpha = family.known_alpha(noise.alpha.expand(x0.shape)[:, ::size])
     sigma = family.network_time(alpha)  # [B, blocks]
     return Batch(x0, xt, positions, noise.at(positions), sigma, document_ids, family.block_size)
 

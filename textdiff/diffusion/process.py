@@ -30,11 +30,13 @@ class Vocabulary:
     Attributes:
         clean: [V] bool.
         ids: [K] int64, the clean ids in ascending order.
+        others: [V - K] int64, the other ids in ascending order.
         mask_token_id: the absorbing state.
     """
 
     clean: Tensor
     ids: Tensor
+    others: Tensor
     mask_token_id: int
 
     @classmethod
@@ -42,12 +44,17 @@ class Vocabulary:
         """Return a vocabulary of `size` rows without the mask and the `excluded` ids."""
         clean = torch.ones(size, dtype=torch.bool)  # [V]
         clean[[mask_token_id, *excluded]] = False
-        return cls(clean, clean.nonzero().squeeze(1), mask_token_id)
+        return cls._listed(clean, mask_token_id)
+
+    @classmethod
+    def _listed(cls, clean: Tensor, mask_token_id: int) -> Vocabulary:
+        # Listed once: on a device the CPU would wait for the number of ids.
+        ids, others = (rows.nonzero().squeeze(1) for rows in (clean, ~clean))
+        return cls(clean, ids, others, mask_token_id)
 
     def among(self, allowed: Tensor) -> Vocabulary:
         """Return the vocabulary without the clean tokens that are not allowed, [V] bool."""
-        clean = self.clean & allowed
-        return Vocabulary(clean, clean.nonzero().squeeze(1), self.mask_token_id)
+        return self._listed(self.clean & allowed, self.mask_token_id)
 
     @property
     def count(self) -> int:
@@ -56,7 +63,14 @@ class Vocabulary:
 
     def to(self, device: torch.device) -> Vocabulary:
         """Return the vocabulary on another device."""
-        return Vocabulary(self.clean.to(device), self.ids.to(device), self.mask_token_id)
+        clean, ids, others = (x.to(device) for x in (self.clean, self.ids, self.others))
+        return Vocabulary(clean, ids, others, self.mask_token_id)
+
+
+def indicator(index: Tensor, rows: int) -> Tensor:
+    """Return [N, rows] float64, 1 at an index [N] of each row; torch's own is int64 before."""
+    zeros = torch.zeros(len(index), rows, dtype=torch.float64, device=index.device)
+    return zeros.scatter_(-1, index[:, None], 1.0)
 
 
 @dataclass(frozen=True)
@@ -132,7 +146,8 @@ class ForwardProcess(ABC):
 
     def corruptions(self, alpha: Tensor, u: Tensor | None) -> Tensor:
         """Draw what tokens become that do not survive until alpha, by one uniform each."""
-        mask = torch.tensor(self.mask_token_id, device=self.vocabulary.ids.device)
+        # Filled on the device: a tensor of the number would be copied there.
+        mask = torch.full((), self.mask_token_id, device=self.vocabulary.ids.device)
         if not self.replaces_tokens:
             return mask
         if u is None:
@@ -178,8 +193,8 @@ class ForwardProcess(ABC):
         """
         ratio, m, b = self._between(alpha_s.double(), alpha_t.double())
         arrived = torch.where(xt == self.mask_token_id, m, b)
-        same = torch.nn.functional.one_hot(xt, len(self.vocabulary.clean)).double()
-        return (ratio[:, None] * same + arrived[:, None]) * self._states
+        rows = arrived[:, None].expand(-1, len(self.vocabulary.clean))  # [N, V]
+        return rows.scatter_add(-1, xt[:, None], ratio[:, None]) * self._states
 
     def posterior(
         self,
@@ -208,7 +223,7 @@ class ForwardProcess(ABC):
         back = self._mixed(x0, xt, alpha_s, alpha_t) if mixture else self.marginal(x0, alpha_s)
         back = back * self.likelihood(xt, alpha_s, alpha_t)
         total = back.sum(-1, keepdim=True)
-        stay = torch.nn.functional.one_hot(xt, log_x0.shape[-1]).double()
+        stay = indicator(xt, log_x0.shape[-1])
         # Without noise only what is predicted at x_t itself counts, and it may have underflowed.
         back = torch.where(total == 0.0, stay, back / total)
         if self.replaces_tokens:
@@ -219,7 +234,7 @@ class ForwardProcess(ABC):
         """Sum x0(w) q(. | w) at s over w, each divided by q(x_t | w)."""
         m, b = self.shares(alpha_t)
         arrived = torch.where(xt == self.mask_token_id, m, b)
-        same = torch.nn.functional.one_hot(xt, x0.shape[-1]).double()
+        same = indicator(xt, x0.shape[-1])
         chance = alpha_t[:, None] * same + arrived[:, None]  # of x_t, by clean token
         odds = (x0 / chance).where((x0 > 0.0) & (chance > 0.0), 0.0)
         m, b = self.shares(alpha_s)

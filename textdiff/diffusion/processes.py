@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Self
 
-from textdiff.diffusion.process import ForwardProcess, Vocabulary
+from textdiff.diffusion.process import ForwardProcess, Vocabulary, indicator
 from textdiff.diffusion.schedule import HybridSchedule, Learned, NoiseSchedule
 from textdiff.lazy import Tensor, torch
 
@@ -109,7 +109,7 @@ class AbsorbingByToken(ForwardProcess):
         stays = ratio**self.token_exponents * x0
         back = x0 - stays
         back[:, self.mask_token_id] += stays.sum(-1)
-        same = torch.nn.functional.one_hot(xt, x0.shape[-1]).double()
+        same = indicator(xt, x0.shape[-1])
         return torch.where((xt == self.mask_token_id)[:, None], back, same)
 
 

@@ -9,7 +9,7 @@ streams go chunk by chunk. There may be fewer queries than keys: then they are t
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .cache import CacheSlice
+from .compilation import refuse_fallbacks
 from .cpu_block_attention import block_attention
 from .cpu_kernels import applies, half_attention
 from .layout import Layout
@@ -108,10 +109,13 @@ def _prepare(
     """
     if cache is not None:  # few queries with a mask of their own
         return Attention("eager" if backend == "eager" else "sdpa", cache.mask, cache=cache)
+    backend = _applied(backend, layout, device)
     if backend == "flash_attention_2":
         return _for_flash(layout)
-    if backend == "flex_attention" and not layout.is_dense:
+    if backend == "flex_attention":
         return _for_flex(layout, total, device, batch)
+    if backend == "sdpa" and device.type != "cpu" and _is_causal(layout):
+        return Attention(backend, causal=True)  # kernels then skip the future
     if backend == "sdpa" and layout.streams == 2:
         length = total // 2
         if device.type == "cpu" and not compiled:
@@ -120,8 +124,27 @@ def _prepare(
     return Attention(backend, layout.mask(total, device))
 
 
+def _is_causal(layout: Layout) -> bool:
+    """Return whether tokens see all before them, whatever the document."""
+    return layout.kind == "causal" and layout.document_ids is None
+
+
+def _applied(backend: str, layout: Layout, device: torch.device) -> str:
+    """Return the backend of a call: SDPA where there is nothing for the other one to skip or save.
+
+    Without gradients, lengths differ from call to call: FlexAttention would be compiled for each,
+    and FlashAttention has no masks for them.
+    """
+    if backend == "flex_attention":
+        varies = device.type != "cpu" and not torch.is_grad_enabled()
+        return "sdpa" if layout.is_dense or varies else backend
+    if backend == "flash_attention_2" and not torch.is_grad_enabled():
+        return backend if layout.is_dense or _is_causal(layout) else "sdpa"
+    return backend
+
+
 def _for_flash(layout: Layout) -> Attention:
-    if layout.document_ids is not None or layout.kind not in ("full", "causal"):
+    if not (layout.is_dense or _is_causal(layout)):
         documents = "" if layout.document_ids is None else " with documents"
         raise ValueError(
             f"flash_attention_2 cannot run the {layout.kind} layout{documents}; "
@@ -131,9 +154,23 @@ def _for_flash(layout: Layout) -> Attention:
 
 
 def _for_flex(layout: Layout, total: int, device: torch.device, batch: int) -> Attention:
+    if layout.document_ids is None and layout.finished is None:
+        return _common_flex(layout.kind, layout.block_size, layout.causal_context, total, device)
+    return _flex_masks(layout, total, device, batch)
+
+
+@lru_cache(maxsize=16)
+def _common_flex(
+    kind: str, block_size: int | None, causal_context: bool, total: int, device: torch.device
+) -> Attention:
+    """Return the block masks of a layout that all rows share, the same ones for every call."""
+    layout = Layout(kind, block_size, causal_context=causal_context)
+    return _flex_masks(layout, total, device, None)
+
+
+def _flex_masks(layout: Layout, total: int, device: torch.device, rows: int | None) -> Attention:
     from torch.nn.attention.flex_attention import create_block_mask
 
-    rows = None if layout.document_ids is None and layout.finished is None else batch
     rule = layout.mask_mod(total)
     mask = create_block_mask(rule, rows, None, total, total, device=device)
     if layout.streams == 1:
@@ -171,6 +208,7 @@ def _narrow(attention: Attention, window: int, both_sides: bool) -> Attention:
         queries, keys = at[None, :, None], at[None, None, :]
         device = attention.device
         dense = attention.backend in ("eager", "sdpa") and attention.streams is None
+        dense = dense and not attention.causal
         mask = attention.mask if dense else layout.mask(total, device)
     near = queries - keys < window  # [B or 1, T, keys]
     if both_sides:
@@ -212,7 +250,9 @@ def _sdpa(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return _stream_by_stream(attention, q, k, v, attention.length)
     if q.dtype in (torch.bfloat16, torch.float16) and q.requires_grad and applies(q):
         return half_attention(q, k, v, attention.mask)
-    return functional.scaled_dot_product_attention(q, k, v, attn_mask=attention.mask)
+    return functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=attention.mask, is_causal=attention.causal
+    )
 
 
 def _stream_by_stream(attention: Attention, q: Tensor, k: Tensor, v: Tensor, length: int) -> Tensor:
@@ -237,10 +277,15 @@ def _flex_attention(device: str) -> Callable[..., Tensor]:
     """Return FlexAttention, compiled on a GPU, or it would hold every score."""
     from torch.nn.attention.flex_attention import flex_attention
 
-    return flex_attention if device == "cpu" else torch.compile(flex_attention, dynamic=False)
+    if device == "cpu":
+        return flex_attention
+    refuse_fallbacks()
+    return torch.compile(flex_attention)
 
 
 def _flash(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    if q.dtype not in (torch.bfloat16, torch.float16):  # all that its kernels compute in
+        return _sdpa(attention, q, k, v)
     from flash_attn import flash_attn_func
 
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))

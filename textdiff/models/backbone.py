@@ -7,7 +7,6 @@ Shapes: B rows, L positions, T = L or 2L inputs, H hidden, N selected positions,
 
 import copy
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from transformers.modeling_outputs import MaskedLMOutput
 from .attention import Attention, prepare, unavailable
 from .backbone_attention import NAME
 from .cache import CacheSlice, KVCache
+from .compilation import uncompiled
 from .configuration import initial_exponent
 from .interface import Denoiser
 from .layers import NoiseEmbedding, StepEmbedding, TokenExponents
@@ -34,6 +34,7 @@ from .stock import (
     network_class,
     without_bars,
 )
+from .transfer import to_device
 
 EXTRA_FILE = "diffusion.safetensors"
 """Weights of an export that its architecture does not have."""
@@ -174,8 +175,9 @@ class TransformersDenoiser(Denoiser):
         attention = self._prepare(layout, tokens, cache)
         at = torch.arange(length, device=tokens.device).repeat(layout.streams).unsqueeze(0)
         if cache is not None:
-            at = cache.positions.to(tokens.device).view(-1, tokens.shape[1])
-        with self._eagerly(cache):
+            at = to_device(cache.positions, tokens.device).view(-1, tokens.shape[1])
+        compiled = self.blocks[0]._compiled_call_impl is not None
+        with uncompiled(compiled and cache is not None):  # shapes of these calls always differ
             x = self._run(
                 position_ids=at + self._first_position,  # [1 or B, T]
                 **self._embed(tokens, sigma, layout, batch, length),
@@ -191,11 +193,6 @@ class TransformersDenoiser(Denoiser):
         total, batch = tokens.shape[1], len(tokens)
         backend = self.attn_implementation
         return prepare(backend, layout, total, tokens.device, batch, cache, compiled)
-
-    @staticmethod
-    def _eagerly(cache: CacheSlice | None) -> AbstractContextManager[Any]:
-        """Leave compiled blocks aside in calls whose shapes always differ."""
-        return nullcontext() if cache is None else torch.compiler.set_stance("force_eager")
 
     def _run(self, **inputs: Any) -> Tensor:
         """Return [B, T, H] final hidden states of the base model."""

@@ -210,7 +210,9 @@ class Block(nn.Module):
             return projected
         *turning, values = projected.unbind(2)
         norms = (self.q_norm, self.k_norm)[-len(turning) :]
-        return torch.stack([norm(y) for norm, y in zip(norms, turning, strict=True)] + [values], 2)
+        # Autocast of CUDA normalises in float32, which attention would then be computed in.
+        normed = [norm(y).to(y.dtype) for norm, y in zip(norms, turning, strict=True)]
+        return torch.stack([*normed, values], 2)
 
 
 class OutputLayer(nn.Module):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .layout import Layout
+from .transfer import to_device
 
 
 class KVCache:
@@ -76,17 +77,17 @@ class KVCache:
             held = torch.arange(width)[None]
             mask = None if length == size and alike else _visible(held, at[:1], layout, None)
         else:
-            place = (at % self.capacity).to(device)
+            place = to_device(at % self.capacity, device)
             held = _held(starts + length, self.capacity, width)
             mask = _visible(held, at, layout, window)
         return CacheSlice(
             self.store,
             at[0] if same else at,
             place,
-            None if slots is None else slots.to(device),
+            None if slots is None else to_device(slots, device),
             width,
             held,
-            None if mask is None else mask.to(device),
+            None if mask is None else to_device(mask, device),
         )
 
     def approximate_slice(self, at: Tensor, lengths: Tensor, slots: Tensor | None) -> "CacheSlice":
@@ -107,11 +108,11 @@ class KVCache:
         return CacheSlice(
             self.store,
             at[0] if together else at,
-            slice(first, first + at.shape[1]) if together else at.to(device),
-            None if slots is None else slots.to(device),
+            slice(first, first + at.shape[1]) if together else to_device(at, device),
+            None if slots is None else to_device(slots, device),
             width,
             torch.arange(width)[None],
-            None if bool(seen.all()) else seen.to(device),
+            None if bool(seen.all()) else to_device(seen, device),
         )
 
 

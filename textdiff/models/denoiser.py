@@ -33,6 +33,7 @@ from .interface import Denoiser
 from .layers import LayerNorm, NoiseEmbedding, RMSNorm, Rotary, TokenEmbedding, TokenExponents
 from .layout import FULL, Layout, both_streams, noise_levels
 from .self_conditioning import Previous, SelfConditioning
+from .transfer import to_device
 
 
 class TextDiffusionModel(PreTrainedModel, Denoiser):
@@ -241,7 +242,7 @@ class TextDiffusionModel(PreTrainedModel, Denoiser):
         device = self.vocab_embed.embedding.device
         at = torch.arange(length, device=device).repeat(layout.streams)  # [T]
         if cache is not None:
-            at = cache.positions.to(device)
+            at = to_device(cache.positions, device)
         return Rotary(at, self.config.head_dim, self.config.rope_theta, self._compute_dtype())
 
     def _run(self, block: nn.Module, x: Tensor, shared: BlockInputs, *inputs: Any) -> Tensor:

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from .transfer import to_device
+
 KINDS = ("full", "causal", "block_causal", "block_diffusion")
 
 
@@ -112,7 +114,9 @@ class Layout:
         if self.is_dense:
             return None
         at = torch.arange(total, device=device)
-        finished = None if self.finished is None else self.finished.to(device)[:, None, None]
+        finished = None
+        if self.finished is not None:
+            finished = to_device(self.finished, device)[:, None, None]
         allowed = self.allows(at[:, None], at[None, :], total // self.streams, finished)
         if self.document_ids is None:
             return allowed if finished is None else allowed.unsqueeze(1)

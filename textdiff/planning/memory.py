@@ -10,7 +10,7 @@ context are not counted.
 import torch
 
 from textdiff.config.networks import TextDiffNetwork
-from textdiff.loss import CHUNK_LOGITS
+from textdiff.loss import chunk_positions
 from textdiff.models import Layout
 from textdiff.models.cpu_block_attention import Chunks
 from textdiff.models.cpu_kernels import CHUNK_BYTES
@@ -187,7 +187,7 @@ def loss(run: RunSizes) -> int:
     # At most: the fullest micro-batch may be all masks. Clean positions may have a loss, too.
     clean = run.config.diffusion.objective.ar_weight > 0.0
     positions = run.tokens // run.streams * (2 if clean else 1)
-    chunk = min(positions, max(1, CHUNK_LOGITS // run.vocabulary))
+    chunk = min(positions, chunk_positions(run.vocabulary, on_cpu=run.chunked))
     logits = FLOAT * LOGIT_TENSORS * chunk * run.vocabulary
     gradients = (2 * FLOAT + (HALF if run.half else 0)) * run.counts.head_trained
     return gradients + 2 * FLOAT * positions * run.blocks.hidden + logits

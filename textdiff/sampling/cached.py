@@ -15,6 +15,7 @@ from torch import Tensor
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.objectives import Prediction
 from textdiff.models import CacheSlice, Denoiser, Layout, left_neighbours
+from textdiff.models.transfer import to_device
 from textdiff.sampling.predictor import Predictor, in_groups
 
 
@@ -137,7 +138,7 @@ class CachedPredictor(Predictor):
         kept = [self.ends[row] for row in rows[place[crosses]].tolist()]
         if not kept:
             return logits[: len(at)]
-        return logits[: len(at)].index_copy(0, crosses.to(logits.device), torch.stack(kept))
+        return logits[: len(at)].index_copy(0, to_device(crosses, logits.device), torch.stack(kept))
 
     def _keep_ends(self, slots: Tensor, logits: Tensor) -> None:
         """Keep logits [r, V] at the last stored token of some slots, or nothing if there are none.
@@ -160,7 +161,8 @@ class CachedPredictor(Predictor):
         begins = self.starts[rows] + self.size - length
         text, active = self.text, canvas
         if len(rows) != len(canvas):
-            text, active = (x[rows.to(canvas.device)] for x in (text, active))
+            index = to_device(rows, canvas.device)
+            text, active = text[index], active[index]
         if self.shifted:  # the network reads the tokens before those it predicts, all final
             tokens = self._inputs(text, begins, length)
         elif length == self.size:
@@ -189,7 +191,7 @@ class CachedPredictor(Predictor):
         """
         at = torch.arange(len(rows)) * length + counts - 1
         logits = self._logits(
-            self._inputs(text[rows.to(text.device)], begins, length),
+            self._inputs(text[to_device(rows, text.device)], begins, length),
             torch.zeros(len(rows), length // self.size),
             at if self.shift else at[:0],
             layout=self.layout,
@@ -201,9 +203,10 @@ class CachedPredictor(Predictor):
         """Return [r, length] the network's inputs at finished positions, from `begins` on."""
         at = begins[:, None] + torch.arange(length)
         if not self.shifted:
-            return text.gather(1, at.to(text.device))
-        before = text.gather(1, (at - 1).clamp(min=0).to(text.device))
-        return before.masked_fill((at == 0).to(text.device), self.family.objective.first_input)
+            return text.gather(1, to_device(at, text.device))
+        before = text.gather(1, to_device((at - 1).clamp(min=0), text.device))
+        first = to_device(at == 0, text.device)
+        return before.masked_fill(first, self.family.objective.first_input)
 
     def _view(self, layout: Layout, begins: Tensor, length: int, slots: Tensor) -> CacheSlice:
         return self.cache.exact_slice(layout, begins, length, _unless_first(slots), self.window)
@@ -251,13 +254,13 @@ class ApproximatePredictor(Predictor):
         rows, where = torch.unique(positions // canvas.shape[1], return_inverse=True)
         runs = (self.asked if bool(self.stored[rows[0]]) else self.whole)[rows]  # [r, S]
         at = self._places(runs)  # [r, T]
-        tokens = canvas[rows.to(canvas.device)]
+        tokens = canvas[to_device(rows, canvas.device)]
         rank = runs.cumsum(1) - 1  # [r, S] index among the row's T tokens
         width = canvas.shape[1]
         columns = (left_neighbours(positions, width) if self.shift else positions) % width
         own = where * at.shape[1] + rank[where, positions % width]
         return self._logits(
-            tokens.gather(1, at.clamp(max=canvas.shape[1] - 1).to(canvas.device)),
+            tokens.gather(1, to_device(at.clamp(max=canvas.shape[1] - 1), canvas.device)),
             self.family.network_time(alpha[rows]).unsqueeze(1),
             where * at.shape[1] + rank[where, columns],
             layout=self.layout,

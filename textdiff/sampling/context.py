@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from textdiff.diffusion.process import Vocabulary
+from textdiff.models.transfer import to_device
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Context:
     @property
     def tokens(self) -> Tensor:
         """[N] what stands at the positions now."""
-        return self.canvas.flatten()[self.positions.to(self.canvas.device)]
+        return self.canvas.flatten()[to_device(self.positions, self.canvas.device)]
 
     def counts(self, size: int) -> Tensor:
         """Count how often each token occurs in the row of each position, elsewhere than there.
@@ -84,9 +85,11 @@ class Context:
         counted = torch.ones_like(self.canvas, dtype=torch.int32)
         if self.info is not None:
             info, at = self.info, torch.arange(width)
-            counted = (info.starts[:, None] + at < info.lengths[:, None]).int().to(device)
+            counted = to_device((info.starts[:, None] + at < info.lengths[:, None]).int(), device)
             before = torch.arange(info.text.shape[1]) < info.starts[:, None]
-            counts.scatter_add_(1, info.text, before.int().to(device))
+            counts.scatter_add_(1, info.text, to_device(before.int(), device))
         counts.scatter_add_(1, self.canvas, counted)
-        own = counted.flatten()[self.positions.to(device)]
-        return counts[self.row.to(device)].scatter_add(1, self.tokens[:, None], -own[:, None])
+        own = counted.flatten()[to_device(self.positions, device)]
+        return counts[to_device(self.row, device)].scatter_add(
+            1, self.tokens[:, None], -own[:, None]
+        )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from textdiff.diffusion.objectives import Prediction
 from textdiff.errors import ConfigError
+from textdiff.models.transfer import to_device
 from textdiff.sampling.constraints import Constraint
 from textdiff.sampling.context import Context, SegmentInfo
 from textdiff.sampling.guidance import GuidedPrediction
@@ -180,7 +181,7 @@ class Controls:
         early = None
         if self.end_tokens and context.info is not None:
             early = context.place < (context.info.tails + self.config.min_new_tokens)[context.row]
-            early = early.to(context.canvas.device) if bool(early.any()) else None  # on the CPU
+            early = to_device(early, context.canvas.device) if bool(early.any()) else None
         if not self.banned and early is None:
             return None
         allowed = context.vocabulary.clean.repeat(len(context.positions), 1)
@@ -195,7 +196,7 @@ class Controls:
         if context is None or first == last:
             return first
         t = context.t[context.row].double()
-        return (last + (first - last) * t).clamp(min=COLDEST)[:, None].to(device)
+        return to_device((last + (first - last) * t).clamp(min=COLDEST)[:, None], device)
 
     def _penalised(self, log_x0: Tensor, context: Context) -> Tensor:
         # Tokens that are not clean are impossible and stay so, the mask among it.

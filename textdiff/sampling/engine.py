@@ -8,7 +8,7 @@ Letters: R rows of the job, A active ones, S columns of a canvas, W columns of t
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -17,10 +17,11 @@ from textdiff.diffusion.family import Family
 from textdiff.diffusion.randomness import Stream, signed, uniforms
 from textdiff.errors import ConfigError
 from textdiff.models import Denoiser
+from textdiff.models.transfer import on_device
 from textdiff.sampling.cached import ApproximatePredictor, CachedPredictor
 from textdiff.sampling.context import SegmentInfo
 from textdiff.sampling.guidance import GuidedPredictor, check_guidance
-from textdiff.sampling.job import ContextLimit, Rows, Segments, on_device
+from textdiff.sampling.job import ContextLimit, Rows, Segments
 from textdiff.sampling.predictor import PlainPredictor, Predictor
 from textdiff.sampling.request import Request
 from textdiff.sampling.rules import build_rule
@@ -227,9 +228,15 @@ class Area:
 
     def put(self, text: Tensor, canvas: Tensor) -> Tensor:
         """Return new texts with the written positions of a canvas at their places."""
-        inside = canvas[self.written.to(canvas.device)]
-        place = on_device(text, self.place[self.written])
-        return text.flatten().index_copy(0, place, inside).view_as(text)
+        source, place = self.moves
+        return text.flatten().index_copy(0, place, canvas.flatten()[source]).view_as(text)
+
+    @cached_property
+    def moves(self) -> tuple[Tensor, Tensor]:
+        """[N] written positions in the flat canvas, and in the flat texts, on their device."""
+        source = self.written.flatten().nonzero().squeeze(1)
+        canvas = self.segment.canvas
+        return on_device(canvas, source), on_device(canvas, self.place.flatten()[source])
 
     def step_of_all(self, step: Step, text: Tensor, lengths: Tensor) -> Step:
         """Return a step of the segments as one of all rows, each up to its end."""

@@ -24,6 +24,7 @@ from textdiff.diffusion.family import Family
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.errors import ConfigError
+from textdiff.models.transfer import to_device
 from textdiff.sampling.predictor import Predictor
 
 Transition = Callable[[Prediction, Tensor], Tensor]
@@ -88,7 +89,7 @@ class GuidedPredictor(Predictor):
         columns = starts[:, None] + torch.arange(int(widths.max()))  # [A, S]
         last = self.given.shape[1] - 1
         prompt = self.given[self.row[:, None], columns.clamp(max=last)] & (columns <= last)
-        self.prompt = prompt.to(text.device)
+        self.prompt = to_device(prompt, text.device)
         self.conditional.enter(text, starts, widths, frozen)
         masked = self._without_prompt(text, slice(None))
         self.unconditional.enter(masked, starts - self.left_out, widths, frozen)
@@ -108,9 +109,9 @@ class GuidedPredictor(Predictor):
         given = torch.nn.functional.pad(
             self.given[self.row[slots]], (0, max(0, width - self.given.shape[1]))
         )[:, :width]
-        masked = text.masked_fill(given.to(text.device), self.family.process.mask_token_id)
+        masked = text.masked_fill(to_device(given, text.device), self.family.process.mask_token_id)
         at = self.left_out[slots, None] + torch.arange(width)
-        return masked.gather(1, at.clamp(max=width - 1).to(text.device))
+        return masked.gather(1, to_device(at.clamp(max=width - 1), text.device))
 
     def _count(self) -> None:
         self.calls = self.conditional.calls + self.unconditional.calls
@@ -150,7 +151,7 @@ class GuidedPrediction(Prediction):
         score = None if score is None else log_x0 + score.logsumexp(-1, keepdim=True)
         return cls(log_x0, score, conditional, unconditional, weight)
 
-    def at(self, index: Tensor) -> "GuidedPrediction":
+    def at(self, index: Tensor | slice) -> "GuidedPrediction":
         """Return the predictions of some of the positions."""
         whole = super().at(index)
         pair = self.conditional.at(index), self.unconditional.at(index)

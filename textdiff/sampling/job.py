@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from textdiff.errors import ConfigError
+from textdiff.models.transfer import on_device
 
 
 @dataclass(frozen=True)
@@ -293,8 +294,3 @@ class Rows:
             order[gap] = moving.pop()
         self.active = [self.active[slot] for slot in order]
         return order
-
-
-def on_device(like: Tensor, index: Tensor | Sequence[int]) -> Tensor:
-    """Return an index on the device of the tensor that it is for."""
-    return torch.as_tensor(index, dtype=torch.int64).to(like.device)

@@ -22,6 +22,7 @@ from textdiff.models import (
     sampling_layout,
     shift_right,
 )
+from textdiff.models.transfer import to_device
 from textdiff.sampling.previous import PreviousPredictions
 
 
@@ -113,9 +114,8 @@ class Predictor(ABC):
         self.calls += 1
         self.rows += len(tokens)
         device = tokens.device
-        output = self.model(
-            tokens, sigma=sigma.to(device), positions=at.to(device), return_dict=True, **options
-        )
+        sigma, at = to_device(sigma, device), to_device(at, device)
+        output = self.model(tokens, sigma=sigma, positions=at, return_dict=True, **options)
         logits: Tensor = output.logits
         return logits
 
@@ -134,8 +134,8 @@ class Predictor(ABC):
             self._broken = self._broken | ~finite.to(self._broken.device)
             if logits.device.type == "cpu":  # elsewhere it would be a synchronisation per call
                 self.check()
-        xt = canvas.flatten()[positions.to(canvas.device)]  # [N]
-        return self.family.objective.predict(logits, xt, alpha.to(canvas.device))
+        xt = canvas.flatten()[to_device(positions, canvas.device)]  # [N]
+        return self.family.objective.predict(logits, xt, to_device(alpha, canvas.device))
 
 
 def in_groups(groups: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
@@ -149,7 +149,7 @@ def in_groups(groups: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
     logits = [run(indices) for indices in members]
     if len(logits) == 1:
         return logits[0]
-    return torch.cat(logits)[torch.cat(members).argsort().to(logits[0].device)]
+    return torch.cat(logits)[to_device(torch.cat(members).argsort(), logits[0].device)]
 
 
 class PlainPredictor(Predictor):
@@ -174,7 +174,8 @@ class PlainPredictor(Predictor):
         if self.layout is not FULL:  # what comes before a full canvas is in it
             self.before = starts if self.window is None else starts.clamp(max=self.window)
             at = (starts - self.before)[:, None] + torch.arange(int(self.before.max()))
-            self.text = text.gather(1, at.clamp(max=max(0, text.shape[1] - 1)).to(text.device))
+            at = at.clamp(max=max(0, text.shape[1] - 1))
+            self.text = text.gather(1, to_device(at, text.device))
 
     def _predict(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
         """Predict by one network call on the rows that own the positions."""
@@ -190,23 +191,24 @@ class PlainPredictor(Predictor):
             shift_right(tokens, self.family.objective.first_input) if self.shifted else tokens,
             self._sigma(alpha, before, end),
             left_neighbours(at, end) if self.shift else at,
-            layout=layout.after(before.to(canvas.device)),
+            layout=layout.after(to_device(before, canvas.device)),
             **self._previous(positions, at),
         )
         return self._predicted(logits, canvas, positions, alpha[where])
 
     def _compose(self, canvas: Tensor, rows: Tensor, end: int) -> Tensor:
         """Return [r, end] each row's text before its canvas, its canvas, and any padding."""
-        chosen = canvas if len(rows) == len(canvas) else canvas[rows.to(canvas.device)]
+        device = canvas.device
+        chosen = canvas if len(rows) == len(canvas) else canvas[to_device(rows, device)]
         before = self.before[rows]
         if not int(before.max()):
             return chosen[:, :end]
         at = torch.arange(end) - before[:, None]  # [r, end] positions in the canvas
-        inside = at.clamp(0, canvas.shape[1] - 1).to(canvas.device)
-        text = self.text if len(rows) == len(self.text) else self.text[rows.to(canvas.device)]
+        inside = to_device(at.clamp(0, canvas.shape[1] - 1), device)
+        text = self.text if len(rows) == len(self.text) else self.text[to_device(rows, device)]
         missing = max(0, end - text.shape[1])
         text = torch.nn.functional.pad(text, (0, missing))[:, :end]
-        return torch.where((at < 0).to(canvas.device), text, chosen.gather(1, inside))
+        return torch.where(to_device(at < 0, device), text, chosen.gather(1, inside))
 
     def _sigma(self, alpha: Tensor, before: Tensor, end: int) -> Tensor:
         """Return [r, 1] noise, or [r, blocks] with zero noise in the finished ones."""
@@ -222,4 +224,4 @@ class PlainPredictor(Predictor):
         if int(lengths.min()) >= end:
             return None
         real = torch.arange(end) < lengths[:, None]
-        return (real.to(torch.int64) - 1).to(device)
+        return to_device(real.to(torch.int64) - 1, device)

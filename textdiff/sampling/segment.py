@@ -6,7 +6,7 @@ positions of the canvas, N positions of one call, V vocabulary.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,10 @@ from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.randomness import Stream
 from textdiff.diffusion.schedule import NoiseSchedule
+from textdiff.models.transfer import to_device
 from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
-from textdiff.sampling.draws import draw_tokens, draw_weighed, inverse_cdf
+from textdiff.sampling.draws import draw_tokens, draw_weighed
 from textdiff.sampling.guidance import Transition, next_token_weights
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Prediction]
@@ -26,6 +27,10 @@ Denoise = Callable[[Tensor, Tensor, Tensor], Prediction]
 
 It runs the network on the rows that own the positions.
 """
+
+# Weights of next tokens alive at once: 2 ** 27 of them are 1 GiB in float64, of which transitions
+# hold a few. All positions of 16 texts of 1,024 tokens would have 6.6 GB for GPT-2's vocabulary.
+WEIGHTS = 2**27
 
 Uniforms = Callable[[Stream, int], Tensor]
 """uniforms(stream, scheduled step) -> [R, S] float64, whatever rows share the batch."""
@@ -88,7 +93,7 @@ class Step:
         """Return the canvas with the mask where tokens were masked or noised again."""
         if self.remasked is None:
             return self.canvas
-        again = self.remasked.to(self.canvas.device)
+        again = to_device(self.remasked, self.canvas.device)
         return self.canvas.flatten().index_fill(0, again, mask).view_as(self.canvas)
 
 
@@ -118,9 +123,13 @@ class Segment:
     controls: Controls
     calls: int = 0
 
+    def send(self, x: Tensor) -> Tensor:
+        """Copy a tensor of the CPU to the device of the canvas, without waiting for it."""
+        return to_device(x, self.canvas.device)
+
     def tokens(self, positions: Tensor) -> Tensor:
         """Return the tokens at flat CPU positions, [N] int64."""
-        return self.canvas.flatten()[positions.to(self.canvas.device)]
+        return self.canvas.flatten()[self.send(positions)]
 
     def position_uniforms(self, step: int) -> Tensor:
         """Return the uniforms that choose positions in a scheduled step, [R, S] float64."""
@@ -129,7 +138,7 @@ class Segment:
     def token_uniforms(self, positions: Tensor, step: int) -> Tensor:
         """Return the uniforms that choose tokens at positions in a scheduled step, [N] float64."""
         u = self.uniforms(Stream.TOKEN, step).flatten()[positions]
-        return u.to(self.canvas.device)
+        return self.send(u)
 
     def context(self, positions: Tensor, t: Tensor) -> Context:
         """Return where positions are, for controls that depend on it."""
@@ -163,7 +172,7 @@ class Segment:
 
     def put(self, positions: Tensor, tokens: Tensor) -> None:
         """Replace the canvas by one with other tokens at some positions."""
-        at = positions.to(self.canvas.device)
+        at = self.send(positions)
         self.canvas = self.canvas.flatten().index_copy(0, at, tokens).view_as(self.canvas)
 
     def step(self, changed: Tensor, t: Tensor, **options: Any) -> Step:
@@ -191,7 +200,7 @@ class Segment:
         greedy = torch.as_tensor(greedy).expand(len(positions))
         if bool(greedy.any()):  # on the CPU
             best = self.draw(positions, log_x0, t, controls=self.controls.cold())
-            tokens = torch.where(greedy.to(tokens.device), best, tokens)
+            tokens = torch.where(self.send(greedy), best, tokens)
         self.put(positions, tokens)
         return self.step(positions, t, **options)
 
@@ -221,17 +230,27 @@ class Segment:
             greedy: whether to take the likeliest clean tokens.
         """
         controls = self.controls.cold() if greedy else self.controls
-        before = self.tokens(positions)
-        context, u = self.context(positions, t), self.token_uniforms(positions, step)
-        shaped = controls.applied(prediction, context)
-        weights = next_token_weights(shaped, before, transition, self.process)
-        if last:  # an impossible token has no chance from rounding either
-            possible = weights.where(shaped.log_x0 > -torch.inf, 0.0)
-            empty = possible.sum(-1, keepdim=True) == 0.0
-            weights = torch.where(empty, shaped.log_x0.double().exp(), possible)
-            # A constraint is on finished text: the noisy states before it are free.
-            tokens = draw_weighed(weights, u, controls, context)
-        else:
-            tokens = inverse_cdf(weights, u)
+        # A constraint is on finished text: the noisy states before it are free.
+        drawing = replace(controls, constraint=controls.constraint if last else None)
+        before, u = self.tokens(positions), self.token_uniforms(positions, step)
+
+        def draw(chunk: slice) -> Tensor:
+            context = self.context(positions[chunk], t)
+            shaped = controls.applied(prediction.at(chunk), context)
+            weights = next_token_weights(shaped, before[chunk], transition, self.process)
+            weights = _possible(weights, shaped.log_x0) if last else weights
+            return draw_weighed(weights, u[chunk], drawing, context)
+
+        count = max(1, len(positions))
+        size = max(1, WEIGHTS // len(self.process.vocabulary.clean))
+        size = count if drawing.constraint else size  # it decides on all of them together
+        tokens = torch.cat([draw(slice(at, at + size)) for at in range(0, count, size)])
         self.put(positions, tokens)
         return positions[(tokens != before).cpu()]
+
+
+def _possible(weights: Tensor, log_x0: Tensor) -> Tensor:
+    """Return weights [N, V] in which rounding gives impossible tokens no chance."""
+    possible = weights.where(log_x0 > -torch.inf, 0.0)
+    empty = possible.sum(-1, keepdim=True) == 0.0
+    return torch.where(empty, log_x0.double().exp(), possible)

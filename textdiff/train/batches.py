@@ -13,6 +13,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,6 +58,7 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
         fixed = config.diffusion.noise.range
         start = ALL_RATES if fixed == "search" else fixed
         self.ranges: dict[int | None, Rates] = dict.fromkeys(config.diffusion.block_sizes, start)
+        self._drawn: tuple[Any, Tensor] | None = None
 
     @property
     def accumulation(self) -> int:
@@ -167,12 +169,15 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
     def levels(self, step: int, rows: int, blocks: Blocks, seed: int | None = None) -> Tensor:
         """Draw [rows, blocks] uniforms of the noise levels, stratified over all of them."""
         seed = self.config.run.seed if seed is None else seed
-        entries = torch.arange(rows * blocks.count)
-        strata = stratified(
-            uniforms(seed, Stream.STRATA, step=step, position=entries),
-            uniforms(seed, Stream.JITTER, step=step, position=entries),
-        )
-        return strata.view(rows, blocks.count)
+        key = step, rows, blocks, seed
+        if self._drawn is None or self._drawn[0] != key:  # the micro-batches of a step share them
+            entries = torch.arange(rows * blocks.count)
+            strata = stratified(
+                uniforms(seed, Stream.STRATA, step=step, position=entries),
+                uniforms(seed, Stream.JITTER, step=step, position=entries),
+            )
+            self._drawn = key, strata.view(rows, blocks.count)
+        return self._drawn[1]
 
     def maker(self, family: Family, rates: Rates = ALL_RATES, in_pairs: bool = False) -> NoiseMaker:
         """Return what makes the noise of a family, between two mask rates; see `training_maker`."""

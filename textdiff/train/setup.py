@@ -43,6 +43,7 @@ MAY_CHANGE = {
         "decay_fraction",
         "mixed_precision",
         "compile",
+        "deterministic",
         "log_every",
         "checkpoint_every",
         "keep_checkpoints",
@@ -95,7 +96,10 @@ def build_model(
         ConfigError: the attention backend cannot train here, the weights do not fit, or the rule
             that samples are to be drawn by does not.
     """
-    reason = unavailable(config.model.attn_implementation, device, gradients=True)
+    if device.type == "cuda":
+        section = config.model.on_gpu(config.trains_in_blocks)
+        config = config.model_copy(update={"model": section})
+    reason = unavailable(config.model.backend, device, gradients=True)
     if reason:
         raise ConfigError(f"model.attn_implementation: {reason}")
     model = _starting_network(config, tokenizer, device)

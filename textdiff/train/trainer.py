@@ -18,10 +18,12 @@ from torch import Tensor
 from textdiff.config import Config
 from textdiff.data.corpus import Corpus
 from textdiff.diffusion.randomness import Stream, bits
+from textdiff.models.compilation import compilation_counts, compile_blocks, uncompiled
 from textdiff.signals import StopRequest
 from textdiff.storage import report_failed_writes
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.checkpoint import rescue
+from textdiff.train.determinism import deterministic
 from textdiff.train.distributed import Vote, check_engine, full_tensor
 from textdiff.train.divergence import DivergenceGuard, diagnose, propagate_nonfinite
 from textdiff.train.initial_weights import starting_notes
@@ -65,8 +67,7 @@ class Trainer:
         self.batches = TrainingBatches(corpus.train, family.on_cpu, config, *ranks)
         optimizers = build_optimizers(model, config.train)
         if config.train.compile:
-            for block in model.blocks:
-                block.compile()
+            compile_blocks(model.blocks)
         check_engine(accelerator, model)
         self.module, *self.optimizers = accelerator.prepare(
             training_loss(model, family), *optimizers
@@ -119,7 +120,8 @@ class Trainer:
             clock, tokens_before = time.perf_counter(), progress.tokens
             losses: list[Tensor] = []
             while progress.step < config.steps:
-                norm, rate = self._step(batches, losses)
+                with deterministic(config.deterministic):
+                    norm, rate = self._step(batches, losses)
                 self.reporter.stepped(progress.step)
                 if self._due(config.log_every):
                     speed = (progress.tokens - tokens_before) / (time.perf_counter() - clock)
@@ -233,7 +235,7 @@ class Trainer:
         """
         step = self.progress.step
         try:
-            with self.state.averaged():
+            with self.state.averaged(), uncompiled(self.config.train.compile):
                 bounds, choices = self.validation.measure(self.batches, step)
         except Abandoned as stop:
             return stop.signal
@@ -286,4 +288,9 @@ class Trainer:
         # gloo's threads under the interpreter's lock, which these may be waiting for.
         for tracker in self.accelerator.trackers:
             tracker.finish()
+        if self.config.train.compile:
+            counts = compilation_counts()
+            self.reporter.message(
+                f"torch.compile made {counts['graphs']} graphs, with {counts['breaks']} breaks"
+            )
         self.reporter.finished()

@@ -172,4 +172,4 @@ def sum_of_logs(values: Tensor, vocabulary: Vocabulary) -> Tensor:
     """Return [N] float64, the sum of log over the clean columns of values [N, V]."""
     tiny = torch.finfo(values.dtype).tiny
     logs = values.clamp(min=tiny).log()
-    return logs.sum(-1).double() - logs[:, ~vocabulary.clean].sum(-1).double()
+    return logs.sum(-1).double() - logs[:, vocabulary.others].sum(-1).double()

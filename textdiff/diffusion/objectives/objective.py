@@ -47,8 +47,8 @@ class Prediction:
         """[N, V] log-probabilities of the clean token."""
         return self._log_x0() if callable(self._log_x0) else self._log_x0
 
-    def at(self, index: Tensor) -> Prediction:
-        """Return the predictions at [n] of the N positions."""
+    def at(self, index: Tensor | slice) -> Prediction:
+        """Return the predictions at [n] of the N positions; a slice copies nothing."""
         score, state = self.log_score, self.log_state
         return Prediction(
             lambda: self.log_x0[index],

@@ -85,7 +85,7 @@ class Gibbs(RevisingRule):
         number_each = revision.open.sum(1).clamp(max=self.positions)
         order = keys.argsort(dim=1, descending=True, stable=True)
         chosen = first_of(order, number_each).flatten()[asked]
-        prediction = prediction.at(chosen.nonzero().squeeze(1).to(segment.canvas.device))
+        prediction = prediction.at(segment.send(chosen.nonzero().squeeze(1)))
         changed = segment.redraw(asked[chosen], prediction, t, transition, number)
         return segment.step(changed, t)
 
@@ -103,7 +103,7 @@ def conditional(
         tokens: [N] what they hold.
         alpha: survival probability, a scalar.
     """
-    alphas = alpha.to(tokens.device).expand(len(tokens))
+    alphas = torch.full((len(tokens),), float(alpha), dtype=torch.float64, device=tokens.device)
     left_out = leave_one_out_of(process, prediction, tokens, alphas).exp()
     unknown = left_out.isnan().any(-1, keepdim=True)
     stays = torch.nn.functional.one_hot(tokens, left_out.shape[-1]).to(left_out)

@@ -114,7 +114,7 @@ class PredictorCorrector(RevisingRule):
             moves = live & (most > -torch.inf)
             changed = (torch.arange(rows) * width + column)[moves]
             rank = torch.searchsorted(positions, changed)
-            segment.put(changed, tokens[rank.to(tokens.device)])
+            segment.put(changed, tokens[segment.send(rank)])
             stale = torch.where(agreed > best, 0, stale + 1)
             best = torch.maximum(agreed, best)
             live = live & (stale < self.patience)

@@ -57,7 +57,12 @@ class Interval:
     def alphas(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """Return alpha_s and alpha_t for each of the tokens, [N] on their device."""
         size, device = len(tokens), tokens.device
-        return self.alpha_s.to(device).expand(size), self.alpha_t.to(device).expand(size)
+        # Filled there: nothing is copied.
+        alphas = (float(alpha) for alpha in (self.alpha_s, self.alpha_t))
+        alpha_s, alpha_t = (
+            torch.full((size,), alpha, dtype=torch.float64, device=device) for alpha in alphas
+        )
+        return alpha_s, alpha_t
 
 
 def even_times(steps: int) -> Tensor:
@@ -100,7 +105,7 @@ def redraw(
             tokens = segment.tokens(positions)
             log_p = posterior_of(segment.process, prediction, tokens, interval.alphas(tokens)[1])
             going = ~revision.end(positions, log_p, t)
-            prediction = prediction.at(going.nonzero().squeeze(1).to(tokens.device))
+            prediction = prediction.at(segment.send(going.nonzero().squeeze(1)))
 
         def weights(prediction: Prediction, tokens: Tensor, at: Interval = interval) -> Tensor:
             return transition(prediction, tokens, at)

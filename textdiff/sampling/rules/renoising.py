@@ -50,22 +50,23 @@ def accept_or_renoise(
         time = segment.schedule.t_of_alpha(alphas).clamp(0.0, 1.0)
         prediction = segment.predict(positions, time)
         row = positions // revision.open.shape[1]  # [N]
-        alpha = alphas[row].to(segment.canvas.device)  # [N]
-        log_p = posterior_of(segment.process, prediction, segment.tokens(positions), alpha)
+        tokens, alpha = segment.tokens(positions), segment.send(alphas[row])  # [N] each
+        log_p = posterior_of(segment.process, prediction, tokens, alpha)
         t = times[index].expand(len(size))
         ended = revision.end(positions, log_p, t, every=index + 1 == segment.steps)
         scores = torch.full(revision.open.shape, -torch.inf, dtype=torch.float64)  # [R, S]
-        scores.view(-1)[positions] = score(log_p).double().cpu()
+        both = torch.stack([score(log_p).double(), low_entropy(log_p)]).cpu()  # waits once
+        scores.view(-1)[positions], sure = both
         keys = steady(scores, prediction.log_x0.dtype)
         order = keys.argsort(dim=1, descending=True, stable=True)  # [R, S]
         taken = accepted(scores.gather(1, order)).clamp(min=1).minimum(size)
         kept = first_of(order, taken).flatten()[positions] & ~ended
         lost = ~(kept | ended)
-        _accept(segment, positions[kept], log_p[kept.to(log_p.device)], t, index)
+        _accept(segment, positions, log_p, kept, t, index)
         alphas = level(size - taken, size)
         _renoise(segment, positions[lost], alphas[row[lost]], index)
-        nats = (-low_entropy(log_p).cpu()).masked_fill(lost, torch.nan)
-        yield segment.step(positions, time, remasked=positions[lost], entropy=nats)
+        sure[lost] = torch.nan
+        yield segment.step(positions, time, remasked=positions[lost], entropy=-sure)
 
 
 def level(noisy: Tensor, size: Tensor) -> Tensor:
@@ -76,12 +77,16 @@ def level(noisy: Tensor, size: Tensor) -> Tensor:
     return 1.0 - (noisy.double() + 1.0) / (size + 2.0)
 
 
-def _accept(segment: Segment, positions: Tensor, log_p: Tensor, t: Tensor, step: int) -> None:
+def _accept(
+    segment: Segment, positions: Tensor, log_p: Tensor, kept: Tensor, t: Tensor, step: int
+) -> None:
     # A constraint is on finished text: the canvases before it are free.
     controls = replace(segment.controls, constraint=None)
+    positions, log_p = positions[kept], log_p[segment.send(kept.nonzero().squeeze(1))]
     segment.put(positions, segment.draw(positions, log_p, t, step, controls))
 
 
 def _renoise(segment: Segment, positions: Tensor, alpha: Tensor, step: int) -> None:
-    device, u = segment.canvas.device, segment.position_uniforms(step).flatten()[positions]
-    segment.put(positions, segment.process.corruptions(alpha.to(device), u.to(device)))
+    u = segment.position_uniforms(step).flatten()[positions]
+    tokens = segment.process.corruptions(segment.send(alpha), segment.send(u))
+    segment.put(positions, tokens)

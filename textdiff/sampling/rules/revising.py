@@ -98,7 +98,8 @@ class Revision:
         if not every:
             stable = self._stable(positions, text.cpu(), log_p)
             ended, self.open = stable[row], self.open & ~stable[:, None]
-        segment.put(positions[ended], text[ended.to(text.device)])
+        chosen = segment.send(ended.nonzero().squeeze(1))
+        segment.put(positions[ended], text[chosen])
         return ended
 
     def _stable(self, positions: Tensor, text: Tensor, log_p: Tensor) -> Tensor:

@@ -131,7 +131,7 @@ class Euler(ScoreRule):
         process = segment.process
         if interval.last:
             return _tweedie_move(process, log_score, tokens, interval)
-        rise = self.rise(segment.schedule, interval).to(tokens.device)
+        rise = self.rise(segment.schedule, interval)  # a number, which every device takes
         log_score, excess = _bounded(log_score, rise.log())
         jump = log_score.exp().where(process.vocabulary.clean, 0.0) / process.vocabulary.count
         jump = (rise * jump).scatter(-1, tokens[:, None], 0.0)
@@ -158,6 +158,6 @@ def _bounded(log_score: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
         room: log of the factor that multiplies the exponentials, if that is more than 0.
     """
     log_score = log_score.double()
-    most = log_score.amax(-1, keepdim=True) + room.double().clamp(min=0.0).to(log_score.device)
+    most = log_score.amax(-1, keepdim=True) + room.double().clamp(min=0.0)
     excess = (most - LARGEST_EXPONENT).clamp(min=0.0)
     return log_score - excess, excess

@@ -70,7 +70,7 @@ def unmask(
         prediction = segment.predict(positions, t)
         now, entropy = choose(prediction, masked, index)
         chosen = now[masked]  # [N]
-        log_x0 = prediction.log_x0[chosen.to(segment.canvas.device)]
+        log_x0 = prediction.log_x0[segment.send(chosen.nonzero().squeeze(1))]
         greedy = greedy_tail and index + 1 == segment.steps
         masked = masked & ~now
         entropy = None if entropy is None else entropy[now]

@@ -1,0 +1,156 @@
+"""A training step on a device that computes by itself: nothing waits, and launches are few."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from pretend import moved, pretending
+from torch.utils.data._utils.pin_memory import pin_memory
+
+from textdiff.config import Config
+from textdiff.diffusion.family import Blocks, Family, build_family, training_maker
+from textdiff.diffusion.noise import Noise, NoiseUniforms, draw_noise
+from textdiff.diffusion.process import Vocabulary
+from textdiff.loss import Batch, CleanBatch, HeadTerms, PositionTerms, corrupt, training_loss
+from textdiff.loss import _training_sum as training_sum
+from textdiff.models import TextDiffusionConfig, TextDiffusionModel
+from textdiff.train import batches as batches_module
+from textdiff.train.batches import TrainingBatches
+
+ROWS, LENGTH, VOCABULARY = 3, 16, 45
+MASKS = {"process": "absorbing", "objective": {"kind": "mdlm"}}
+UNIFORM = {"process": "uniform"}
+SPECS = {
+    "mdlm": MASKS,
+    "blocks": MASKS | {"block_size": 4},
+    "next tokens": {"objective": {"kind": "mdlm", "ar_weight": 0.5}, "block_size": 4},
+    "shifted outputs": {"objective": {"kind": "mdlm", "shift": True}, "block_size": 4},
+    "ar": {"objective": {"kind": "ar"}, "block_size": 1},
+    "sedd": {"objective": {"kind": "sedd"}},
+    "sedd uniform": UNIFORM | {"objective": {"kind": "sedd"}},
+    "d3pm": {"objective": {"kind": "d3pm"}, "timesteps": 5},
+    "d3pm uniform": UNIFORM | {"objective": {"kind": "d3pm"}, "timesteps": 5},
+    "udlm": UNIFORM | {"objective": {"kind": "udlm"}},
+    "gidd": {
+        "process": "hybrid", "schedule": {"kind": "hybrid"}, "objective": {"kind": "gidd"},
+    },
+    "learned": MASKS | {"schedule": {"kind": "learned", "exponent": 1.0}},
+}  # fmt: skip
+
+
+def spec_of(name: str) -> dict:
+    common = {"process": "absorbing", "schedule": {"kind": "loglinear"}, "block_size": None}
+    return common | {"timesteps": None} | SPECS[name]
+
+
+def network(name: str, **options) -> TextDiffusionModel:
+    torch.manual_seed(0)
+    levels = "process" in SPECS[name] and SPECS[name]["process"] != "absorbing"
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "vocab_size": VOCABULARY}
+    return TextDiffusionModel(TextDiffusionConfig(
+        **(sizes | options), num_attention_heads=2, max_position_embeddings=LENGTH,
+        mask_token_id=44, excluded_token_ids=[43], adaln=levels, time_conditioning=levels,
+        diffusion=spec_of(name),
+    ))  # fmt: skip
+
+
+def batch_of(family: Family) -> Batch | CleanBatch:
+    x0, blocks = torch.randint(0, 40, (ROWS, LENGTH)), family.blocks(LENGTH)
+    level, *positions = (
+        torch.rand(ROWS, n, dtype=torch.float64) for n in (blocks.count, LENGTH, LENGTH)
+    )
+    if family.learned is not None:
+        pair = NoiseUniforms(level.repeat(2, 1), torch.cat(positions))
+        return CleanBatch(x0, pair, None, family.block_size)
+    u = NoiseUniforms(level, *positions) if family.process.replaces_tokens else None
+    u = u or NoiseUniforms(level, positions[0])
+    noise = draw_noise(family, x0, u, training_maker(family, "count"))
+    return corrupt(family, x0, noise, torch.randint(0, 2, (ROWS, LENGTH)).cumsum(1))
+
+
+def step(model, family, batch) -> list[torch.Tensor]:
+    """The loss and all gradients."""
+    loss, _ = training_loss(model, family)(batch)
+    loss.backward()
+    return [loss.detach()] + [p.grad for p in model.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_step_neither_waits_nor_copies_and_is_that_of_the_cpu(name):
+    model, vocabulary = network(name), Vocabulary.of(VOCABULARY, 44, [43])
+    family = build_family(spec_of(name), vocabulary, None, model.exponents)
+    batch = batch_of(family)
+    expected = step(model, family, batch)
+    model.zero_grad()
+    with pretending() as watch:
+        moved(model, watch)
+        family = build_family(spec_of(name), vocabulary, watch.device, model.exponents)
+        watch.uploads.clear()
+        there = batch.pin_memory().to(watch.device)
+        found = step(model, family, there)
+    if name == "learned":  # it corrupts on the device, and masks are counted there
+        assert [wait.partition(":")[0] for wait in watch.waits] == ["nonzero"]
+    else:
+        assert (watch.waits, watch.uploads) == ([], [])
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.held, other, rtol=1e-4, atol=1e-5)
+
+
+def test_the_watch_sees_what_a_gpu_would_wait_for():
+    with pretending() as watch:
+        x = watch.put(torch.arange(6.0))
+        float(x.sum()), x.cpu(), x.nonzero(), x[x > 2.0], x.tolist()
+        assert len(watch.waits) == 5
+        x[torch.tensor([1, 2])], torch.ones(3).to(watch.device)
+        assert len(watch.uploads) == 2
+        torch.ones(3).pin_memory().to(watch.device)
+        x[x > 2.0] = 0.0  # a fill
+        assert (len(watch.waits), len(watch.uploads)) == (5, 2)
+        with pytest.raises(RuntimeError, match="two devices"):
+            x + torch.arange(6.0)
+
+
+def test_head_and_loss_launch_few_kernels():
+    """Half of 32 rows of 1024 tokens, and GPT-2's vocabulary."""
+    positions, vocabulary = 16384, 50258
+
+    def there(*shape: int, dtype=torch.float32) -> torch.Tensor:
+        return torch.empty(*shape, dtype=dtype, device="meta")
+
+    with torch.device("meta"):
+        model = network("mdlm", vocab_size=vocabulary)
+    family = build_family(spec_of("mdlm"), Vocabulary.of(vocabulary, vocabulary - 1))
+    process = replace(family.process, vocabulary=family.process.vocabulary.to(torch.device("meta")))
+    terms = object.__new__(PositionTerms)  # without a trunk
+    HeadTerms.__init__(terms, model, [there(positions, 16).requires_grad_()])
+    terms.following, terms.objective = None, family.objective.on(process)
+    terms.x0 = terms.xt = there(positions, dtype=torch.int64)
+    terms.noise = Noise(*(there(positions, dtype=torch.float64) for _ in range(4)))
+    with pretending(shapes_only=True) as watch:
+        training_sum(terms)[0].backward()
+    assert len(watch.launches) <= 400
+
+
+def test_batches_are_pinned_by_data_loaders():
+    family = build_family(spec_of("d3pm uniform"), Vocabulary.of(VOCABULARY, 44, [43]))
+    learned = build_family(
+        spec_of("learned"), Vocabulary.of(VOCABULARY, 44, [43]), None, network("learned").exponents
+    )
+    with pretending():
+        for batch in (batch_of(family), batch_of(learned)):
+            tensors = []
+            pin_memory(batch)._map(tensors.append)
+            assert len(tensors) > 2
+            assert all(getattr(x, "pretends_pinned", False) for x in tensors)
+
+
+def test_micro_batches_of_a_step_share_their_levels(monkeypatch):
+    config = Config.model_validate({"train": {"global_batch_size": 8, "micro_batch_size": 2}})
+    family = build_family(spec_of("blocks"), Vocabulary.of(VOCABULARY, 44, [43]))
+    made, blocks, draw = TrainingBatches(None, family, config), Blocks(16, 4), []
+    stratified = batches_module.stratified
+    monkeypatch.setattr(batches_module, "stratified", lambda *u: draw.append(1) or stratified(*u))
+    levels = [made.levels(step, 8, blocks) for step in (0, 0, 0, 1, 1, 0)]
+    assert len(draw) == 3
+    assert torch.equal(levels[0], levels[-1])
+    assert not torch.equal(levels[0], levels[3])

@@ -1,0 +1,48 @@
+"""Compiled blocks: how many variants there may be, and when they are left aside.
+
+torch compiles a function anew for other shapes, for evaluation, for generation. After some variants
+it gives up and runs the function as it is, many times slower, with a line in a log. Here the limit
+is higher, to reach it is an error, and only training is compiled.
+"""
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+
+# Of one function: a block has one with and one without gradients for each layout that is trained.
+VARIANTS = 64
+
+
+def refuse_fallbacks() -> None:
+    """Allow more variants than torch does, and raise an error where they are exhausted."""
+    from torch._dynamo import config
+
+    config.recompile_limit = max(config.recompile_limit, VARIANTS)
+    config.fail_on_recompile_limit_hit = True
+
+
+def compile_blocks(blocks: Iterable[nn.Module]) -> None:
+    """Compile the blocks of a network, each of them by itself."""
+    refuse_fallbacks()
+    for block in blocks:
+        block.compile()
+
+
+def uncompiled(active: bool) -> AbstractContextManager[Any]:
+    """Run compiled functions as they are while entered, where their shapes differ every time.
+
+    Args:
+        active: whether any is compiled; else nothing is imported.
+    """
+    return torch.compiler.set_stance("force_eager") if active else nullcontext()
+
+
+def compilation_counts() -> dict[str, int]:
+    """Return how many graphs torch has compiled so far, and how often one was broken."""
+    from torch._dynamo.utils import counters
+
+    breaks = sum(counters["graph_break"].values())
+    return {"graphs": counters["stats"]["unique_graphs"], "breaks": breaks}
