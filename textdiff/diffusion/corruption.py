@@ -36,6 +36,7 @@ class FirstPass:
         return FirstPass(rows, at, positions, self.noise.map(function))
 
 
+@dataclass(frozen=True)
 class _Movable:
     """Batch whose tensors, also those of its bundles, move together."""
 
