@@ -6,7 +6,7 @@
 | stage | reference, or figure |
 |---|---|
 | `ceilings` | figures: bandwidth of a copy, products in bfloat16 |
-| `layouts` | backends and layouts against `eager` (`tests/manual/check_gpu.py`) |
+| `layouts` | backends and layouts against `eager` (`tests/manual/gpu_numbers.py`) |
 | `steps` | loss and gradients of a step of every objective, float32, against the CPU in float64 |
 | `waits` | such a step, from a pinned batch, under torch's mode in which waiting is an error |
 | `graphs` | compiled blocks: graphs, breaks, and none more after evaluation and generation |
@@ -43,9 +43,10 @@ from textdiff.commands.flags import parse_verb
 from textdiff.diffusion.family import Family, build_family, training_maker
 from textdiff.diffusion.noise import NoiseUniforms, draw_noise
 from textdiff.diffusion.process import Vocabulary
-from textdiff.loss import Batch, corrupt, training_loss
+from textdiff.loss import Batch, corrupt
 from textdiff.models import TextDiffusionConfig, TextDiffusionModel
 from textdiff.models.compilation import compilation_counts, compile_blocks, uncompiled
+from textdiff.train.learned_loss import training_loss
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "evals" / "results" / "check_gpu.json"
@@ -54,7 +55,7 @@ PEAK = 989e12  # products in bfloat16 per second, of an H100 or H200 by its data
 
 def _numbers() -> ModuleType:
     """Return the checks of numbers, which stand with the manual tests."""
-    path = ROOT / "tests" / "manual" / "check_gpu.py"
+    path = ROOT / "tests" / "manual" / "gpu_numbers.py"
     spec = importlib.util.spec_from_file_location("gpu_numbers", path)
     assert spec is not None
     assert spec.loader is not None
@@ -399,7 +400,7 @@ def kernels(device: torch.device, folder: Path) -> Checks:
 
 
 def layouts(device: torch.device, folder: Path) -> Checks:
-    """See `tests/manual/check_gpu.py`."""
+    """See `tests/manual/gpu_numbers.py`."""
     yield from numbers.attention_checks(device)
 
 

@@ -194,18 +194,18 @@ def test_a_job_whose_time_is_up_saves_and_comes_back(root, tmp_path, name, nodes
     assert len((tmp_path / "requeued").read_text().splitlines()) == 1
 
 
-def check_gpu(root):
-    path = root / "tests" / "manual" / "check_gpu.py"
-    spec = importlib.util.spec_from_file_location("check_gpu", path)
+def gpu_numbers(root):
+    path = root / "tests" / "manual" / "gpu_numbers.py"
+    spec = importlib.util.spec_from_file_location("gpu_numbers", path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules["check_gpu"] = module  # dataclasses look their module up
+    sys.modules["gpu_numbers"] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 
 
 def test_no_gpu_is_said(root, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert check_gpu(root).check_gpu() == 1
+    assert gpu_numbers(root).gpu_numbers() == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "no GPU" in line
 
@@ -213,7 +213,7 @@ def test_no_gpu_is_said(root, capsys, monkeypatch):
 @pytest.mark.slow
 def test_the_part_that_a_cpu_can_check(root, tmp_path, capsys):
     output = tmp_path / "result.json"
-    assert check_gpu(root).check_gpu(device="cpu", output=output) == 0
+    assert gpu_numbers(root).gpu_numbers(device="cpu", output=output) == 0
     result = json.loads(output.read_text())
     checks = {check["name"]: check for check in result["checks"]}
     for name in ("full", "causal, documents", "block_diffusion", "block_diffusion, documents"):
@@ -222,12 +222,12 @@ def test_the_part_that_a_cpu_can_check(root, tmp_path, capsys):
         assert checks[f"flex_attention, {name}, float32, forward"]["passed"]
     assert checks["flex_attention, backward"]["skipped"]
     assert checks["texts that differ, device : CPU, float64"]["found"] == 0
-    assert not (root / "evals" / "results" / "check_gpu.json").exists()
+    assert not (root / "evals" / "results" / "gpu_numbers.json").exists()
 
 
 @pytest.mark.slow
 def test_a_wrong_kernel_is_found(root, monkeypatch):
-    module = check_gpu(root)
+    module = gpu_numbers(root)
     right = attention.BACKENDS["sdpa"]
     monkeypatch.setitem(attention.BACKENDS, "sdpa", lambda *a, **k: 1.01 * right(*a, **k))
     checks = list(module.attention_checks(torch.device("cpu")))

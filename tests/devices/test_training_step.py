@@ -11,11 +11,12 @@ from textdiff.config import Config
 from textdiff.diffusion.family import Blocks, Family, build_family, training_maker
 from textdiff.diffusion.noise import Noise, NoiseUniforms, draw_noise
 from textdiff.diffusion.process import Vocabulary
-from textdiff.loss import Batch, CleanBatch, HeadTerms, PositionTerms, corrupt, training_loss
+from textdiff.loss import Batch, CleanBatch, HeadTerms, PositionTerms, corrupt
 from textdiff.loss import _training_sum as training_sum
 from textdiff.models import TextDiffusionConfig, TextDiffusionModel
 from textdiff.train import batches as batches_module
 from textdiff.train.batches import TrainingBatches
+from textdiff.train.learned_loss import training_loss
 
 ROWS, LENGTH, VOCABULARY = 3, 16, 45
 MASKS = {"process": "absorbing", "objective": {"kind": "mdlm"}}

@@ -1,7 +1,7 @@
 """Check the parts of a run that need a GPU, each against a reference with a tolerance.
 
-    python tests/manual/check_gpu.py                 # on a machine with a GPU
-    python tests/manual/check_gpu.py --device cpu    # the part that a CPU can do
+    python tests/manual/gpu_numbers.py                 # on a machine with a GPU
+    python tests/manual/gpu_numbers.py --device cpu    # the part that a CPU can do
 
 | check | reference | tolerance |
 |---|---|---|
@@ -14,7 +14,7 @@
 
 Differences are norms: |found - reference| / |reference|, over logits outside padding, or over all
 gradients. TF32 is off. A backend that is not installed, or does not offer a layout, is skipped with
-the reason. On a GPU the result goes to `evals/results/check_gpu.json` too. Exit code 0: all that
+the reason. On a GPU the result goes to `evals/results/gpu_numbers.json` too. Exit code 0: all that
 ran passed; 1: something did not, or there is no GPU.
 
 It has not been run on a GPU yet: tolerances are what rounding allows, not what was measured there.
@@ -44,7 +44,7 @@ from textdiff.models.attention import BACKENDS, unavailable
 from textdiff.train.optim import native_bf16
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULT = ROOT / "evals" / "results" / "check_gpu.json"
+RESULT = ROOT / "evals" / "results" / "gpu_numbers.json"
 FORWARD = {"float32": 1e-4, "bfloat16": 3e-2}
 BACKWARD = {"float32": 1e-4, "bfloat16": 6e-2}
 PARTS = ("forward", "backward")
@@ -272,16 +272,16 @@ def record(checks: list[Check], device: torch.device) -> dict:
     }
 
 
-def check_gpu(device: str = "cuda", output: Path | None = None) -> int:
+def gpu_numbers(device: str = "cuda", output: Path | None = None) -> int:
     """Checks a GPU (or the CPU part of the same checks).
 
     Args:
         device: cuda, or cpu.
-        output: JSON file for the result; on a GPU the default is evals/results/check_gpu.json.
+        output: JSON file for the result; on a GPU the default is evals/results/gpu_numbers.json.
     """
     if device != "cpu" and not torch.cuda.is_available():
         message = "there is no GPU here (torch sees no CUDA device); --device cpu runs a part"
-        print(f"check_gpu: {message}", file=sys.stderr)
+        print(f"gpu_numbers: {message}", file=sys.stderr)
         return 1
     torch.set_float32_matmul_precision("highest")
     where = torch.device(device)
@@ -302,4 +302,4 @@ def check_gpu(device: str = "cuda", output: Path | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(parse_verb(check_gpu, "check_gpu.py", sys.argv[1:])())
+    sys.exit(parse_verb(gpu_numbers, "gpu_numbers.py", sys.argv[1:])())
