@@ -8,39 +8,17 @@ import numpy as np
 import pytest
 import torch
 from exact_tables import EXCLUDED, MASK, ROWS, TableDenoiser, masked, random_table
+from talks import END, PAD, sequences, turn
 from tiny_models import tiny_family, tiny_model
 from torch import Tensor
 
 from textdiff.config import Config
 from textdiff.data.answer_layout import RowLayout
-from textdiff.data.answer_rows import AnswerSequences
-from textdiff.data.conversations import Turn
-from textdiff.data.sections import Conversations
-from textdiff.data.token_stream import Shard, TokenStream, describe_shards
 from textdiff.diffusion.family import build_family
 from textdiff.diffusion.noise import ByCount, NoiseUniforms, draw_noise
 from textdiff.diffusion.process import Vocabulary
 from textdiff.loss import DenoisingLoss, PositionTerms, corrupt
 from textdiff.train.batches import TrainingBatches
-
-END, PAD = 3, 10
-
-
-def turn(prompt: list[int], answer: list[int]) -> Turn:
-    return Turn(np.array(prompt, np.int32), np.array([*answer, END], np.int32), len(answer))
-
-
-def sequences(folder, talks, length, *, packing="padded", block_sizes=(None,)) -> AnswerSequences:
-    folder.mkdir(exist_ok=True)
-    with Shard(folder, 0, None) as shard:
-        for talk in talks:
-            pieces = [ids for turn in talk for ids in (turn.prompt, turn.answer)]
-            shard.write([(ids, at + 1 == len(pieces)) for at, ids in enumerate(pieces)])
-    describe_shards(folder, {0: shard.description()}, END)
-    stream = TokenStream(folder)
-    settings = Conversations(packing=packing)
-    return AnswerSequences(stream, length, 0, settings, block_sizes, (END, PAD))
-
 
 # --- the loss is the bound on the answer given the prompt -----------------------------------------
 

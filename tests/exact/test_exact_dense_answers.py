@@ -1,20 +1,17 @@
 """Answers given their prompts under noise that replaces tokens: the loss is the bound."""
 
-import numpy as np
 import pytest
 import torch
 from dense_tables import K, kernel, position_nats, sequences, time_grid, world
 from exact_tables import CLEAN, MASK, ROWS, TableDenoiser, code, random_table
-from textdiff.data.turn_stream import TurnStream
+from talks import END, turn
+from talks import sequences as talk_rows
 
 from textdiff.config import Config
-from textdiff.data.answer_rows import AnswerSequences
-from textdiff.data.answers import Turn
-from textdiff.data.sections import Conversations
 from textdiff.loss import PositionTerms
 from textdiff.train.batches import TrainingBatches
 
-PROMPT, ANSWER, END = 0, 2, 3
+PROMPT, ANSWER = 0, 2
 TEXT = torch.tensor([PROMPT, ANSWER, END])
 STEPS = 6
 
@@ -67,9 +64,7 @@ def test_the_expected_loss_is_the_bound_given_the_prompt(tmp_path, process, kind
             "train": {"global_batch_size": count, "micro_batch_size": count},
         }
     )
-    turn = Turn(np.array([PROMPT], np.int32), np.array([ANSWER, END], np.int32), 1)
-    stream = TurnStream.write(tmp_path, [[turn]])
-    answers = AnswerSequences(stream, 3, 0, Conversations(), (None,), (END, MASK))
+    answers = talk_rows(tmp_path, [[turn([PROMPT], [ANSWER])]], 3, pad=MASK)
     batches = TrainingBatches(answers, family, settings)
     level = t - 0.5 / STEPS if steps else t
     batches.levels = lambda *_: level.repeat_interleave(count // len(t))[:, None]

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from engines import alone
 from exact_stats import chi_square_p, gauss_legendre
 from exact_tables import (
     CLEAN,
@@ -533,7 +534,7 @@ def ancestral_law(denoise: PlainPredictor, family: Family, steps: int) -> Tensor
 
 def test_distance_to_the_joint_falls_with_the_steps(joint):
     family = learned()
-    denoise = PlainPredictor(TimeOracle(joint, family), family, torch.full((64,), LENGTH))
+    denoise = alone(TimeOracle(joint, family), family, torch.full((64,), LENGTH))
     distances = [
         total_variation(ancestral_law(denoise, family, 2**power), joint) for power in range(9)
     ]
@@ -545,7 +546,7 @@ def test_distance_to_the_joint_falls_with_the_steps(joint):
 def test_samples_follow_the_law_of_their_steps(joint):
     family, rows = learned(), 20_000
     oracle_of_time = TimeOracle(joint, family)
-    denoise = PlainPredictor(oracle_of_time, family, torch.full((64,), LENGTH))
+    denoise = alone(oracle_of_time, family, torch.full((64,), LENGTH))
     law = ancestral_law(denoise, family, 6)
     counts = frequencies(sample(oracle_of_time, family, rows, 6))
     assert chi_square_p(counts, rows * law) > 1e-3

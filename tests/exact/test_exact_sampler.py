@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 import torch
-from engines import generate
+from engines import alone, generate
 from exact_stats import chi_square_p
 from exact_tables import (
     CLEAN,
@@ -24,7 +24,6 @@ from torch import Tensor
 from textdiff.diffusion.randomness import Stream
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.job import Job
-from textdiff.sampling.predictor import PlainPredictor
 from textdiff.sampling.rules.ancestral import Ancestral, reveal_steps
 from textdiff.sampling.segment import Segment
 
@@ -120,7 +119,7 @@ def test_rule_has_exactly_the_enumerated_law(steps):
         Stream.POSITION: when.repeat_interleave(len(tokens), 0),
         Stream.TOKEN: tokens.repeat(len(when), 1),
     }
-    denoise = PlainPredictor(TableDenoiser(table), chosen, torch.full((rows,), LENGTH))
+    denoise = alone(TableDenoiser(table), chosen, torch.full((rows,), LENGTH))
     walk = Ancestral()(
         Segment(
             denoise,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from dense_tables import expected, position_nats, sequences, time_grid, world
-from engines import generate
+from engines import alone, generate
 from exact_tables import (
     CLEAN,
     EXCLUDED,
@@ -37,7 +37,6 @@ from textdiff.models import (
 )
 from textdiff.sampling.controls import NEUTRAL
 from textdiff.sampling.job import Job
-from textdiff.sampling.predictor import PlainPredictor
 from textdiff.sampling.request import Request
 from textdiff.sampling.teacher_forcing import ForcedEngine
 
@@ -290,7 +289,7 @@ def test_an_untrained_second_input_changes_nothing():
 @torch.no_grad()
 def test_a_call_reads_what_the_last_one_predicted_where_it_is_still_open():
     model, chosen = network(), family()
-    denoise = PlainPredictor(model, chosen, torch.tensor([LENGTH, LENGTH]))
+    denoise = alone(model, chosen, torch.tensor([LENGTH, LENGTH]))
     t = torch.tensor([0.5, 0.5], dtype=torch.float64)
     canvas = torch.full((2, LENGTH), MASK)
     first = denoise(canvas, t, torch.tensor([1, 5]))

@@ -19,7 +19,6 @@ from test_exact_discrete_time import bound, onward
 from torch import Tensor
 
 import textdiff.sampling.draws as draws_module
-import textdiff.sampling.segment as segment_module
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.diffusion.schedule import NoiseSchedule
@@ -65,8 +64,7 @@ def transition(monkeypatch, family, name, logits, z, alpha_s, alpha_t, **knobs) 
 
         return draw
 
-    for module in (draws_module, segment_module):
-        monkeypatch.setattr(module, "inverse_cdf", recording(unchecked))
+    monkeypatch.setattr(draws_module, "inverse_cdf", recording(unchecked))
 
     def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
         alpha = torch.tensor([alpha_t], dtype=torch.float64).expand(len(positions))

@@ -152,6 +152,7 @@ class CountingModel:
     def __init__(self, model):
         self.model, self.calls, self.rows = model, 0, 0
         self.context, self.device = model.context, model.device
+        self.self_conditioning = None
 
     def __call__(self, tokens, **rest):
         self.calls += 1

@@ -78,7 +78,7 @@ def test_an_approximate_cache_is_exact_where_nothing_is_final(model):
     frozen[0, 6:] = True
     held = ApproximatePredictor(model, family, 2, 9)
     held.enter(frozen[:, :0].long(), 0 * widths, widths, frozen)
-    plain = PlainPredictor(model, family, widths)
+    plain = PlainPredictor(model, family)
     plain.enter(frozen[:, :0].long(), 0 * widths, widths, frozen)
     canvas = torch.full((2, 9), family.process.mask_token_id)
     t = torch.tensor([0.5, 0.25], dtype=torch.float64)

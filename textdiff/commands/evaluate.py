@@ -186,8 +186,7 @@ def evaluate(
         json_output: print one JSON object, with everything that the result depends on.
     """
     if exam.tasks is not None:
-        if suite != "generation":
-            raise ConfigError(f"--suite {suite} and --tasks: give one of them", code="idle_flag")
+        _refuse_suite(suite)
         return _evaluate_tasks(model, measure, sampling, sweep, exam, loading, json_output)
     _refuse_idle(exam, "is for --tasks")
     from textdiff.evaluate.suites import find_suite
@@ -227,6 +226,11 @@ def _evaluate_tasks(
     if result is not None:
         sweep.write(*result, json_output)
     return 0
+
+
+def _refuse_suite(suite: str) -> None:
+    if suite != "generation":
+        raise ConfigError(f"--suite {suite} and --tasks: give one of them", code="idle_flag")
 
 
 def _refuse_idle(

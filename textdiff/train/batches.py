@@ -12,8 +12,8 @@ import traceback
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from types import TracebackType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +29,16 @@ from textdiff.errors import LostProcessError
 from textdiff.loss import Batch, CleanBatch, corrupt
 from textdiff.train.distributed import guard_hint
 from textdiff.train.prompts import Prompts, scored_share
+
+
+@lru_cache(maxsize=4)
+def _strata(seed: int, step: int, count: int) -> Tensor:
+    """Return [count] stratified uniforms, which the micro-batches of a step share."""
+    entries = torch.arange(count)
+    return stratified(
+        uniforms(seed, Stream.STRATA, step=step, position=entries),
+        uniforms(seed, Stream.JITTER, step=step, position=entries),
+    )
 
 
 class TrainingBatches(Dataset[Batch | CleanBatch]):
@@ -58,7 +68,6 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
         fixed = config.diffusion.noise.range
         start = ALL_RATES if fixed == "search" else fixed
         self.ranges: dict[int | None, Rates] = dict.fromkeys(config.diffusion.block_sizes, start)
-        self._drawn: tuple[Any, Tensor] | None = None
 
     @property
     def accumulation(self) -> int:
@@ -169,15 +178,7 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
     def levels(self, step: int, rows: int, blocks: Blocks, seed: int | None = None) -> Tensor:
         """Draw [rows, blocks] uniforms of the noise levels, stratified over all of them."""
         seed = self.config.run.seed if seed is None else seed
-        key = step, rows, blocks, seed
-        if self._drawn is None or self._drawn[0] != key:  # the micro-batches of a step share them
-            entries = torch.arange(rows * blocks.count)
-            strata = stratified(
-                uniforms(seed, Stream.STRATA, step=step, position=entries),
-                uniforms(seed, Stream.JITTER, step=step, position=entries),
-            )
-            self._drawn = key, strata.view(rows, blocks.count)
-        return self._drawn[1]
+        return _strata(seed, step, rows * blocks.count).view(rows, blocks.count)
 
     def maker(self, family: Family, rates: Rates = ALL_RATES, in_pairs: bool = False) -> NoiseMaker:
         """Return what makes the noise of a family, between two mask rates; see `training_maker`."""

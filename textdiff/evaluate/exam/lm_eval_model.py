@@ -194,8 +194,7 @@ class TextDiffusionLM(TemplateLM):  # type: ignore[misc]
 
         def compute(which: Sequence[int], progress: Callable[[int], Any]) -> list[Computed]:
             written = self.writer.write([wanted[index] for index in which], progress)
-            none = np.zeros(0)
-            return [(none, [str(text), text.truncated, text.shortened]) for text in written]
+            return [(np.zeros(0), [str(t), t.truncated, t.shortened, t.calls]) for t in written]
 
         keys = [("written", *self.writer.ends, *each.content) for each in wanted]
         computed = self.shared.answers(
