@@ -8,13 +8,12 @@ from pretend import moved, pretending
 from torch.utils.data._utils.pin_memory import pin_memory
 
 from textdiff.config import Config
+from textdiff.diffusion import randomness
 from textdiff.diffusion.family import Blocks, Family, build_family, training_maker
 from textdiff.diffusion.noise import Noise, NoiseUniforms, draw_noise
 from textdiff.diffusion.process import Vocabulary
-from textdiff.loss import Batch, CleanBatch, HeadTerms, PositionTerms, corrupt
-from textdiff.loss import _training_sum as training_sum
+from textdiff.loss import Batch, CleanBatch, HeadTerms, PositionTerms, corrupt, training_sum
 from textdiff.models import TextDiffusionConfig, TextDiffusionModel
-from textdiff.train import batches as batches_module
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.learned_loss import training_loss
 
@@ -149,8 +148,9 @@ def test_micro_batches_of_a_step_share_their_levels(monkeypatch):
     config = Config.model_validate({"train": {"global_batch_size": 8, "micro_batch_size": 2}})
     family = build_family(spec_of("blocks"), Vocabulary.of(VOCABULARY, 44, [43]))
     made, blocks, draw = TrainingBatches(None, family, config), Blocks(16, 4), []
-    stratified = batches_module.stratified
-    monkeypatch.setattr(batches_module, "stratified", lambda *u: draw.append(1) or stratified(*u))
+    stratified = randomness.stratified
+    randomness.level_uniforms.cache_clear()
+    monkeypatch.setattr(randomness, "stratified", lambda *u: draw.append(1) or stratified(*u))
     levels = [made.levels(step, 8, blocks) for step in (0, 0, 0, 1, 1, 0)]
     assert len(draw) == 3
     assert torch.equal(levels[0], levels[-1])

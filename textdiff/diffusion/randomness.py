@@ -11,6 +11,7 @@ On the CPU they are operations of numpy: on few numbers, those of torch take fiv
 
 import operator
 from enum import IntEnum
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -150,3 +151,13 @@ def stratified(strata_keys: Tensor, jitter: Tensor) -> Tensor:
     ranks = strata_keys.argsort(-1).argsort(-1)
     # A jitter next to 1 is rounded up when the rank is added.
     return ((ranks.to(torch.float64) + jitter) / count).clamp(max=1.0 - 2.0**-53)
+
+
+@lru_cache(maxsize=1)
+def level_uniforms(seed: int, step: int, count: int) -> Tensor:
+    """Return [count] stratified uniforms of noise levels, which micro-batches of a step share."""
+    entries = torch.arange(count)
+    return stratified(
+        uniforms(seed, Stream.STRATA, step=step, position=entries),
+        uniforms(seed, Stream.JITTER, step=step, position=entries),
+    )

@@ -12,7 +12,6 @@ import traceback
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
 from types import TracebackType
 
 import torch
@@ -24,21 +23,11 @@ from textdiff.data.answer_rows import AnswerSequences
 from textdiff.data.sequences import Mixture, PackedSequences
 from textdiff.diffusion.family import Blocks, Family, training_maker
 from textdiff.diffusion.noise import ALL_RATES, NoiseMaker, NoiseUniforms, Rates, draw_noise
-from textdiff.diffusion.randomness import Stream, stratified, uniforms
+from textdiff.diffusion.randomness import Stream, level_uniforms, uniforms
 from textdiff.errors import LostProcessError
 from textdiff.loss import Batch, CleanBatch, corrupt
 from textdiff.train.distributed import guard_hint
 from textdiff.train.prompts import Prompts, scored_share
-
-
-@lru_cache(maxsize=4)
-def _strata(seed: int, step: int, count: int) -> Tensor:
-    """Return [count] stratified uniforms, which the micro-batches of a step share."""
-    entries = torch.arange(count)
-    return stratified(
-        uniforms(seed, Stream.STRATA, step=step, position=entries),
-        uniforms(seed, Stream.JITTER, step=step, position=entries),
-    )
 
 
 class TrainingBatches(Dataset[Batch | CleanBatch]):
@@ -178,7 +167,7 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
     def levels(self, step: int, rows: int, blocks: Blocks, seed: int | None = None) -> Tensor:
         """Draw [rows, blocks] uniforms of the noise levels, stratified over all of them."""
         seed = self.config.run.seed if seed is None else seed
-        return _strata(seed, step, rows * blocks.count).view(rows, blocks.count)
+        return level_uniforms(seed, step, rows * blocks.count).view(rows, blocks.count)
 
     def maker(self, family: Family, rates: Rates = ALL_RATES, in_pairs: bool = False) -> NoiseMaker:
         """Return what makes the noise of a family, between two mask rates; see `training_maker`."""
