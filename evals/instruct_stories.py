@@ -1,12 +1,12 @@
 """Stories gone on with a given word, by adapters and by training all weights.
 
-    TEXTDIFF_DATA=... python evals/instruct_stories.py [--steps 1000] [--corpus DIR]
+    TEXTDIFF_DATA=... python evals/instruct_stories.py [--steps 250] [--corpus DIR]
 
 stories260K itself writes 4,000 beginnings of stories of 127 tokens (`sampled_corpus.py`). A
 question is a word and the first two sentences; its answer are the other whole sentences. The word
-is the answer's first one that 1 to 15 % of the answers have. The model is adapted to blocks of 4
-first (`adapt-stories.yaml`, 250 steps on the same texts as they are, the held-out ones left out).
-From there every row trains on questions and answers (`instruct-stories.yaml`).
+is one of the answer's that 1 to 15 % of the answers have. The model is adapted to blocks of 4 first
+(`adapt-stories.yaml`, on the same texts as they are; the held-out ones left out). From there every
+row trains on questions and answers (`instruct-stories.yaml`).
 
 Reported are the bound on held-out answers in nats per token, and the share of written answers that
 have the word. Beside it stands the share that have the word of the next question: chance.
@@ -16,6 +16,7 @@ have the word. Beside it stands the share that have the word of the next questio
 import argparse
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -25,7 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-STORIES, ASKED, TOKENS, ADAPTED = 4000, 200, 112, 250
+STORIES, ASKED, TOKENS = 4000, 200, 112
 RARE, COMMON = 0.01, 0.15  # shares of the answers that a word may be in
 ROWS: dict[str, dict[str, str]] = {
     "full": {},
@@ -33,12 +34,8 @@ ROWS: dict[str, dict[str, str]] = {
 }
 
 
-def in_order(story: str) -> list[str]:
-    return re.findall(r"[a-z]{4,}", story.lower())
-
-
 def words_of(story: str) -> set[str]:
-    return set(in_order(story))
+    return set(re.findall(r"[a-z]{4,}", story.lower()))
 
 
 def sentences(story: str) -> list[str]:
@@ -51,10 +48,10 @@ def write_questions(stories: list[str], train: Path, held_out: Path) -> None:
     parts = [("".join(s[:2]), "".join(s[2:]).strip()) for s in map(sentences, stories)]
     counts = Counter(word for _, answer in parts for word in words_of(answer))
     usual = {w for w, n in counts.items() if RARE <= n / len(stories) <= COMMON}
-    rows = []
+    draw, rows = random.Random(0), []
     for beginning, answer in parts:
-        usable = usual - words_of(beginning)
-        word = next((w for w in in_order(answer) if w in usable), "")
+        choices = sorted((words_of(answer) - words_of(beginning)) & usual)
+        word = draw.choice(choices) if choices else ""
         question = f"Go on with the word {word}. {beginning.strip()}\n"
         rows.append({"question": question, "answer": answer, "word": word})
     for path, part in ((train, rows[:-ASKED]), (held_out, rows[-ASKED:])):
@@ -75,10 +72,8 @@ def prepare(model: Path, folder: Path) -> None:
     write_questions(stories, folder / "train.jsonl", folder / "held_out.jsonl")
 
 
-def train(config: str, steps: int, flags: dict[str, str]) -> float:
+def train(config: str, flags: dict[str, str]) -> float:
     """Trains once; returns the last validation bound in nats per token."""
-    lasts = "train.steps", "evaluate.every", "train.checkpoint-every"
-    flags = flags | dict.fromkeys(lasts, str(steps))
     words = [sys.executable, "-m", "textdiff", "train", str(ROOT / "evals" / config)]
     words += [f"--{key}={value}" for key, value in flags.items()]
     subprocess.run(words, check=True, stdout=sys.stderr)
@@ -106,35 +101,34 @@ def shares(export: Path, held_out: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--corpus", type=Path, help="folder that corpus and first model stay in")
     parser.add_argument("--output", type=Path, default=ROOT / "evals/results/instruct_stories.json")
     arguments = parser.parse_args()
     data = os.environ.get("TEXTDIFF_DATA")
     if not data:
         sys.exit("set TEXTDIFF_DATA to a folder that holds stories260K")
-    model = Path(data).resolve() / "stories260K"
+    model, steps = Path(data).resolve() / "stories260K", str(arguments.steps)
     with tempfile.TemporaryDirectory() as scratch:
         folder = (arguments.corpus or Path(scratch)).resolve()
         prepare(model, folder)
-        cache = {"data.cache-dir": str(folder / "cache")}
+        common = {"data.cache-dir": str(folder / "cache"), "train.steps": steps}
+        common |= {"evaluate.every": steps, "train.checkpoint-every": steps}
         adapted = folder / "adapted"
         if not (adapted / "export").exists():
             flags = {"data.sources.0.source": str(folder / "stories.jsonl")}
             flags |= {"model.path": str(model), "tokenizer.path": str(model)}
             flags |= {"run.dir": str(adapted), "train.init-from": f"hf:{model}"}
-            train("adapt-stories.yaml", ADAPTED, {**cache, **flags})
+            train("adapt-stories.yaml", {**common, **flags})
         export = str(adapted / "export")
         results = {"adapted": shares(Path(export), folder / "held_out.jsonl")}
         for row in arguments.rows:
             flags = {"data.sources.0.source": str(folder / "train.jsonl")}
             flags |= {"model.path": export, "tokenizer.path": export, "train.init-from": export}
             flags |= {"run.dir": f"{scratch}/{row}"}
-            bound = train("instruct-stories.yaml", arguments.steps, {**cache, **flags, **ROWS[row]})
+            bound = train("instruct-stories.yaml", {**common, **flags, **ROWS[row]})
             measured = shares(Path(scratch) / row / "export", folder / "held_out.jsonl")
             results[row] = {"nats_per_token": bound, **measured}
-    if arguments.output.exists():  # rows may be measured by several starts
-        results = json.loads(arguments.output.read_text())["rows"] | results
     for row, values in results.items():
         print(f"{row:8}", "  ".join(f"{key} {value:.3f}" for key, value in values.items()))
     import torch
