@@ -1,7 +1,7 @@
 """Self-conditioning against none, in equal training time: bounds and texts.
 
     TEXTDIFF_DATA=... python evals/self_conditioning.py [--families mdlm udlm blocks] [--seeds 0 1]
-        [--seconds 40]
+        [--seconds 150]
 
 Both networks of a family train for the same process-CPU seconds of one thread. Steps of the two are
 timed in turn, and their number follows from the medians. Held-out text is cut into windows of 128
@@ -192,7 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--seconds", type=float, default=40.0)
+    parser.add_argument("--seconds", type=float, default=150.0)
     parser.add_argument(
         "--output", type=Path, default=FOLDER / "results" / "self_conditioning.json"
     )
