@@ -18,8 +18,8 @@
 
 Each stage prints its lines at once, and the result so far is written after each. A stage that
 fails does not end the others. One that would begin after the budget is left out. Exit code 0: all
-that ran passed; 1: something did not, or there is no GPU. Not run on a GPU yet: limits are what
-rounding allows.
+that ran passed; 1: something did not, or torch sees no GPU. Not run on a GPU yet: limits allow for
+rounding.
 """
 
 import importlib.util
@@ -171,7 +171,7 @@ SMALL = {
 
 
 def ceilings(device: torch.device, folder: Path) -> Checks:
-    """What the device can do at most."""
+    """Measure the bandwidth of a copy and the speed of products."""
     on_gpu = device.type == "cuda"
     size = 2**28 if on_gpu else 2**22
     source = torch.empty(size, dtype=torch.float32, device=device)
@@ -445,8 +445,13 @@ def check_gpu(
         output: JSON file of the result; on a GPU the default is evals/results/check_gpu.json.
     """
     if device != "cpu" and not torch.cuda.is_available():
-        message = "there is no GPU here (torch sees no CUDA device); --device cpu runs a part"
+        message = "torch sees no GPU here; --device cpu runs a part"
         print(f"check_gpu: {message}", file=sys.stderr)
+        return 1
+    names = [stage.__name__ for stage in STAGES]
+    if unknown := set(filter(None, only.split(","))) - set(names):
+        message = f"no stage {', '.join(sorted(unknown))}; choose from {', '.join(names)}"
+        print(f"check_gpu: --only: {message}", file=sys.stderr)
         return 1
     torch.set_float32_matmul_precision("highest")
     where, start, checks = torch.device(device), time.monotonic(), []

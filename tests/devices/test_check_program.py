@@ -39,6 +39,8 @@ def test_the_result_is_written_after_each_stage(program, tmp_path, capsys, monke
     assert [check["passed"] for check in checks] == [True, True, False]
     assert checks[2]["note"] == "RuntimeError: no such kernel"
     assert "number = 2.5 units" in capsys.readouterr().out
+    assert program.check_gpu(device="cpu", only="smal", output=output) == 1
+    assert "choose from small, broken, late" in capsys.readouterr().err
     assert program.check_gpu(device="cpu", budget=-1.0, output=output) == 0
     assert all(check["skipped"] for check in json.loads(output.read_text())["checks"])
 

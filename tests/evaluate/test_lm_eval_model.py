@@ -361,7 +361,7 @@ def test_an_exam_from_the_command_line(local, capsys):
 
 
 def test_a_cache_is_used_and_only_the_result_is_printed(local, tmp_path, capfd):
-    """Standard error is no terminal here, and the current folder is no checkout."""
+    """Bars are hidden in pipes, and git is quiet outside a checkout."""
     words = ["evaluate", "model", "--tasks", "blimp_causative,lambada", "--limit", "2", "--json"]
     words += ["--use-cache", str(tmp_path / "answers")]
     records = []

@@ -15,7 +15,7 @@
 Differences are norms: |found - reference| / |reference|, over logits outside padding, or over all
 gradients. TF32 is off. A backend that is not installed, or does not offer a layout, is skipped with
 the reason. On a GPU the result goes to `evals/results/gpu_numbers.json` too. Exit code 0: all that
-ran passed; 1: something did not, or there is no GPU.
+ran passed; 1: something did not, or torch sees no GPU.
 
 It has not been run on a GPU yet: tolerances are what rounding allows, not what was measured there.
 """
@@ -280,7 +280,7 @@ def gpu_numbers(device: str = "cuda", output: Path | None = None) -> int:
         output: JSON file for the result; on a GPU the default is evals/results/gpu_numbers.json.
     """
     if device != "cpu" and not torch.cuda.is_available():
-        message = "there is no GPU here (torch sees no CUDA device); --device cpu runs a part"
+        message = "torch sees no GPU here; --device cpu runs a part"
         print(f"gpu_numbers: {message}", file=sys.stderr)
         return 1
     torch.set_float32_matmul_precision("highest")
