@@ -60,7 +60,7 @@ def by_transformers(
     from textdiff.evaluate.exam.running import load_tasks
 
     begin, exam = time.process_time(), asked(task, limit, arguments)
-    manager = exam._manager()
+    manager = exam.task_manager()
     model = HFLM(folder, device="cpu", dtype="float32", batch_size=16)
     theirs = simple_evaluate(
         model,

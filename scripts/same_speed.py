@@ -58,11 +58,11 @@ def works(folder: Path) -> dict[str, tuple[list[str], list[str]]]:
         file, export = str(folder / f"{name}.yaml"), str(folder / name / "export")
         train = ["train", file, "--run.dir", str(folder / "again"), "--resume", "never"]
         score = ["perplexity", export, "--replicates"]
-        generate = ["generate", export, "def", "--num-samples", "4", "--max-new-tokens"]
+        generate = ["generate", export, "def", "--max-new-tokens", "64", "--num-samples"]
         commands |= {
             f"{name} training": ([*train, "--train.steps", "60"], [*train, "--train.steps", "1"]),
-            f"{name} scoring": ([*score, "24", str(text)], [*score, "8", str(short)]),
-            f"{name} generation": ([*generate, "64"], [*generate, "1"]),
+            f"{name} scoring": ([*score, "96", str(text)], [*score, "8", str(short)]),
+            f"{name} generation": ([*generate, "96"], [*generate, "1"]),
         }
     return commands
 
@@ -85,6 +85,7 @@ def main() -> None:
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--only", default="", help="the works whose names contain it")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     before, after = arguments.before.resolve(), arguments.after.resolve()
@@ -96,6 +97,8 @@ def main() -> None:
             words = ["train", str(folder / f"{name}.yaml"), "--run.dir", str(folder / name)]
             cpu_seconds(before, [*words, "--train.steps", "30"])
         for name, work in works(folder).items():
+            if arguments.only not in name:
+                continue
             ratios = pairs(before, after, work, arguments.repeats)
             spread = statistics.quantiles(ratios, n=4)
             rows[name] = {"ratio": statistics.median(ratios), "quartiles": [spread[0], spread[2]]}

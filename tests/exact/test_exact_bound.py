@@ -53,7 +53,7 @@ def expected_nats(denoiser, family, x: Tensor) -> float:
     length = len(x)
     v, u = every_draw(length, math.factorial(length))  # divisible by every block's length
     v = v.expand(-1, family.blocks(length).count)
-    return float(nats(denoiser, family, x.expand(len(u), -1), v, u).mean())
+    return float(nats(denoiser, family, x.expand(len(u), -1), v, u).detach().mean())
 
 
 @pytest.fixture(scope="module")

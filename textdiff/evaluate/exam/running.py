@@ -64,7 +64,7 @@ class Exam:
         lm = TextDiffusionLM(
             model, batch_size=self.batch_size, cache=self.cache, **effort, **self.options
         )
-        manager = self._manager()
+        manager = self.task_manager()
         with _no_commit():
             results = simple_evaluate(
                 lm,
@@ -80,7 +80,7 @@ class Exam:
         origin = result_origin(model, processes=lm.shared.count)
         return ExamResult(results, self.effort, lm.shared.reused, origin)
 
-    def _manager(self) -> Any:
+    def task_manager(self) -> Any:
         """Return the harness's manager of tasks, which includes the local ones.
 
         Its own tasks are read only if they are needed: their files are many.
