@@ -83,13 +83,14 @@ class PositionTerms(HeadTerms):
     """
 
     def __init__(self, denoiser: Denoiser, family: Family, batch: Batch, training: bool = False):
-        tokens, ids = batch.xt, batch.document_ids
+        tokens, ids, documents = batch.xt, batch.document_ids, batch.documents
         layout = training_layout(batch.block_size, family.causal_context)
         if family.objective.shifted:
             tokens, layout = shift_right(batch.x0, family.objective.first_input, ids), CAUSAL
             if family.objective.has_own_start:
                 ids = hide_starts(batch.x0, batch.positions, ids)
-        layout = layout.within(ids)
+                documents = 2 * (len(tokens) if batch.document_ids is None else documents or 0)
+        layout = layout.within(ids, documents or None)
         context = batch.x0 if layout.streams == 2 else None
         clean = training and family.objective.ar_weight > 0.0
         reads = Reads.of(batch.positions, batch.x0.shape, layout, family.objective.shift, clean)

@@ -1,8 +1,5 @@
 """Backends of attention by layout, device and dtype, and what is kept from call to call."""
 
-import sys
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch.nn import functional
@@ -10,9 +7,8 @@ from torch.nn.attention import flex_attention as flex_module
 
 from textdiff.config import Config
 from textdiff.models import CAUSAL, FULL, Layout, TextDiffusionConfig, TextDiffusionModel
-from textdiff.models.attention import Attention, _flash, attend, prepare, windowed
+from textdiff.models.attention import Attention, attend, prepare, windowed
 from textdiff.models.cpu_kernels import rotate
-from textdiff.train.setup import build_model
 
 CPU, ELSEWHERE = torch.device("cpu"), torch.device("meta")
 BLOCKS = Layout("block_diffusion", 4)
@@ -25,7 +21,6 @@ DOCUMENTS = FULL.within(torch.zeros(2, 16, dtype=torch.int64))
         ("flex_attention", FULL, CPU, False, "sdpa"),  # there is nothing to skip
         ("flex_attention", BLOCKS, ELSEWHERE, False, "sdpa"),  # other lengths every time
         ("flex_attention", BLOCKS, CPU, True, "flex_attention"),
-        ("flash_attention_2", CAUSAL, ELSEWHERE, False, "flash_attention_2"),
         ("flash_attention_2", DOCUMENTS, CPU, False, "sdpa"),
         ("flash_attention_2", BLOCKS, CPU, False, "sdpa"),
     ],
@@ -68,20 +63,6 @@ def test_block_masks_are_made_once(monkeypatch):
     assert len(made) == 4
 
 
-def test_flash_attention_computes_float32_by_another_kernel(monkeypatch):
-    def flash(q, k, v, causal):
-        assert q.dtype == torch.bfloat16
-        return v
-
-    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_func=flash))
-    q, k, v = torch.randn(3, 2, 2, 16, 8)
-    attention = Attention("flash_attention_2", causal=True)
-    expected = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-    torch.testing.assert_close(_flash(attention, q, k, v), expected)
-    half = v.bfloat16()
-    assert torch.equal(_flash(attention, q.bfloat16(), k.bfloat16(), half), half)
-
-
 def test_normalised_queries_have_the_dtype_of_values(monkeypatch):
     """Autocast of CUDA returns float32 from norms; that of CPUs does not."""
     config = TextDiffusionConfig(
@@ -106,7 +87,6 @@ FLASH = {"attn_implementation": "flash_attention_2"}
         ({"train": {"mixed_precision": "fp32"}}, "half precision"),
         ({"diffusion": {"block_size": 16}}, "no masks for blocks"),
         ({"diffusion": {"block_size": [16, None]}}, "no masks for blocks"),
-        ({"data": {"document_mask": True}}, "document_mask"),
     ],
 )
 def test_flash_attention_is_refused_before_the_corpus_is_read(change, why):
@@ -119,22 +99,4 @@ def test_flash_attention_trains_whole_sequences_and_left_to_right():
     Config.model_validate({"model": FLASH})
     left_to_right = {"objective": {"kind": "ar"}, "block_size": 1}
     Config.model_validate({"model": FLASH, "diffusion": left_to_right})
-
-
-def test_auto_is_flex_attention_where_a_gpu_trains_in_blocks(monkeypatch):
-    class Stop(Exception):
-        pass
-
-    def reached(backend, device, gradients):
-        raise Stop(backend)
-
-    monkeypatch.setattr("textdiff.train.setup.unavailable", reached)
-    wanted = {"cuda": {None: "sdpa", 16: "flex_attention"}, "cpu": {None: "sdpa", 16: "sdpa"}}
-    for device, backends in wanted.items():
-        for size, backend in backends.items():
-            config = Config.model_validate(
-                {"model": {"attn_implementation": "auto"}, "diffusion": {"block_size": size}}
-            )
-            with pytest.raises(Stop, match=backend):
-                build_model(config, None, torch.device(device))
-    assert config.model.configuration(50, 128, {})._attn_implementation == "sdpa"
+    Config.model_validate({"model": FLASH, "data": {"document_mask": True}})

@@ -44,7 +44,10 @@ def plan(arguments: Sequence[str]) -> int:
     device = _device(given["device"])
     vocabulary, note = _vocabulary(config, given["vocabulary"])
     _check_split(config, devices)
-    record = _record(_sizes(config, vocabulary, device, devices), memory)
+    run = _sizes(config, vocabulary, device, devices)
+    if run.vocabulary > vocabulary:
+        note += f", and {run.vocabulary - vocabulary} rows beyond it"
+    record = _record(run, memory)
     record |= _times(record, flops, efficiency)
     if "--json" in arguments:
         print_json({**record, "vocabulary_note": note})

@@ -24,6 +24,7 @@ def train(arguments: Sequence[str]) -> int:
     arguments, resume = take_option(list(arguments), "--resume", "auto")
     config = load_config(arguments, "textdiff train", "[--resume auto|never|PATH] ")
     quiet_libraries()
+    from textdiff.train.attention_backend import attention_backend
     from textdiff.train.directory import claim
     from textdiff.train.distributed import make_accelerator, on_main, report_lost_process
     from textdiff.train.trainer import Trainer
@@ -32,6 +33,7 @@ def train(arguments: Sequence[str]) -> int:
     if config.train.deterministic:  # cuBLAS reads it once
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     accelerator = make_accelerator(config)
+    attention_backend(config, accelerator.device)  # refused before a corpus is read
     console = make_console()
     view = unfailing(LiveView(console) if console.is_terminal else PlainView(console))
     with ExitStack() as stack:

@@ -37,8 +37,8 @@ WeightSource = Annotated[str, AfterValidator(_expanded_source)]
 Attention = Annotated[
     Literal["auto", "eager", "sdpa", "flex_attention", "flash_attention_2"],
     Field(
-        description="attention backend, by its transformers name; auto: flex_attention where a GPU "
-        "trains in blocks, else sdpa"
+        description="attention backend, by its transformers name; auto: on a GPU flex_attention "
+        "for blocks and flash_attention_2 for the rest in half precision, else sdpa"
     ),
 ]
 Recomputed = Annotated[bool, Field(description="recompute blocks in the backward pass")]
@@ -64,16 +64,6 @@ class Network(Section):
     def backend(self) -> str:
         """Attention backend of a network that is built; training may choose another for `auto`."""
         return "sdpa" if self.attn_implementation == "auto" else self.attn_implementation
-
-    def on_gpu(self, in_blocks: bool) -> "Network":
-        """Return the section with the backend that `auto` means where a GPU trains.
-
-        Args:
-            in_blocks: whether it trains in blocks.
-        """
-        if self.attn_implementation != "auto" or not in_blocks:
-            return self
-        return self.model_copy(update={"attn_implementation": "flex_attention"})
 
     @property
     def sees_noise(self) -> bool:
@@ -133,6 +123,9 @@ class TextDiffNetwork(Network):
     self_conditioning: bool = Field(
         False, description="read the network's own earlier prediction: half of the rows in training"
     )
+    pad_vocab_to_multiple_of: Whole = Field(
+        1, ge=1, description="rows of embedding and head are a multiple of it; 128 suits GPUs"
+    )
     attn_implementation: Attention = "sdpa"
     gradient_checkpointing: Recomputed = False
 
@@ -165,15 +158,20 @@ class TextDiffNetwork(Network):
     def configuration(
         self, vocabulary: int, length: int, diffusion: Mapping[str, Any], **special_ids: Any
     ) -> "PreTrainedConfig":
-        """See `Network`."""
+        """See `Network`; rows beyond the tokenizer are excluded ids, of probability zero."""
         from textdiff.models import TextDiffusionConfig
 
+        multiple = self.pad_vocab_to_multiple_of
+        rows = -(-vocabulary // multiple) * multiple
+        if rows > vocabulary:
+            excluded = special_ids.get("excluded_token_ids") or []
+            special_ids["excluded_token_ids"] = [*excluded, *range(vocabulary, rows)]
         names = (
             *("hidden_size", "mlp", "norm", "qk_norm", "dropout", "adaln", "time_conditioning"),
             "self_conditioning",
         )
         built = TextDiffusionConfig(
-            vocab_size=vocabulary,
+            vocab_size=rows,
             num_hidden_layers=self.num_layers,
             num_attention_heads=self.num_heads,
             max_position_embeddings=length,

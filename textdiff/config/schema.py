@@ -218,8 +218,6 @@ class Config(Section):
             return other + "computes in half precision: set train.mixed_precision: bf16, or sdpa"
         if self.trains_in_blocks:
             return other + "has no masks for blocks; set flex_attention (auto chooses it)"
-        if self.data.document_mask:
-            return other + "has no masks for data.document_mask; set flex_attention, or sdpa"
         return None
 
     @property

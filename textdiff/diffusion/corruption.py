@@ -70,13 +70,15 @@ class Batch(_Movable):
         positions: [N] int64 flat indices of the positions that contribute to the loss.
         noise: the noise at those positions, [N] each.
         sigma: [B, blocks] total noise per block, or what else networks of the family read.
-        document_ids: [B, L] (-1: padding), or None where attention ignores documents.
+        document_ids: [B, L] (-1: padding), each one run of ids; None where attention ignores
+            documents.
         block_size: tokens per block; None: the whole sequence.
         answers: [B, L] bool, tokens that are learned at all where others are given at every noise
             level; None: all of them.
         answer_tokens: tokens that the loss is shared among, where this is not all of them.
         first: the first pass of a network with self-conditioning; None: the network reads no
             earlier prediction.
+        documents: documents and padding of all rows, at most; None: they were not counted.
     """
 
     x0: Tensor
@@ -89,6 +91,7 @@ class Batch(_Movable):
     answers: Tensor | None = None
     answer_tokens: float | None = None
     first: FirstPass | None = None
+    documents: int | None = None
 
     def self_conditioned(self, chosen: Tensor | None = None, all_rows: bool = False) -> "Batch":
         """Return the batch with a first pass on the noisy tokens of some rows.
@@ -121,6 +124,7 @@ class Batch(_Movable):
             self.sigma[rows],
             None if ids is None else ids[rows],
             self.block_size,
+            documents=self.documents,
         )
 
 
@@ -150,7 +154,17 @@ def corrupt(family: Family, x0: Tensor, noise: Noise, document_ids: Tensor | Non
     size = family.blocks(x0.shape[1]).size
     alpha = family.known_alpha(noise.alpha.expand(x0.shape)[:, ::size])
     sigma = family.network_time(alpha)  # [B, blocks]
-    return Batch(x0, xt, positions, noise.at(positions), sigma, document_ids, family.block_size)
+    return Batch(
+        x0, xt, positions, noise.at(positions), sigma, document_ids, family.block_size,
+        documents=count_documents(document_ids),
+    )  # fmt: skip
+
+
+def count_documents(document_ids: Tensor | None) -> int | None:
+    """Return the documents and padding of all rows of ids [B, L]; None: none, or not on the CPU."""
+    if document_ids is None or document_ids.device.type != "cpu":
+        return None  # the CPU would wait for another device
+    return len(document_ids) + int((document_ids[:, 1:] != document_ids[:, :-1]).sum())
 
 
 def log_mask(noise: Noise, exponent: Tensor) -> Tensor:

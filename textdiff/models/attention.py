@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from .cache import CacheSlice
 from .compilation import refuse_fallbacks
 from .cpu_block_attention import block_attention
 from .cpu_kernels import applies, half_attention
+from .flash import flash_attention, runs, segments, unsupported
 from .layout import Layout
 
 
@@ -29,7 +31,8 @@ class Attention:
 
     Attributes:
         backend: its name.
-        mask: boolean, [T, T] or [B, 1, T, T], or FlexAttention's block mask; None: dense.
+        mask: boolean, [T, T] or [B, 1, T, T], or FlexAttention's block mask, or FlashAttention's
+            segments; None: dense.
         causal: whether the backend masks the future by itself.
         noisy: FlexAttention's block mask for the first stream's queries alone.
         streams: the layout of two streams that are attended chunk by chunk.
@@ -60,13 +63,10 @@ def unavailable(backend: str, device: torch.device, gradients: bool) -> str | No
         return f"unknown attention backend {backend!r}; one of {', '.join(BACKENDS)}"
     if backend == "flex_attention" and device.type == "cpu" and gradients:
         return "flex_attention cannot train on a CPU (no backward pass there); use sdpa"
+    if backend == "flex_attention" and device.type == "cuda" and not find_spec("triton"):
+        return "flex_attention is compiled by triton, which is not installed; use sdpa"
     if backend == "flash_attention_2":
-        if device.type != "cuda":
-            return f"flash_attention_2 needs a CUDA device, not {device.type}; use sdpa"
-        try:
-            import flash_attn  # noqa: F401
-        except ImportError:
-            return "flash_attention_2 needs the package: pip install 'textdiff[flash]', or use sdpa"
+        return unsupported(device)
     return None
 
 
@@ -78,9 +78,10 @@ def prepare(
     batch: int,
     cache: CacheSlice | None = None,
     compiled: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> Attention:
     """Build the mask of one forward pass; arguments as for `_prepare`."""
-    attention = _prepare(backend, layout, total, device, batch, cache, compiled)
+    attention = _prepare(backend, layout, total, device, batch, cache, compiled, dtype)
     return replace(attention, layout=layout, total=total, device=device)
 
 
@@ -92,6 +93,7 @@ def _prepare(
     batch: int,
     cache: CacheSlice | None,
     compiled: bool,
+    dtype: torch.dtype,
 ) -> Attention:
     """Build the mask of one forward pass.
 
@@ -103,15 +105,16 @@ def _prepare(
         batch: rows.
         cache: keys and values of earlier tokens.
         compiled: whether the blocks are compiled, which needs plain torch operations.
+        dtype: of queries, keys and values.
 
     Raises:
         ValueError: the backend cannot run the layout.
     """
     if cache is not None:  # few queries with a mask of their own
         return Attention("eager" if backend == "eager" else "sdpa", cache.mask, cache=cache)
-    backend = _applied(backend, layout, device)
+    backend = _applied(backend, layout, device, dtype)
     if backend == "flash_attention_2":
-        return _for_flash(layout)
+        return Attention(backend, segments(layout, total), causal=layout.kind == "causal")
     if backend == "flex_attention":
         return _for_flex(layout, total, device, batch)
     if backend == "sdpa" and device.type != "cpu" and _is_causal(layout):
@@ -129,28 +132,17 @@ def _is_causal(layout: Layout) -> bool:
     return layout.kind == "causal" and layout.document_ids is None
 
 
-def _applied(backend: str, layout: Layout, device: torch.device) -> str:
+def _applied(backend: str, layout: Layout, device: torch.device, dtype: torch.dtype) -> str:
     """Return the backend of a call: SDPA where there is nothing for the other one to skip or save.
 
-    Without gradients, lengths differ from call to call: FlexAttention would be compiled for each,
-    and FlashAttention has no masks for them.
+    Without gradients, lengths differ from call to call: FlexAttention would be compiled for each.
     """
     if backend == "flex_attention":
         varies = device.type != "cpu" and not torch.is_grad_enabled()
         return "sdpa" if layout.is_dense or varies else backend
-    if backend == "flash_attention_2" and not torch.is_grad_enabled():
-        return backend if layout.is_dense or _is_causal(layout) else "sdpa"
+    if backend == "flash_attention_2" and not runs(layout, dtype):
+        return "sdpa"
     return backend
-
-
-def _for_flash(layout: Layout) -> Attention:
-    if not (layout.is_dense or _is_causal(layout)):
-        documents = "" if layout.document_ids is None else " with documents"
-        raise ValueError(
-            f"flash_attention_2 cannot run the {layout.kind} layout{documents}; "
-            "use sdpa or flex_attention"
-        )
-    return Attention("flash_attention_2", causal=layout.kind == "causal")
 
 
 def _for_flex(layout: Layout, total: int, device: torch.device, batch: int) -> Attention:
@@ -230,7 +222,8 @@ def attend(attention: Attention, q: Tensor, k: Tensor, v: Tensor, layer: int = 0
     """
     if attention.cache is not None:
         k, v = attention.cache.exchange(layer, k, v)
-    if k.shape[1] != q.shape[1]:  # grouped queries (arXiv:2305.13245)
+    groups = k.shape[1] != q.shape[1]  # grouped queries (arXiv:2305.13245)
+    if groups and attention.backend != "flash_attention_2":
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     return BACKENDS[attention.backend](attention, q, k, v)
 
@@ -284,12 +277,7 @@ def _flex_attention(device: str) -> Callable[..., Tensor]:
 
 
 def _flash(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    if q.dtype not in (torch.bfloat16, torch.float16):  # all that its kernels compute in
-        return _sdpa(attention, q, k, v)
-    from flash_attn import flash_attn_func
-
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    return flash_attn_func(q, k, v, causal=attention.causal).transpose(1, 2)
+    return flash_attention(q, k, v, attention.causal, attention.mask)
 
 
 BACKENDS = {"eager": _eager, "sdpa": _sdpa}

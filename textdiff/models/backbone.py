@@ -192,7 +192,8 @@ class TransformersDenoiser(Denoiser):
         compiled = self.blocks[0]._compiled_call_impl is not None
         total, batch = tokens.shape[1], len(tokens)
         backend = self.attn_implementation
-        return prepare(backend, layout, total, tokens.device, batch, cache, compiled)
+        dtype = self.compute_dtype
+        return prepare(backend, layout, total, tokens.device, batch, cache, compiled, dtype)
 
     def _run(self, **inputs: Any) -> Tensor:
         """Return [B, T, H] final hidden states of the base model."""
@@ -217,12 +218,8 @@ class TransformersDenoiser(Denoiser):
 
     def new_cache(self, slots: int, capacity: int) -> KVCache:
         """Return an empty cache; keys and values are stored once per key/value head."""
-        device = self.device.type
-        dtype = self.dtype
-        if torch.is_autocast_enabled(device):
-            dtype = torch.get_autocast_dtype(device)
         shape = self.layers, 2, slots, self.key_heads, capacity, self.head_dim
-        return KVCache(shape, dtype, self.device)
+        return KVCache(shape, self.compute_dtype, self.device)
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute blocks in the backward pass."""

@@ -78,13 +78,15 @@ class BlockInputs(NamedTuple):
         rotary: angles of the positions.
         attention: the prepared attention mask.
         condition: [B or 1, S, C] embeddings of the noise levels, or None.
-        index: [T] which of the S levels each position reads, or None.
+        index: [R] which of the S levels each run of positions reads, or None.
+        run: consecutive positions that read one level.
     """
 
     rotary: Rotary
     attention: Attention
     condition: Tensor | None
     index: Tensor | None
+    run: int = 1
 
 
 class UniqueRows(NamedTuple):
@@ -170,7 +172,7 @@ class Block(nn.Module):
             [B, T, H], or [B, first, H], or [N, H].
         """
         chunks = self.adaLN_modulation(shared.condition) if self.adaln else None
-        m = Modulation(chunks, shared.index, 6)
+        m = Modulation(chunks, shared.index, 6, shared.run)
         rows, which = (x, None) if unique is None else unique
         mixed = self._mix(m.modulate(self.norm1(rows), 0), shared, first, which)
         if first is not None:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import MaskedLMOutput
 
-from .attention import prepare, unavailable
+from .attention import BACKENDS, prepare, unavailable
 from .block import Block, BlockInputs, OutputLayer, embed
 from .cache import CacheSlice, KVCache
 from .configuration import (
@@ -31,7 +31,7 @@ from .configuration import (
 )
 from .interface import Denoiser
 from .layers import LayerNorm, NoiseEmbedding, RMSNorm, Rotary, TokenEmbedding, TokenExponents
-from .layout import FULL, Layout, both_streams, noise_levels
+from .layout import FULL, Layout, both_streams, level_runs, noise_levels
 from .self_conditioning import Previous, SelfConditioning
 from .transfer import to_device
 
@@ -84,6 +84,13 @@ class TextDiffusionModel(PreTrainedModel, Denoiser):
             init.ones_(module.weight)
         elif isinstance(module, TokenExponents):
             init.constant_(module.raw, module.start)
+
+    def _check_and_adjust_attn_implementation(self, attn_implementation, *args, **options):
+        """Take the names of our backends as they are: they need other packages than those of
+        transformers."""
+        if attn_implementation in BACKENDS:
+            return attn_implementation
+        return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **options)
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the embedding module (its table is `.embedding`)."""
@@ -193,12 +200,13 @@ class TextDiffusionModel(PreTrainedModel, Denoiser):
         *others, last = self.blocks
         compiled = last._compiled_call_impl is not None
         backend, device = self.config._attn_implementation, tokens.device
+        dtype = self.compute_dtype
         condition, index = self._condition(sigma, layout, batch, length)
         shared = BlockInputs(
             self._rotary(length, layout, cache),
-            prepare(backend, layout, tokens.shape[1], device, batch, cache, compiled),
+            prepare(backend, layout, tokens.shape[1], device, batch, cache, compiled, dtype),
             condition,
-            index,
+            *level_runs(index, layout, length),
         )
         alike = previous is None and (condition is None or condition.shape[:2] == (1, 1))
         x, unique = embed(self.vocab_embed, tokens, alike and not compiled)
@@ -243,7 +251,7 @@ class TextDiffusionModel(PreTrainedModel, Denoiser):
         at = torch.arange(length, device=device).repeat(layout.streams)  # [T]
         if cache is not None:
             at = to_device(cache.positions, device)
-        return Rotary(at, self.config.head_dim, self.config.rope_theta, self._compute_dtype())
+        return Rotary(at, self.config.head_dim, self.config.rope_theta, self.compute_dtype)
 
     def _run(self, block: nn.Module, x: Tensor, shared: BlockInputs, *inputs: Any) -> Tensor:
         """Run a block, and run it again in the backward pass if memory is to be saved."""
@@ -260,7 +268,7 @@ class TextDiffusionModel(PreTrainedModel, Denoiser):
         config = self.config
         layers, heads, size = config.num_hidden_layers, config.num_attention_heads, config.head_dim
         shape = layers, 2, slots, heads, capacity, size
-        return KVCache(shape, self._compute_dtype(), self.device)
+        return KVCache(shape, self.compute_dtype, self.device)
 
     @torch.no_grad()
     def _store_by_input(self) -> None:
@@ -272,13 +280,6 @@ class TextDiffusionModel(PreTrainedModel, Denoiser):
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear) and module.weight.is_contiguous():
                 module.weight.data = module.weight.t().contiguous().t()
-
-    def _compute_dtype(self) -> torch.dtype:
-        """Return the dtype of queries, keys and values: autocast's, or the weights'."""
-        device = self.device.type
-        if torch.is_autocast_enabled(device):
-            return torch.get_autocast_dtype(device)
-        return self.vocab_embed.embedding.dtype
 
     def _condition(
         self, sigma: Tensor | None, layout: Layout, batch: int, length: int

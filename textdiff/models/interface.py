@@ -21,6 +21,8 @@ class Denoiser(nn.Module):
     Attributes:
         config: its configuration, with `vocab_size`, `mask_token_id`, `excluded_token_ids` and
             `diffusion`, the family it was trained for.
+        dtype: that of its first weights.
+        block_dtype: dtype of the blocks' matrices, where it is another one.
         blocks: Transformer blocks, which are compiled, sharded and recomputed one by one.
         output_layer: head; maps what `hidden` returns to raw logits [..., V].
         exponents: parameters of a learned schedule; None: the schedule has none.
@@ -28,6 +30,8 @@ class Denoiser(nn.Module):
     """
 
     config: PreTrainedConfig
+    dtype: torch.dtype
+    block_dtype: torch.dtype | None = None
     blocks: nn.ModuleList
     output_layer: nn.Module
     exponents: TokenExponents | None
@@ -55,6 +59,14 @@ class Denoiser(nn.Module):
     def device(self) -> torch.device:
         """Device of the weights."""
         return next(self.parameters()).device
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Dtype of queries, keys and values: autocast's, or that of the blocks."""
+        kind = self.device.type
+        if torch.is_autocast_enabled(kind):
+            return torch.get_autocast_dtype(kind)
+        return self.block_dtype or self.dtype
 
     def hidden(
         self,

@@ -145,34 +145,52 @@ class Modulation:
 
     Args:
         chunks: [B or 1, S, count H] of the S noise levels; None: nothing is modulated.
-        index: [T] which level each position reads; None: there is one for all.
+        index: [R] which level each run of positions reads; None: there is one for all.
         count: number of chunks.
+        run: consecutive positions that read one level.
     """
 
-    def __init__(self, chunks: Tensor | None, index: Tensor | None, count: int):
+    def __init__(self, chunks: Tensor | None, index: Tensor | None, count: int, run: int = 1):
         if chunks is not None and index is not None:
-            chunks = chunks[:, index]  # [B or 1, T, count H]
+            chunks = chunks[:, index]  # [B or 1, R, count H]
         self.chunks = () if chunks is None else chunks.chunk(count, dim=-1)
+        self.run = run
 
     def first(self, length: int) -> "Modulation":
         """Return the modulations of the first positions alone."""
-        return self._with(chunk[:, :length] for chunk in self.chunks)
+        runs = -(-length // self.run)
+        return self._with((chunk[:, :runs] for chunk in self.chunks), self.run)
 
     def at(self, positions: Tensor, shape: torch.Size) -> "Modulation":
         """Return those of flat positions [N] into the first two dimensions of [B, T, H]."""
-        return self._with(chunk.expand(shape).flatten(0, 1)[positions] for chunk in self.chunks)
+        runs = (shape[0], shape[1] // self.run, shape[2])
+        if self.run > 1:
+            positions = positions // self.run
+        return self._with((chunk.expand(runs).flatten(0, 1)[positions] for chunk in self.chunks), 1)
 
-    def _with(self, chunks: Iterable[Tensor]) -> "Modulation":
+    def _with(self, chunks: Iterable[Tensor], run: int) -> "Modulation":
         chosen = copy(self)
-        chosen.chunks = tuple(chunks)
+        chosen.chunks, chosen.run = tuple(chunks), run
         return chosen
+
+    def _by_run(self, x: Tensor) -> Tensor:
+        """Return [B, T, H] as [B, R, run, H], to which [B, R, 1, H] is broadcast."""
+        return x.unflatten(1, (-1, self.run))
 
     def modulate(self, x: Tensor, at: int) -> Tensor:
         """Return x * (1 + scale) + shift, with shift and scale from chunk `at` on."""
         if not self.chunks:
             return x
-        return torch.addcmul(self.chunks[at], x, 1.0 + self.chunks[at + 1])
+        shift, scale = self.chunks[at], 1.0 + self.chunks[at + 1]
+        if self.run == 1:
+            return torch.addcmul(shift, x, scale)
+        shift, scale = shift.unsqueeze(2), scale.unsqueeze(2)  # [B or 1, R, 1, H]
+        return torch.addcmul(shift, self._by_run(x), scale).flatten(1, 2)
 
     def gate(self, x: Tensor, at: int) -> Tensor:
         """Return x times the gate in chunk `at`."""
-        return x * self.chunks[at] if self.chunks else x
+        if not self.chunks:
+            return x
+        if self.run == 1:
+            return x * self.chunks[at]
+        return (self._by_run(x) * self.chunks[at].unsqueeze(2)).flatten(1, 2)

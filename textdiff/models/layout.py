@@ -40,6 +40,8 @@ class Layout:
         causal_context: whether finished tokens see only those before them, in the two block kinds.
         finished: [B] tokens of each row that are finished, for `block_causal` with
             `causal_context`; None: all of them.
+        documents: documents and padding of all rows, at most, where each is one run of ids; None:
+            they were not counted.
     """
 
     kind: str = "full"
@@ -47,6 +49,7 @@ class Layout:
     document_ids: Tensor | None = None
     causal_context: bool = False
     finished: Tensor | None = None
+    documents: int | None = None
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -54,9 +57,9 @@ class Layout:
         if self.kind.startswith("block") and not self.block_size:
             raise ValueError(f"layout {self.kind} needs a block_size")
 
-    def within(self, document_ids: Tensor | None) -> "Layout":
-        """Return the same layout confined to documents."""
-        return replace(self, document_ids=document_ids)
+    def within(self, document_ids: Tensor | None, documents: int | None = None) -> "Layout":
+        """Return the same layout confined to documents, of which there are so many at most."""
+        return replace(self, document_ids=document_ids, documents=documents)
 
     def after(self, finished: Tensor) -> "Layout":
         """Return the same layout of rows of which some tokens [B] are finished."""
@@ -202,6 +205,24 @@ def noise_levels(levels: Tensor, layout: Layout, length: int) -> tuple[Tensor, T
         index = torch.cat([index, torch.full_like(index, levels.shape[1])])
         levels = torch.cat([levels, levels.new_zeros(len(levels), 1)], dim=1)
     return levels, index
+
+
+def level_runs(index: Tensor | None, layout: Layout, length: int) -> tuple[Tensor | None, int]:
+    """Return the noise level of each run of positions, [R], and the positions of a run.
+
+    Where blocks divide the sequence, each is a run, and modulations are spread from runs to
+    positions by broadcasting. On a CPU, which adds up gradients in another order then, and in an
+    odd layout, every position is a run.
+
+    Args:
+        index: [T] which level each position reads; None: all read one.
+        layout: who sees whom.
+        length: L tokens of one stream.
+    """
+    size = layout.block_size or length
+    if index is None or index.device.type == "cpu" or length % size:
+        return index, 1
+    return index[::size], size
 
 
 def training_layout(block_size: int | None, causal_context: bool = False) -> Layout:

@@ -150,7 +150,7 @@ def run_sizes(
         config=config,
         counts=counts,
         blocks=block_sizes_of(config.model, model, half),
-        vocabulary=vocabulary,
+        vocabulary=configuration.vocab_size,
         streams=2 if sizes and not objective.shifted else 1,
         draws=2 if config.diffusion.noise.complementary or model.exponents is not None else 1,
         scored=(masked or (low + high) / 2) + (1.0 if objective.ar_weight else 0.0),

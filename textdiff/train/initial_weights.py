@@ -22,6 +22,7 @@ from textdiff.models import Denoiser
 from textdiff.models.backbone import EXTRA_FILE, TransformersDenoiser
 from textdiff.pipeline import TextDiffusion
 from textdiff.pretrained import pretrained_configuration
+from textdiff.train.attention_backend import attention_notes
 
 
 def initial_network(
@@ -101,6 +102,17 @@ def _misfit(
             f"{len(new_ids)} here); take its own, tokenizer: {{kind: pretrained, path: "
             f"{source.folder}}}"
         )
+    return _other_shapes(source, model)
+
+
+def _other_shapes(source: TextDiffusion, model: Denoiser) -> str | None:
+    """Return which weights have another shape in a model, as the end of a sentence; None: none."""
+    old, new = (each.config.vocab_size for each in (source.model, model))
+    if old != new and model.config.model_type == "textdiff":
+        return (
+            f"model.pad_vocab_to_multiple_of: its vocabulary has {old} rows, not {new}; set it to "
+            "the value that the weights were trained with (1 where no rows were added)"
+        )
     old_shapes, new_shapes = (
         {name: tuple(p.shape) for name, p in each.state_dict().items()}
         for each in (source.model, model)
@@ -108,9 +120,9 @@ def _misfit(
     if source.model.self_conditioning is None:
         new_shapes = {n: s for n, s in new_shapes.items() if not n.startswith("self_conditioning.")}
     for name in sorted(old_shapes | new_shapes):
-        old, new = old_shapes.get(name), new_shapes.get(name)
-        if old != new:
-            return f"the model section: {name} has the shape {old} there, {new} here"
+        shapes = old_shapes.get(name), new_shapes.get(name)
+        if shapes[0] != shapes[1]:
+            return f"the model section: {name} has the shape {shapes[0]} there, {shapes[1]} here"
     return None
 
 
@@ -216,13 +228,14 @@ def _check_rows(source: str, rows: int, own: set[int], tokenizer: PreTrainedToke
 def starting_notes(
     config: Config, tokenizer: PreTrainedTokenizerFast, model: Denoiser
 ) -> Iterator[str]:
-    """Yield sentences about adapters, and about tokens that a tokenizer was given.
+    """Yield sentences about attention, adapters, and tokens that a tokenizer was given.
 
     Args:
         config: the run's config.
         tokenizer: the run's.
         model: the network, in one process or whole.
     """
+    yield from attention_notes(config, model.device)
     yield from token_notes(config, tokenizer)
     if config.train.lora is not None:
         count = sum(p.numel() for p in trained_parameters(model).values())

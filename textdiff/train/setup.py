@@ -25,9 +25,9 @@ from textdiff.export.adapters import add_adapters
 from textdiff.export.loading import family_of
 from textdiff.export.records import code_record
 from textdiff.models import Denoiser
-from textdiff.models.attention import unavailable
 from textdiff.sampling.rules import check_rule
 from textdiff.sampling.settings import SamplingConfig
+from textdiff.train.attention_backend import attention_backend
 from textdiff.train.initial_weights import initial_network, new_rows
 
 # Sections that define what is trained, and their keys that do not: a resumed run may differ only in
@@ -96,12 +96,9 @@ def build_model(
         ConfigError: the attention backend cannot train here, the weights do not fit, or the rule
             that samples are to be drawn by does not.
     """
-    if device.type == "cuda":
-        section = config.model.on_gpu(config.trains_in_blocks)
-        config = config.model_copy(update={"model": section})
-    reason = unavailable(config.model.backend, device, gradients=True)
-    if reason:
-        raise ConfigError(f"model.attn_implementation: {reason}")
+    backend = attention_backend(config, device).backend
+    section = config.model.model_copy(update={"attn_implementation": backend})
+    config = config.model_copy(update={"model": section})
     model = _starting_network(config, tokenizer, device)
     if config.model.gradient_checkpointing:
         model.gradient_checkpointing_enable()
