@@ -95,7 +95,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "banned": {"ban": ["e"], "top_k": 40},
     "guided": {"guidance": 1.5},
 }
-NOT_COMPARED = ("seconds", "per_second", "time", "memory", "version", "commit", "path", "device")
+NOT_COMPARED = (
+    "seconds",
+    "per_second",
+    "time",
+    "memory",
+    "data_wait",
+    "version",
+    "commit",
+    "path",
+    "device",
+)
 
 
 class Checkout:

@@ -214,7 +214,7 @@ def results() -> dict[str, bytes]:
         if path.is_file() and path.suffix not in (".lock", ".0") and "env.json" not in str(path):
             content = path.read_bytes()
             if path.name == "metrics.jsonl":
-                content = re.sub(rb'"tokens_per_second": [^,}]*', b"", content)
+                content = re.sub(rb'"(tokens_per_second|data_wait)": [^,}]*', b"", content)
             found[str(path)] = content
     for name in [name for name in found if "tensorboard" in name or name.endswith(".lock")]:
         del found[name]

@@ -3,5 +3,5 @@
 import sys
 from pathlib import Path
 
-for folder in ("exact", "sampling"):
+for folder in ("exact", "sampling", "train"):
     sys.path.insert(0, str(Path(__file__).parents[1] / folder))

@@ -30,9 +30,10 @@ from types import TracebackType
 from typing import Any
 
 from textdiff.commands.flags import parse_verb
+from textdiff.train.measure import TIMED
 
 MOMENTS = ("starting", "training", "saving")
-UNRELATED = {"tokens_per_second"}
+UNRELATED = set(TIMED)
 PATIENCE_SECONDS = 120.0  # for processes that have lost another one to end
 
 

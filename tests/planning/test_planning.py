@@ -16,7 +16,7 @@ from textdiff.planning.memory import (
     optimizer_state,
     peak_memory,
 )
-from textdiff.planning.sizes import run_sizes, training_flops
+from textdiff.planning.sizes import run_sizes
 from textdiff.train.optim import build_optimizers
 from textdiff.train.setup import architecture
 
@@ -200,15 +200,3 @@ def test_accumulated_gradients_are_alive_while_activations_are():
     made = config(train={"global_batch_size": 8})
     once, twice = (peak_memory(run_sizes(c, VOCABULARY, half=False)) for c in (config(), made))
     assert twice["peak"] == once["peak"] + once["gradients"]
-
-
-@pytest.mark.parametrize(("block_size", "expected"), [(None, 33.4e6), (16, 62.0e6)])
-def test_operations_of_a_published_size(block_size, expected):
-    """6 layers of 256, L = 256, 257 ids: 3 (24 h^2 n + 2 h V + 4 h L n), twice that in blocks."""
-    made = config(
-        {"hidden_size": 256, "num_layers": 6, "num_heads": 4},
-        data={"sequence_length": 256},
-        diffusion={"block_size": block_size},
-    )
-    sizes = replace(run_sizes(made, 257, half=False), scored=1.0)
-    assert training_flops(sizes) == pytest.approx(expected, rel=0.005)

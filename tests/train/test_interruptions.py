@@ -31,6 +31,7 @@ from textdiff.train.batches import TrainingBatches
 from textdiff.train.checkpoint import checkpoints, damage
 from textdiff.train.directory import run_lock
 from textdiff.train.divergence import DivergenceGuard
+from textdiff.train.measure import TIMED
 from textdiff.train.reporter import MetricsFile
 from textdiff.train.setup import check_resume
 from textdiff.train.trainer import Trainer
@@ -79,8 +80,7 @@ def half(folder, whole, tmp_path) -> Path:
 def outcome(run: Path) -> tuple[list[dict], bytes]:
     """The fields that must agree bit for bit, and the weights."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    for line in lines:
-        line.pop("tokens_per_second", None)
+    lines = [{key: line[key] for key in line if key not in TIMED} for line in lines]
     return lines, (run / "export" / "model.safetensors").read_bytes()
 
 

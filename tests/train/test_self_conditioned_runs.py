@@ -12,7 +12,8 @@ from textdiff import TextDiffusion
 from textdiff.cli import main
 from textdiff.config.reading import validate
 from textdiff.errors import CheckpointError, ConfigError
-from textdiff.planning.sizes import run_sizes, training_flops
+from textdiff.planning.sizes import run_sizes
+from textdiff.train.measure import TIMED
 
 FLAGS = ["--model.self-conditioning=true", "--train.steps=12", "--evaluate.every=12"]
 FLAGS += ["--train.checkpoint-every=6", "--train.learning-rate=0.01"]
@@ -25,7 +26,7 @@ def whole(runs) -> list[dict]:
 
 
 def exactly(lines: list[dict]) -> list[dict]:
-    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines]
+    return [{k: v for k, v in line.items() if k not in TIMED} for line in lines]
 
 
 def test_accumulation_changes_nothing(runs, whole):
@@ -108,7 +109,7 @@ def test_a_plan_counts_the_first_pass():
         for s in (False, True)
     )
     assert on.counts.total - off.counts.total == 64 + 2 * (64 * 64 + 64)
-    head, mlp = 2 * 64 * 100, 2 * 2 * 64 * 64
-    blocks = training_flops(off) / 3 - 0.5 * head
-    more = 0.5 * blocks + 0.25 * (2 * head + 3 * mlp)
-    assert training_flops(on) - training_flops(off) == pytest.approx(more, rel=1e-12)
+    head, mlp, scored = 2 * 64 * 100, 2 * 2 * 64 * 64, 65 / 128
+    blocks = off.flops.model / 3 - scored * head
+    more = 0.5 * blocks + 0.5 * scored * (2 * head + 3 * mlp)
+    assert on.flops.model - off.flops.model == pytest.approx(more, rel=1e-12)

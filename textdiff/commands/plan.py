@@ -147,7 +147,6 @@ def _record(run: "RunSizes", memory: float | None) -> dict[str, Any]:
     from dataclasses import replace
 
     from textdiff.planning.memory import largest_micro_batch, peak_memory
-    from textdiff.planning.sizes import training_flops
 
     ways = {"one device": False} if run.devices == 1 else {"DDP": False, "FSDP2": True}
     variants = []
@@ -172,14 +171,16 @@ def _record(run: "RunSizes", memory: float | None) -> dict[str, Any]:
         "gradient_checkpointing": run.config.model.gradient_checkpointing,
         "memory_bytes": memory,
         "variants": variants,
-        "flops_per_token": training_flops(run),
+        "flops_per_token": run.flops.model,
+        "computed_flops_per_token": run.flops.computed,
         "training_tokens": run.training_tokens,
     }
 
 
 def _times(record: dict[str, Any], flops: float | None, efficiency: float) -> dict[str, Any]:
     """Return the speed at a fraction of what one device is sold with, and the run's duration."""
-    speed = flops and record["devices"] * flops * efficiency / record["flops_per_token"]
+    rate = flops and record["devices"] * flops * efficiency
+    speed = rate and rate / record["computed_flops_per_token"]
     return {
         "efficiency": efficiency,
         "tokens_per_second": speed,
@@ -224,7 +225,9 @@ def _show(record: dict[str, Any], note: str) -> None:
         say("The process also holds about 0.48 GB of Python and libraries.")
     else:
         say("Not counted: the CUDA context and what the allocator holds in reserve.")
-    say(f"{record['flops_per_token'] / 1e6:,.1f} MFLOP per training token")
+    needed, computed = record["flops_per_token"], record["computed_flops_per_token"]
+    more = "" if computed == needed else f"; {computed / 1e6:,.1f} are computed, some again"
+    say(f"{needed / 1e6:,.1f} MFLOP per training token{more}")
     if record["tokens_per_second"]:
         say(
             f"{record['tokens_per_second']:,.0f} tokens/s at {record['efficiency']:.0%} of the "

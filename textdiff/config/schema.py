@@ -32,6 +32,9 @@ class RunConfig(Section):
 # --- train, evaluate, sample ---------------------------------------------------------------------
 
 
+Tracker = Literal["tensorboard", "wandb", "trackio"]
+
+
 class TrainConfig(Section):
     """Optimisation."""
 
@@ -75,8 +78,22 @@ class TrainConfig(Section):
         "dropout: 0.0, targets: all-linear, base_bits: null, merge: true}; null: train all weights",
     )
     log_every: Whole = Field(10, ge=1, description="steps between log lines")
+    log_with: Tracker | tuple[Tracker, ...] = Field(
+        "tensorboard",
+        description="tensorboard, wandb, trackio or a list: what shows metrics besides "
+        "metrics.jsonl",
+    )
+    profile: Whole | None = Field(
+        None, ge=1, description="steps to profile after three others; null: none"
+    )
     checkpoint_every: Whole = Field(500, ge=1, description="steps between checkpoints")
     keep_checkpoints: Whole = Field(2, ge=1, description="checkpoints kept")
+
+    @property
+    def trackers(self) -> tuple[Tracker, ...]:
+        """The trackers as a list, each of them once."""
+        given = (self.log_with,) if isinstance(self.log_with, str) else self.log_with
+        return tuple(dict.fromkeys(given))
 
     @model_validator(mode="after")
     def _divides(self) -> "TrainConfig":

@@ -38,8 +38,7 @@ def peak_memory(run: RunSizes) -> dict[str, int]:
         "optimizer": optimizer_state(run) // share,
         "average": trained,
         "communication": communication(run),
-        # Autocast casts every matrix once per micro-batch and keeps the copy.
-        "low_precision": HALF * (run.counts.matrices + run.counts.head) if run.half else 0,
+        "low_precision": casts_of_weights(run),
         "activations": activations(run),
         "backward": backward(run),
         "head": loss(run),
@@ -64,16 +63,28 @@ def optimizer_state(run: RunSizes) -> int:
     return 2 * FLOAT * run.counts.adamw + FLOAT * run.counts.muon
 
 
+def casts_of_weights(run: RunSizes) -> int:
+    """Return the bytes of bfloat16 copies: autocast casts a matrix per micro-batch and keeps it.
+
+    The matrices of sharded blocks are gathered in bfloat16, and need no cast.
+    """
+    if not run.half:
+        return 0
+    return HALF * (run.counts.head + (0 if run.sharded else run.counts.matrices))
+
+
 def communication(run: RunSizes) -> int:
     """Return the bytes of DDP's gradient buckets, or of what FSDP2 gathers and its gradients.
 
-    Gathered are the parameters outside the blocks and two blocks (this one, the next), float32.
+    Gathered are two blocks (this one, the next), and the parameters outside of blocks in float32.
+    The gradient of a block is added up over processes in float32.
     """
     if run.devices == 1:
         return 0
     if not run.sharded:
         return FLOAT * run.counts.trained
-    return FLOAT * (2 * run.counts.root + 3 * run.counts.block)
+    gradient = FLOAT + (HALF if run.half else 0)
+    return FLOAT * 2 * run.counts.root + (2 * run.value + gradient) * run.counts.block
 
 
 def activations(run: RunSizes) -> int:

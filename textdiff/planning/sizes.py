@@ -1,9 +1,7 @@
-"""Sizes of a run that decide its memory and its time, and the operations of a step.
+"""Sizes of a run that decide its memory and its time.
 
 The network and its optimizers are built on torch's meta device, where tensors have shapes and no
 storage, so parameters are counted exactly.
-
-Letters: H hidden size, V vocabulary, L sequence length.
 """
 
 import math
@@ -15,11 +13,10 @@ from torch import Tensor
 
 from textdiff.config import Config
 from textdiff.config.networks import stock_source
-from textdiff.diffusion.family import build_family
-from textdiff.diffusion.process import Vocabulary
 from textdiff.export.adapters import add_adapters
 from textdiff.models import Denoiser
 from textdiff.planning.blocks import BlockSizes, block_sizes_of
+from textdiff.train.operations import TokenFlops, flops_per_token, masks_per_row, token_uses
 from textdiff.train.optim import build_optimizers
 from textdiff.train.setup import architecture
 
@@ -40,7 +37,6 @@ class Counts:
         head_trained: of it, with a gradient.
         block: of one Transformer block.
         root: outside the blocks: embedding, head, noise levels.
-        products: in the blocks' matrices that multiply every position.
         matrices: in all matrices of the blocks, those of the modulation included.
     """
 
@@ -52,7 +48,6 @@ class Counts:
     head_trained: int
     block: int
     root: int
-    products: int
     matrices: int
 
 
@@ -64,6 +59,7 @@ class RunSizes:
         config: the run's config.
         counts: numbers of parameters.
         blocks: sizes of the network's blocks.
+        flops: operations per data token.
         vocabulary: V, rows of embedding and head.
         streams: copies of the sequence that the blocks read; 2 in block diffusion: clean and noisy.
         draws: masks of every example in a step: 2 where they are complementary, or the schedule is
@@ -79,6 +75,7 @@ class RunSizes:
     config: Config
     counts: Counts
     blocks: BlockSizes
+    flops: TokenFlops
     vocabulary: int
     streams: int
     draws: int
@@ -140,20 +137,16 @@ def run_sizes(
         if config.train.lora is not None:
             fresh = stock_source(config.train.init_from) is not None
             add_adapters(model, config.train.lora, fresh=fresh)
-    sizes = [size for size in config.diffusion.block_sizes if size is not None]
-    spec = config.diffusion.model_dump(mode="json") | {"block_size": sizes[0] if sizes else None}
-    objective = build_family(spec, Vocabulary.of(4, 3)).objective
-    masked = 1.0 if objective.scores_all_positions or objective.shifted else None
-    rates, counts = config.diffusion.noise.range, _count(model, config)
-    low, high = rates if isinstance(rates, tuple) else (0.0, 1.0)
+    uses = token_uses(config)
     return RunSizes(
         config=config,
-        counts=counts,
-        blocks=block_sizes_of(config.model, model, half),
+        counts=_count(model, config),
+        flops=flops_per_token(config, model),
+        blocks=block_sizes_of(config.model, model, half),  # may leave a network with fake weights
         vocabulary=configuration.vocab_size,
-        streams=2 if sizes and not objective.shifted else 1,
-        draws=2 if config.diffusion.noise.complementary or model.exponents is not None else 1,
-        scored=(masked or (low + high) / 2) + (1.0 if objective.ar_weight else 0.0),
+        streams=max(use.streams for use in uses),
+        draws=masks_per_row(config, model.exponents is not None),
+        scored=sum(use.scored for use in uses) / len(uses),
         half=half,
         chunked=chunked,
         devices=devices,
@@ -176,49 +169,9 @@ def _count(model: Denoiser, config: Config) -> Counts:
         head_trained=_size(p for p in model.output_layer.parameters() if p.requires_grad),
         block=blocks // len(model.blocks),
         root=total - blocks,
-        products=_size(model.block_matrices()),
         matrices=_size(p for p in model.blocks.parameters() if p.ndim == 2),
     )
 
 
 def _size(parameters: Iterable[Tensor]) -> int:
     return sum(math.prod(p.shape) for p in parameters)
-
-
-def training_flops(run: RunSizes) -> float:
-    """Return operations per data token: forward, twice that backward, recomputed blocks.
-
-    A product of a position with a matrix of p parameters takes 2 p. Attention takes 4 H per pair
-    and layer, the head 2 H V at scored positions. In block diffusion both streams together have
-    L + b allowed pairs per position, for blocks of b and N = L / b (Sec. 3.1, arXiv:2503.09573):
-    `(L b + b^2 N (N - 1) / 2 + b^2 N (N + 1) / 2) / L`.
-    """
-    hidden, length = run.blocks.hidden, run.config.data.sequence_length
-    pairs: float = length
-    if run.streams == 2:
-        sizes = [size or length for size in run.config.diffusion.block_sizes]
-        pairs = sum(size + length for size in sizes) / len(sizes)
-    attention = 4.0 * run.blocks.heads * run.blocks.channels * run.blocks.layers * pairs
-    blocks = 2.0 * run.counts.products * run.streams + attention
-    head = 2.0 * hidden * run.vocabulary * run.scored
-    again = blocks if run.config.model.gradient_checkpointing else 0.0
-    return run.draws * (3.0 * (blocks + head) + again + first_pass_flops(run, blocks))
-
-
-def first_pass_flops(run: RunSizes, blocks: float) -> float:
-    """Return operations per data token of self-conditioning, on average.
-
-    A forward pass runs on half of the rows, or on all of them if the blocks are compiled. At the
-    scored positions of this half there are the head, expected embeddings, and two H x H products
-    that are trained.
-
-    Args:
-        run: the run.
-        blocks: operations of the blocks, forward.
-    """
-    config, hidden = run.config, run.blocks.hidden
-    if not config.model.conditions_itself:
-        return 0.0
-    rows = 1.0 if config.train.compile else 0.5
-    position = 2.0 * 2.0 * hidden * run.vocabulary + 3.0 * 2.0 * 2.0 * hidden**2
-    return rows * blocks + 0.5 * run.noisy_scored * position

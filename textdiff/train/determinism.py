@@ -6,6 +6,10 @@ from typing import Any
 
 import torch
 import torch.utils.deterministic
+from accelerate import Accelerator
+
+from textdiff.config import Config
+from textdiff.diffusion.randomness import Stream, bits
 
 
 @contextmanager
@@ -33,3 +37,18 @@ def deterministic(active: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(before, warn_only=only_warn)
         memory.fill_uninitialized_memory = fill
+
+
+def seed_dropout(config: Config, accelerator: Accelerator, step: int, micro_step: int) -> None:
+    """Seed the dropout masks of a micro-batch, if there are any.
+
+    Args:
+        config: the run's config.
+        accelerator: its processes, each of which has its own masks.
+        step: of the run.
+        micro_step: of the step.
+    """
+    if config.drops:
+        index = micro_step * accelerator.num_processes + accelerator.process_index
+        seed = bits(config.run.seed, Stream.DROPOUT, row=index, step=step)
+        torch.manual_seed(int(seed))

@@ -24,6 +24,9 @@ OWN = {
     "samples",
     "export",
     "tensorboard",
+    "wandb",
+    "trackers.json",
+    "profile",
     "divergence.json",
 }
 # What file managers and version control leave in a folder that is empty to its user.

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DistributedType, ProjectConfiguration, broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
@@ -29,6 +29,7 @@ from textdiff.export.loading import cpu_only
 from textdiff.models import Denoiser
 from textdiff.models.backbone import TransformersDenoiser
 from textdiff.train.optim import resolve_precision
+from textdiff.train.trackers import check_trackers
 
 T = TypeVar("T")
 
@@ -262,12 +263,14 @@ def report_lost_process(state: Accelerator | PartialState) -> Iterator[None]:
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """Return an Accelerator for the config's precision, accumulation and tracker.
+    """Return an Accelerator for the config's precision and accumulation.
 
     Raises:
-        ConfigError: the processes do not divide the global batch, or a worker imports the script.
+        ConfigError: the processes do not divide the global batch, a worker imports the script, or
+            a tracker is not installed.
     """
     refuse_reimport()
+    check_trackers(config)
     probe = PartialState(cpu=cpu_only(), timeout=TIMEOUT)
     probe.wait_for_everyone()  # one that fails at once must not end before all have connected
     # Accelerate keeps one state per Python process; a second run may want another precision.
@@ -282,11 +285,8 @@ def make_accelerator(config: Config) -> Accelerator:
             f"x {size} = {size * probe.num_processes}"
         )
     precision = resolve_precision(config.train.mixed_precision, probe.device)
-    directory = str(config.run.dir)
     return Accelerator(
         cpu=cpu_only(),
         mixed_precision="bf16" if precision == "bf16" else "no",
         gradient_accumulation_steps=accumulation,
-        log_with="tensorboard",
-        project_config=ProjectConfiguration(directory, logging_dir=directory),
     )

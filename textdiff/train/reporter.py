@@ -30,9 +30,9 @@ class Reporter:
 
         Args:
             step: optimizer steps done.
-            values: `loss`, `learning_rate`, `grad_norm`, `tokens` and `tokens_per_second`. The loss
-                is that of training since the last time, nats per token: with the weights, over the
-                mask rates and in the block sizes of training, so in general not a bound.
+            values: `loss`, `learning_rate`, `grad_norm`, `tokens` and what `Meter` measured. The
+                loss is that of training since the last time, nats per token: with the weights, over
+                the mask rates and in the block sizes of training, so in general not a bound.
         """
 
     def evaluating(self, done: int, total: int) -> None:

@@ -45,6 +45,8 @@ MAY_CHANGE = {
         "compile",
         "deterministic",
         "log_every",
+        "log_with",
+        "profile",
         "checkpoint_every",
         "keep_checkpoints",
         "init_from",
@@ -203,9 +205,17 @@ def _record_changes(before: Any, now: Any, path: str = "") -> list[str]:
 
 
 def write_facts(
-    config: Config, accelerator: Accelerator, corpus: Corpus, texts: Sequence[str]
+    config: Config, accelerator: Accelerator, corpus: Corpus, texts: Sequence[str], flops: float
 ) -> None:
-    """Write the config of a run, what it depends on besides, and the texts of its validation."""
+    """Write the config of a run, what it depends on besides, and the texts of its validation.
+
+    Args:
+        config: the run's.
+        accelerator: its processes.
+        corpus: its corpus.
+        texts: of its validation.
+        flops: operations of the model per token.
+    """
     directory = Path(config.run.dir)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
@@ -217,6 +227,7 @@ def write_facts(
         "processes": accelerator.num_processes,
         "threads": torch.get_num_threads(),
         "mixed_precision": accelerator.mixed_precision,
+        "flops_per_token": flops,
         "corpus": corpus.record,
         "sharded": accelerator.distributed_type == DistributedType.FSDP,
     }

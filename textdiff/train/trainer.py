@@ -6,7 +6,6 @@ interrupted and resumed equals an uninterrupted one.
 """
 
 import math
-import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,21 +16,23 @@ from torch import Tensor
 
 from textdiff.config import Config
 from textdiff.data.corpus import Corpus
-from textdiff.diffusion.randomness import Stream, bits
 from textdiff.models.compilation import compilation_counts, compile_blocks, uncompiled
 from textdiff.signals import StopRequest
 from textdiff.storage import report_failed_writes
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.checkpoint import rescue
-from textdiff.train.determinism import deterministic
+from textdiff.train.determinism import deterministic, seed_dropout
 from textdiff.train.distributed import Vote, check_engine, full_tensor
 from textdiff.train.divergence import DivergenceGuard, diagnose, propagate_nonfinite
 from textdiff.train.initial_weights import starting_notes
 from textdiff.train.learned_loss import training_loss
+from textdiff.train.measure import Meter
 from textdiff.train.optim import build_optimizers, lr_multiplier, set_learning_rate
+from textdiff.train.profiling import StepProfile
 from textdiff.train.reporter import MetricsFile, Reporter, evaluation_values
 from textdiff.train.run_state import Progress, RunState
 from textdiff.train.setup import build_model, write_facts
+from textdiff.train.trackers import finish_trackers, start_trackers
 from textdiff.train.validation import Abandoned, Validation
 
 
@@ -65,6 +66,8 @@ class Trainer:
         model, family = build_model(config, corpus.tokenizer, accelerator.device)
         ranks = accelerator.process_index, accelerator.num_processes
         self.batches = TrainingBatches(corpus.train, family.on_cpu, config, *ranks)
+        self.meter = Meter.of(config, model, accelerator)
+        self.profile = StepProfile.of(config, accelerator, self.reporter.message)
         optimizers = build_optimizers(model, config.train)
         if config.train.compile:
             compile_blocks(model.blocks)
@@ -106,26 +109,29 @@ class Trainer:
             signalled = self._loop()
             if not signalled:
                 self._finish()
+            finish_trackers(self.accelerator)
         return signalled
 
     def _loop(self) -> int:
         config, progress = self.config.train, self.progress
         with (
             StopRequest() as stop,
-            closing(self.batches.loader(progress.step, config.steps)) as batches,
+            closing(self.batches.loader(progress.step, config.steps)) as loader,
+            self.profile,
         ):
+            batches = self.meter.fetched(loader)
             self.validation.signalled = lambda: self.vote.largest(stop.signal)
             if self._bound_is_due() and (signalled := self._evaluate()):
                 return signalled
-            clock, tokens_before = time.perf_counter(), progress.tokens
+            self.meter.restart(progress.tokens)
             losses: list[Tensor] = []
             while progress.step < config.steps:
                 with deterministic(config.deterministic):
                     norm, rate = self._step(batches, losses)
+                self.profile.stepped(progress.step)
                 self.reporter.stepped(progress.step)
                 if self._due(config.log_every):
-                    speed = (progress.tokens - tokens_before) / (time.perf_counter() - clock)
-                    self._log(losses, norm, rate, speed)
+                    self._log(losses, norm, rate)
                 signalled = self.vote.largest(stop.signal)
                 if self._due(self.config.evaluate.every) and not signalled:
                     self._absorb(losses)
@@ -136,7 +142,7 @@ class Trainer:
                 if signalled:
                     return signalled
                 if self._due(config.log_every):
-                    clock, tokens_before = time.perf_counter(), progress.tokens
+                    self.meter.restart(progress.tokens)
         self.validation.signalled = lambda: 0
         return 0
 
@@ -151,36 +157,37 @@ class Trainer:
 
     def _step(self, batches: Any, losses: list[Tensor]) -> tuple[Tensor, float]:
         """Take one optimizer step and append its loss in nats per token to `losses`."""
-        step, seed = self.progress.step, self.config.run.seed
-        rate = lr_multiplier(step, self.config.train)
+        step, config = self.progress.step, self.config
+        rate = lr_multiplier(step, config.train)
         set_learning_rate(self.optimizers, rate)
         self.module.train()
         norm, allowed = torch.zeros(()), True
         loss = torch.zeros((), dtype=torch.float64, device=self.accelerator.device)
         for micro_step in range(self.batches.accumulation):
-            batch = next(batches).to(self.accelerator.device)
-            if self.config.drops:
-                index = micro_step * self.accelerator.num_processes + self.accelerator.process_index
-                torch.manual_seed(int(bits(seed, Stream.DROPOUT, row=index, step=step)))
+            with self.profile.phase("data"):
+                batch = next(batches).to(self.accelerator.device)
+            seed_dropout(config, self.accelerator, step, micro_step)
             with self.accelerator.accumulate(self.module):
-                with self.accelerator.autocast():  # FSDP2 leaves that to the caller
+                # FSDP2 leaves autocast to the caller.
+                with self.profile.phase("forward"), self.accelerator.autocast():
                     total, _ = self.module(batch)
                 mean = total / self.batches.scored_tokens(batch)
-                self.accelerator.backward(propagate_nonfinite(mean))
+                with self.profile.phase("backward"):
+                    self.accelerator.backward(propagate_nonfinite(mean))
                 loss += mean.detach() / self.batches.accumulation
-                if self.accelerator.sync_gradients:
-                    norm = self._clip()
-                    allowed = self.guard.allows(norm, step)
-                for optimizer in self.optimizers:
-                    if allowed:
-                        optimizer.step()
-                    optimizer.zero_grad()
+                with self.profile.phase("optimizer"):
+                    if self.accelerator.sync_gradients:
+                        norm = self._clip()
+                        allowed = self.guard.allows(norm, step)
+                    for optimizer in self.optimizers:
+                        if allowed:
+                            optimizer.step()
+                        optimizer.zero_grad()
         losses.append(loss)
         self.state.ema.update(self.state.trained)
         self.progress.step += 1
-        length = self.config.data.sequence_length
-        self.progress.tokens += self.config.train.global_batch_size * length
-        return norm, rate * self.config.train.learning_rate
+        self.progress.tokens += config.train.global_batch_size * config.data.sequence_length
+        return norm, rate * config.train.learning_rate
 
     def _clip(self) -> Tensor:
         limit = self.config.train.grad_clip or math.inf
@@ -205,15 +212,15 @@ class Trainer:
             raise diagnose(module, self.batches, int(diverged), norm, self.accelerator, decode)
         self.progress.losses += averages
 
-    def _log(self, losses: list[Tensor], norm: Tensor, rate: float, speed: float) -> None:
+    def _log(self, losses: list[Tensor], norm: Tensor, rate: float) -> None:
         progress = self.progress
-        self._absorb(losses)
+        self._absorb(losses)  # first: the meter stops when the device has done the steps
         values = {
             "loss": math.fsum(progress.losses) / len(progress.losses),
             "learning_rate": rate,
             "grad_norm": float(norm),
             "tokens": progress.tokens,
-            "tokens_per_second": speed,
+            **self.meter.values(progress.tokens),
         }
         progress.losses = []
         self._record(values)
@@ -253,10 +260,11 @@ class Trainer:
 
     def _start(self) -> None:
         if self.accelerator.is_main_process:
-            write_facts(self.config, self.accelerator, self.corpus, self.validation.texts)
+            flops, texts = self.meter.flops_per_token, self.validation.texts
+            write_facts(self.config, self.accelerator, self.corpus, texts, flops)
             path, progress = self.directory / "metrics.jsonl", self.progress
             self.metrics = MetricsFile(path, progress.step, progress.bound_step)
-        self.accelerator.init_trackers("tensorboard")
+        start_trackers(self.accelerator, self.config, self.resumed is not None)
         self.accelerator.wait_for_everyone()
         step, steps = self.progress.step, self.config.train.steps
         self.reporter.started(
@@ -284,10 +292,6 @@ class Trainer:
         if self.progress.bound_step != self.progress.step:
             self._evaluate()
             self.state.save()
-        # Not `end_training`: it would leave the groups to the gradients' reducer, whose end joins
-        # gloo's threads under the interpreter's lock, which these may be waiting for.
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
         if self.config.train.compile:
             counts = compilation_counts()
             self.reporter.message(

@@ -43,6 +43,12 @@ def format_perplexity(value: float) -> str:
     return f"{value:.3f}" if value < 1e7 else f"{value:.3g}"
 
 
+def describe_use(values: Mapping[str, float]) -> str:
+    """Return the use of the device and its peak of memory, where they are known."""
+    use = f"  {values['mfu']:.1%} MFU" if "mfu" in values else ""
+    return use + (f"  {values['memory'] / 1e9:.1f} GB" if "memory" in values else "")
+
+
 def in_blocks(block_size: int | None) -> str:
     """Return a block size in words."""
     return "over the whole sequence" if block_size is None else f"in blocks of {block_size}"
@@ -74,7 +80,7 @@ class PlainView(Reporter):
         bound = "" if self.bits_per_byte is None else f"  bits/byte ≤ {self.bits_per_byte:.3f}"
         self.message(
             f"step {step:>{len(str(self.steps))}}/{self.steps}  loss {values['loss']:.4f}"
-            f"{bound}  {values['tokens_per_second']:,.0f} tokens/s"
+            f"{bound}  {values['tokens_per_second']:,.0f} tokens/s{describe_use(values)}"
         )
 
     def evaluated(self, step: int, bounds: Bounds, choices: Choices) -> None:
@@ -151,5 +157,6 @@ class LiveView(PlainView):
         if self.bits_per_byte is not None:
             parts.append(f"bits/byte ≤ {self.bits_per_byte:.3f}")
         if self.values:
-            parts.append(f"{self.values['tokens_per_second']:,.0f} tok/s")
+            speed = self.values["tokens_per_second"]
+            parts.append(f"{speed:,.0f} tok/s{describe_use(self.values)}")
         self.progress.update(self.training, figures="  ".join(parts))

@@ -1,0 +1,188 @@
+"""What a run measures of itself, where it shows it, and its profile."""
+
+import importlib.machinery
+import json
+import sys
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from refusals import refused
+from training_runs import assert_same_curve
+
+from textdiff.config import Config
+from textdiff.errors import ConfigError
+from textdiff.train import measure
+from textdiff.train.device_peaks import device_peak, peak_flops
+from textdiff.train.distributed import make_accelerator
+from textdiff.train.measure import Meter
+from textdiff.train.profiling import PHASES
+from textdiff.view.training import describe_use
+
+SHORT = ["--train.steps=6", "--train.log-every=2", "--train.checkpoint-every=4"]
+SHORT += ["--evaluate.every=6", "--evaluate.max-documents=1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "half", "single"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312, 19.5),
+        ("NVIDIA A100 80GB PCIe", 312, 19.5),
+        ("NVIDIA H100 80GB HBM3", 989.4, 66.9),
+        ("NVIDIA H100 PCIe", 756, 51),
+        ("NVIDIA H200", 989.4, 66.9),
+        ("NVIDIA L4", 121, 30.3),
+        ("NVIDIA GeForce RTX 4090", 165.2, 82.6),
+        ("Tesla V100-SXM2-32GB", None, 15.7),
+        ("AMD Instinct MI300X", 1307.4, 163.4),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None, None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None, None),
+        ("NVIDIA GeForce RTX 4090 D", None, None),
+        ("NVIDIA H100", None, None),  # which of them?
+        ("Some Accelerator 9000", None, None),
+    ],
+)
+def test_peaks_are_of_the_devices_that_are_listed(name, half, single):
+    for bf16, value in ((True, half), (False, single)):
+        assert peak_flops(name, bf16) == (None if value is None else value * 1e12)
+
+
+def test_tf32_and_cpus_have_no_peak(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    device = torch.device("cuda", 0)
+    assert device_peak(torch.device("cpu"), bf16=False) is None
+    assert device_peak(device, bf16=False) == 66.9 * 1e12
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert device_peak(device, bf16=False) is None
+    assert device_peak(device, bf16=True) == 989.4 * 1e12
+
+
+@pytest.fixture
+def clock(monkeypatch) -> SimpleNamespace:
+    """A clock that stands still unless it is moved."""
+    moved = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: moved.now)
+    return moved
+
+
+def test_speed_waits_and_use_by_their_definitions(clock):
+    def slowly():
+        for batch in "abc":
+            clock.now += 0.5
+            yield batch
+
+    meter = Meter(torch.device("cpu"), flops_per_token=2e9, peak=1e12)
+    meter.restart(100)
+    for _ in meter.fetched(slowly()):
+        clock.now += 1.5  # a step
+    measured = meter.values(700)
+    assert measured == {"tokens_per_second": 100.0, "data_wait": 0.25, "mfu": 0.2}
+    meter.restart(700)
+    clock.now += 2.0
+    assert meter.values(800) == {"tokens_per_second": 50.0, "data_wait": 0.0, "mfu": 0.1}
+    assert describe_use({"mfu": 0.412, "memory": 31.4e9}) == "  41.2% MFU  31.4 GB"
+
+
+def test_memory_is_the_allocators_peak_since_the_last_line(clock, monkeypatch):
+    calls = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda d: calls.append(d))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda d: 10 * len(calls))
+    meter = Meter(device := torch.device("cuda", 1), 1.0, None)
+    meter.restart(0)
+    clock.now = 1.0
+    assert meter.values(5) == {"tokens_per_second": 5.0, "data_wait": 0.0, "memory": 20}
+    assert calls == [device, device]
+
+
+# --- trackers ------------------------------------------------------------------------------------
+
+
+class Service:
+    """A stand-in for the modules `wandb` and `trackio`: what they are called with."""
+
+    def __init__(self, name: str):
+        self.starts: list[dict] = []
+        self.lines: list[dict] = []
+        self.config: dict = {}
+        self.finished = 0
+        self.module = ModuleType(name)
+        self.module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+        self.module.init = self.init
+        self.module.config = SimpleNamespace(update=self.update)
+
+    def init(self, project, name=None, resume="never", **more):
+        self.starts.append({"project": project, "name": name, "resume": resume, **more})
+        return SimpleNamespace(config=self.module.config, log=self.log, finish=self.finish)
+
+    def update(self, values, allow_val_change=False):
+        self.config |= values
+
+    def log(self, values, step=None):
+        self.lines.append({"step": step, **values})
+
+    def finish(self):
+        self.finished += 1
+
+
+@pytest.fixture
+def services(monkeypatch) -> dict[str, Service]:
+    made = {name: Service(name) for name in ("wandb", "trackio")}
+    for name, service in made.items():
+        monkeypatch.setitem(sys.modules, name, service.module)
+    return made
+
+
+def test_trackers_get_the_metrics_and_a_resumed_run_goes_on(runs, services):
+    flags = [*SHORT, '--train.log-with=["wandb", "trackio", "tensorboard"]']
+    lines = runs.train("tracked", *flags)
+    folder = runs / "tracked"
+    run = json.loads((folder / "trackers.json").read_text())["id"]
+    names = {"wandb": "tracked", "trackio": f"tracked-{run}"}
+    for name, service in services.items():
+        (start,) = service.starts
+        assert (start["project"], start["name"]) == ("textdiff", names[name])
+        assert start["resume"] == "allow"
+        assert service.config["train"]["steps"] == 6
+        assert service.lines == lines
+        assert service.finished == 1
+    assert services["wandb"].starts[0]["id"] == run
+    assert services["wandb"].starts[0]["dir"] == str(folder)
+    assert list((folder / "tensorboard").glob("events.*"))
+    runs.train("tracked", *flags, "--train.steps=8", "--train.lr-schedule=constant")
+    assert services["wandb"].starts[1] == services["wandb"].starts[0]
+    assert services["trackio"].starts[1] == services["trackio"].starts[0]
+    assert services["wandb"].lines[-1]["step"] == 8
+    runs.train("tracked", *flags, "--resume=never")
+    assert services["wandb"].starts[2]["id"] != run
+
+
+def test_a_missing_tracker_is_refused_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    raw = {"run": {"dir": str(tmp_path / "run")}, "train": {"log_with": ["trackio"]}}
+    with refused(ConfigError, "missing_tracker", "pip install 'textdiff[trackio]'"):
+        make_accelerator(Config.model_validate(raw))
+    assert not (tmp_path / "run").exists()
+
+
+# --- profile -------------------------------------------------------------------------------------
+
+
+def test_a_profile_has_the_phases_of_its_steps_and_changes_nothing(runs, capsys):
+    whole = runs.train("unprofiled", *SHORT, "--train.micro-batch-size=4")
+    capsys.readouterr()
+    profiled = runs.train("profiled", *SHORT, "--train.micro-batch-size=4", "--train.profile=2")
+    assert_same_curve(profiled, whole, rel=0.0)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "steps 4 to 5 took" in said
+    trace = json.loads((runs / "profiled" / "profile" / "steps-4-5.json").read_text())
+    names = [event.get("name") for event in trace["traceEvents"] if event.get("ph") == "X"]
+    assert [names.count(name) for name in PHASES] == [4, 4, 4, 4]  # two micro-batches each
+    for name in PHASES:
+        assert float(said.partition(f" {name} ")[2].split()[0].rstrip(",;")) >= 0.0
+    assert not (runs / "unprofiled" / "profile").exists()
+
+
+def test_a_run_that_is_too_short_for_its_profile_says_so(runs, capsys):
+    runs.train("brief", *SHORT, "--train.profile=50")
+    assert "there were 6 in all; no trace was written" in " ".join(capsys.readouterr().out.split())
+    assert not (runs / "brief" / "profile").exists()
