@@ -101,7 +101,8 @@ class Trainer:
             0, or the number of the signal that stopped the run (with everything saved).
         """
         saved = self.directory / "checkpoints"
-        with report_failed_writes(self.directory, lambda: rescue(saved)):
+        failed = report_failed_writes(self.directory, lambda: rescue(saved))
+        with failed, self.state.saver.outlasting_errors():
             self._start()
             signalled = self._loop()
             if not signalled:
@@ -123,6 +124,7 @@ class Trainer:
                 with deterministic(config.deterministic):
                     norm, rate = self._step(batches, losses)
                 self.reporter.stepped(progress.step)
+                self.state.saver.poll()
                 if self._due(config.log_every):
                     speed = (progress.tokens - tokens_before) / (time.perf_counter() - clock)
                     self._log(losses, norm, rate, speed)
@@ -134,6 +136,7 @@ class Trainer:
                     self._absorb(losses)
                     self.state.save()
                 if signalled:
+                    self.state.saver.settle()
                     return signalled
                 if self._due(config.log_every):
                     clock, tokens_before = time.perf_counter(), progress.tokens
@@ -284,6 +287,7 @@ class Trainer:
         if self.progress.bound_step != self.progress.step:
             self._evaluate()
             self.state.save()
+        self.state.saver.settle()
         # Not `end_training`: it would leave the groups to the gradients' reducer, whose end joins
         # gloo's threads under the interpreter's lock, which these may be waiting for.
         for tracker in self.accelerator.trackers:
