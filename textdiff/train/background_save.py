@@ -31,8 +31,8 @@ from textdiff.train.checkpoint import (
 )
 from textdiff.train.distributed import TIMEOUT, on_main
 from textdiff.train.shard_files import (
-    TensorShard,
     ShardPlan,
+    TensorShard,
     named_tensors,
     shard_name,
     write_groups,
