@@ -52,12 +52,12 @@ def whole_folder(target: Path, rescue: str) -> Iterator[Path]:
         scratch.mkdir(parents=True)
         yield scratch
         for path in (*scratch.iterdir(), scratch):
-            _flush(path)
+            flush(path)
         old = target.with_name(OLD + target.name)
         if target.exists():
             target.rename(old)
         scratch.rename(target)
-        _flush(target.parent)
+        flush(target.parent)
         shutil.rmtree(old, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -130,7 +130,7 @@ def sweep(root: Path) -> list[str]:
     return swept
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Wait until a file's content, or a folder's entries, are on the disk."""
     file = os.open(path, os.O_RDONLY)
     try:

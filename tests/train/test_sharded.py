@@ -8,11 +8,14 @@ import pytest
 import torch
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file
+from torch.distributed.checkpoint import HuggingFaceStorageReader
 from training_runs import assert_same_curve
 
 from textdiff.errors import ConfigError
+from textdiff.train.checkpoint import checkpoints, is_sharded_checkpoint
 from textdiff.train.distributed import check_engine, gather, load_tensors
 from textdiff.train.measure import TIMED
+from textdiff.train.shard_files import fill_tensors
 
 pytestmark = pytest.mark.dist
 
@@ -27,12 +30,25 @@ def tensors(folder) -> dict[str, torch.Tensor]:
     """Export, and weights, averages and optimizer state of the last checkpoint."""
     last = max((folder / "checkpoints").glob("step-*"))
     found = {f"export {k}": v for k, v in load_file(folder / "export/model.safetensors").items()}
+    if is_sharded_checkpoint(last):
+        reader = HuggingFaceStorageReader(str(last))
+        content = reader.read_metadata()
+        shards = {k: torch.empty(v.size) for k, v in content.state_dict_metadata.items()}
+        fill_tensors(shards, reader, content)
+        found |= {name_in_whole(name): value for name, value in shards.items()}
+        return dict(sorted(found.items()))
     for name in ("model", "ema"):
         found |= {f"{name} {k}": v for k, v in load_file(last / f"{name}.safetensors").items()}
     for number, states in enumerate(torch.load(last / "optimizer.pt", weights_only=True)):
         for index, state in states["state"].items():
             found |= {f"{number} {index} {key}": value for key, value in state.items()}
-    return found
+    return dict(sorted(found.items()))
+
+
+def name_in_whole(name: str) -> str:
+    """As `tensors` calls a tensor that shards hold."""
+    kind, _, rest = name.partition(".")
+    return " ".join(rest.split(".")) if kind == "optimizer" else f"{kind} {rest}"
 
 
 @pytest.mark.slow
@@ -70,6 +86,16 @@ def test_resumption_is_exact(runs, sharded):
     assert found == sharded
     found, expected = tensors(runs / "resumed"), tensors(runs / "sharded")
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.slow
+def test_an_unsharded_run_goes_on_in_shards(runs, single):
+    shutil.copytree(runs / "single", runs / "spread")
+    shutil.rmtree(runs / "spread" / "checkpoints" / "step-000050")
+    found = runs.launch_sharded("spread", "fsdp2", "--train.micro-batch-size=2")
+    assert_same_curve(found, single)
+    formats = [is_sharded_checkpoint(path) for path in checkpoints(runs / "spread" / "checkpoints")]
+    assert formats == [False, True]
 
 
 @pytest.mark.slow
@@ -113,9 +139,11 @@ def test_other_engines_are_refused(kind):
     assert error.value.code == "unsupported_engine"
 
 
-def test_whole_tensors_are_left_alone():
-    state = {"a": [torch.ones(2), 3], "b": {"c": None}}
-    assert gather(state, keep=False)["a"][0] is state["a"][0]
-    targets = {"x": torch.zeros(3)}
-    load_tensors(targets, {"x": torch.arange(3)})
-    assert targets["x"].tolist() == [0, 1, 2]
+def test_whole_tensors_are_copied():
+    tensors = {"x": torch.arange(3.0)}
+    copies = gather(tensors, keep=True)
+    tensors["x"].zero_()
+    assert copies["x"].tolist() == [0, 1, 2]
+    assert gather(tensors, keep=False) == {}
+    load_tensors(tensors, copies)
+    assert tensors["x"].tolist() == [0, 1, 2]

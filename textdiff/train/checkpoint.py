@@ -4,10 +4,14 @@ A manifest holds the size and SHA-256 of every file. It is written last, so a fo
 fitting one was never finished or is damaged. It also holds the format, which is read before
 anything else: what a newer version wrote is refused, not taken for damage. Nothing is unpickled:
 tensors load with `weights_only`.
+
+There are two formats, and each loads into sharded weights and into others. A whole checkpoint has
+one file of each kind, which the main process writes. A sharded one has a file of each process
+(`textdiff/train/shard_files.py`).
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,7 +25,8 @@ import textdiff
 from textdiff.errors import CheckpointError
 from textdiff.storage import discard, file_hash, whole_folder
 
-FORMAT = 2
+FORMAT, SHARDED_FORMAT = 2, 3  # of whole checkpoints and of sharded ones
+MANIFEST, STATE = "manifest.json", "trainer.json"
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,9 @@ class Checkpoint:
                 contiguous = {k: v.contiguous() for k, v in tensors.items()}
                 save_file(contiguous, folder / f"{name}.safetensors")
             _save(list(self.optimizers), folder / "optimizer.pt")
-            (folder / "trainer.json").write_text(json.dumps(self.state, indent=2) + "\n")
-            (folder / "manifest.json").write_text(json.dumps(_manifest(folder), indent=2) + "\n")
-        for old in checkpoints(root)[:-keep]:
-            discard(old)
+            (folder / STATE).write_text(json.dumps(self.state, indent=2) + "\n")
+            write_manifest(folder, FORMAT)
+        discard_old(root, keep)
         return target
 
     @classmethod
@@ -65,7 +69,7 @@ class Checkpoint:
         Raises:
             CheckpointError: it is missing, damaged, or from another version.
         """
-        refuse_damaged(path)
+        refuse_damaged(path, damage(path))
         return cls.read(path)
 
     @classmethod
@@ -75,7 +79,6 @@ class Checkpoint:
         Raises:
             CheckpointError: textdiff did not write it.
         """
-        state = json.loads((path / "trainer.json").read_text())
         try:
             optimizers = torch.load(path / "optimizer.pt", weights_only=True, map_location="cpu")
         except UnpicklingError:
@@ -85,12 +88,29 @@ class Checkpoint:
                 code="more_than_tensors",
             ) from None
         model, ema = (load_file(path / f"{name}.safetensors") for name in ("model", "ema"))
-        return cls(model, ema, optimizers, state)
+        return cls(model, ema, optimizers, read_state(path))
 
 
 def checkpoints(root: Path) -> list[Path]:
     """Return finished checkpoints, oldest first."""
     return sorted(root.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def discard_old(root: Path, keep: int) -> None:
+    """Delete all but the newest checkpoints."""
+    for old in checkpoints(root)[:-keep]:
+        discard(old)
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """Return a checkpoint's step, counters and config."""
+    return json.loads((path / STATE).read_text())  # type: ignore[no-any-return]
+
+
+def is_sharded_checkpoint(path: Path) -> bool:
+    """Return whether a checkpoint has one file of tensors for each process that wrote it."""
+    manifest = json.loads((path / MANIFEST).read_text())
+    return bool(manifest["format"] == SHARDED_FORMAT)
 
 
 def rescue(root: Path) -> str:
@@ -100,68 +120,94 @@ def rescue(root: Path) -> str:
     return f"{left}; make room or allow writing there, then start the same command again"
 
 
-def newest_usable(root: Path, report: Callable[[str], None]) -> Path | None:
+def newest_usable(
+    saved: Sequence[Path],
+    report: Callable[[str], None],
+    problem_of: Callable[[Path], str | None],
+) -> Path | None:
     """Return the newest checkpoint that is not damaged; None: there is none at all.
 
     Args:
-        root: the folder of the run's checkpoints.
+        saved: the run's checkpoints, oldest first.
         report: receives a sentence about each damaged one that is skipped.
+        problem_of: returns a checkpoint's damage.
 
     Raises:
         CheckpointError: all are damaged, or another version wrote the newest good one.
     """
-    saved = checkpoints(root)[::-1]
-    for path in saved:
-        problem = damage(path)
+    for path in reversed(saved):
+        problem = problem_of(path)
         if problem is None:
             return path
         report(f"checkpoint {path} is damaged ({problem}); trying the one before")
     if saved:
-        raise CheckpointError(f"no checkpoint in {root} is usable; start over with --resume never")
+        raise CheckpointError(
+            f"no checkpoint in {saved[0].parent} is usable; start over with --resume never"
+        )
     return None
 
 
-def refuse_damaged(path: Path) -> None:
-    """Refuse a checkpoint that is damaged.
+def refuse_damaged(path: Path, problem: str | None) -> None:
+    """Refuse a checkpoint with damage.
 
     Raises:
-        CheckpointError: it is, or another version of textdiff wrote it.
+        CheckpointError: there is a problem.
     """
-    problem = damage(path)
     if problem is not None:
         raise CheckpointError(f"checkpoint {path} cannot be used: {problem}", code="damaged")
 
 
-def damage(path: Path) -> str | None:
+def damage(path: Path, share: int = 0, shares: int = 1) -> str | None:
     """Return a checkpoint's damage in words, or None.
+
+    Args:
+        path: the checkpoint.
+        share: number of the share of files whose contents are hashed.
+        shares: their number: several processes divide this work.
 
     Raises:
         CheckpointError: another version of textdiff wrote it.
     """
     try:
-        manifest = json.loads((path / "manifest.json").read_text())
+        manifest = json.loads((path / MANIFEST).read_text())
         _check_format(path, manifest.get("format", 1), manifest.get("textdiff", "?"))
         expected = {name: (int(f["bytes"]), f["sha256"]) for name, f in manifest["files"].items()}
+        shards = int(manifest["shards"]) if manifest["format"] == SHARDED_FORMAT else None
     except FileNotFoundError:
         return "it does not exist or has no manifest.json"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its manifest.json is unreadable ({error})"
-    for name, (size, digest) in expected.items():
+    problem = _file_problem(path, {name: size for name, (size, _) in expected.items()}, shards)
+    if problem is not None:
+        return problem
+    for name in list(expected)[share::shares]:
+        if file_hash(path / name) != expected[name][1]:
+            return f"{name} has changed since it was written"
+    return None
+
+
+def _file_problem(path: Path, sizes: Mapping[str, int], shards: int | None) -> str | None:
+    """Return which file is missing, of another size, or a shard too many, in words."""
+    for name, size in sizes.items():
         file = path / name
         if not file.is_file():
             return f"{name} is missing"
         if file.stat().st_size != size:
             return f"{name} has {file.stat().st_size} bytes instead of {size}"
-        if file_hash(file) != digest:
-            return f"{name} has changed since it was written"
+    if shards is not None:
+        present = {file.name for file in path.glob("*.safetensors")}
+        listed = {name for name in sizes if name.endswith(".safetensors")}
+        if present != listed or len(listed) != shards:
+            return f"it has {len(present)} shards instead of {shards}"
     return None
 
 
 def _check_format(path: Path, written: int, version: str) -> None:
-    if written > FORMAT:
+    newest = max(FORMAT, SHARDED_FORMAT)
+    if written > newest:
         raise CheckpointError(
             f"checkpoint {path} was written by textdiff {version} in format {written}, this "
-            f"textdiff {textdiff.__version__} reads format {FORMAT}; update textdiff",
+            f"textdiff {textdiff.__version__} reads format {newest}; update textdiff",
             code="newer_format",
         )
     if written < FORMAT:
@@ -187,9 +233,25 @@ def _save(states: list[dict[str, Any]], path: Path) -> None:
         raise
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def write_manifest(
+    folder: Path, number: int, known: Mapping[str, Any] | None = None, **more: Any
+) -> None:
+    """Write the manifest of the files in a folder.
+
+    Args:
+        folder: the checkpoint.
+        number: its format.
+        known: size and hash of files that are not hashed again, by name.
+        more: other entries of the manifest.
+    """
+    known = known or {}
     files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": file_hash(path)}
-        for path in sorted(folder.iterdir())
+        path.name: known.get(path.name) or describe_file(path) for path in sorted(folder.iterdir())
     }
-    return {"format": FORMAT, "textdiff": textdiff.__version__, "files": files}
+    manifest = {"format": number, "textdiff": textdiff.__version__, **more, "files": files}
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """Return size and hash of a file, as a manifest has them."""
+    return {"bytes": path.stat().st_size, "sha256": file_hash(path)}

@@ -1,8 +1,8 @@
 """The processes of a run: what they do together, and weights that are spread over them (FSDP2).
 
-A sharded tensor is a `DTensor`. Everything that leaves the training step (validation, samples,
-checkpoints, exports) sees whole tensors. So nothing of it depends on the sharding, and a run may be
-continued on another number of processes. Gathering is a collective: every process calls
+A sharded tensor is a `DTensor`. Validation, samples and exports see whole tensors, and each shard
+of a checkpoint is read on any number of processes. So nothing of it depends on the sharding, and a
+run may be continued on another number of processes. Gathering is a collective: every process calls
 it, in the same order.
 """
 
@@ -91,21 +91,19 @@ def full_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gather(state: Any, keep: bool) -> Any:
-    """Return a nest of dicts and lists with whole tensors; sharded ones move to the CPU one by one.
+def gather(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """Copy whole tensors to the CPU, one by one, which may be sharded here.
 
     Args:
-        state: tensors and other values.
-        keep: whether this process needs the result; elsewhere sharded tensors become empty.
+        tensors: by name.
+        keep: whether this process needs the result; others get an empty one.
     """
-    if isinstance(state, Mapping):
-        return {key: gather(value, keep) for key, value in state.items()}
-    if isinstance(state, list):
-        return [gather(value, keep) for value in state]
-    if not isinstance(state, DTensor):
-        return state
-    full = state.full_tensor()
-    return full.cpu() if keep else full.new_empty(0)
+    copies = {}
+    for name, tensor in tensors.items():
+        full = full_tensor(tensor.detach())
+        if keep:
+            copies[name] = full.to("cpu", copy=not isinstance(tensor, DTensor))
+    return copies
 
 
 def _shard_like(value: Any, like: Tensor) -> Any:

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -28,8 +31,18 @@ from textdiff.likelihood.bound import Bound
 from textdiff.models import Denoiser
 from textdiff.pipeline import TextDiffusion
 from textdiff.storage import sweep
+from textdiff.train.background_save import CheckpointSaver, ShardedSaver
 from textdiff.train.batches import TrainingBatches
-from textdiff.train.checkpoint import Checkpoint, newest_usable, refuse_damaged, rescue
+from textdiff.train.checkpoint import (
+    Checkpoint,
+    checkpoints,
+    damage,
+    is_sharded_checkpoint,
+    newest_usable,
+    read_state,
+    refuse_damaged,
+    rescue,
+)
 from textdiff.train.distributed import (
     gather,
     is_sharded,
@@ -40,6 +53,7 @@ from textdiff.train.distributed import (
     on_main,
 )
 from textdiff.train.setup import check_resume, sample_defaults
+from textdiff.train.shard_files import load_shards
 
 
 @dataclass
@@ -67,6 +81,7 @@ class RunState:
         trained: the network that is trained.
         ema: its averaged weights.
         exported: the model that is measured and exported; holds the averages inside `averaged`.
+        saver: writes the checkpoints.
         progress: the counters.
         bound: the newest validation bound.
 
@@ -91,13 +106,18 @@ class RunState:
         self.config, self.corpus, self.accelerator = config, corpus, accelerator
         self.optimizers, self.batches = optimizers, batches
         self.directory = Path(config.run.dir)
+        self.checkpoints = self.directory / "checkpoints"
         self.trained, family = network, _ = model
         self.ema = EMA(network, config.train.ema_decay)
         self.sharded = is_sharded(network)
+        saver = ShardedSaver if self.sharded else CheckpointSaver
+        self.saver = saver(self.checkpoints, config.train.keep_checkpoints, accelerator)
         if self.sharded:
             network = meta_copy(network, config.train.lora)
             family = family_of(network.config, accelerator.device, network.exponents)
         self.exported = TextDiffusion(network, corpus.tokenizer, family, sample_defaults(config))
+        # Exports of sharded weights are written in the background, while `exported` is measured.
+        self.written = deepcopy(self.exported) if self.sharded else self.exported
         self.base = _base(config)
         self.progress = Progress()
         self.bound: Bound | None = None
@@ -110,19 +130,12 @@ class RunState:
         return self.ema.applied(self.trained)
 
     def save(self) -> None:
-        """Write a checkpoint and the export that belongs to it."""
-        main = self.accelerator.is_main_process
+        """Write a checkpoint and the export that belongs to it; sharded ones in the background."""
+        self.saver.settle()  # before the next averages need memory
         parameters = {n: p.detach() for n, p in trained_parameters(self.trained).items()}
-        checkpoint = Checkpoint(
-            gather(parameters, keep=main),
-            gather(self.ema.state_dict(), keep=main),
-            gather([optimizer.state_dict() for optimizer in self.optimizers], keep=main),
-            self._record(),
-        )
-        root, keep = self.directory / "checkpoints", self.config.train.keep_checkpoints
-        on_main(self.accelerator, lambda: checkpoint.save(root, keep))
-        with self.averaged():
-            on_main(self.accelerator, self._export)
+        states = [optimizer.state_dict() for optimizer in self.optimizers]
+        checkpoint = Checkpoint(parameters, self.ema.state_dict(), states, self._record())
+        self.saver.save(checkpoint, self._export())
 
     def resume(self, resume: str, report: Callable[[str], None]) -> str | None:
         """Load a checkpoint and return its path; None: there is none to continue from.
@@ -134,10 +147,15 @@ class RunState:
         Raises:
             CheckpointError: the checkpoint is damaged, or does not fit the config.
         """
-        path = on_main(self.accelerator, lambda: self._usable(resume, report))
+        saved = on_main(self.accelerator, lambda: self._saved(resume, report))
+        if resume in ("auto", "never"):
+            path = newest_usable(saved, report, self._damage)
+        else:
+            path = Path(resume)
+            refuse_damaged(path, self._damage(path))
         if path is None:
             return None
-        self._restore(Checkpoint.read(path))
+        self._restore(path)
         return str(path)
 
     def _record(self) -> dict[str, Any]:
@@ -158,36 +176,46 @@ class RunState:
         """Number of parameters of the exported network."""
         return merged_size(self.trained)
 
-    def _export(self) -> None:
-        target, saved = self.directory / "export", rescue(self.directory / "checkpoints")
-        write_export(target, self._write, self.config, self._record(), self.bound, saved)
+    def _export(self) -> Callable[[], None]:
+        """Return the action by which the main process exports the averages of this step."""
+        weights: Callable[[], AbstractContextManager[None]] = self.averaged
+        if self.sharded:
+            averages = {**frozen_parameters(self.trained), **self.ema.state_dict()}
+            whole = gather(averages, keep=self.accelerator.is_main_process)
+            weights = partial(materialized, self.written.model, whole)
+        target, record, bound = self.directory / "export", self._record(), self.bound
+
+        def export() -> None:
+            with weights():
+                saved = rescue(self.checkpoints)
+                write_export(target, self._write, self.config, record, bound, saved)
+
+        return export
 
     def _write(self, folder: Path) -> None:
         """Write the exported model: merged, or its adapters alone where the config says so."""
         lora = self.config.train.lora
         if lora is None or lora.merge:
-            with merged_adapters(self.exported.model):
-                self.exported.save_pretrained(folder)
+            with merged_adapters(self.written.model):
+                self.written.save_pretrained(folder)
         else:
             assert self.base is not None
-            write_adapters(self.exported, folder, lora, self.base)
+            write_adapters(self.written, folder, lora, self.base)
 
-    def _usable(self, resume: str, report: Callable[[str], None]) -> Path | None:
-        """Return the checkpoint to continue from, checked file by file."""
-        root = self.directory / "checkpoints"
-        for folder in (self.directory, root):
+    def _saved(self, resume: str, report: Callable[[str], None]) -> list[Path]:
+        """Put in order what a kill left, and return the checkpoints that `resume` may choose."""
+        for folder in (self.directory, self.checkpoints):
             for name in sweep(folder):
                 report(f"put {folder / name} in order, which a kill left half done")
-        if resume == "never":
-            return None
-        if resume == "auto":
-            return newest_usable(root, report)
-        path = Path(resume)
-        refuse_damaged(path)
-        return path
+        return checkpoints(self.checkpoints) if resume == "auto" else []
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
-        record = checkpoint.state
+    def _damage(self, path: Path) -> str | None:
+        """Return a checkpoint's damage; each process hashes its share of the files."""
+        own = damage(path, self.accelerator.process_index, self.accelerator.num_processes)
+        return next(filter(None, gather_object([own])), None)
+
+    def _restore(self, path: Path) -> None:
+        record = read_state(path)
         check_resume(self.config, self.corpus.record, record, self.directory)
         if self.base is not None and record["base_sha256"] != self.base.sha256:
             raise CheckpointError(
@@ -196,10 +224,16 @@ class RunState:
                 "another run.dir, or start over with --resume never",
                 code="other_base",
             )
-        load_tensors(trained_parameters(self.trained), checkpoint.model)
-        self.ema.load_state_dict(checkpoint.ema, record["ema_updates"])
-        for optimizer, state in zip(self.optimizers, checkpoint.optimizers, strict=True):
-            load_optimizer(optimizer, state)
+        parameters, averages = trained_parameters(self.trained), self.ema.state_dict()
+        if is_sharded_checkpoint(path):
+            load_shards(path, parameters, averages, self.optimizers)
+        else:
+            whole = Checkpoint.read(path)
+            load_tensors(parameters, whole.model)
+            load_tensors(averages, whole.ema)
+            for optimizer, state in zip(self.optimizers, whole.optimizers, strict=True):
+                load_optimizer(optimizer, state)
+        self.ema.updates = record["ema_updates"]
         self.progress = Progress(**{name: record[name] for name in vars(self.progress)})
         if record["bound"] is not None:
             self.bound = Bound(**record["bound"])
@@ -261,8 +295,3 @@ class EMA:
     def state_dict(self) -> dict[str, Tensor]:
         """Return the averages by parameter name."""
         return dict(zip(self.names, self.shadow, strict=True))
-
-    def load_state_dict(self, state: dict[str, Tensor], updates: int) -> None:
-        """Restore averages and their count."""
-        self.updates = updates
-        load_tensors(self.state_dict(), state)

@@ -104,7 +104,8 @@ class Trainer:
             0, or the number of the signal that stopped the run (with everything saved).
         """
         saved = self.directory / "checkpoints"
-        with report_failed_writes(self.directory, lambda: rescue(saved)):
+        failed = report_failed_writes(self.directory, lambda: rescue(saved))
+        with failed, self.state.saver.outlasting_errors():
             self._start()
             signalled = self._loop()
             if not signalled:
@@ -130,6 +131,7 @@ class Trainer:
                     norm, rate = self._step(batches, losses)
                 self.profile.stepped(progress.step)
                 self.reporter.stepped(progress.step)
+                self.state.saver.poll()
                 if self._due(config.log_every):
                     self._log(losses, norm, rate)
                 signalled = self.vote.largest(stop.signal)
@@ -140,6 +142,7 @@ class Trainer:
                     self._absorb(losses)
                     self.state.save()
                 if signalled:
+                    self.state.saver.settle()
                     return signalled
                 if self._due(config.log_every):
                     self.meter.restart(progress.tokens)
@@ -292,6 +295,7 @@ class Trainer:
         if self.progress.bound_step != self.progress.step:
             self._evaluate()
             self.state.save()
+        self.state.saver.settle()
         if self.config.train.compile:
             counts = compilation_counts()
             self.reporter.message(
