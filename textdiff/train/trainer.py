@@ -24,14 +24,15 @@ from textdiff.storage import report_failed_writes
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.checkpoint import rescue
 from textdiff.train.determinism import deterministic
-from textdiff.train.distributed import Vote, check_engine, full_tensor
+from textdiff.train.distributed import Vote, full_tensor
 from textdiff.train.divergence import DivergenceGuard, diagnose, propagate_nonfinite
 from textdiff.train.initial_weights import starting_notes
 from textdiff.train.learned_loss import training_loss
-from textdiff.train.optim import build_optimizers, lr_multiplier, set_learning_rate
+from textdiff.train.optim import lr_multiplier, set_learning_rate
 from textdiff.train.reporter import MetricsFile, Reporter, evaluation_values
 from textdiff.train.run_state import Progress, RunState
 from textdiff.train.setup import build_model, write_facts
+from textdiff.train.sharding import prepare_training, sum_over_replicas
 from textdiff.train.validation import Abandoned, Validation
 
 
@@ -65,13 +66,10 @@ class Trainer:
         model, family = build_model(config, corpus.tokenizer, accelerator.device)
         ranks = accelerator.process_index, accelerator.num_processes
         self.batches = TrainingBatches(corpus.train, family.on_cpu, config, *ranks)
-        optimizers = build_optimizers(model, config.train)
         if config.train.compile:
             compile_blocks(model.blocks)
-        check_engine(accelerator, model)
-        self.module, *self.optimizers = accelerator.prepare(
-            training_loss(model, family), *optimizers
-        )
+        loss = training_loss(model, family)
+        self.module, self.optimizers = prepare_training(loss, accelerator, config.train)
         self.guard = DivergenceGuard(self.optimizers, accelerator.device)
         self.vote = Vote()
         self.state = RunState(
@@ -163,6 +161,7 @@ class Trainer:
                 index = micro_step * self.accelerator.num_processes + self.accelerator.process_index
                 torch.manual_seed(int(bits(seed, Stream.DROPOUT, row=index, step=step)))
             with self.accelerator.accumulate(self.module):
+                sum_over_replicas(self.module, self.accelerator.sync_gradients)
                 with self.accelerator.autocast():  # FSDP2 leaves that to the caller
                     total, _ = self.module(batch)
                 mean = total / self.batches.scored_tokens(batch)
