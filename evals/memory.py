@@ -89,7 +89,7 @@ def Replaced(keeps_head: bool):
         def __init__(self, denoiser, family):
             super().__init__(denoiser, family)
             if not keeps_head:
-                del denoiser.output_layer
+                del denoiser.output_layer, self.head_sum
 
         def forward(self, batch):
             layout = training_layout(self.family.block_size)

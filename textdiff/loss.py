@@ -111,6 +111,10 @@ class PositionTerms(HeadTerms):
         self.noise = batch.noise
         self.objective = family.objective
 
+    def streams(self) -> list[HeadTerms]:
+        """Return all terms that the training loss adds: these, and those of the next tokens."""
+        return [self] if self.following is None else [self, self.following]
+
     def predict(self, chunk: slice, *inputs: Tensor) -> Prediction:
         """Predict one chunk of positions.
 
@@ -238,6 +242,40 @@ def _chunked_sum(terms: HeadTerms, *learned: Tensor) -> tuple[Tensor, Tensor]:
     return _ChunkedSum.apply(terms, len(inputs), *inputs, *parameters)  # type: ignore[no-any-return,no-untyped-call]
 
 
+class HeadSum(nn.Module):
+    """`training_sum` as a module around the head, the unit in which sharded weights are gathered.
+
+    The head itself runs once per chunk, inside of a backward pass of its own. This module runs once
+    per training step. Hidden states are arguments: FSDP exchanges the gradients of a module's
+    parameters when those of its arguments are complete.
+
+    Args:
+        head: output layer of the network; its parameters keep the network's names.
+    """
+
+    def __init__(self, head: nn.Module):
+        super().__init__()
+        self.head = head
+
+    def forward(
+        self, states: list[list[Tensor]], terms: PositionTerms, *learned: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the summed training loss and [N] terms; arguments as for `training_sum`.
+
+        Args:
+            states: inputs of the head, of each of `terms.streams()`.
+            terms: the positions and their objective.
+            *learned: parameters that the objective itself reads.
+        """
+        for stream, inputs in zip(terms.streams(), states, strict=True):
+            stream.inputs = inputs
+        return training_sum(terms, *learned)
+
+    def of(self, terms: PositionTerms, *learned: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the same of terms whose hidden states are their own."""
+        return self([stream.inputs for stream in terms.streams()], terms, *learned)  # type: ignore[no-any-return]
+
+
 class DenoisingLoss(nn.Module):
     """A denoiser with its family's objective.
 
@@ -250,6 +288,7 @@ class DenoisingLoss(nn.Module):
         super().__init__()
         self.denoiser = denoiser
         self.family = family
+        self.head_sum = HeadSum(denoiser.output_layer)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Sum over the micro-batch, in nats and float64.
@@ -258,5 +297,5 @@ class DenoisingLoss(nn.Module):
             The training loss, and the detached negative ELBO sample of the same noise.
         """
         terms = PositionTerms(self.denoiser, self.family, batch, training=True)
-        loss, nelbo = training_sum(terms)
+        loss, nelbo = self.head_sum.of(terms)
         return loss, nelbo.sum()

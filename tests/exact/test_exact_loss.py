@@ -279,32 +279,38 @@ def training_batches(rank: int, processes: int, micro: int, block_size=None) -> 
 
 
 def global_step(step: int, processes: int, micro: int, block_size=None):
-    """The micro-batches of one optimizer step over all processes, in slot order."""
+    """The slots and micro-batches of one optimizer step over all processes."""
     loaders = [training_batches(r, processes, micro, block_size) for r in range(processes)]
     accumulation = loaders[0].accumulation
-    return [
-        loader[step * accumulation + micro_step]
-        for micro_step in range(accumulation)
-        for loader in loaders
-    ]
+    each = [(loader, micro_step) for micro_step in range(accumulation) for loader in loaders]
+    slots = [loader.slots(step, micro_step) for loader, micro_step in each]
+    return slots, [loader[step * accumulation + micro_step] for loader, micro_step in each]
 
 
 @pytest.mark.parametrize(("processes", "micro"), [(1, 16), (1, 4), (2, 8), (4, 2)])
 @pytest.mark.parametrize("block_size", [None, 2])
 def test_times_are_one_per_stratum_over_ranks_accumulation_and_blocks(processes, micro, block_size):
     for step in range(5):
-        parts = global_step(step, processes, micro, block_size)
+        _, parts = global_step(step, processes, micro, block_size)
         sigma = torch.cat([batch.sigma for batch in parts])
         t = 1.0 - torch.exp(-sigma.double()).flatten()
         assert len(t) == 16 * (2 if block_size else 1)
         assert torch.equal((t * len(t)).long().sort().values, torch.arange(len(t)))
 
 
+def weights(batch) -> Tensor:
+    """The weights of a batch's masked positions, 0 elsewhere."""
+    values = batch.noise.weight.new_zeros(batch.x0.numel())
+    return values.index_copy(0, batch.positions, batch.noise.weight.flatten()).view_as(batch.x0)
+
+
 @pytest.mark.parametrize(("processes", "micro"), [(1, 4), (2, 8), (4, 2)])
 def test_training_noise_does_not_know_how_the_batch_is_split(processes, micro):
-    (whole,) = global_step(3, 1, 16)
-    parts = global_step(3, processes, micro)
-    assert torch.equal(torch.cat([part.xt for part in parts]), whole.xt)
-    assert torch.equal(torch.cat([part.x0 for part in parts]), whole.x0)
-    assert torch.equal(torch.cat([part.sigma for part in parts]), whole.sigma)
-    assert torch.equal(torch.cat([part.noise.weight for part in parts]), whole.noise.weight)
+    _, (whole,) = global_step(3, 1, 16)
+    slots, parts = global_step(3, processes, micro)
+    assert torch.equal(torch.cat(slots).sort().values, torch.arange(16))
+    for at, part in zip(slots, parts, strict=True):
+        assert torch.equal(part.xt, whole.xt[at])
+        assert torch.equal(part.x0, whole.x0[at])
+        assert torch.equal(part.sigma, whole.sigma[at])
+        assert torch.equal(weights(part), weights(whole)[at])

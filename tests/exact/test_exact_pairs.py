@@ -135,7 +135,7 @@ def test_a_step_reads_every_row_twice_however_it_is_split(prompts):
     total = 0.0
     for micro_step in range(2):
         half = made[2 + micro_step]  # step 1
-        rows = torch.cat([made.slots(micro_step), 4 + made.slots(micro_step)])
+        rows = torch.cat([made.slots(1, micro_step), 4 + made.slots(1, micro_step)])
         assert torch.equal(half.x0, whole.x0[rows])
         assert torch.equal(half.xt, whole.xt[rows])
         total += loss(half)[0].item()

@@ -1,8 +1,7 @@
 """Trains with FSDP2 on CPUs: what the tests launch by `configs/accelerate/fsdp2.yaml`.
 
-Accelerate leaves its FSDP plugin aside where there is no accelerator. Here the plugin that it read
-from the file is put back, and from there on everything is its own code: wrapping, switching the
-optimizers' parameters, accumulation, clipping.
+Accelerate leaves its FSDP plugin aside where there is no accelerator, and refuses a mesh there.
+Here both are put back as it reads them from the file.
 
     accelerate launch --config_file FILE sharded_run.py CONFIG [--section.key VALUE ...]
 """
@@ -10,7 +9,7 @@ optimizers' parameters, accumulation, clipping.
 import os
 import sys
 
-from accelerate import PartialState
+from accelerate import ParallelismConfig, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 
@@ -21,9 +20,14 @@ make_unsharded = distributed.make_accelerator
 
 
 def make_sharded(config):
-    accelerator = make_unsharded(config)
     assert os.environ["ACCELERATE_USE_FSDP"] == "true"
+    has_mesh = os.environ.pop("ACCELERATE_USE_PARALLELISM_CONFIG", None)
+    accelerator = make_unsharded(config)
     AcceleratorState._shared_state["fsdp_plugin"] = FullyShardedDataParallelPlugin()
+    if has_mesh:
+        mesh = ParallelismConfig()
+        AcceleratorState._shared_state["parallelism_config"] = mesh
+        AcceleratorState._shared_state["device_mesh"] = mesh.get_device_mesh("cpu")
     for state in (AcceleratorState, PartialState):
         state._shared_state["distributed_type"] = DistributedType.FSDP
     assert accelerator.is_fsdp2

@@ -2,18 +2,15 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
-from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import HuggingFaceStorageReader
 from training_runs import assert_same_curve
 
-from textdiff.errors import ConfigError
 from textdiff.train.checkpoint import checkpoints, is_sharded_checkpoint
-from textdiff.train.distributed import check_engine, gather, load_tensors
+from textdiff.train.distributed import gather, load_tensors
 from textdiff.train.measure import TIMED
 from textdiff.train.shard_files import fill_tensors
 
@@ -131,12 +128,17 @@ def test_variants(runs, name):
     assert json.loads((runs / f"{name}-sharded" / "env.json").read_text())["sharded"] is True
 
 
-@pytest.mark.parametrize("kind", ["DEEPSPEED", "MEGATRON_LM", "FSDP"])
-def test_other_engines_are_refused(kind):
-    engine = SimpleNamespace(distributed_type=DistributedType[kind], is_fsdp2=False)
-    with pytest.raises(ConfigError) as error:
-        check_engine(engine, None)
-    assert error.value.code == "unsupported_engine"
+@pytest.mark.slow
+def test_copies_of_shards(runs):
+    """HSDP, 2 x 2 processes with accumulation 2."""
+    flags = ["--train.steps=8", "--evaluate.every=8", "--train.checkpoint-every=8"]
+    expected = runs.train("hsdp-single", *flags)
+    found = runs.launch_sharded("hsdp", "hsdp", *flags, "--train.micro-batch-size=1")
+    assert_same_curve(found, expected)
+    assert json.loads((runs / "hsdp" / "env.json").read_text())["processes"] == 4
+    weights = tensors(runs / "hsdp")
+    for name, tensor in tensors(runs / "hsdp-single").items():
+        torch.testing.assert_close(weights[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_whole_tensors_are_copied():

@@ -7,7 +7,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from training_runs import assert_same_curve
 
-FILES = ("cpu", "ddp", "fsdp2", "zero2", "zero3")
+FILES = ("cpu", "ddp", "fsdp2", "zero2", "zero3", "hsdp")
 
 
 def test_accumulation(runs, single):
@@ -42,7 +42,12 @@ def test_accelerate_takes_every_file(root, name):
     load_config_from_file(str(path))  # refuses keys it does not know
     words = ["--config_file", str(path), "-m", "textdiff", "train", "CONFIG"]
     arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
-    assert arguments.num_processes == 2
+    assert arguments.num_processes == (4 if name == "hsdp" else 2)
+    mesh = (
+        arguments.parallelism_config_dp_replicate_size,
+        arguments.parallelism_config_dp_shard_size,
+    )
+    assert mesh == ((2, 2) if name == "hsdp" else (1, 1))
     assert arguments.multi_gpu == (name in ("cpu", "ddp"))
     assert arguments.use_fsdp == (name not in ("cpu", "ddp"))
     header = path.read_text().split("\n\n")[0]
@@ -53,7 +58,7 @@ def test_accelerate_takes_every_file(root, name):
 def test_files_that_shard_differ_in_one_setting(root):
     found = [
         load_config_from_file(str(root / "configs" / "accelerate" / f"{name}.yaml")).fsdp_config
-        for name in ("fsdp2", "zero3", "zero2")
+        for name in ("fsdp2", "zero3", "hsdp", "zero2")
     ]
-    assert found[0] == found[1] == {**found[2], "fsdp_reshard_after_forward": True}
-    assert found[2]["fsdp_reshard_after_forward"] is False
+    assert found[0] == found[1] == found[2] == {**found[3], "fsdp_reshard_after_forward": True}
+    assert found[3]["fsdp_reshard_after_forward"] is False

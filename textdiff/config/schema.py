@@ -63,6 +63,11 @@ class TrainConfig(Section):
         "auto", description="auto: bf16 where the device computes it natively"
     )
     compile: bool = Field(False, description="torch.compile the Transformer blocks")
+    sync_each_batch: bool = Field(
+        True,
+        description="under FSDP2, exchange gradients after every micro-batch, so that none are "
+        "whole; false: once per step",
+    )
     deterministic: bool = Field(
         False,
         description="resume bit for bit on a GPU too, by slower kernels; on a CPU all are",

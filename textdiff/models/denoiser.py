@@ -289,6 +289,7 @@ class TextDiffusionModel(PreTrainedModel, Denoiser):
             return None, None
         like = self.vocab_embed.embedding
         if not self.config.time_conditioning or sigma is None:
-            return functional.silu(self.sigma_map(like.new_zeros(1, 1))), None
+            level = torch.zeros(1, 1, dtype=like.dtype, device=like.device)  # not sharded as `like`
+            return functional.silu(self.sigma_map(level)), None
         levels, index = noise_levels(sigma.view(batch, -1), layout, length)
         return functional.silu(self.sigma_map(levels)), index

@@ -1,8 +1,8 @@
 """Corrupted training batches, as a pure function of (seed, step, slot in the global batch).
 
-A slot is one row of one optimizer step; ranks and accumulation only decide who computes which
-slots. Noise levels are stratified over all slots (and blocks) of a step and dealt out at random, so
-every row's is marginally uniform.
+A slot is one row of one optimizer step; ranks and accumulation only decide who computes which slots
+(see `balance`). Noise levels are stratified over all slots (and blocks) of a step and dealt out at
+random, so every row's is marginally uniform.
 """
 
 import signal
@@ -26,6 +26,7 @@ from textdiff.diffusion.noise import ALL_RATES, NoiseMaker, NoiseUniforms, Rates
 from textdiff.diffusion.randomness import Stream, level_uniforms, uniforms
 from textdiff.errors import LostProcessError
 from textdiff.loss import Batch, CleanBatch, corrupt
+from textdiff.train.balance import deal_rows
 from textdiff.train.distributed import guard_hint
 from textdiff.train.prompts import Prompts, scored_share
 
@@ -64,15 +65,19 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
         train = self.config.train
         return train.global_batch_size // (train.micro_batch_size * self.processes)
 
-    def slots(self, micro_step: int) -> Tensor:
-        """Return the slots of the global batch that this process computes in a micro-step."""
-        size = self.config.train.micro_batch_size
-        start = (micro_step * self.processes + self.rank) * size
-        return torch.arange(start, start + size)
+    def slots(self, step: int, micro_step: int) -> Tensor:
+        """Return the slots of a step's global batch that this process computes in a micro-step."""
+        train, place = self.config.train, micro_step * self.processes + self.rank
+        size = train.micro_batch_size
+        if self.processes == 1:  # no other one waits
+            return torch.arange(place * size, (place + 1) * size)
+        blocks = Blocks.of(self.config.data.sequence_length, self.block_size(step))
+        levels = self.levels(step, train.global_batch_size, blocks).mean(-1)
+        return deal_rows(levels, self.accumulation * self.processes)[place]
 
     def __getitem__(self, index: int) -> Batch | CleanBatch:
         step, micro_step = divmod(index, self.accumulation)
-        return self.batch(step, self.slots(micro_step))
+        return self.batch(step, self.slots(step, micro_step))
 
     def batch(self, step: int, slots: Tensor) -> Batch | CleanBatch:
         """Return the rows of some slots of a step's global batch."""

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DistributedType, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
@@ -28,6 +28,7 @@ from textdiff.export.adapters import add_adapters, trained_rows
 from textdiff.export.loading import cpu_only
 from textdiff.models import Denoiser
 from textdiff.models.backbone import TransformersDenoiser
+from textdiff.train.engines import check_engine, check_mesh
 from textdiff.train.optim import resolve_precision
 from textdiff.train.trackers import check_trackers
 
@@ -41,44 +42,6 @@ TIMEOUT = timedelta(minutes=30)
 _SIGNS = ("gloo", "Connection closed by peer", "Connection reset", "pair closure", "NCCL")
 
 _GUARD = 'put what the script does under `if __name__ == "__main__":`'
-
-
-def check_engine(accelerator: Accelerator, model: Denoiser) -> None:
-    """Refuse the ways to shard that training cannot continue exactly, and set up the one it can.
-
-    FSDP2 gets float32 shards under autocast, as in a run of one process: its own low precision
-    would round the loss, and the gradients of the head between chunks of positions. The network's
-    own blocks are sharded one by one; accelerate's files name those of our Transformer.
-
-    Args:
-        accelerator: the processes of the run.
-        model: the network.
-
-    Raises:
-        ConfigError: DeepSpeed, Megatron or the first version of FSDP.
-    """
-    kind = accelerator.distributed_type
-    if kind == DistributedType.FSDP and accelerator.is_fsdp2:
-        if not all(p.is_floating_point() for p in model.parameters()):
-            message = "FSDP2 does not shard quantised weights: set train.lora.base_bits: null"
-            raise ConfigError(message, code="sharded_bits")
-        plugin = accelerator.state.fsdp_plugin
-        plugin.mixed_precision_policy = None
-        plugin.transformer_cls_names_to_wrap = sorted({type(b).__name__ for b in model.blocks})
-        return
-    reasons = {
-        DistributedType.DEEPSPEED: "DeepSpeed keeps weights and optimizer state in buffers and "
-        "pickles of its own, which averages, clipping and exact resumption cannot reach",
-        DistributedType.MEGATRON_LM: "Megatron-LM brings a training loop of its own",
-        DistributedType.FSDP: "the first version of FSDP flattens parameters, which the optimizer "
-        "groups tell apart",
-    }
-    if kind in reasons:
-        raise ConfigError(
-            f"{reasons[kind]}; launch with configs/accelerate/fsdp2.yaml, or with zero2.yaml or "
-            "zero3.yaml beside it, which shard the same state through FSDP2",
-            code="unsupported_engine",
-        )
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -264,13 +227,15 @@ def make_accelerator(config: Config) -> Accelerator:
     """Return an Accelerator for the config's precision and accumulation.
 
     Raises:
-        ConfigError: the processes do not divide the global batch, a worker imports the script, or
-            a tracker is not installed.
+        ConfigError: the processes do not divide the global batch, the engine or the mesh is not
+            supported, a worker imports the script, or a tracker is not installed.
     """
     refuse_reimport()
     check_trackers(config)
+    check_engine(config)
     probe = PartialState(cpu=cpu_only(), timeout=TIMEOUT)
     probe.wait_for_everyone()  # one that fails at once must not end before all have connected
+    check_mesh(probe.num_processes)
     # Accelerate keeps one state per Python process; a second run may want another precision.
     AcceleratorState._reset_state()
     GradientState._reset_state()
@@ -280,7 +245,8 @@ def make_accelerator(config: Config) -> Accelerator:
         raise ConfigError(
             f"train.global_batch_size {rows} cannot be split over {probe.num_processes} processes "
             f"with train.micro_batch_size {size}: it has to be a multiple of {probe.num_processes} "
-            f"x {size} = {size * probe.num_processes}"
+            f"x {size} = {size * probe.num_processes}",
+            code="uneven_batch",
         )
     precision = resolve_precision(config.train.mixed_precision, probe.device)
     return Accelerator(

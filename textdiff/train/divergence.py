@@ -129,7 +129,7 @@ def try_samples(
     """
     findings = []
     size = batches.config.train.global_batch_size
-    for slot in torch.cat([batches.slots(number) for number in range(batches.accumulation)]):
+    for slot in torch.cat([batches.slots(step, n) for n in range(batches.accumulation)]):
         batch = batches.batch(step, slot[None])
         with _LargestOutput(module) as largest:
             loss, _ = module(batch.to(device))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.noise import ByTime, draw_noise
-from textdiff.loss import CleanBatch, DenoisingLoss, PositionTerms, corrupt, log_mask, training_sum
+from textdiff.loss import CleanBatch, DenoisingLoss, HeadSum, PositionTerms, corrupt, log_mask
 from textdiff.models import Denoiser
 
 
@@ -37,6 +37,7 @@ class LearnedScheduleLoss(nn.Module):
         self.denoiser = denoiser
         self.family = family
         self.schedule = family.learned
+        self.head_sum = HeadSum(denoiser.output_layer)
 
     def forward(self, batch: CleanBatch) -> tuple[Tensor, Tensor]:
         """Sum over the micro-batch, in nats and float64, means over the two masks.
@@ -55,7 +56,7 @@ class LearnedScheduleLoss(nn.Module):
             if batch.chosen is not None:
                 masked = masked.self_conditioned(batch.chosen.repeat(2))
         terms = PositionTerms(self.denoiser, family, masked, training=True)
-        loss, nelbo = training_sum(terms, *self.schedule.parameters())
+        loss, nelbo = self.head_sum.of(terms, *self.schedule.parameters())
         nats = nelbo.new_zeros(x0.numel()).index_add(0, masked.positions, nelbo).view(x0.shape)
         f_1, f_2 = blocks.split(nats, 0.0).sum(-1).chunk(2)  # [B, blocks] each
         log_q = blocks.split(log_mask(noise, self.schedule()[x0]), 0.0).sum(-1)

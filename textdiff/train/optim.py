@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from textdiff.config import TrainConfig
 from textdiff.models import Denoiser
+from textdiff.train.owners import MatrixGroups, apply_by_owners, own_rows
 
 # The quintic a x + b x^3 + c x^5 takes every singular value in (0, 1] to about 1 in five rounds.
 QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -74,7 +75,8 @@ class Muon(torch.optim.Muon):
 
     torch's Muon orthogonalises in bfloat16 everywhere. Where a CPU only emulates bfloat16, that is
     a hundred times slower than float32, and most of the time of a training step. This one
-    multiplies in a precision that the device has.
+    multiplies in a precision that the device has. Among several processes each matrix has an owner
+    that orthogonalises it.
 
     The state and its names are torch's.
 
@@ -95,43 +97,75 @@ class Muon(torch.optim.Muon):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None:
-                    self._update(p, group)
+            first = 0
+            for alike in _rounds([p for p in group["params"] if p.grad is not None]):
+                groups, rows = MatrixGroups.of(alike[0]), alike[0].shape[0]
+                ahead = [self._ahead(p, group) for p in alike]
+                if groups.alone:
+                    updates = [orthogonal(matrix) for matrix in ahead]
+                else:
+                    updates = apply_by_owners(ahead, rows, groups, first, orthogonal)
+                for p, update in zip(alike, updates, strict=True):
+                    self._move(p, update, group)
+                first += len(alike)
         return loss
 
-    def _update(self, p: Tensor, group: dict[str, Any]) -> None:
+    def _ahead(self, p: Tensor, group: dict[str, Any]) -> Tensor:
+        """Return this process's rows of Nesterov's momentum, in the dtype of the iteration."""
         assert p.grad is not None
         state = self.state[p]
         if not state:
             state["momentum_buffer"] = torch.zeros_like(p.grad, memory_format=torch.preserve_format)
         momentum, beta = state["momentum_buffer"], group["momentum"]
         momentum.lerp_(p.grad, 1 - beta)
-        ahead = p.grad.lerp(momentum, beta)  # Nesterov's
+        return own_rows(p.grad.lerp(momentum, beta)).to(iteration_dtype(p.device))
+
+    def _move(self, p: Tensor, update: Tensor, group: dict[str, Any]) -> None:
         rows, columns = p.shape
         p.mul_(1 - group["lr"] * group["weight_decay"])
-        p.add_(orthogonal(ahead).to(p.dtype), alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+        own_rows(p).add_(update.to(p.dtype), alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
+
+
+def _rounds(parameters: list[Tensor]) -> list[list[Tensor]]:
+    """Return which matrices are orthogonalised together: those of a shape, or one in one process.
+
+    One by one, a process needs memory for one update at a time.
+    """
+    if not parameters or MatrixGroups.of(parameters[0]).alone:
+        return [[p] for p in parameters]
+    by_shape: dict[torch.Size, list[Tensor]] = {}
+    for p in parameters:
+        by_shape.setdefault(p.shape, []).append(p)
+    return list(by_shape.values())
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
     """Return U S' V^T of a matrix U S V^T, all of S' about 1, by Newton-Schulz iteration.
 
     Args:
-        matrix: [m, n].
+        matrix: [m, n], or [k, m, n] for several of them.
 
     Returns:
-        [m, n], bfloat16 where the device has it and float32 elsewhere.
+        The same shape, in `iteration_dtype`.
     """
-    x = matrix.to(torch.bfloat16 if native_bf16(matrix.device) else torch.float32)
-    wide = x.shape[0] <= x.shape[1]
+    x = matrix.to(iteration_dtype(matrix.device))
+    wide = x.shape[-2] <= x.shape[-1]
     if not wide:
-        x = x.T
-    x = x / x.norm().clamp(min=1e-7)
+        x = x.mT
+    several = x.ndim == 3
+    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True) if several else x.norm()
+    x = x / norm.clamp(min=1e-7)
+    add = torch.baddbmm if several else torch.addmm
     a, b, c = QUINTIC
     for _ in range(ROUNDS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x if wide else x.T
+        gram = x @ x.mT
+        x = add(x, add(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x if wide else x.mT
+
+
+def iteration_dtype(device: torch.device) -> torch.dtype:
+    """Return the precision that matrices are orthogonalised in: bfloat16 where a device has it."""
+    return torch.bfloat16 if native_bf16(device) else torch.float32
 
 
 def native_bf16(device: torch.device) -> bool:

@@ -43,6 +43,7 @@ MAY_CHANGE = {
         "decay_fraction",
         "mixed_precision",
         "compile",
+        "sync_each_batch",
         "deterministic",
         "log_every",
         "log_with",

@@ -22,16 +22,17 @@ from textdiff.storage import report_failed_writes
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.checkpoint import rescue
 from textdiff.train.determinism import deterministic, seed_dropout
-from textdiff.train.distributed import Vote, check_engine, full_tensor
+from textdiff.train.distributed import Vote, full_tensor
 from textdiff.train.divergence import DivergenceGuard, diagnose, propagate_nonfinite
 from textdiff.train.initial_weights import starting_notes
 from textdiff.train.learned_loss import training_loss
 from textdiff.train.measure import Meter
-from textdiff.train.optim import build_optimizers, lr_multiplier, set_learning_rate
+from textdiff.train.optim import lr_multiplier, set_learning_rate
 from textdiff.train.profiling import StepProfile
 from textdiff.train.reporter import MetricsFile, Reporter, evaluation_values
 from textdiff.train.run_state import Progress, RunState
 from textdiff.train.setup import build_model, write_facts
+from textdiff.train.sharding import prepare_training, sum_over_replicas
 from textdiff.train.trackers import finish_trackers, start_trackers
 from textdiff.train.validation import Abandoned, Validation
 
@@ -68,13 +69,10 @@ class Trainer:
         self.batches = TrainingBatches(corpus.train, family.on_cpu, config, *ranks)
         self.meter = Meter.of(config, model, accelerator)
         self.profile = StepProfile.of(config, accelerator, self.reporter.message)
-        optimizers = build_optimizers(model, config.train)
         if config.train.compile:
             compile_blocks(model.blocks)
-        check_engine(accelerator, model)
-        self.module, *self.optimizers = accelerator.prepare(
-            training_loss(model, family), *optimizers
-        )
+        loss = training_loss(model, family)
+        self.module, self.optimizers = prepare_training(loss, accelerator, config.train)
         self.guard = DivergenceGuard(self.optimizers, accelerator.device)
         self.vote = Vote()
         self.state = RunState(
@@ -171,6 +169,7 @@ class Trainer:
                 batch = next(batches).to(self.accelerator.device)
             seed_dropout(config, self.accelerator, step, micro_step)
             with self.accelerator.accumulate(self.module):
+                sum_over_replicas(self.module, self.accelerator.sync_gradients)
                 # FSDP2 leaves autocast to the caller.
                 with self.profile.phase("forward"), self.accelerator.autocast():
                     total, _ = self.module(batch)

@@ -1,0 +1,84 @@
+"""Ways to divide a run among processes: those that training cannot continue exactly are refused.
+
+Accelerate passes what its config file says in the environment, and reads it there.
+"""
+
+from accelerate import ParallelismConfig
+from accelerate.utils import parse_choice_from_env, parse_flag_from_env
+
+from textdiff.config import Config
+from textdiff.errors import ConfigError, first_line
+
+_USE = "ACCELERATE_USE_"
+_ENGINES = {
+    "DEEPSPEED": "DeepSpeed keeps weights and optimizer state in buffers and pickles of its own, "
+    "which averages, clipping and exact resumption cannot reach",
+    "MEGATRON_LM": "Megatron-LM brings a training loop of its own",
+}
+_FIRST_FSDP = "the first version of FSDP flattens parameters, which the optimizer groups tell apart"
+
+_DIMENSIONS = {
+    "tp": "tensor parallelism",
+    "cp": "context parallelism",
+    "sp": "sequence parallelism",
+    "pp": "pipeline parallelism",
+    "ep": "expert parallelism",
+}
+
+
+def check_engine(config: Config) -> None:
+    """Refuse the engines whose state training cannot reach.
+
+    Raises:
+        ConfigError: DeepSpeed, Megatron, the first version of FSDP, or a setting beside FSDP2 that
+            it does not go with.
+    """
+    reasons = [why for name, why in _ENGINES.items() if parse_flag_from_env(_USE + name)]
+    sharded = parse_flag_from_env(_USE + "FSDP")
+    if sharded and parse_choice_from_env("FSDP_VERSION", "1") != "2":
+        reasons.append(_FIRST_FSDP)
+    if reasons:
+        raise ConfigError(
+            f"{reasons[0]}; launch with configs/accelerate/fsdp2.yaml, or with zero2.yaml, "
+            "zero3.yaml or hsdp.yaml beside it, which shard the same state through FSDP2",
+            code="unsupported_engine",
+        )
+    if sharded and config.train.lora is not None and config.train.lora.base_bits:
+        message = "FSDP2 does not shard quantised weights: set train.lora.base_bits: null"
+        raise ConfigError(message, code="sharded_bits")
+    if sharded and parse_flag_from_env("FSDP_ACTIVATION_CHECKPOINTING"):
+        raise ConfigError(
+            "fsdp_activation_checkpointing of accelerate's file would recompute blocks a second "
+            "time: set it to false, and model.gradient_checkpointing: true in the run's config",
+            code="recomputed_twice",
+        )
+
+
+def check_mesh(processes: int) -> None:
+    """Refuse meshes in which processes would share rows, and those of another size.
+
+    Raises:
+        ConfigError: the mesh has a dimension that is not data parallel, or does not fit.
+    """
+    try:
+        mesh = ParallelismConfig()
+    except ValueError as error:
+        message = f"accelerate refuses its parallelism_config: {first_line(error)}"
+        raise ConfigError(message, code="unusable_mesh") from None
+    for name, what in _DIMENSIONS.items():
+        if (getattr(mesh, f"{name}_size", 1) or 1) > 1:
+            raise ConfigError(
+                f"parallelism_config_{name}_size: {what} gives several processes the same rows, "
+                "and training draws other rows for each; set it to 1 and use dp_replicate_size and "
+                "dp_shard_size as configs/accelerate/hsdp.yaml does",
+                code="unsupported_mesh",
+            )
+    replicas, shards = mesh.dp_replicate_size, mesh.dp_shard_size
+    if replicas * shards in (1, processes) and (shards > 1 or replicas == 1):
+        return
+    raise ConfigError(
+        f"a mesh of dp_replicate_size {replicas} x dp_shard_size {shards} does not fit "
+        f"{processes} processes: the product has to be their number, and dp_shard_size at least 2; "
+        "copies alone are configs/accelerate/ddp.yaml",
+        code="uneven_mesh",
+    )
