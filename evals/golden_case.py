@@ -178,7 +178,7 @@ class Golden:
             sigma = family.network_time(family.known_alpha(noise.alpha[:, starts]))
         batch = Batch(x0, xt, positions, noise.at(positions), sigma, None, family.block_size)
         terms = PositionTerms(self.denoiser, family, batch)
-        losses, nelbo = terms.losses(slice(None), *terms.inputs)
+        losses, nelbo = terms.losses(slice(None), terms.head(*terms.inputs))
         empty = torch.zeros(x0.numel(), dtype=torch.float64)
         shape = x0.shape
         return tuple(empty.index_put((positions,), v.double()).view(shape) for v in (nelbo, losses))

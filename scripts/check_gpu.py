@@ -7,6 +7,7 @@
 |---|---|
 | `ceilings` | figures: bandwidth of a copy, products in bfloat16 |
 | `layouts` | backends and layouts against `eager` (`tests/manual/gpu_numbers.py`) |
+| `documents` | FlashAttention to documents, by its package and by torch, against `eager` |
 | `steps` | loss and gradients of a step of every objective, float32, against the CPU in float64 |
 | `waits` | such a step, from a pinned batch, under torch's mode in which waiting is an error |
 | `graphs` | compiled blocks: graphs, breaks, and none more after evaluation and generation |
@@ -40,11 +41,14 @@ from torch import Tensor
 from textdiff import TextDiffusion
 from textdiff.cli import main as textdiff
 from textdiff.commands.flags import parse_verb
+from textdiff.diffusion.corruption import count_documents
 from textdiff.diffusion.family import Family, build_family, training_maker
 from textdiff.diffusion.noise import NoiseUniforms, draw_noise
 from textdiff.diffusion.process import Vocabulary
 from textdiff.loss import Batch, corrupt
-from textdiff.models import TextDiffusionConfig, TextDiffusionModel
+from textdiff.models import Layout, TextDiffusionConfig, TextDiffusionModel, flash
+from textdiff.models.attention import attend, prepare
+from textdiff.models.chunked_sum import add_product
 from textdiff.models.compilation import compilation_counts, compile_blocks, uncompiled
 from textdiff.train.learned_loss import training_loss
 
@@ -214,6 +218,37 @@ def steps(device: torch.device, folder: Path) -> Checks:
                 yield Check(
                     f"{name}, blocks of {size}, {part}", numbers.difference(one, other), 1e-3
                 )
+
+
+def documents(device: torch.device, folder: Path) -> Checks:
+    """FlashAttention within documents; and products of the head, added to a sum in place."""
+    if device.type != "cuda":
+        yield Check("documents", None, 0.0, "tests/devices does it by stand-ins on a CPU", True)
+        return
+    torch.manual_seed(0)
+    ids = torch.tensor([[0] * 40 + [1] + [2] * 87, [-1] * 28 + [3] * 100])  # [2, 128]
+    leaves = [torch.randn(2, heads, 128, 64).bfloat16() for heads in (4, 2, 2)]
+    read = (ids >= 0)[:, None, :, None].double()
+    for kind in ("full", "causal"):
+        layout = Layout(kind).within(ids, count_documents(ids))
+        wide = [x.double().requires_grad_() for x in leaves]
+        expected = attend(prepare("eager", layout, 128, torch.device("cpu"), 2), *wide) * read
+        expected.sum().backward()
+        there = layout.within(ids.to(device), layout.documents)
+        cut = flash.segments(there, 128)
+        for package in {False, flash.installed()}:
+            half = [x.to(device).requires_grad_() for x in leaves]
+            segments = replace(cut, package=package)
+            out = flash.flash_attention(*half, kind == "causal", segments) * read.to(device)
+            out.sum().backward()
+            pairs = [(out, expected), *((a.grad, b.grad) for a, b in zip(half, wide, strict=True))]
+            worst = max(numbers.difference(a.double().cpu(), b.detach()) for a, b in pairs)
+            yield Check(f"{kind}, {'flash_attn' if package else 'torch'}", worst, 0.02)
+    one, other = (torch.randn(256, n, device=device).bfloat16() for n in (96, 64))
+    total = torch.randn(96, 64, device=device)
+    expected = total.double() + one.double().t() @ other.double()
+    add_product(total, one.t(), other)
+    yield Check("product added in place", numbers.difference(total, expected), 1e-4)
 
 
 def waits(device: torch.device, folder: Path) -> Checks:
@@ -405,7 +440,7 @@ def layouts(device: torch.device, folder: Path) -> Checks:
 
 
 STAGES: list[Callable[[torch.device, Path], Checks]] = [
-    ceilings, layouts, steps, waits, graphs, resume, tokens, training, sampling, kernels,
+    ceilings, layouts, documents, steps, waits, graphs, resume, tokens, training, sampling, kernels,
 ]  # fmt: skip
 
 

@@ -8,7 +8,8 @@ batch never exist together and nothing is computed twice.
 Letters: B rows, L positions, N positions that contribute to the loss, H hidden size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,9 +21,11 @@ from textdiff.diffusion.corruption import corrupt as corrupt
 from textdiff.diffusion.corruption import log_mask as log_mask
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.noise import Noise
-from textdiff.diffusion.objectives import Prediction
+from textdiff.diffusion.objectives import Objective, Prediction
 from textdiff.diffusion.objectives.objective import clean_log_softmax, pick
 from textdiff.models import CAUSAL, Denoiser, Reads, hide_starts, shift_right, training_layout
+from textdiff.models.chunked_sum import chunked_sum
+from textdiff.models.compilation import refuse_fallbacks
 from textdiff.models.self_conditioning import Previous
 
 # Logits alive at once: 2 ** 22 of them are 16 MiB in float32, which memory allocators reuse.
@@ -51,21 +54,29 @@ class HeadTerms:
     def __init__(self, denoiser: Denoiser, inputs: list[Tensor]):
         self.inputs = inputs
         self.head = denoiser.output_layer
-        on_cpu = inputs[0].device.type == "cpu"
-        self.chunk_size = chunk_positions(denoiser.config.vocab_size, on_cpu)
+        self.on_cpu = inputs[0].device.type == "cpu"
+        self.chunk_size = chunk_positions(denoiser.config.vocab_size, self.on_cpu)
+        blocks = None if self.on_cpu else denoiser.blocks
+        self.compiled = blocks is not None and blocks[-1]._compiled_call_impl is not None
 
     def chunks(self) -> list[slice]:
         """Return slices of positions whose logits are alive together."""
         size = self.chunk_size
         return [slice(i, i + size) for i in range(0, len(self.inputs[0]), size)]
 
-    def losses(self, chunk: slice, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return [n] training losses and [n] nats of one chunk.
+    def summed_chunks(self) -> list[tuple[slice, int]]:
+        """Return the slices, and how many of their first positions an earlier one has had.
 
-        Args:
-            chunk: the positions.
-            *inputs: that chunk of `inputs`, as leaves of a graph where gradients are wanted.
+        A compiled chunk is made for one shape: the last one begins earlier instead of being short.
         """
+        chunks = [(chunk, 0) for chunk in self.chunks()]
+        count, size = len(self.inputs[0]), self.chunk_size
+        if self.compiled and count > size and count % size:
+            chunks[-1] = slice(count - size, count), size - count % size
+        return chunks
+
+    def losses(self, chunk: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return [n] training losses and [n] nats of one chunk, from its logits [n, V]."""
         raise NotImplementedError
 
 
@@ -128,11 +139,10 @@ class PositionTerms(HeadTerms):
         """Return the negative ELBO terms of one chunk, [n] nats."""
         return self.objective.nelbo_terms(prediction, *self._at(chunk))
 
-    def losses(self, chunk: slice, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(self, chunk: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return [n] training losses and [n] negative ELBO terms of one chunk."""
-        prediction = self.predict(chunk, *inputs)
-        nelbo = self.nelbo(chunk, prediction)
-        return self.objective.loss_terms(nelbo, prediction, *self._at(chunk)), nelbo
+        function = _compiled_terms() if self.compiled else objective_terms
+        return function(self.objective, logits, *self._at(chunk))
 
     def _at(self, chunk: slice) -> tuple[Tensor, Tensor, Noise]:
         """Return [n] clean tokens, [n] noisy tokens and the noise of one chunk."""
@@ -152,6 +162,21 @@ class PositionTerms(HeadTerms):
         """Return [N, H] expected embeddings of the predicted tokens."""
         expected = [denoiser.expected(p.log_x0) for _, p in self.predictions()]
         return torch.cat(expected) if expected else self.inputs[0][:0]
+
+
+def objective_terms(
+    objective: Objective, logits: Tensor, x0: Tensor, xt: Tensor, noise: Noise
+) -> tuple[Tensor, Tensor]:
+    """Return [n] training losses and [n] negative ELBO terms of logits [n, V]."""
+    prediction = objective.predict(logits, xt, noise.alpha)
+    nelbo = objective.nelbo_terms(prediction, x0, xt, noise)
+    return objective.loss_terms(nelbo, prediction, x0, xt, noise), nelbo
+
+
+@cache
+def _compiled_terms() -> Callable[..., tuple[Tensor, Tensor]]:
+    refuse_fallbacks()
+    return torch.compile(objective_terms)
 
 
 class NextTokenTerms(HeadTerms):
@@ -179,47 +204,11 @@ class NextTokenTerms(HeadTerms):
         self.scored = scored.flatten()
         self.target = target.where(scored, self.vocabulary.ids[0]).flatten()
 
-    def losses(self, chunk: slice, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(self, chunk: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return [n] weighted and [n] unweighted nats of one chunk."""
-        log_x0 = clean_log_softmax(self.head(*inputs), self.vocabulary)
+        log_x0 = clean_log_softmax(logits, self.vocabulary)
         nats = -pick(log_x0, self.target[chunk]) * self.scored[chunk]
         return self.weight * nats, nats
-
-
-class _ChunkedSum(torch.autograd.Function):
-    """Sums the training loss over chunks of positions, taking each chunk's gradient at once.
-
-    Its inputs are those of the head, then the parameters of head and schedule. It returns the
-    training loss, summed, and [N] terms of the negative ELBO without gradient.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, terms: HeadTerms, count: int, *tensors: Tensor) -> tuple[Tensor, Tensor]:
-        inputs, parameters = tensors[:count], tensors[count:]
-        total = torch.zeros((), dtype=torch.float64, device=inputs[0].device)
-        nelbos = total.new_zeros(len(inputs[0]))
-        input_grads = [torch.empty_like(x) for x in inputs]
-        parameter_grads = [torch.zeros_like(p) for p in parameters]
-        for chunk in terms.chunks():
-            with torch.enable_grad():
-                leaves = [x[chunk].detach().requires_grad_() for x in inputs]
-                losses, nelbo = terms.losses(chunk, *leaves)
-                loss = losses.sum()
-                grads = torch.autograd.grad(loss, [*leaves, *parameters])
-            total += loss.detach()
-            nelbos[chunk] = nelbo.detach()
-            for whole, grad in zip(input_grads, grads, strict=False):
-                whole[chunk] = grad
-            if parameters:  # none where adapters are trained, and the head is frozen
-                torch._foreach_add_(parameter_grads, list(grads[count:]))
-            del grads, losses, nelbo, loss  # before the next chunk allocates its own
-        ctx.save_for_backward(*input_grads, *parameter_grads)
-        ctx.mark_non_differentiable(nelbos)
-        return total, nelbos
-
-    @staticmethod
-    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, *(grad.mul_(grad_loss) for grad in ctx.saved_tensors)
 
 
 def training_sum(terms: PositionTerms, *learned: Tensor) -> tuple[Tensor, Tensor]:
@@ -238,8 +227,7 @@ def _chunked_sum(terms: HeadTerms, *learned: Tensor) -> tuple[Tensor, Tensor]:
         *learned: parameters that the objective itself reads.
     """
     parameters = [p for p in (*terms.head.parameters(), *learned) if p.requires_grad]
-    inputs = terms.inputs
-    return _ChunkedSum.apply(terms, len(inputs), *inputs, *parameters)  # type: ignore[no-any-return,no-untyped-call]
+    return chunked_sum(terms, parameters)
 
 
 class HeadSum(nn.Module):

@@ -17,10 +17,11 @@ import torch
 from textdiff.checks import whole_number
 from textdiff.diffusion.family import block_sizes, sizes_in_words
 from textdiff.errors import ConfigError
-from textdiff.export.loading import family_of, find_device, find_dtype
+from textdiff.export.loading import family_of, find_device, find_dtype, halves_blocks
 from textdiff.export.published import open_model
 from textdiff.export.saving import SavedModel
 from textdiff.likelihood.text_scorer import TextScorer
+from textdiff.models.half_blocks import halve_blocks
 from textdiff.sampling.callbacks import (
     Callback,
     FinishedRow,
@@ -69,7 +70,7 @@ class TextDiffusion(SavedModel, TextScorer, ChatModel):
         cls,
         path: str | Path,
         device: str | torch.device | None = None,
-        dtype: str | torch.dtype = "float32",
+        dtype: str | torch.dtype = "auto",
         *,
         tokenizer: str | None = None,
         family: str | None = None,
@@ -80,7 +81,9 @@ class TextDiffusion(SavedModel, TextScorer, ChatModel):
             path: folder of an export, a run or a published checkpoint, file of its weights, or hub
                 id, also with a revision: `owner/name@branch`.
             device: torch device; None: CUDA, else Apple's MPS, else the CPU.
-            dtype: `float32`, `float64`, `bfloat16` or `float16`.
+            dtype: `float32`, `float64`, `bfloat16`, `float16`, or `auto`: float32, and on a GPU
+                bfloat16 with a head and norms in float32. float32 on a GPU has no TF32, unless
+                `torch.set_float32_matmul_precision("high")` allows it.
             tokenizer: folder or hub id of a published checkpoint's tokenizer; None: its own.
             family: name of the family of a published checkpoint; None: it is recognised.
 
@@ -88,7 +91,12 @@ class TextDiffusion(SavedModel, TextScorer, ChatModel):
             CheckpointError: a file is missing, damaged or does not fit the others.
             ConfigError: an unknown device or dtype.
         """
-        return cls(*open_model(path, find_device(device), find_dtype(dtype), tokenizer, family))
+        where, kind = find_device(device), find_dtype(dtype)
+        if not halves_blocks(dtype, where):
+            return cls(*open_model(path, where, kind, tokenizer, family))
+        held = cls(*open_model(path, torch.device("cpu"), kind, tokenizer, family))
+        halve_blocks(held.model)  # before it moves: the GPU never holds it in float32
+        return held.to(where)
 
     def to(self, device: str | torch.device) -> "TextDiffusion":
         """Return the same model on another device.

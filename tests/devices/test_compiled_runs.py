@@ -1,15 +1,21 @@
 """Training with compiled blocks, and by deterministic kernels, through the command."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
+from test_training_step import SPECS, batch_of, network, spec_of
 from torch._dynamo.utils import counters
 
 from textdiff.cli import main
+from textdiff.diffusion.family import build_family
+from textdiff.diffusion.process import Vocabulary
+from textdiff.loss import PositionTerms, objective_terms
 from textdiff.models import compilation
 from textdiff.train.determinism import deterministic
 
+META = torch.device("meta")
 CONFIG = """
 data: {{sources: [{{source: {folder}/corpus.txt}}], sequence_length: 16, cache_dir: {folder}/cache}}
 tokenizer: {{kind: byte}}
@@ -58,3 +64,27 @@ def test_steps_are_deterministic_where_that_is_asked_for():
         with deterministic(active):
             assert torch.are_deterministic_algorithms_enabled() is active
         assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(SPECS) - {"learned"}))  # whose noise a device makes
+def test_the_objective_of_a_chunk_is_one_graph(name):
+    model = network(name)
+    family = build_family(spec_of(name), Vocabulary.of(45, 44, [43]))
+    terms, chunk = PositionTerms(model, family, batch_of(family), training=True), slice(0, 5)
+    logits = terms.head(*(x[chunk].detach() for x in terms.inputs)).detach()
+    objective, inputs = terms.objective, terms._at(chunk)
+    if "sedd" in name:  # on a CPU it looks at numbers
+        process = replace(family.process, vocabulary=family.process.vocabulary.to(META))
+        objective, (x0, xt, noise) = objective.on(process), inputs
+        inputs = x0.to(META), xt.to(META), noise.map(lambda x: x.to(META))
+        logits = logits.to(META)
+    torch._dynamo.reset()
+    whole, results = torch.compile(objective_terms, backend="eager", fullgraph=True), []
+    for function in (objective_terms, whole):
+        leaf = logits.clone().requires_grad_()
+        losses, nelbo = function(objective, leaf, *inputs)
+        results.append((losses, nelbo, *torch.autograd.grad(losses.sum(), leaf)))
+    for one, other in zip(*results, strict=True):
+        assert one.shape == other.shape
+        assert one.is_meta or torch.equal(one, other)

@@ -1,12 +1,16 @@
 """A training step on a device that computes by itself: nothing waits, and launches are few."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from pretend import moved, pretending
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data._utils.pin_memory import pin_memory
 
+from textdiff import loss as loss_module
 from textdiff.config import Config
 from textdiff.diffusion import randomness
 from textdiff.diffusion.family import Blocks, Family, build_family, training_maker
@@ -14,6 +18,7 @@ from textdiff.diffusion.noise import Noise, NoiseUniforms, draw_noise
 from textdiff.diffusion.process import Vocabulary
 from textdiff.loss import Batch, CleanBatch, HeadTerms, PositionTerms, corrupt, training_sum
 from textdiff.models import TextDiffusionConfig, TextDiffusionModel
+from textdiff.models.layers import Modulation
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.learned_loss import training_loss
 
@@ -31,6 +36,7 @@ SPECS = {
     "d3pm": {"objective": {"kind": "d3pm"}, "timesteps": 5},
     "d3pm uniform": UNIFORM | {"objective": {"kind": "d3pm"}, "timesteps": 5},
     "udlm": UNIFORM | {"objective": {"kind": "udlm"}},
+    "udlm blocks": UNIFORM | {"objective": {"kind": "udlm"}, "block_size": 4},
     "gidd": {
         "process": "hybrid", "schedule": {"kind": "hybrid"}, "objective": {"kind": "gidd"},
     },
@@ -110,6 +116,76 @@ def test_the_watch_sees_what_a_gpu_would_wait_for():
             x + torch.arange(6.0)
 
 
+class Made(TorchDispatchMode):
+    """Notes the sizes of tensors that are made, views among them."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if not func._schema.is_mutable:
+            leaves = pytree.tree_leaves(made)
+            self.shapes += [tuple(x.shape) for x in leaves if isinstance(x, torch.Tensor)]
+        return made
+
+
+def test_modulations_of_blocks_are_never_spread_to_all_positions():
+    hidden = 32
+    model = network("udlm blocks", hidden_size=hidden)
+    family = build_family(spec_of("udlm blocks"), Vocabulary.of(VOCABULARY, 44, [43]))
+    batch = batch_of(family)
+    with pretending() as watch:
+        moved(model, watch)
+        family = build_family(spec_of("udlm blocks"), Vocabulary.of(45, 44, [43]), watch.device)
+        with Made() as made:
+            PositionTerms(model, family, batch.pin_memory().to(watch.device))
+    most = max(math.prod(shape) for shape in made.shapes if len(shape) == 3)
+    assert most <= ROWS * 2 * LENGTH * 4 * hidden  # inside of an MLP; 6 H before
+
+
+def test_modulation_by_runs_is_that_of_every_position():
+    torch.manual_seed(0)
+    x, chunks = torch.randn(3, 24, 8), torch.randn(3, 6, 48)
+    index, at = torch.arange(24) // 4, torch.tensor([0, 5, 23, 24, 71])
+    results = []
+    for way in (Modulation(chunks, index, 6), Modulation(chunks, index[::4], 6, 4)):
+        half, some = way.first(12), way.at(at, x.shape)
+        flat = x.flatten(0, 1)[at]
+        results.append([
+            way.modulate(x, 0), way.gate(x, 2), half.modulate(x[:, :12], 3),
+            half.gate(x[:, :12], 5), some.modulate(flat, 3), some.gate(flat, 5),
+        ])  # fmt: skip
+    assert all(torch.equal(*both) for both in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", ["mdlm", "next tokens", "udlm", "sedd"])
+def test_chunks_of_a_device_sum_to_those_of_the_cpu(name, compiled, monkeypatch):
+    """With the last chunk short, or begun earlier so that all have one shape."""
+    model, vocabulary = network(name), Vocabulary.of(VOCABULARY, 44, [43])
+    family, sizes = build_family(spec_of(name), vocabulary), set()
+    batch = batch_of(family)
+    expected = step(model, family, batch)
+    model.zero_grad()
+
+    def counted(objective, logits, *rest):
+        sizes.add(len(logits))
+        return loss_module.objective_terms(objective, logits, *rest)
+
+    monkeypatch.setattr(loss_module, "DEVICE_CHUNK_LOGITS", 7 * VOCABULARY)
+    monkeypatch.setattr(loss_module, "_compiled_terms", lambda: counted)
+    with pretending() as watch:
+        moved(model, watch)
+        model.blocks[-1]._compiled_call_impl = model.blocks[-1]._call_impl if compiled else None
+        family = build_family(spec_of(name), vocabulary, watch.device)
+        found = step(model, family, batch.pin_memory().to(watch.device))
+    assert sizes == ({7} if compiled else set())
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.held, other, rtol=1e-4, atol=1e-5)
+
+
 def test_head_and_loss_launch_few_kernels():
     """Half of 32 rows of 1024 tokens, and GPT-2's vocabulary."""
     positions, vocabulary = 16384, 50258
@@ -126,9 +202,12 @@ def test_head_and_loss_launch_few_kernels():
     terms.following, terms.objective = None, family.objective.on(process)
     terms.x0 = terms.xt = there(positions, dtype=torch.int64)
     terms.noise = Noise(*(there(positions, dtype=torch.float64) for _ in range(4)))
-    with pretending(shapes_only=True) as watch:
+    with pretending(shapes_only=True) as watch, Made() as made:
         training_sum(terms)[0].backward()
-    assert len(watch.launches) <= 400
+    assert len(watch.launches) <= 300
+    chunks = len(terms.chunks())
+    assert watch.launches.count("addmm_") == chunks  # products are added to the sum of gradients
+    assert made.shapes.count((vocabulary, 16)) < chunks
 
 
 def test_batches_are_pinned_by_data_loaders():

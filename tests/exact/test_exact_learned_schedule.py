@@ -440,7 +440,7 @@ def plain_surrogate(net, family: Family, batch: CleanBatch) -> Tensor:
             noise = draw_noise(family, batch.x0, single, ByTime())
             nats = row_nats(net, family, batch.x0, noise)
         terms = PositionTerms(net, family, corrupt(family, batch.x0, noise, None))
-        pathwise = terms.losses(slice(None), *terms.inputs)[0].sum()
+        pathwise = terms.losses(slice(None), terms.head(*terms.inputs))[0].sum()
         log_q = log_mask(noise, family.process.rate_exponents(batch.x0)).sum(-1)
         total = total + ((nats * log_q).sum() + pathwise) / 2
     return total

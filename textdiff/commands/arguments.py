@@ -133,8 +133,9 @@ class Loading:
     device: str | None = None
     """Torch device; the default is CUDA if there is one, else the CPU."""
 
-    dtype: Dtype = "float32"
-    """Dtype of the network; likelihoods are normalised in float32 or wider in any case."""
+    dtype: Dtype | Literal["auto"] = "auto"
+    """Dtype of the network; auto is float32, on a GPU bfloat16 with head and norms in float32.
+    Likelihoods are normalised in float32 or wider in any case."""
 
     def load(self, name: str, default_device: str | None = None) -> "TextDiffusion":
         """Return the model of that name, in the block size that was named.

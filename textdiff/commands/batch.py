@@ -117,12 +117,13 @@ def _job_record(
 ) -> dict[str, Any]:
     """Return all that the output depends on: no batches, devices, processes or exact caches."""
     from textdiff.export.records import model_record
+    from textdiff.models.half_blocks import dtype_name
 
     return {
         "input_sha256": hashlib.sha256(content).hexdigest(),
         **model_record(model.folder),
         "block_size": model.family.block_size,
-        "dtype": str(model.model.dtype).removeprefix("torch."),
+        "dtype": dtype_name(model.model),
         "defaults": model.defaults.to_export(),
         **options,
         "cache": "approximate" if options["cache"] == "approximate" else None,

@@ -13,6 +13,7 @@ from textdiff.likelihood.estimators import ESTIMATORS, build_estimator
 from textdiff.likelihood.protocols import PROTOCOLS, Protocol
 from textdiff.likelihood.replicates import END
 from textdiff.likelihood.windows import stays_masked
+from textdiff.models.half_blocks import dtype_name
 from textdiff.pipeline import TextDiffusion
 
 
@@ -41,7 +42,7 @@ def evaluation_record(
         **({"calls_per_token": estimates.calls_per_token} if estimates.calls else {}),
         "estimator_settings": _settings(model, estimates.estimator, options, protocol),
         "seed": options.get("seed", 0),
-        "dtype": str(next(model.model.parameters()).dtype).removeprefix("torch."),
+        "dtype": dtype_name(model.model),
         "context": model.model.context,
         "block_size": model.family.block_size,
         "stride": options.get("stride"),

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from textdiff.errors import CheckpointError, ConfigError, DataError
 from textdiff.export.loading import locate, read_json
 from textdiff.export.records import model_record
+from textdiff.models.half_blocks import dtype_name
 from textdiff.pipeline import TextDiffusion
 
 FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
@@ -149,7 +150,7 @@ class ExportJudge:
             "model_sha256": origin["model_sha256"],
             "tokenizer_sha256": origin["tokenizer_sha256"],
             "parameters": sum(p.numel() for p in self.model.model.parameters()),
-            "dtype": str(self.model.model.dtype).removeprefix("torch."),
+            "dtype": dtype_name(self.model.model),
             "context": self.model.model.context,
             "first_token": "scored, from nothing before it",
         }

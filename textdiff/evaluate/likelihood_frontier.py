@@ -34,6 +34,7 @@ from textdiff.evaluate.sweep_file import Point, Record, kept_points, save_points
 from textdiff.likelihood.difference import compare
 from textdiff.likelihood.estimates import Estimates
 from textdiff.likelihood.estimators.policy import SHARED
+from textdiff.models.half_blocks import dtype_name
 from textdiff.sampling.rules import RULES, build_rule, check_rule
 
 
@@ -192,7 +193,7 @@ def _record(options: SuiteOptions, texts: list[str], bound: Estimates) -> dict[s
         "seed": options.seed,
         "documents": len(texts),
         "block_size": model.family.block_size,
-        "dtype": str(model.model.dtype).removeprefix("torch."),
+        "dtype": dtype_name(model.model),
         "text_sha256": hashlib.sha256("\0".join(texts).encode()).hexdigest(),
         "common": {name: v for name in SHARED if (v := options.options.get(name))},
         "bound": asdict(bound.bound()),

@@ -12,6 +12,7 @@ import numpy as np
 from textdiff.data.losses import encode_checked
 from textdiff.errors import ConfigError, DataError, closest
 from textdiff.evaluate.judges import Judge
+from textdiff.models.half_blocks import dtype_name
 from textdiff.pipeline import TextDiffusion
 
 _log = logging.getLogger(__name__)
@@ -231,7 +232,7 @@ class SuiteOptions:
             "seed": self.seed,
             "num_samples": self.num_samples,
             "block_size": self.model.family.block_size,
-            "dtype": str(self.model.model.dtype).removeprefix("torch."),
+            "dtype": dtype_name(self.model.model),
         }
 
 

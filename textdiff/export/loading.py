@@ -36,11 +36,21 @@ def find_dtype(name: str | torch.dtype) -> torch.dtype:
     Raises:
         ConfigError: no network is computed in it.
     """
-    dtype = DTYPES.get(str(name).removeprefix("torch."))
+    dtype = DTYPES.get("float32" if name == "auto" else str(name).removeprefix("torch."))
     if dtype is None:
-        message = f"dtype {str(name)!r}: give one of {', '.join(DTYPES)}"
+        message = f"dtype {str(name)!r}: give auto, or one of {', '.join(DTYPES)}"
         raise ConfigError(message, code="unknown_dtype")
     return dtype
+
+
+def halves_blocks(dtype: str | torch.dtype, device: torch.device) -> bool:
+    """Return whether a dtype of `auto` is bfloat16 with a head and norms in float32, on a device.
+
+    Elsewhere, and where a GPU only emulates bfloat16, it is float32.
+    """
+    if dtype != "auto" or device.type != "cuda":
+        return False
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def find_device(name: str | torch.device | None) -> torch.device:

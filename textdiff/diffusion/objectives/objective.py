@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field, PrivateAttr
@@ -42,10 +41,12 @@ class Prediction:
         self.mixture = mixture
         self.log_state = log_state
 
-    @cached_property
+    @property
     def log_x0(self) -> Tensor:
         """[N, V] log-probabilities of the clean token."""
-        return self._log_x0() if callable(self._log_x0) else self._log_x0
+        if callable(self._log_x0):  # torch.compile cannot trace the lock of a cached_property
+            self._log_x0 = self._log_x0()
+        return self._log_x0
 
     def at(self, index: Tensor | slice) -> Prediction:
         """Return the predictions at [n] of the N positions; a slice copies nothing."""
@@ -161,12 +162,14 @@ class Objective(Section):
     @property
     def process(self) -> ForwardProcess:
         """The forward process."""
-        return self._process
+        # torch.compile cannot trace pydantic's own reading of private attributes.
+        process: ForwardProcess = (self.__pydantic_private__ or {})["_process"]
+        return process
 
     @property
     def vocabulary(self) -> Vocabulary:
         """Rows that are clean tokens."""
-        return self._process.vocabulary
+        return self.process.vocabulary
 
     @property
     def predicts_mask(self) -> bool:

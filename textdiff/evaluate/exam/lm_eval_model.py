@@ -71,7 +71,7 @@ class TextDiffusionLM(TemplateLM):  # type: ignore[misc]
         *,
         batch_size: int | str = 16,
         device: str | None = None,
-        dtype: str = "float32",
+        dtype: str = "auto",
         cache: str | Path | None = None,
         **options: Any,
     ):
