@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from refusals import refused
 
-from textdiff.data import encode, packing, token_stream
+from textdiff.data import encode, packing, shards, token_stream
 from textdiff.data.document_stream import Documents, TextBlock, from_texts
 from textdiff.data.encode import encode_documents
 from textdiff.data.packing import tokenize
 from textdiff.data.sections import ByteTokenizer
+from textdiff.data.sequences import PackedSequences
 from textdiff.data.split import split_documents
 from textdiff.data.token_stream import TokenStream
 from textdiff.data.tokenizer import train_tokenizer
@@ -90,12 +91,12 @@ def test_same_stream_for_every_task_size(tokenizers, corpus, tmp_path, monkeypat
         assert np.array_equal(stream.read(0, len(stream)), tokens)
 
 
-def test_reads_are_views_of_the_file(tokenizers, corpus, tmp_path):
+def test_files_are_mapped_and_hold_two_bytes_per_token(tokenizers, corpus, tmp_path):
     stream = build(corpus, tokenizers["byte"], tmp_path)
-    view = stream.read(3, 50)
+    (view,) = stream._chunks
+    assert view.dtype == np.uint16
     assert not view.flags.owndata
     assert not view.flags.writeable
-    assert np.shares_memory(view, stream.read(10, 20))
 
 
 def test_cache_is_reused_and_keyed_by_content_and_tokenizer(
@@ -176,7 +177,7 @@ def small_shards(monkeypatch, small_tasks):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.stem != "checked"}
 
 
 def test_only_the_damaged_shard_is_encoded_again(
@@ -224,6 +225,77 @@ def test_interrupted_build_goes_on_to_the_same_bytes(
     assert contents(stream.folder) == whole
 
 
+def test_later_shards_hold_more_text(tokenizers, corpus, tmp_path, monkeypatch, small_tasks):
+    monkeypatch.setattr(encode, "_SHARD_CHARACTERS", 1)
+    monkeypatch.setattr(encode, "SHARDS_OF_A_SIZE", 4)
+    tasks = list(encode.tasks_of(from_texts(corpus).pieces()))
+    assert [task.shard for task in tasks] == list(range(len(tasks)))  # a task is larger anyway
+    monkeypatch.setattr(encode, "_SHARD_CHARACTERS", 1600)
+    tasks = list(encode.tasks_of(from_texts(corpus).pieces()))
+    sizes = np.bincount([task.shard for task in tasks])
+    assert sizes[4] >= 2 * sizes[0] > 0
+    # What an earlier version left of a later shard was of another size, and is not kept.
+    monkeypatch.setattr(shards, "SHARDS_OF_A_SIZE", 4)
+    whole = build(corpus, tokenizers["bpe"], tmp_path)
+    path = whole.folder / "description.json"
+    old = json.loads(path.read_text())
+    del old["growing"]
+    path.write_text(json.dumps(old))
+    assert sorted(shards.whole_shards(whole.folder)) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("size", [2**16, 2**16 + 1])
+def test_two_bytes_hold_the_ids_of_small_vocabularies(tmp_path, size):
+    pieces = [(np.array([0, size - 1], np.int32), False), (np.array([7], np.int32), True)]
+    with shards.Shard(tmp_path, 0, size - 2, size) as shard:
+        shard.write(pieces)
+    shards.describe_shards(tmp_path, {0: shard.description()}, size - 2)
+    stream = TokenStream(tmp_path)
+    assert stream._chunks[0].dtype == (np.uint16 if size <= 2**16 else np.int32)
+    assert stream.read(0, 4).dtype == np.int32
+    assert stream.read(0, 4).tolist() == [0, size - 1, 7, size - 2]
+
+
+def test_files_are_hashed_again_only_where_they_changed(
+    tokenizers, corpus, tmp_path, small_shards, monkeypatch
+):
+    stream = build(corpus, tokenizers["bpe"], tmp_path)
+    for shard in stream.shards:
+        os.utime(stream.folder / shard["name"], (10**9, 10**9))
+    hashed: list[str] = []
+    real = token_stream.file_hash
+    monkeypatch.setattr(
+        token_stream, "file_hash", lambda path: hashed.append(path.name) or real(path)
+    )
+    build(corpus, tokenizers["bpe"], tmp_path)  # their times are new
+    assert len(hashed) == len(stream.shards)
+    hashed.clear()
+    build(corpus, tokenizers["bpe"], tmp_path)
+    assert hashed == []
+    assert stream.damaged() == []  # all of them on demand
+    assert len(hashed) == len(stream.shards)
+    hashed.clear()
+    flip_a_bit(stream.folder, "tokens-00001.arrow")
+    assert stream.damaged(changed_only=True) == hashed == ["tokens-00001.arrow"]
+
+
+def test_positions_beyond_two_billion_tokens():
+    stream = object.__new__(TokenStream)
+    many = np.broadcast_to(np.uint16(7), 3 * 2**31)  # of no memory
+    stream._chunks = [many, np.arange(10, dtype=np.uint16)]
+    stream._starts = np.cumsum([0, len(many), 10], dtype=np.int64)
+    stream._ends = np.array([len(many) - 3, len(many) + 10])
+    stream.num_documents = 2
+    assert stream.read(len(many) - 2, len(many) + 3).tolist() == [7, 7, 0, 1, 2]
+    assert stream.documents(len(many) - 5, len(many)).tolist() == [0, 0, 1, 1, 1]
+    packed = PackedSequences(stream, 64, seed=0)
+    indices = [0, 2**40, len(packed) - 1, len(packed)]
+    rows = packed.rows(indices)
+    assert ((rows.tokens == 7).sum(1) >= 54).all()
+    for place, index in enumerate(indices):
+        assert np.array_equal(packed.rows([index]).tokens[0], rows.tokens[place])
+
+
 def test_text_that_changed_since_the_split_is_refused_and_nothing_of_it_kept(
     tokenizers, corpus, tmp_path, small_shards
 ):
@@ -264,7 +336,7 @@ def test_failed_build_leaves_nothing(tokenizers, corpus, tmp_path, monkeypatch):
     def fail(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(token_stream, "_record_batch", fail)
+    monkeypatch.setattr(shards, "_record_batch", fail)
     with refused(DataError, "cache", "No space left"):
         build(corpus, tokenizers["bpe"], tmp_path)
     assert os.listdir(tmp_path / "textdiff") == []

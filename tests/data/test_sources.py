@@ -17,7 +17,7 @@ from textdiff.data import formats, hub, json_rows
 from textdiff.data.conversation_rows import CONVERSATIONS
 from textdiff.data.corpus import Corpus, prepare_corpus
 from textdiff.data.document_stream import iterate_texts
-from textdiff.data.sections import ByteTokenizer, DataConfig, Source
+from textdiff.data.sections import BpeTokenizer, ByteTokenizer, DataConfig, Source
 from textdiff.data.sources import SOURCES, kind_of_source, known_sources, load_documents
 from textdiff.data.text_files import read_texts
 from textdiff.errors import DataError
@@ -325,6 +325,36 @@ def test_bad_conversations_of_tables_are_refused_with_their_place(tmp_path):
     Dataset.from_list([*TALKS, wrong]).save_to_disk(str(tmp_path / "saved"))
     with refused(DataError, "unknown_role", "saved, row 3", "robot"):
         load(tmp_path / "saved", text_column=CONVERSATIONS)
+
+
+@pytest.mark.parametrize("limit", [None, 50])
+def test_a_stream_is_read_once(monkeypatch, tmp_path: Path, corpus, limit):
+    passes: list[int] = []
+
+    def texts():
+        passes.append(0)
+        for text in corpus:
+            passes[-1] += 1
+            yield {"text": text}
+
+    stream = datasets.IterableDataset.from_generator(texts)
+    answering(monkeypatch, tmp_path, None, stream)
+    cache = tmp_path / "cache"
+
+    def prepared(**source) -> Corpus:
+        data = {"sources": [source], "validation": 0.2, "sequence_length": 32}
+        data = DataConfig.model_validate(data | {"cache_dir": str(cache)})
+        return prepare_corpus(data, BpeTokenizer(vocab_size=300), seed=0)
+
+    passes.clear()
+    found = prepared(source="owner/name", streaming=True, max_documents=limit)
+    assert len(passes) == 1
+    assert passes[0] <= (len(corpus) if limit is None else limit + 1)
+    assert not list((cache / "textdiff").glob(".partial-*"))
+    expected = prepared(source=str(write(tmp_path / "texts.jsonl", rows(*corpus[:limit]))))
+    assert found.record["train"] == expected.record["train"]
+    assert found.validation == expected.validation
+    assert found.streams[0].folder == expected.streams[0].folder
 
 
 def test_streamed_text_is_checked(monkeypatch, tmp_path: Path):

@@ -21,8 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 aten = torch.ops.aten
 
 # Their results have a size, or a number, that the CPU has to read.
-READ = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim",
-        "unique_consecutive", "equal", "is_nonzero"}  # fmt: skip
+READ = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount",
+        "unique_consecutive", "equal", "is_nonzero", "repeat_interleave"}  # fmt: skip
 QUIET = {"detach", "alias", "empty", "empty_strided", "empty_like", "new_empty", "lift_fresh",
          "new_empty_strided", "set_", "is_same_size"}  # fmt: skip
 MAY_MIX = {"copy_", "_to_copy", "index", "index_put_", "index_put", "_index_put_impl_"}

@@ -1,58 +1,151 @@
 """Generation on a device that computes by itself: what the CPU waits for, and equal texts."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from pretend import moved, pretending
-from test_rules import FAMILIES, FITS
+from test_rules import FAMILIES
 from tiny_models import CLEAN, EXCLUDED, MASK, ROWS, tiny_model
 
 from textdiff.diffusion.family import build_family
 from textdiff.diffusion.process import Vocabulary
+from textdiff.sampling import parts as parts_module
 from textdiff.sampling import segment as segment_module
+from textdiff.sampling.constraints.pattern import build_pattern
 from textdiff.sampling.engine import Engine
 from textdiff.sampling.job import Job
 from textdiff.sampling.request import Request
+from textdiff.sampling.rules import RULES
 from textdiff.sampling.settings import SamplingConfig
+from textdiff.sampling.teacher_forcing import ForcedEngine
 
 # Their positions do not depend on what the network returns.
 AHEAD = {"ancestral", "first_hitting", "remask"}
-CASES = [
-    *(("mdlm", rule, size) for rule in sorted(FITS["mdlm"]) for size in (None, 4)),
-    *(("udlm", rule, None) for rule in sorted(FITS["udlm"])),
-    ("sedd", "euler", None), ("d3pm-plugged", "ancestral", None), ("gidd", "ancestral", 4),
-]  # fmt: skip
-JOB = Job([[CLEAN[0]], [], [CLEAN[1], None, CLEAN[2]]], [7, 8, 5])
+JOB = Job([[CLEAN[0]], [], [CLEAN[1], None, CLEAN[2]]], [5, 6, 3])
+SEGMENTS = {None: 1, 4: 2}
+# One of each process, and the objectives whose predictions go other ways.
+CASES = ("mdlm", "sedd", "d3pm-plugged", "learned", "udlm", "sedd-uniform", "gidd")
 
 
-def family(case: str, block_size: int | None, device=None):
+def spec_of(case: str, block_size: int | None) -> dict:
     process, objective = FAMILIES[case]
-    spec = {
+    kind = {"gidd": "hybrid", "learned": "learned"}.get(case, "loglinear")
+    return {
         "process": process,
-        "schedule": {"kind": "hybrid" if case == "gidd" else "loglinear"},
+        "schedule": {"kind": kind} | ({"exponent": 1.5} if kind == "learned" else {}),
         "objective": objective,
         "block_size": block_size,
         "timesteps": 5 if "d3pm" in case else None,
+        "prompt_dropout": 0.1,  # so that guidance is defined where noise has no mask
     }
-    return build_family(spec, Vocabulary.of(ROWS, MASK, EXCLUDED), device)
 
 
-@pytest.mark.parametrize(("case", "rule", "size"), CASES)
-def test_a_call_waits_for_the_device_once_at_most(case, rule, size):
-    model = tiny_model(adaln=True, time_conditioning=True).requires_grad_(False)
-    request = Request(JOB, SamplingConfig(rule=rule, steps=4))
-    *_, expected = Engine(model, family(case, size), request).run()
+def family(case: str, block_size: int | None, device=None, exponents=None):
+    vocabulary = Vocabulary.of(ROWS, MASK, EXCLUDED)
+    return build_family(spec_of(case, block_size), vocabulary, device, exponents)
+
+
+CALLS = [
+    (case, rule, size)
+    for case in CASES
+    for rule in RULES
+    for size in SEGMENTS
+    if RULES[rule].refusal(family(case, size)) is None
+]
+
+
+def waits_per_call(case: str, rule: str) -> int:
+    """Waits that docs/scaling.md allows: for the positions that the network chooses."""
+    if rule in AHEAD and case in ("mdlm", "sedd"):
+        return 0
+    return 2 if rule == "gibbs" else 1  # it chooses positions, and says which have changed
+
+
+def check_calls(case: str, rule: str, size: int | None, network=None, forced=None, **options):
+    """Compare a text with that of the CPU; return waits beside those of segments, and calls."""
+    network = {"adaln": True, "time_conditioning": True} | (network or {})
+    model = tiny_model(**network, diffusion=spec_of(case, size)).requires_grad_(False)
+    parts, limits = options.pop("parts", ()), options.pop("limits", {})
+    constraint = options.pop("constraint", lambda device: None)
+
+    def engine(device=None) -> Engine:
+        request = Request(
+            JOB, SamplingConfig(rule=rule, steps=3, **options), constraint=constraint(device)
+        )
+        made = family(case, size, device, model.exponents)
+        if forced is not None:
+            return ForcedEngine(model, made, request, forced)
+        engine = Engine(model, made, request, parts=parts)
+        engine.controls = replace(engine.controls, **limits)
+        return engine
+
+    def text(engine: Engine):
+        if forced is not None:
+            return engine.log_likelihoods(), 0
+        *_, last = engine.run()
+        return last.draft if "draft" in parts else last.canvas, last.calls
+
+    expected, _ = text(engine())
     with pretending() as watch:
         moved(model, watch)
-        engine = Engine(model, family(case, size, watch.device), request)
+        there = engine(watch.device)
         watch.uploads.clear(), watch.waits.clear()
-        *_, last = engine.run()
-    assert torch.equal(last.canvas.held, expected.canvas)
+        found, calls = text(there)
+    torch.testing.assert_close(found.held, expected, rtol=1e-12, atol=1e-12)
     assert watch.uploads == []
-    segments = 1 if size is None else 3  # one check each, and one reading of prompts
-    admissions = 0 if size is None else 1
-    calls = 0 if case == "mdlm" and rule in AHEAD else last.calls
-    calls *= 2 if rule == "gibbs" else 1  # it chooses positions, and says which have changed
-    assert len(watch.waits) <= segments + admissions + calls
+    # One check of each segment, and one reading of prompts where these are stored.
+    return len(watch.waits) - SEGMENTS[size] - (size is not None), calls
+
+
+@pytest.mark.parametrize(("case", "rule", "size"), CALLS)
+def test_a_call_waits_for_the_device_once_at_most(case, rule, size):
+    waits, calls = check_calls(case, rule, size)
+    assert waits <= waits_per_call(case, rule) * calls
+
+
+@pytest.mark.parametrize("size", SEGMENTS)
+@pytest.mark.parametrize("case", ["mdlm", "udlm", "gidd", "sedd"])
+def test_guidance_and_self_conditioning_add_no_waits(case, size):
+    own = {"self_conditioning": True}
+    waits, calls = check_calls(case, "ancestral", size, network=own, guidance=0.5)
+    # A call of the rule is one of each network, and both store prompts.
+    assert waits <= waits_per_call(case, "ancestral") * calls // 2 + (size is not None)
+
+
+def test_an_approximate_cache_adds_no_waits():
+    assert check_calls("mdlm", "ancestral", None, cache="approximate")[0] <= 0
+
+
+def pattern(device):
+    """Texts of a few letters without two of them in a row; the last token ends a text."""
+    tokens = [bytes([97 + token]) if token in CLEAN[:-1] else None for token in range(ROWS)]
+    return build_pattern("[a-z]*", ["bc"], tokens, CLEAN[-1], 2, device, forced=["d"])
+
+
+@pytest.mark.parametrize("size", SEGMENTS)
+def test_constraints_and_bans_add_no_waits(size):
+    limits = {"banned": (CLEAN[2],), "end_tokens": (CLEAN[-1],)}
+    options = {"constraint": pattern, "limits": limits, "min_new_tokens": 2}
+    assert check_calls("mdlm", "ancestral", size, **options)[0] <= 0
+
+
+@pytest.mark.parametrize("size", SEGMENTS)
+def test_drafts_add_no_waits_and_other_numbers_one_a_call(size):
+    assert check_calls("mdlm", "remask", size, parts=("draft",))[0] <= 0
+    parts = ("draft", "confidence", "entropy")
+    waits, calls = check_calls("mdlm", "ancestral", size, parts=parts)
+    assert waits <= calls
+
+
+@pytest.mark.parametrize("size", SEGMENTS)
+def test_teacher_forcing_adds_no_waits(size):
+    texts = torch.tensor([[CLEAN[place % 5] for place in range(6)]] * 3)
+    texts[2, :3] = torch.tensor([CLEAN[1], CLEAN[4], CLEAN[2]])
+    options = {"order": "position"}
+    model = {"forced": texts, "cache": "off", "knobs": options}
+    waits, _ = check_calls("mdlm", "confidence", size, **model)
+    assert waits <= 3 * SEGMENTS[size]  # the rule's own
 
 
 @pytest.mark.parametrize(("case", "rule"), [("d3pm-uniform", "ancestral"), ("gidd", "gibbs")])
@@ -70,7 +163,7 @@ def test_noise_is_redrawn_some_positions_at_a_time(case, rule, monkeypatch):
         return weigh(prediction, tokens, *rest)
 
     monkeypatch.setattr(segment_module, "next_token_weights", counted)
-    monkeypatch.setattr(segment_module, "WEIGHTS", 5 * ROWS)
+    monkeypatch.setattr(parts_module, "WEIGHTS", 5 * ROWS)
     parts = [step.canvas for step in Engine(model, family(case, None), request).run()]
     assert max(sizes) == 5
     assert all(torch.equal(one, other) for one, other in zip(whole, parts, strict=True))

@@ -218,7 +218,7 @@ def test_batches_are_pinned_by_data_loaders():
     with pretending():
         for batch in (batch_of(family), batch_of(learned)):
             tensors = []
-            pin_memory(batch)._map(tensors.append)
+            pin_memory(batch).map(tensors.append)
             assert len(tensors) > 2
             assert all(getattr(x, "pretends_pinned", False) for x in tensors)
 

@@ -5,7 +5,8 @@ import numpy as np
 from textdiff.data.answer_rows import AnswerSequences
 from textdiff.data.conversations import Turn
 from textdiff.data.sections import Conversations
-from textdiff.data.token_stream import Shard, TokenStream, describe_shards
+from textdiff.data.shards import Shard, describe_shards
+from textdiff.data.token_stream import TokenStream
 
 END, PAD = 3, 10
 
@@ -18,7 +19,7 @@ def sequences(
     folder, talks, length, *, packing="padded", block_sizes=(None,), pad=PAD
 ) -> AnswerSequences:
     folder.mkdir(exist_ok=True)
-    with Shard(folder, 0, None) as shard:
+    with Shard(folder, 0, None, 2**16) as shard:
         for talk in talks:
             pieces = [ids for turn in talk for ids in (turn.prompt, turn.answer)]
             shard.write([(ids, at + 1 == len(pieces)) for at, ids in enumerate(pieces)])

@@ -19,9 +19,10 @@ from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.errors import ConfigError
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.job import Job
+from textdiff.sampling.previous import OpenPlaces
 from textdiff.sampling.rules import RULES, build_rule, check_rule
 from textdiff.sampling.segment import Segment
-from textdiff.sampling.watch import Watch
+from textdiff.sampling.watch import PARTS, Watch
 
 FAMILIES = {
     "mdlm": ("absorbing", {"kind": "mdlm"}),
@@ -257,7 +258,7 @@ def test_watching_changes_no_token_and_fills_what_was_asked(model, case, name, k
     noise = family.process.prior(tuple(text.shape), draws(Stream.PRIOR, 0))
     plain, _ = walk(model, case, name, knobs, rows, text, frozen)
     network = Network(model, family)
-    watch = Watch(network, family.process, frozen, {"draft", "confidence", "entropy"})
+    watch = Watch(network, family.process, OpenPlaces(frozen, family.process), PARTS)
     steps = build_rule(name, family, knobs)(
         Segment(
             watch,
@@ -299,7 +300,7 @@ def test_watched_numbers_are_those_of_the_network(model):
     text, frozen = holes(4, WIDTH)
     family = family_of("mdlm")
     network = Network(model, family)
-    watch = Watch(network, family.process, frozen, {"draft", "confidence", "entropy"})
+    watch = Watch(network, family.process, OpenPlaces(frozen, family.process), PARTS)
     canvas = torch.where(frozen, text, MASK)
     open_positions = (~frozen).flatten().nonzero().flatten()
     t = torch.full((4,), 0.5, dtype=torch.float64)

@@ -21,6 +21,7 @@ from textdiff.view.progress import (
 if TYPE_CHECKING:
     from textdiff.config import Config
     from textdiff.data.corpus import Corpus
+    from textdiff.data.packing import Verify
 
 
 _EXAMPLES = 3
@@ -28,7 +29,7 @@ _EXAMPLES = 3
 
 def prepare_data(arguments: Sequence[str]) -> int:
     """Run `textdiff data prepare CONFIG [--section.key VALUE ...]`."""
-    config, corpus = _prepared(arguments, "textdiff data prepare")
+    config, corpus = _prepared(arguments, "textdiff data prepare", verify="all")
     train = corpus.record["train"]
     done = "already prepared, and its files are what was written" if corpus.cached else "prepared"
     print(f"{done}: {_amounts(corpus)}")
@@ -55,7 +56,9 @@ def inspect_data(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _prepared(arguments: Sequence[str], prog: str, extra: str = "") -> "tuple[Config, Corpus]":
+def _prepared(
+    arguments: Sequence[str], prog: str, extra: str = "", verify: "Verify" = "changed"
+) -> "tuple[Config, Corpus]":
     config = load_config(arguments, prog, extra)
     quiet_libraries()
     from textdiff.data.corpus import prepare_corpus
@@ -66,6 +69,7 @@ def _prepared(arguments: Sequence[str], prog: str, extra: str = "") -> "tuple[Co
             config.tokenizer,
             config.run.seed,
             block_sizes=config.diffusion.block_sizes,
+            verify=verify,
             progress=progress,
         )
     for note in corpus.notes:

@@ -74,7 +74,8 @@ def _prepare(config: "Config", accelerator: Any, in_terminal: bool) -> "Corpus":
                 config.tokenizer,
                 config.run.seed,
                 block_sizes=config.diffusion.block_sizes,
-                verify=first,  # once is enough: all processes map the same files
+                verify="changed" if first else "nothing",  # all processes map the same files
+                others_wait=accelerator.num_processes > 1,
                 progress=progress,
             )
         prepared.append(corpus)

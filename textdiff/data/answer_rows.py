@@ -145,8 +145,8 @@ class AnswerSequences(Epochs):
         ]
 
     def _parts(self, index: int, whole: bool) -> list[Held]:
-        epoch, place = divmod(int(index), len(self))
-        parts = self._bins[int(self._order(epoch)[place])]
+        _, rows = self.shuffled([index])
+        parts = self._bins[int(rows[0])]
         if not whole:
             return parts
         ((number, kept),) = parts

@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from textdiff.data.document_stream import (
     iterate_texts,
     join,
 )
-from textdiff.data.packing import cache_root, locked, tokenize, writing_cache
+from textdiff.data.packing import Verify, cache_root, locked, tokenize, writing_cache
 from textdiff.data.preparation import Preparation, read_preparation, write_preparation
 from textdiff.data.sections import (
     TRAINING_PIECE_CHARACTERS,
@@ -37,6 +38,7 @@ from textdiff.data.sections import (
 from textdiff.data.sequences import Mixture, PackedSequences
 from textdiff.data.sources import kind_of_source, load_documents
 from textdiff.data.split import join_scans, scan_documents, split_each
+from textdiff.data.spool import spooled
 from textdiff.data.statistics import refuse_excluded, source_facts
 from textdiff.data.token_stream import TokenStream
 from textdiff.data.tokenizer import vocabulary_size
@@ -45,6 +47,11 @@ from textdiff.errors import DataError
 _FORMAT = 2  # part of a preparation's name: raise it when what is kept of unchanged inputs changes
 
 Progress = Callable[[str, int, int | None], None]
+
+# Text that a process may prepare while others wait for it, half an hour at most. GPT-2's tokenizer
+# reads 3 to 4 MB a second on one core, so that this takes ten minutes; reading it, and training a
+# tokenizer on it, may take as long again.
+MOST_WHILE_OTHERS_WAIT = 2_000_000_000
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,8 @@ def prepare_corpus(
     seed: int,
     *,
     block_sizes: Sequence[int | None] = (None,),
-    verify: bool = True,
+    verify: Verify = "changed",
+    others_wait: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> Corpus:
     """Load the sources, hold out validation text, make the tokenizer and tokenise.
@@ -94,22 +102,21 @@ def prepare_corpus(
         tokenizer: the config's section; a tokenizer is trained on the training split alone.
         seed: of the order of the training sequences.
         block_sizes: those that are trained; rows of conversations depend on them.
-        verify: compare tokens that are in the cache with their hashes.
+        verify: files of tokens in the cache that are compared with their hashes.
+        others_wait: whether other processes wait: a large corpus then has to be ready.
         progress: called with the stage, what it has done and, where known, its whole.
 
     Raises:
-        DataError: a source or the tokenizer cannot be loaded, or the corpus is too short.
+        DataError: a source or tokenizer cannot be loaded, or the corpus is too short or too large.
     """
     corpora = [load_documents(source, data.on_bad_rows == "skip") for source in _sources(data)]
     entry = cache_root(data.cache_dir) / f"prepared-{_key(data, tokenizer, corpora)}"
     prepared = read_preparation(entry, verify)
     cached = prepared is not None
     if prepared is None:
-        with writing_cache(entry.parent), locked(entry):
-            prepared = read_preparation(entry, verify) or _prepare(
-                data, tokenizer, corpora, progress
-            )
-            write_preparation(entry, prepared)
+        if others_wait:
+            _refuse_large(corpora)
+        prepared = _prepare(entry, data, tokenizer, corpora, verify, progress)
     train = _sequences(data, prepared, seed, block_sizes)
     omissions = tuple(
         Omissions(unread=documents.omissions.unread, **kept).joined()
@@ -118,6 +125,22 @@ def prepare_corpus(
     record, streams = _record(data, tokenizer, prepared, train), tuple(prepared.streams)
     texts = prepared.validation
     return Corpus(train, texts, prepared.tokenizer, record, streams, cached, omissions)
+
+
+def _refuse_large(corpora: Sequence[Documents]) -> None:
+    """Refuse to prepare a large corpus before anything of it is read.
+
+    Raises:
+        DataError: with the command that prepares it.
+    """
+    size = sum(documents.known_bytes for documents in corpora)
+    if size > MOST_WHILE_OTHERS_WAIT:
+        raise DataError(
+            f"the corpus of about {size / 1e9:,.1f} GB is not prepared, and the other processes "
+            "would give up before the first one has tokenised it; run `textdiff data prepare "
+            "CONFIG` first, with the same config and flags",
+            code="unprepared_corpus",
+        )
 
 
 def _sources(data: DataConfig) -> list[Source]:
@@ -148,6 +171,22 @@ def _key(data: DataConfig, section: TokenizerKind, corpora: Sequence[Documents])
 
 
 def _prepare(
+    entry: Path,
+    data: DataConfig,
+    section: TokenizerKind,
+    corpora: Sequence[Documents],
+    verify: Verify,
+    progress: Progress,
+) -> Preparation:
+    with writing_cache(entry.parent), locked(entry):
+        if (prepared := read_preparation(entry, verify)) is None:  # else another was faster
+            with spooled(corpora, data.sources, entry.parent) as kept:
+                prepared = _prepare_kept(data, section, kept, progress)
+            write_preparation(entry, prepared)
+    return prepared
+
+
+def _prepare_kept(
     data: DataConfig, section: TokenizerKind, corpora: Sequence[Documents], progress: Progress
 ) -> Preparation:
     names = [source.source for source in data.sources]

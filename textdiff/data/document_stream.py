@@ -103,12 +103,14 @@ class Documents:
             is the times and sizes, of a dataset its fingerprint).
         size: bytes of the files on disk, for a progress bar; None where unknown.
         omissions: what the last pass left out.
+        known_bytes: bytes of text as far as they are known before reading; 0 where they are not.
     """
 
     blocks: Callable[[], Iterator[TextBlock]]
     signature: str
     size: int | None = None
     omissions: Omissions = field(default_factory=Omissions)
+    known_bytes: int = 0
 
     def pieces(self, limit: int = PIECE_CHARACTERS) -> Iterator[TextBlock]:
         """Yield the blocks cut as `split_long` cuts whole documents."""
@@ -162,7 +164,8 @@ def section(documents: Documents, skip: int, limit: int | None) -> Documents:
             )
 
     signature = f"{documents.signature} {skip} {limit}"
-    return Documents(read, signature, omissions=documents.omissions)
+    known = documents.known_bytes if limit is None else 0
+    return Documents(read, signature, omissions=documents.omissions, known_bytes=known)
 
 
 def iterate_texts(documents: Documents) -> Iterator[str]:

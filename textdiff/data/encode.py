@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerFast
 
 from textdiff.data.backend import TextBackends, byte_characters, is_plain_bpe, text_backends
 from textdiff.data.document_stream import TextBlock, brief, split_long
+from textdiff.data.shards import SHARDS_OF_A_SIZE
 from textdiff.data.token_stream import Piece
 from textdiff.errors import DataError
 
@@ -34,7 +35,7 @@ Ids = NDArray[np.int32]
 Submit = Callable[..., Future[Any]]
 
 _TASK_CHARACTERS = 2_000_000
-_SHARD_CHARACTERS = 32_000_000  # what a kill loses at most
+_SHARD_CHARACTERS = 32_000_000  # what a kill loses at most, until shards grow
 _GROUP_CHARACTERS = 2_000_000  # an encoding takes some hundred bytes per token until it is read
 
 
@@ -198,7 +199,7 @@ def tasks_of(pieces: Iterable[TextBlock]) -> Iterator[EncodingBatch]:
             shard_size += size
             before += sum(each.last for each in held)
             held, size, goes_on = [], 0, not piece.last
-            if shard_size >= _SHARD_CHARACTERS:
+            if shard_size >= _SHARD_CHARACTERS << (shard // SHARDS_OF_A_SIZE):
                 shard, shard_size = shard + 1, 0
     if held:
         yield EncodingBatch(shard, held, goes_on, before)

@@ -72,9 +72,16 @@ def load_hub(source: "Source", omissions: Omissions) -> Documents:
             lambda: _streamed(loaded, label, column, omissions),
             reading_signature(repr(facts), omissions),
             omissions=omissions,
+            known_bytes=_split_bytes(loaded, source.split),
         )
     signature = reading_signature(f"{loaded._fingerprint} {column}", omissions)
     return _from_dataset(loaded, label, column, signature, omissions)
+
+
+def _split_bytes(rows: "datasets.IterableDataset", split: str) -> int:
+    """Return the bytes of a split as the hub counts them; 0 where it does not."""
+    splits = getattr(getattr(rows, "info", None), "splits", None) or {}
+    return int(getattr(splits.get(split), "num_bytes", None) or 0)
 
 
 def _streamed(
@@ -173,4 +180,4 @@ def _from_dataset(
         batches = table.iter(batch_size=256)
         return _documents(table_texts(batches, where, column, omissions), where, omissions)
 
-    return Documents(read, signature, omissions=omissions)
+    return Documents(read, signature, omissions=omissions, known_bytes=dataset.data.nbytes)

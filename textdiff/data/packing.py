@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import filterfalse, groupby
 from pathlib import Path
+from typing import Literal
 
 from filelock import FileLock, Timeout
 from transformers import PreTrainedTokenizerFast
@@ -24,12 +25,18 @@ from textdiff.data.answers import encode_turns
 from textdiff.data.backend import encoding_fingerprint, text_backends
 from textdiff.data.document_stream import Documents, TextBlock, iterate_texts
 from textdiff.data.encode import EncodingBatch, encode_tasks, tasks_of
+from textdiff.data.shards import Shard, describe_shards, whole_shards
 from textdiff.data.split import ChangedSource
-from textdiff.data.token_stream import Piece, Shard, TokenStream, describe_shards, whole_shards
+from textdiff.data.token_stream import Piece, TokenStream, note_states
+from textdiff.data.tokenizer import vocabulary_size
 from textdiff.errors import DataError
 
 _FORMAT = 2  # part of the key: raise it when the tokens of unchanged inputs change
 _ABANDONED_SECONDS = 7 * 24 * 3600.0
+
+Verify = Literal["all", "changed", "nothing"]
+"""Files of an entry that are compared with their hashes: all; those whose size or time is not as it
+was when they were last right; or none."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +56,7 @@ def tokenize(
     *,
     num_proc: int,
     cache_dir: str | None,
-    verify: bool = True,
+    verify: Verify = "changed",
     progress: Callable[[int], None] = lambda characters: None,
     conversations: bool = False,
 ) -> TokenStream:
@@ -62,7 +69,7 @@ def tokenize(
         tokenizer: any fast tokenizer.
         num_proc: processes that encode; the stream is the same for every number.
         cache_dir: where `textdiff/<key>/` is kept; None is the cache of `datasets`.
-        verify: compare an entry that exists with its hashes, file by file.
+        verify: files of an entry that exists that are compared with their hashes.
         progress: called with the characters encoded since its last call.
         conversations: whether documents are conversations; their turns are two pieces each.
 
@@ -85,13 +92,13 @@ def tokenize(
     return stream
 
 
-def find_stream(folder: Path, verify: bool) -> TokenStream | None:
+def find_stream(folder: Path, verify: Verify) -> TokenStream | None:
     """Open a cache entry; None if it is missing or damaged.
 
     A damaged entry loses its place: what is whole in it is kept for the building that follows.
     """
     stream = TokenStream.open(folder)
-    if stream is not None and not (verify and stream.damaged()):
+    if stream is not None and (verify == "nothing" or not stream.damaged(verify == "changed")):
         return stream
     if folder.exists():
         _log.warning("the token cache %s is damaged and will be repaired", folder)
@@ -176,6 +183,7 @@ def _build(
     partial.mkdir(parents=True, exist_ok=True)
     finished = whole_shards(partial)
     eos = None if conversations else tokenizer.eos_token_id  # their answers have theirs
+    vocabulary = vocabulary_size(tokenizer)
 
     def is_done(task: EncodingBatch) -> bool:
         if done := task.shard in finished:
@@ -185,7 +193,7 @@ def _build(
     encoded = _encoded(documents, tokenizer, num_proc, conversations, is_done)
     try:
         for number, tasks in groupby(encoded, key=lambda pair: pair[0].shard):
-            with Shard(partial, number, eos) as shard:
+            with Shard(partial, number, eos, vocabulary) as shard:
                 for task, pieces in tasks:
                     shard.write(pieces)
                     progress(task.characters)
@@ -199,4 +207,5 @@ def _build(
             describe_shards(partial, finished, eos)
         else:
             shutil.rmtree(partial, ignore_errors=True)
+    note_states(partial, [finished[number] for number in sorted(finished)])
     os.rename(partial, folder)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from textdiff.data.backend import tokenizer_fingerprint
 from textdiff.data.document_stream import corpus_fingerprint
-from textdiff.data.packing import find_stream
+from textdiff.data.packing import Verify, find_stream
 from textdiff.data.token_stream import TokenStream
 from textdiff.data.tokenizer import pretrained_tokenizer
 from textdiff.errors import DataError
@@ -62,7 +62,7 @@ def write_preparation(entry: Path, prepared: Preparation) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def read_preparation(entry: Path, verify: bool) -> Preparation | None:
+def read_preparation(entry: Path, verify: Verify) -> Preparation | None:
     """Return what an earlier preparation kept; None where any of it is missing or damaged."""
     with suppress(OSError, ValueError, KeyError, TypeError, DataError):
         facts = json.loads((entry / "facts.json").read_text(encoding="utf-8"))

@@ -21,10 +21,16 @@ from math import ceil, gcd, lcm
 import numpy as np
 from numpy.typing import NDArray
 
+from textdiff.data.permutation import ROUNDS, permuted
 from textdiff.data.token_stream import TokenStream
 from textdiff.errors import DataError
 
 _EPOCHS_KEPT = 2  # a batch may straddle two epochs
+# Up to so many rows an order is sorted and kept: 256 MiB and seconds in every worker. More are
+# permuted one by one, in constant memory. Orders depend on this number: it may not change.
+MOST_SORTED = 2**24
+# Numbers of documents are taken modulo this: those of one row follow each other.
+_DOCUMENTS = 2**30
 _ORDER, _PHASE = 0, 1
 
 
@@ -61,6 +67,21 @@ class Epochs:
     def __len__(self) -> int:
         """Return the rows per epoch."""
         raise NotImplementedError
+
+    def shuffled(self, indices: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the epoch of every sample, and its row among the epoch's, [B] each."""
+        epochs, places = np.divmod(np.asarray(indices, np.int64), len(self))
+        rows = np.empty_like(places)
+        for epoch in np.unique(epochs).tolist():
+            chosen = epochs == epoch
+            rows[chosen] = self._shuffle(epoch, places[chosen])
+        return epochs, rows
+
+    def _shuffle(self, epoch: int, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the rows at some places of an epoch's order."""
+        if len(self) > MOST_SORTED:
+            return permuted(places, len(self), self._raw(epoch, _ORDER, ROUNDS))
+        return self._order(epoch)[places]
 
     def _order(self, epoch: int) -> NDArray[np.int64]:
         """Return the order of an epoch's rows."""
@@ -127,14 +148,14 @@ class PackedSequences(Epochs):
         shape = (len(indices), self.sequence_length)
         tokens = np.empty(shape, np.int64)
         documents = np.empty(shape, np.int32)
-        for row, index in enumerate(indices):
-            self._fill(self._start(index), tokens[row], documents[row])
+        epochs, sequences = self.shuffled(indices)
+        phases = {epoch: self._phase(epoch) for epoch in np.unique(epochs).tolist()}
+        for row, (epoch, sequence) in enumerate(
+            zip(epochs.tolist(), sequences.tolist(), strict=True)
+        ):
+            start = phases[epoch] + sequence * self.sequence_length
+            self._fill(start, tokens[row], documents[row])
         return PackedRows(tokens, documents)
-
-    def _start(self, index: int) -> int:
-        epoch, place = divmod(int(index), len(self))
-        sequence = int(self._order(epoch)[place])
-        return self._phase(epoch) + sequence * self.sequence_length
 
     def _fill(self, start: int, tokens: NDArray[np.int64], documents: NDArray[np.int32]) -> None:
         total = len(self.stream)
@@ -142,12 +163,13 @@ class PackedSequences(Epochs):
         stop = min(begin + self.sequence_length, total)
         split = stop - begin
         tokens[:split] = self.stream.read(begin, stop)
-        documents[:split] = self.stream.documents(begin, stop)
+        documents[:split] = self.stream.documents(begin, stop) % _DOCUMENTS
         if split < self.sequence_length:
             rest = self.sequence_length - split
             tokens[split:] = self.stream.read(0, rest)
             # Beyond the end the corpus starts anew: no token there continues the document before.
-            documents[split:] = self.stream.documents(0, rest) + self.stream.num_documents
+            again = self.stream.documents(0, rest) + self.stream.num_documents
+            documents[split:] = again % _DOCUMENTS
 
     def _phase(self, epoch: int) -> int:
         if epoch == 0:

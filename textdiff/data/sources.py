@@ -25,6 +25,9 @@ from textdiff.section import Section
 if TYPE_CHECKING:
     from textdiff.data.sections import Source
 
+COMPRESSED = 3
+"""Bytes of text per byte of compressed files and tables, about."""
+
 _HINT = "; data.on_bad_rows: skip leaves such rows out"
 
 
@@ -118,12 +121,14 @@ class TextFiles(SourceKind):
                 )
         # A table is not read front to back, so its bytes say little about progress.
         plain = all(not suffixes(p)[1] and kind_of_file(p) not in TABLES for p in files.paths)
+        size = sum(path.stat().st_size for path in files.paths)
         omissions.unread = files.left_out
         return Documents(
             lambda: read_files(files, source.text_column, omissions),
             files_signature(files.paths, source.text_column, omissions),
-            sum(path.stat().st_size for path in files.paths) if plain else None,
+            size if plain else None,
             omissions,
+            known_bytes=size if plain else size * COMPRESSED,
         )
 
 

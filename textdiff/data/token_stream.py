@@ -1,10 +1,11 @@
 """A tokenised corpus on disk: a folder of Arrow files (shards), read as one long array."""
 
 import json
-import logging
 import os
+import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,12 @@ from numpy.typing import NDArray
 
 from textdiff.storage import file_hash
 
-_DESCRIPTION = "description.json"
-_SCHEMA = pa.schema(
-    [
-        ("tokens", pa.large_list(pa.field("item", pa.int32(), nullable=False))),
-        pa.field("last", pa.bool_(), nullable=False),  # whether the document ends with this piece
-    ]
-)
+DESCRIPTION = "description.json"
+_CHECKED = "checked.json"
+_TICK = 2_000_000_000  # nanoseconds by which times of files may be rounded
 
 Piece = tuple[NDArray[np.int32], bool]
 """Tokens of a piece, int32 [tokens], and whether its document ends with it."""
-
-_log = logging.getLogger(__name__)
 
 
 class TokenStream:
@@ -50,7 +45,7 @@ class TokenStream:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        description = json.loads((folder / _DESCRIPTION).read_text(encoding="utf-8"))
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         self.shards: list[dict[str, Any]] = description["shards"]
         columns: list[pa.LargeListArray] = []
         lasts: list[NDArray[np.bool_]] = []
@@ -65,10 +60,8 @@ class TokenStream:
         self._chunks = [_values(chunk) for chunk in columns if len(chunk.values)]
         # First position of every chunk, and the total.
         self._starts = np.cumsum([0, *map(len, self._chunks)], dtype=np.int64)
-        ends, last = _piece_ends(columns), np.concatenate([np.empty(0, bool), *lasts])
-        self._edges = np.append(0, ends)  # of the pieces, [pieces + 1]
-        self._pieces = np.append(0, np.flatnonzero(last) + 1)  # [documents + 1]
-        self._ends: NDArray[np.int64] = ends[last]
+        self._columns, self._last = columns, np.concatenate([np.empty(0, bool), *lasts])
+        self._ends: NDArray[np.int64] = _piece_ends(columns)[self._last]
         self.num_documents = len(self._ends)
         counts = (self.num_documents, len(self))
         if counts != (description["documents"], description["tokens"]):
@@ -85,9 +78,20 @@ class TokenStream:
         except (OSError, ValueError, KeyError, TypeError, pa.ArrowException):
             return None
 
-    def damaged(self) -> list[str]:
-        """Read every file and return the names of those that are not what was written."""
-        return [s["name"] for s in self.shards if file_hash(self.folder / s["name"]) != s["sha256"]]
+    def damaged(self, changed_only: bool = False) -> list[str]:
+        """Read files and return the names of those that are not what was written.
+
+        Sizes and times of files are noted where all of them are.
+
+        Args:
+            changed_only: read those alone whose size or time is not the one noted.
+        """
+        noted = _noted(self.folder) if changed_only else {}
+        doubted = [s for s in self.shards if noted.get(s["name"]) != _state(self.folder, s)]
+        bad = [s["name"] for s in doubted if file_hash(self.folder / s["name"]) != s["sha256"]]
+        if doubted and not bad:
+            note_states(self.folder, self.shards)
+        return bad
 
     def __reduce__(self) -> tuple[type["TokenStream"], tuple[Path]]:
         return TokenStream, (self.folder,)
@@ -102,14 +106,23 @@ class TokenStream:
 
     def edges(self, document: int) -> NDArray[np.int64]:
         """Return where the pieces of a document begin and end, int64 [pieces + 1]."""
-        first, last = self._pieces[document : document + 2]
-        edges: NDArray[np.int64] = self._edges[first : last + 1]
-        return edges
+        all_edges, pieces = self._pieces
+        first, last = pieces[document : document + 2]
+        return all_edges[first : last + 1]
+
+    @cached_property
+    def _pieces(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Edges of all pieces, [pieces + 1], and the first piece of each document.
+
+        Conversations alone need them: of a large corpus they take gigabytes in every worker.
+        """
+        edges = np.append(0, _piece_ends(self._columns))
+        return edges, np.append(0, np.flatnonzero(self._last) + 1)
 
     def read(self, start: int, stop: int) -> NDArray[np.int32]:
         """Return the tokens at `start <= position < stop`, int32 [stop - start].
 
-        The array is a read-only view of the file unless it crosses a chunk of some million tokens.
+        Files hold two bytes per token where the vocabulary allows it, and are copied from.
 
         Raises:
             IndexError: the range is not within the stream.
@@ -123,31 +136,59 @@ class TokenStream:
             self._chunks[i][max(start - int(self._starts[i]), 0) : stop - int(self._starts[i])]
             for i in range(first, last + 1)
         ]
-        return views[0] if len(views) == 1 else np.concatenate(views)
+        whole = views[0] if len(views) == 1 else np.concatenate(views)
+        return whole.astype(np.int32, copy=False)
 
-    def documents(self, start: int, stop: int) -> NDArray[np.int32]:
-        """Return the document index of the tokens at the positions of `read`, int32.
+    def documents(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Return the document index of the tokens at the positions of `read`, int64.
 
         Raises:
             IndexError: the range is not within the stream.
         """
         self._check(start, stop)
         if start == stop:
-            return np.empty(0, np.int32)
+            return np.empty(0, np.int64)
         first = int(np.searchsorted(self._ends, start, side="right"))
         last = int(np.searchsorted(self._ends, stop - 1, side="right"))
         edges = np.minimum(self._ends[first : last + 1], stop)
         counts = np.diff(edges, prepend=start)
-        return np.repeat(np.arange(first, last + 1, dtype=np.int32), counts)
+        return np.repeat(np.arange(first, last + 1), counts)
 
     def _check(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"tokens {start}:{stop} of a stream of {len(self)}")
 
 
-def _values(column: pa.LargeListArray) -> NDArray[np.int32]:
-    values: NDArray[np.int32] = column.values.to_numpy(zero_copy_only=True)
+def _values(column: pa.LargeListArray) -> NDArray[Any]:
+    values: NDArray[Any] = column.values.to_numpy(zero_copy_only=True)
     return values
+
+
+def _state(folder: Path, shard: dict[str, Any]) -> list[Any]:
+    """Return what tells a changed file of an entry from an unchanged one."""
+    state = (folder / shard["name"]).stat()
+    return [state.st_size, state.st_mtime_ns, shard["sha256"]]
+
+
+def _noted(folder: Path) -> dict[str, Any]:
+    with suppress(OSError, ValueError):
+        noted = json.loads((folder / _CHECKED).read_text(encoding="utf-8"))
+        return noted if isinstance(noted, dict) else {}
+    return {}
+
+
+def note_states(folder: Path, shards: Sequence[dict[str, Any]]) -> None:
+    """Note sizes and times of files whose hashes are known to be right, where that is possible.
+
+    A file that was written just now is left out: a change in the same tick would not show.
+    """
+    with suppress(OSError):
+        states = {shard["name"]: _state(folder, shard) for shard in shards}
+        latest = time.time_ns() - _TICK
+        states = {name: state for name, state in states.items() if state[1] < latest}
+        scratch = folder / f"{_CHECKED}.unfinished-{os.getpid()}"
+        scratch.write_text(json.dumps(states, indent=1), encoding="utf-8")
+        os.replace(scratch, folder / _CHECKED)
 
 
 def _piece_ends(columns: list[pa.LargeListArray]) -> NDArray[np.int64]:
@@ -158,103 +199,3 @@ def _piece_ends(columns: list[pa.LargeListArray]) -> NDArray[np.int64]:
         ends.append(start + offsets[1:])
         start += int(offsets[-1])
     return np.concatenate(ends)
-
-
-# --- writing -------------------------------------------------------------------------------------
-
-
-class Shard:
-    """One Arrow file of a cache entry while it is written, under a name that says so.
-
-    Leaving its `with` block gives the file its name, or deletes it after an error.
-
-    Args:
-        folder: of the entry.
-        number: of the shard.
-        eos: id that ends documents; None: nothing does.
-    """
-
-    def __init__(self, folder: Path, number: int, eos: int | None) -> None:
-        self.path = folder / _shard_name(number)
-        self._unfinished = self.path.with_suffix(".unfinished")
-        self._end = np.array([] if eos is None else [eos], dtype=np.int32)
-        self._documents = self._tokens = 0
-        self._file = pa.OSFile(str(self._unfinished), "wb")
-        self._writer = pa.ipc.new_file(self._file, _SCHEMA)
-
-    def write(self, pieces: Sequence[Piece]) -> None:
-        """Write pieces of documents."""
-        batch = _record_batch(pieces, self._end)
-        self._writer.write_batch(batch)
-        self._documents += sum(last for _, last in pieces)
-        self._tokens += len(batch.column(0).values)
-
-    def __enter__(self) -> "Shard":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if kind is None:
-            self._writer.close()
-            self._file.close()
-            os.replace(self._unfinished, self.path)
-            return
-        with suppress(OSError, pa.ArrowException):
-            self._file.close()
-        self._unfinished.unlink(missing_ok=True)
-
-    def description(self) -> dict[str, Any]:
-        """Return the size and the hash of the finished file, and what it holds."""
-        return {
-            "name": self.path.name,
-            "documents": self._documents,
-            "tokens": self._tokens,
-            "bytes": self.path.stat().st_size,
-            "sha256": file_hash(self.path),
-        }
-
-
-def _shard_name(number: int) -> str:
-    return f"tokens-{number:05d}.arrow"
-
-
-def _record_batch(pieces: Sequence[Piece], end: NDArray[np.int32]) -> pa.RecordBatch:
-    values = np.concatenate([x for ids, last in pieces for x in (ids, end if last else end[:0])])
-    lengths = np.array([len(ids) + len(end) * last for ids, last in pieces], dtype=np.int64)
-    offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    lists = pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values), type=_SCHEMA[0].type)
-    lasts = pa.array([last for _, last in pieces], pa.bool_())
-    return pa.RecordBatch.from_arrays([lists, lasts], schema=_SCHEMA)
-
-
-def whole_shards(partial: Path) -> dict[int, dict[str, Any]]:
-    """Return the shards of an unfinished (or damaged) entry that are whole, by number.
-
-    All other files are deleted.
-    """
-    try:
-        described = json.loads((partial / _DESCRIPTION).read_text(encoding="utf-8"))["shards"]
-        listed = {int(s["name"][len("tokens-") : -len(".arrow")]): dict(s) for s in described}
-        kept = {n: s for n, s in listed.items() if file_hash(partial / s["name"]) == s["sha256"]}
-    except (OSError, ValueError, KeyError, TypeError):
-        listed = kept = {}
-    for number in listed.keys() - kept.keys():
-        _log.warning("%s is damaged and is encoded again", partial / _shard_name(number))
-    names = {s["name"] for s in kept.values()} | {_DESCRIPTION}
-    for path in partial.iterdir():
-        if path.name not in names:
-            path.unlink()
-    return kept
-
-
-def describe_shards(partial: Path, shards: dict[int, dict[str, Any]], eos: int | None) -> None:
-    """Write the description of an entry that has these shards."""
-    listed = [shards[number] for number in sorted(shards)]
-    description = {
-        "documents": sum(shard["documents"] for shard in listed),
-        "tokens": sum(shard["tokens"] for shard in listed),
-        "eos_token_id": eos,
-        "shards": listed,
-    }
-    scratch = partial / f"{_DESCRIPTION}.unfinished"
-    scratch.write_text(json.dumps(description, indent=1), encoding="utf-8")
-    os.replace(scratch, partial / _DESCRIPTION)

@@ -42,14 +42,14 @@ class _Movable:
 
     def to(self, device: torch.device) -> Self:
         """Copy the batch to a device; from pinned memory nothing waits."""
-        return self._map(lambda x: x.to(device, non_blocking=True))
+        return self.map(lambda x: x.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
         """Copy the batch to memory that a GPU reads by itself; data loaders call it."""
-        return self._map(lambda x: x.pin_memory())
+        return self.map(lambda x: x.pin_memory())
 
-    def _map(self, function: Callable[[Tensor], Tensor]) -> Self:
-        """Return the batch with a function of every tensor."""
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """Apply a function to every tensor."""
         changed: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)

@@ -23,6 +23,7 @@ from textdiff.data.tokenizer import auto_tokenizer
 from textdiff.errors import CheckpointError, DataError, first_line
 from textdiff.evaluate.judges import Judgement, Progress
 from textdiff.export.loading import DTYPES, default_device
+from textdiff.models.transfer import to_device
 from textdiff.storage import file_hash
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
@@ -212,7 +213,7 @@ class CausalJudge:
         rows = [torch.tensor(window.ids) for window in batch]
         ids = pad_sequence(rows, batch_first=True)  # [B, S]
         real = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)  # [B, S]
-        return ids.to(self.model.device), real.to(self.model.device)
+        return to_device(ids, self.model.device), to_device(real, self.model.device)
 
     @torch.inference_mode()
     def _nats(self, batch: Sequence[Window]) -> list[float]:

@@ -15,6 +15,7 @@ from textdiff.errors import CheckpointError, overflow_advice
 from textdiff.likelihood.estimators.estimator import Estimator, WindowBatch
 from textdiff.loss import Batch, PositionTerms, corrupt
 from textdiff.models import Denoiser
+from textdiff.models.transfer import to_device
 from textdiff.sampling.request import Preparer
 
 Reading = Callable[[PositionTerms, slice, Prediction], Tensor]
@@ -123,7 +124,8 @@ class Scorer:
         )
 
     def _read(self, batch: Batch, read: Reading) -> Tensor:
-        terms = PositionTerms(self.denoiser, self.family, batch.to(self.denoiser.device))
+        batch = batch.map(lambda x: to_device(x, self.denoiser.device))
+        terms = PositionTerms(self.denoiser, self.family, batch)
         nats = [read(terms, chunk, prediction) for chunk, prediction in terms.predictions()]
         return torch.cat(nats).cpu() if nats else torch.zeros(0, dtype=torch.float64)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from textdiff.diffusion.objectives import Prediction
 from textdiff.errors import ConfigError
-from textdiff.models.transfer import to_device
+from textdiff.models.transfer import on_device, to_device
 from textdiff.sampling.constraints import Constraint
 from textdiff.sampling.context import Context, SegmentInfo
 from textdiff.sampling.guidance import GuidedPrediction
@@ -184,11 +184,12 @@ class Controls:
             early = to_device(early, context.canvas.device) if bool(early.any()) else None
         if not self.banned and early is None:
             return None
-        allowed = context.vocabulary.clean.repeat(len(context.positions), 1)
-        allowed[:, list(self.banned)] = False
-        if early is not None:
-            allowed[:, list(self.end_tokens)] &= ~early[:, None]
-        return allowed
+        clean = context.vocabulary.clean
+        allowed = clean.index_fill(0, on_device(clean, self.banned), False)  # [V]
+        if early is None:
+            return allowed.expand(len(context.positions), -1)
+        ends = torch.zeros_like(clean).index_fill(0, on_device(clean, self.end_tokens), True)
+        return allowed & ~(ends & early[:, None])
 
     def temperature(self, context: Context | None, device: torch.device) -> float | Tensor:
         """Return the temperature, or [N, 1] of them."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from textdiff.diffusion.objectives.objective import pick
 from textdiff.errors import TextDiffError
+from textdiff.models.transfer import to_device
 from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
 
@@ -140,9 +141,10 @@ def _draw_jointly(
     columns = context.column
     for column in torch.unique(columns):
         which = (columns == column).nonzero().squeeze(1)
-        on_device = which.to(tokens.device)
-        tokens[on_device] = choose(draws.allow(which), on_device)
-        draws.put(which, tokens[on_device])
+        sent = to_device(which, tokens.device)
+        drawn = choose(draws.allow(which), sent)
+        tokens = tokens.index_copy(0, sent, drawn)
+        draws.put(which, drawn)
     return tokens
 
 

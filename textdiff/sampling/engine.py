@@ -17,7 +17,7 @@ from textdiff.diffusion.family import Family
 from textdiff.diffusion.randomness import Stream, signed, uniforms
 from textdiff.errors import ConfigError
 from textdiff.models import Denoiser
-from textdiff.models.transfer import on_device
+from textdiff.models.transfer import on_device, to_device
 from textdiff.sampling.cached import ApproximatePredictor, CachedPredictor
 from textdiff.sampling.context import SegmentInfo
 from textdiff.sampling.guidance import GuidedPredictor, check_guidance
@@ -141,7 +141,7 @@ class Engine:
         text = self.family.on_cpu.process.prior((len(job.prompts), self.width), u)  # [R, W]
         fixed = [token for prompt in job.prompts for token in prompt if token is not None]
         text[:, : job.given.shape[1]][job.given] = torch.tensor(fixed, dtype=torch.int64)
-        return text.to(self.model.device)
+        return to_device(text, self.model.device)
 
     def _open_places(self) -> Tensor:
         """Return which places of the texts may be written, [R, W] bool.
@@ -180,6 +180,7 @@ class Engine:
             uniforms=_uniforms(self.seeds[active], self.numbers[active], ordinals, columns),
             controls=self.controls.within(info),
         )
+        self.predictor.follow(segment.places)
         return Area(segment, active, place, written, torch.minimum(starts + widths, lengths))
 
     def _fill(self, area: "Area") -> Iterator[Step]:
@@ -203,7 +204,7 @@ class Engine:
         if not self.parts:
             yield from self.rule(segment)
             return
-        watch = Watch(segment.denoise, segment.process, segment.frozen, self.parts)
+        watch = Watch(segment.denoise, segment.process, segment.places, self.parts)
         for step in self.rule(replace(segment, denoise=watch)):
             yield watch.fill(step)
 

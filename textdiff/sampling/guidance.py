@@ -25,7 +25,9 @@ from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.errors import ConfigError
 from textdiff.models.transfer import to_device
+from textdiff.sampling.parts import lazily
 from textdiff.sampling.predictor import Predictor
+from textdiff.sampling.previous import OpenPlaces
 
 Transition = Callable[[Prediction, Tensor], Tensor]
 """transition(prediction, tokens [N]) -> [N, V] float64 weights of the next tokens."""
@@ -95,13 +97,23 @@ class GuidedPredictor(Predictor):
         self.unconditional.enter(masked, starts - self.left_out, widths, frozen)
         self._count()
 
+    def follow(self, places: OpenPlaces) -> None:
+        """Give both the open positions; this one keeps no predictions."""
+        self.conditional.follow(places)
+        self.unconditional.follow(places)
+
     def _predict(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
         """Predict by two network calls on the rows that own the positions."""
         mask = self.family.process.mask_token_id
         conditional = self.conditional(canvas, t, positions)
         unconditional = self.unconditional(canvas.masked_fill(self.prompt, mask), t, positions)
         self._count()
-        return GuidedPrediction.of(conditional, unconditional, self.weight)
+
+        def make(index: Tensor | slice) -> Prediction:
+            pair = conditional.at(index), unconditional.at(index)
+            return GuidedPrediction.of(*pair, self.weight)
+
+        return lazily(len(positions), len(self.family.process.vocabulary.clean), make)
 
     def _without_prompt(self, text: Tensor, slots: slice) -> Tensor:
         """Return the text of some slots with the prompt masked, or left out."""

@@ -22,8 +22,9 @@ from textdiff.models import (
     sampling_layout,
     shift_right,
 )
-from textdiff.models.transfer import to_device
-from textdiff.sampling.previous import PreviousPredictions
+from textdiff.models.transfer import on_device, to_device
+from textdiff.sampling.parts import by_parts, lazily
+from textdiff.sampling.previous import OpenPlaces, PreviousPredictions
 
 
 class Predictor(ABC):
@@ -85,8 +86,12 @@ class Predictor(ABC):
             widths: [A] CPU positions of each canvas; what is beyond is padding.
             frozen: [A, S] bool on the CPU, canvas positions that the segment does not change.
         """
+        self.follow(OpenPlaces(frozen, self.family.process))
+
+    def follow(self, places: OpenPlaces) -> None:
+        """Take the open positions of the segment from its rule, rather than from the canvas."""
         if self.model.self_conditioning is not None:
-            self.previous = PreviousPredictions(self.model, self.family.process, frozen)
+            self.previous = PreviousPredictions(self.model, places)
 
     def __call__(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
         """Predict [N] flat CPU positions of canvas [A, S] at times t [A]."""
@@ -95,7 +100,7 @@ class Predictor(ABC):
         wanted = self.previous.wanted(canvas, positions)
         prediction = self._predict(canvas, t, wanted)
         self.previous.keep(wanted, prediction)
-        return prediction.at(torch.searchsorted(wanted, positions).to(canvas.device))
+        return prediction.at(on_device(canvas, torch.searchsorted(wanted, positions)))
 
     @abstractmethod
     def _predict(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
@@ -124,18 +129,29 @@ class Predictor(ABC):
     ) -> Prediction:
         """Read logits [N, V] at positions [N], and note if they are not finite."""
         self._dtype = logits.dtype
+        count, size = logits.shape
         if len(logits):
-            read = self.family.objective.outputs
-            # NaN or infinite if any of a row is. Minus infinity is an impossible token, but in a
-            # narrow dtype it is what an overflow leaves.
-            finite = logits.masked_fill(~read, -torch.inf).amax(-1).isfinite().all()
-            if logits.dtype not in (torch.float32, torch.float64):
-                finite = finite & (logits.masked_fill(~read, 0.0) > -torch.inf).all()
-            self._broken = self._broken | ~finite.to(self._broken.device)
+            broken = by_parts(count, size, lambda chunk: self._is_broken(logits[chunk])[None])
+            self._broken = self._broken | broken.any().to(self._broken.device)
             if logits.device.type == "cpu":  # elsewhere it would be a synchronisation per call
                 self.check()
         xt = canvas.flatten()[to_device(positions, canvas.device)]  # [N]
-        return self.family.objective.predict(logits, xt, to_device(alpha, canvas.device))
+        alpha = to_device(alpha, canvas.device)
+
+        def make(index: Tensor | slice) -> Prediction:
+            return self.family.objective.predict(logits[index], xt[index], alpha[index])
+
+        return lazily(count, size, make)
+
+    def _is_broken(self, logits: Tensor) -> Tensor:
+        """Return whether any of logits [n, V] that are read is not finite, on their device."""
+        read = self.family.objective.outputs
+        # NaN or infinite if any of a row is. Minus infinity is an impossible token, but in a
+        # narrow dtype it is what an overflow leaves.
+        finite = logits.masked_fill(~read, -torch.inf).amax(-1).isfinite().all()
+        if logits.dtype not in (torch.float32, torch.float64):
+            finite = finite & (logits.masked_fill(~read, 0.0) > -torch.inf).all()
+        return ~finite
 
 
 def in_groups(groups: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:

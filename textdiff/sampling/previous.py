@@ -1,4 +1,4 @@
-"""Earlier predictions of the positions of a segment, for networks with self-conditioning.
+"""Open positions of a segment, and earlier predictions of them, for networks that read these.
 
 A call reads what the last call of the same row predicted at the positions that are still open, and
 predicts all of these. The first call of a segment reads nothing, and neither does a position that
@@ -13,27 +13,49 @@ from torch import Tensor
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.models import Denoiser, Previous
+from textdiff.models.transfer import to_device
+from textdiff.sampling.parts import by_parts
 
 
-def open_places(canvas: Tensor, frozen: Tensor, process: ForwardProcess) -> Tensor:
-    """Return [A, S] bool: masks, or all that may change under other noise.
+class OpenPlaces:
+    """Positions of a segment that hold masks; under other noise, all that may change.
+
+    The CPU cannot read a canvas without waiting for its device, and need not: it is the CPU that
+    says which positions are written.
 
     Args:
-        canvas: [A, S] tokens.
         frozen: [A, S] bool on the CPU, positions that never change.
         process: the noise.
+        followed: whether `close` and `reopen` tell of every change, from a canvas of noise on; else
+            the canvas is read.
     """
-    still = ~frozen.to(canvas.device)
-    if not process.replaces_tokens:
-        still = still & (canvas == process.mask_token_id)
-    return still
+
+    def __init__(self, frozen: Tensor, process: ForwardProcess, followed: bool = False):
+        self.process, self.followed = process, followed
+        self.now = ~frozen  # [A, S] on the CPU
+
+    def on(self, canvas: Tensor) -> Tensor:
+        """Return the open positions of the canvas as it is, [A, S] bool on the CPU."""
+        if self.followed or self.process.replaces_tokens:
+            return self.now
+        return self.now & (canvas == self.process.mask_token_id).cpu()
+
+    def close(self, positions: Tensor) -> None:
+        """Note that flat positions [N] got tokens."""
+        if not self.process.replaces_tokens:
+            now = self.now.flatten().index_fill(0, positions, False)
+            self.now = now.view_as(self.now)
+
+    def reopen(self, where: Tensor) -> None:
+        """Note that positions [A, S] bool were masked again."""
+        self.now = self.now | where
 
 
 def widened(positions: Tensor, still: Tensor) -> Tensor:
     """Return flat CPU positions and all that are open [A, S] in the same rows, in order."""
     asked = torch.zeros(still.numel(), dtype=torch.bool).index_fill(0, positions, True)
     called = asked.view(still.shape).any(1, keepdim=True)
-    return (asked | (called & still.cpu()).flatten()).nonzero().squeeze(1)
+    return (asked | (called & still).flatten()).nonzero().squeeze(1)
 
 
 class PreviousPredictions:
@@ -41,29 +63,33 @@ class PreviousPredictions:
 
     Args:
         model: the network.
-        process: the noise.
-        frozen: [A, S] bool on the CPU, positions that never change.
+        places: open positions of the segment.
     """
 
-    def __init__(self, model: Denoiser, process: ForwardProcess, frozen: Tensor):
-        self.model, self.process, self.frozen = model, process, frozen
-        self.known = torch.zeros_like(frozen).flatten()  # [A * S], on the CPU
+    def __init__(self, model: Denoiser, places: OpenPlaces):
+        self.model, self.places, self.process = model, places, places.process
+        self.known = torch.zeros_like(places.now).flatten()  # [A * S], on the CPU
         self.open = self.known
         self.expected: Tensor | None = None  # [A * S, H]
 
     def wanted(self, canvas: Tensor, positions: Tensor) -> Tensor:
         """Return the flat positions that a call predicts, of which a rule asks for some."""
-        still = open_places(canvas, self.frozen, self.process).cpu()
+        still = self.places.on(canvas)
         self.open = still.flatten()
         return widened(positions, still)
 
     def keep(self, positions: Tensor, prediction: Prediction) -> None:
         """Replace what is known of the rows of these positions [N]."""
-        new = self.model.expected(prediction.log_x0)  # [N, H]
+        rows = self.process.vocabulary.clean
+
+        def expected(chunk: slice) -> Tensor:
+            return self.model.expected(prediction.at(chunk).log_x0)
+
+        new = by_parts(len(positions), len(rows), expected)  # [N, H]
         if self.expected is None:
             self.expected = new.new_zeros(self.known.numel(), new.shape[-1])
-        self.expected = self.expected.index_copy(0, positions.to(new.device), new)
-        width = self.frozen.shape[1]
+        self.expected = self.expected.index_copy(0, to_device(positions, new.device), new)
+        width = self.places.now.shape[1]
         self.known.view(-1, width)[torch.unique(positions // width)] = False
         self.known[positions] = self.open[positions]
 
@@ -78,4 +104,5 @@ class PreviousPredictions:
         if self.expected is None or not bool(known.any()):
             return None
         device = self.expected.device
-        return Previous(places[known].to(device), self.expected[positions[known].to(device)])
+        here = to_device(positions[known], device)
+        return Previous(to_device(places[known], device), self.expected[here])

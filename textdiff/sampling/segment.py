@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from textdiff.diffusion.objectives import Prediction
+from textdiff.diffusion.objectives.objective import pick
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.randomness import Stream
 from textdiff.diffusion.schedule import NoiseSchedule
@@ -21,16 +22,14 @@ from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens, draw_weighed
 from textdiff.sampling.guidance import Transition, next_token_weights
+from textdiff.sampling.parts import EVERY, by_parts
+from textdiff.sampling.previous import OpenPlaces
 
 Denoise = Callable[[Tensor, Tensor, Tensor], Prediction]
 """denoise(canvas [R, S], t [R], positions [N]) -> Prediction.
 
 It runs the network on the rows that own the positions.
 """
-
-# Weights of next tokens alive at once: 2 ** 27 of them are 1 GiB in float64, of which transitions
-# hold a few. All positions of 16 texts of 1,024 tokens would have 6.6 GB for GPT-2's vocabulary.
-WEIGHTS = 2**27
 
 Uniforms = Callable[[Stream, int], Tensor]
 """uniforms(stream, scheduled step) -> [R, S] float64, whatever rows share the batch."""
@@ -111,6 +110,7 @@ class Segment:
         uniforms: source of randomness.
         controls: how tokens are drawn from predictions.
         calls: network calls so far.
+        places: its open positions, followed as it is filled.
     """
 
     denoise: Denoise
@@ -122,6 +122,11 @@ class Segment:
     uniforms: Uniforms
     controls: Controls
     calls: int = 0
+    places: OpenPlaces = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.places is None:
+            self.places = OpenPlaces(self.frozen, self.process, followed=True)
 
     def send(self, x: Tensor) -> Tensor:
         """Copy a tensor of the CPU to the device of the canvas, without waiting for it."""
@@ -149,10 +154,18 @@ class Segment:
         self.calls += 1
         return self.denoise(self.canvas, t, positions)
 
+    def by_parts(
+        self, count: int, read: Callable[[slice], Tensor], together: bool = False
+    ) -> Tensor:
+        """Return what a function makes of positions, some at a time, or of all of them together."""
+        if together:
+            return read(EVERY)
+        return by_parts(count, len(self.process.vocabulary.clean), read)
+
     def draw(
         self,
         positions: Tensor,
-        log_x0: Tensor,
+        prediction: Prediction | Tensor,
         t: Tensor,
         step: int = 0,
         controls: Controls | None = None,
@@ -161,19 +174,49 @@ class Segment:
 
         Args:
             positions: [N] flat CPU positions.
-            log_x0: [N, V] raw log-probabilities.
+            prediction: of these positions, or [N, V] raw log-probabilities.
             t: [R] time of each row.
             step: scheduled step whose uniforms choose the tokens; 0 where every position is drawn
                 once.
             controls: other controls than the segment's.
         """
-        u = self.token_uniforms(positions, step)
-        return draw_tokens(log_x0, u, controls or self.controls, self.context(positions, t))
+        used, u = controls or self.controls, self.token_uniforms(positions, step)
+        if isinstance(prediction, Tensor):
+            prediction = Prediction(prediction)
 
-    def put(self, positions: Tensor, tokens: Tensor) -> None:
-        """Replace the canvas by one with other tokens at some positions."""
+        def draw(chunk: slice) -> Tensor:
+            context = self.context(positions[chunk], t)
+            return draw_tokens(prediction.at(chunk).log_x0, u[chunk], used, context)
+
+        # A constraint decides on all of them together.
+        return self.by_parts(len(positions), draw, together=used.constraint is not None)
+
+    def likeliest(self, prediction: Prediction, count: int) -> Tensor:
+        """Return the likeliest clean token at each of the positions, [N]."""
+        return self.by_parts(count, lambda chunk: prediction.at(chunk).log_x0.argmax(-1))
+
+    def log_chances(self, prediction: Prediction, tokens: Tensor) -> Tensor:
+        """Return the raw log-probabilities of clean tokens [N] at their positions, [N] float64."""
+        return self.by_parts(
+            len(tokens), lambda chunk: pick(prediction.at(chunk).log_x0, tokens[chunk])
+        )
+
+    def put(self, positions: Tensor, tokens: Tensor, closed: Tensor | None = None) -> None:
+        """Replace the canvas by one with other tokens at some positions.
+
+        Args:
+            positions: [N] flat CPU positions.
+            tokens: [N] on the device.
+            closed: those of the positions whose tokens are not the mask; None: all of them.
+        """
         at = self.send(positions)
         self.canvas = self.canvas.flatten().index_copy(0, at, tokens).view_as(self.canvas)
+        self.places.close(positions if closed is None else closed)
+
+    def mask(self, where: Tensor) -> None:
+        """Replace the canvas by one with masks at positions [R, S] bool on the CPU."""
+        self.canvas = self.canvas.masked_fill(self.send(where), self.process.mask_token_id)
+        self.places.reopen(where)
 
     def step(self, changed: Tensor, t: Tensor, **options: Any) -> Step:
         """Return the step that ends with the canvas as it is."""
@@ -182,7 +225,7 @@ class Segment:
     def write(
         self,
         positions: Tensor,
-        log_x0: Tensor,
+        prediction: Prediction | Tensor,
         t: Tensor,
         greedy: bool | Tensor = False,
         **options: Any,
@@ -191,22 +234,22 @@ class Segment:
 
         Args:
             positions: [N] flat CPU positions.
-            log_x0: [N, V] raw log-probabilities.
+            prediction: of these positions, or [N, V] raw log-probabilities.
             t: [R] time of each row.
             greedy: whether to take the likeliest tokens, or [N] bool on the CPU, where to.
             options: optional fields of the step.
         """
-        tokens = self.draw(positions, log_x0, t)
+        tokens = self.draw(positions, prediction, t)
         greedy = torch.as_tensor(greedy).expand(len(positions))
         if bool(greedy.any()):  # on the CPU
-            best = self.draw(positions, log_x0, t, controls=self.controls.cold())
+            best = self.draw(positions, prediction, t, controls=self.controls.cold())
             tokens = torch.where(self.send(greedy), best, tokens)
         self.put(positions, tokens)
         return self.step(positions, t, **options)
 
     def reveal(self, positions: Tensor, t: Tensor, greedy: bool | Tensor = False) -> Step:
         """Predict masked positions [N] at times t [R], and write their tokens; see `write`."""
-        return self.write(positions, self.predict(positions, t).log_x0, t, greedy)
+        return self.write(positions, self.predict(positions, t), t, greedy)
 
     def redraw(
         self,
@@ -241,12 +284,11 @@ class Segment:
             weights = _possible(weights, shaped.log_x0) if last else weights
             return draw_weighed(weights, u[chunk], drawing, context)
 
-        count = max(1, len(positions))
-        size = max(1, WEIGHTS // len(self.process.vocabulary.clean))
-        size = count if drawing.constraint else size  # it decides on all of them together
-        tokens = torch.cat([draw(slice(at, at + size)) for at in range(0, count, size)])
-        self.put(positions, tokens)
-        return positions[(tokens != before).cpu()]
+        together = drawing.constraint is not None  # it decides on all of them together
+        tokens = self.by_parts(len(positions), draw, together)
+        changed = positions[(tokens != before).cpu()]
+        self.put(positions, tokens, closed=changed)
+        return changed
 
 
 def _possible(weights: Tensor, log_x0: Tensor) -> Tensor:

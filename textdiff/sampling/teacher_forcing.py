@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from textdiff.diffusion.family import Family
+from textdiff.diffusion.objectives import Prediction
 from textdiff.errors import ConfigError
 from textdiff.models import Denoiser
+from textdiff.models.transfer import to_device
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import log_chances
 from textdiff.sampling.engine import Area, Engine
@@ -46,15 +48,22 @@ class ForcedSegment(Segment):
     def draw(
         self,
         positions: Tensor,
-        log_x0: Tensor,
+        prediction: Prediction | Tensor,
         t: Tensor,
         step: int = 0,
         controls: Controls | None = None,
     ) -> Tensor:
         """Return the text's tokens, and record how likely it was to draw them."""
-        tokens = self.target.flatten()[positions.to(self.target.device)]
-        context = self.context(positions, t)
-        self.record(positions, log_chances(log_x0, tokens, controls or self.controls, context))
+        used, tokens = controls or self.controls, self.target.flatten()[self.send(positions)]
+        if isinstance(prediction, Tensor):
+            prediction = Prediction(prediction)
+
+        def chances(chunk: slice) -> Tensor:
+            context = self.context(positions[chunk], t)
+            return log_chances(prediction.at(chunk).log_x0, tokens[chunk], used, context)
+
+        together = used.constraint is not None
+        self.record(positions, self.by_parts(len(positions), chances, together))
         return tokens
 
 
@@ -75,7 +84,7 @@ class ForcedEngine(Engine):
         super().__init__(model, family, request)
         check_likelihood(self.rule)
         missing = self.width - texts.shape[1]
-        self.texts = torch.nn.functional.pad(texts, (0, missing)).to(model.device)
+        self.texts = to_device(torch.nn.functional.pad(texts, (0, missing)), model.device)
         self.drawn: list[tuple[Tensor, Tensor]] = []
 
     def log_likelihoods(self) -> Tensor:
@@ -93,7 +102,7 @@ class ForcedEngine(Engine):
         self._check_once(place)
         rows, width = self.texts.shape
         flat = torch.zeros(rows * width, dtype=torch.float64, device=log_p.device)
-        return flat.index_copy(0, place.to(log_p.device), log_p).view(rows, width)
+        return flat.index_copy(0, to_device(place, log_p.device), log_p).view(rows, width)
 
     def _next_area(self) -> Area:
         area = super()._next_area()
@@ -101,7 +110,7 @@ class ForcedEngine(Engine):
         def record(positions: Tensor, log_p: Tensor) -> None:
             self.drawn.append((area.place.flatten()[positions], log_p))
 
-        target = self.texts.flatten()[area.place.to(self.texts.device)]
+        target = self.texts.flatten()[to_device(area.place, self.texts.device)]
         segment = ForcedSegment(**vars(area.segment), target=target, record=record)
         return Area(segment, area.active, area.place, area.written, area.ends)
 

@@ -3,7 +3,7 @@
 Rules do not depend on them. A `Watch` stands between a rule and the network, keeps the last
 prediction, and fills the optional parts of the steps that the rule yields:
 
-    watch = Watch(denoise, process, frozen, {"draft", "confidence"})
+    watch = Watch(denoise, process, segment.places, {"draft", "confidence"})
     for step in rule(replace(segment, denoise=watch)):
         step = watch.fill(step)
 
@@ -13,6 +13,7 @@ called. Confidences and entropies cost nothing that the rule has not asked for.
 
 from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,9 @@ from torch import Tensor
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.errors import ConfigError, closest
-from textdiff.sampling.previous import open_places, widened
+from textdiff.models.transfer import on_device, to_device
+from textdiff.sampling.parts import by_parts
+from textdiff.sampling.previous import OpenPlaces, widened
 from textdiff.sampling.segment import Denoise, Step
 
 PARTS = ("draft", "confidence", "entropy")
@@ -33,7 +36,7 @@ class Watch:
     Args:
         denoise: the network.
         process: forward process.
-        frozen: [R, L] bool on the CPU.
+        places: open positions of the segment.
         parts: which of `PARTS` to fill.
 
     Raises:
@@ -41,61 +44,73 @@ class Watch:
     """
 
     def __init__(
-        self, denoise: Denoise, process: ForwardProcess, frozen: Tensor, parts: Collection[str]
+        self, denoise: Denoise, process: ForwardProcess, places: OpenPlaces, parts: Collection[str]
     ):
         for name in set(parts) - set(PARTS):
             hint = closest(name, PARTS)
             raise ConfigError(f"steps have no part {name!r}; {hint}", code="unknown_part")
-        self.denoise, self.process, self.frozen, self.parts = denoise, process, frozen, parts
+        self.denoise, self.process, self.places, self.parts = denoise, process, places, parts
         self.likely: Tensor | None = None  # [R, L] likeliest tokens, each row's of its last call
 
     def __call__(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
         """Return the predictions of the network, and keep them."""
         asked = positions
         if "draft" in self.parts:
-            asked = widened(positions, open_places(canvas, self.frozen, self.process))
-        prediction = self.denoise(canvas, t, asked)
-        self.sorted, order = asked.sort()
-        self.order, self.prediction = order.to(canvas.device), prediction
+            asked = widened(positions, self.places.on(canvas))
+        self.prediction = prediction = self.denoise(canvas, t, asked)
+        self.sorted, self.order = asked.sort()
         if "draft" in self.parts:
-            here = asked.to(canvas.device)
+            here = to_device(asked, canvas.device)
             likely = canvas if self.likely is None else self.likely
-            best = prediction.log_x0.argmax(-1)
+            best = by_parts(*self._shape(asked), lambda s: prediction.at(s).log_x0.argmax(-1))
             self.likely = likely.flatten().index_copy(0, here, best).view_as(canvas)
         if len(asked) == len(positions):
             return prediction
-        return prediction.at(self._rows(positions))
+        return prediction.at(on_device(canvas, self._rows(positions)))
 
     def fill(self, step: Step) -> Step:
         """Return the step with the parts that were asked for; NaN where nothing was predicted."""
         if "draft" in self.parts and self.likely is not None:
-            still = open_places(step.canvas, self.frozen, self.process)
-            draft = torch.where(still, self.likely, step.canvas)
-            step = replace(step, draft=draft)
-        if "confidence" in self.parts or "entropy" in self.parts:
-            at = torch.searchsorted(self.sorted, step.changed).clamp(max=len(self.sorted) - 1)
-            now = step.canvas.flatten()[step.changed.to(step.canvas.device)]
-            drawn = (now != self.process.mask_token_id).cpu()  # no mask is ever drawn
-            if step.remasked is not None:
-                drawn = drawn & ~torch.isin(step.changed, step.remasked)
-            known = (self.sorted[at] == step.changed) & drawn
-            log_x0 = self.prediction.log_x0[self.order[at[known].to(self.order.device)]]
-            if "confidence" in self.parts:
-                tokens = now[known.to(now.device)]
-                chance = log_x0.gather(-1, tokens[:, None]).squeeze(-1).exp()
-                step = replace(step, confidence=_spread(chance, known))
-            if "entropy" in self.parts and step.entropy is None:
+            still = to_device(self.places.on(step.canvas), step.canvas.device)
+            step = replace(step, draft=torch.where(still, self.likely, step.canvas))
+        wanted = [name for name in PARTS[1:] if name in self.parts and getattr(step, name) is None]
+        if not wanted:
+            return step
+        whole = torch.full((len(wanted), len(step.changed)), torch.nan, dtype=torch.float64)
+        known = self._known(step)
+        whole[:, known] = self._numbers(step.canvas, step.changed[known], wanted).cpu()  # waits
+        numbers: dict[str, Any] = dict(zip(wanted, whole.unbind(), strict=True))
+        return replace(step, **numbers)
+
+    def _known(self, step: Step) -> Tensor:
+        """Return [N] bool, changed positions that were predicted and not noised again."""
+        at = torch.searchsorted(self.sorted, step.changed).clamp(max=len(self.sorted) - 1)
+        known = self.sorted[at] == step.changed
+        if step.remasked is None:
+            return known
+        return known & ~torch.isin(step.changed, step.remasked)
+
+    def _numbers(self, canvas: Tensor, positions: Tensor, wanted: Collection[str]) -> Tensor:
+        """Return [parts, n] float64 numbers of tokens that were drawn; NaN where one is a mask."""
+        drawn = canvas.flatten()[on_device(canvas, positions)][:, None]  # [n, 1]
+        prediction = self.prediction.at(on_device(canvas, self._rows(positions)))
+
+        def numbers(chunk: slice) -> Tensor:
+            log_x0 = prediction.at(chunk).log_x0
+            columns = []
+            if "confidence" in wanted:
+                columns.append(log_x0.gather(-1, drawn[chunk]).squeeze(-1).exp().double())
+            if "entropy" in wanted:
                 nats = torch.special.entr(log_x0.exp()).sum(-1, dtype=torch.float64)
-                step = replace(step, entropy=_spread(nats, known))
-        return step
+                columns.append(nats)
+            return torch.stack(columns, dim=1)  # [n, parts]
+
+        whole = by_parts(*self._shape(positions), numbers)
+        return whole.where(drawn != self.process.mask_token_id, torch.nan).t()  # never drawn
+
+    def _shape(self, positions: Tensor) -> tuple[int, int]:
+        return len(positions), len(self.process.vocabulary.clean)
 
     def _rows(self, positions: Tensor) -> Tensor:
-        """Return the indices of the predictions at positions."""
-        return self.order[torch.searchsorted(self.sorted, positions).to(self.order.device)]
-
-
-def _spread(values: Tensor, known: Tensor) -> Tensor:
-    """Return values [N] float64 on the CPU where known, NaN elsewhere."""
-    whole = torch.full(known.shape, torch.nan, dtype=torch.float64)
-    whole[known] = values.double().cpu()
-    return whole
+        """Return the indices of the predictions at positions, on the CPU."""
+        return self.order[torch.searchsorted(self.sorted, positions)]

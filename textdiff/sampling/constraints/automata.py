@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from textdiff.errors import ConfigError
+from textdiff.models.transfer import to_device
 from textdiff.sampling.constraints.expressions import Nondeterministic, read
 
 MOST_STATES = 4000
@@ -169,13 +170,15 @@ class TokenAutomaton:
             end_class = columns.shape[1]
             columns = torch.cat([columns, moves[:, end_token : end_token + 1]], dim=1)
             classes[end_token] = end_class
-        moves, classes = columns.to(device), classes.to(device)
-        return cls(moves, classes, accepting.to(device), final.to(device), end_class)
+        moves, classes = to_device(columns, device), to_device(classes, device)
+        accepting, final = to_device(accepting, device), to_device(final, device)
+        return cls(moves, classes, accepting, final, end_class)
 
     @cached_property
     def used(self) -> Tensor:
         """[C] bool: classes that hold a token."""
-        return torch.bincount(self.classes, minlength=self.moves.shape[1]) > 0
+        none = torch.zeros(self.moves.shape[1], dtype=torch.bool, device=self.moves.device)
+        return none.index_fill(0, self.classes, True)  # counting them would wait for the device
 
     def before(self, ahead: Tensor, ending: bool = True) -> Tensor:
         """Return [..., Q] log-weights of states one open place earlier: 0 where a token leads on.

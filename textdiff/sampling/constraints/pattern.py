@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from textdiff.errors import ConfigError
+from textdiff.models.transfer import to_device
 from textdiff.sampling.constraints.automata import TokenAutomaton, byte_automaton
 from textdiff.sampling.context import Context, SegmentInfo
 from textdiff.sampling.job import Job
@@ -150,20 +151,22 @@ class PatternDraws:
         self._advance(column)
         paths = self.ahead[column + 1][rows][:, self.machine.moves]  # [n, Q, C]
         chance = (self.states[rows][:, :, None] + paths).amax(1)  # [n, C]
-        outside = ~self.inside[rows, column]
-        chance = chance.masked_fill(outside[:, None].to(self.device), 0.0)
-        return self.log_weights[which.to(self.device)] + chance[:, self.machine.classes]
+        outside = ~self.inside[:, column][rows]
+        chance = chance.masked_fill(outside[:, None], 0.0)
+        return self.log_weights[self._sent(which)] + chance[:, self.machine.classes]
 
     def put(self, which: Tensor, tokens: Tensor) -> None:
         """Fix the tokens drawn there; see `Draws`."""
         column, rows = self._at(which)
-        self.weights[rows, column] = self._only(self.machine.classes[tokens])
-        self.still[rows, column] = False
+        self.weights[:, column].index_copy_(0, rows, self._only(self.machine.classes[tokens]))
 
     # --- inside ---
 
+    def _sent(self, x: Tensor) -> Tensor:
+        return to_device(x, self.device)
+
     def _at(self, which: Tensor) -> tuple[int, Tensor]:
-        return int(self.context.column[which[0]]), self.context.row[which]
+        return int(self.context.column[which[0]]), self._sent(self.context.row[which])
 
     def _only(self, classes: Tensor) -> Tensor:
         """Return [..., C] log-weights: 0 for one class each."""
@@ -172,7 +175,10 @@ class PatternDraws:
         return never.scatter(-1, classes[..., None], 0.0)
 
     def _find_holes(self) -> None:
-        """Set which places [A, S] are inside a hole, its first or last, and which stay open."""
+        """Set which places [A, S] are inside a hole, its first or last, and which stay open.
+
+        All are computed on the CPU and sent together; masks are compared on the device.
+        """
         canvas, info = self.context.canvas, self.info
         place = info.starts[:, None] + torch.arange(canvas.shape[1])  # [A, S]
         given = torch.nn.functional.pad(info.given, (1, 1), value=True)  # nothing beyond the text
@@ -182,46 +188,47 @@ class PatternDraws:
             return given.gather(1, (where + 1).clamp(0, given.shape[1] - 1))
 
         length = info.lengths[:, None]
-        self.inside = ~is_given(at) & (place < length)
-        self.first = self.inside & is_given(at - 1)
-        self.last = self.inside & (is_given(at + 1) | (place + 1 == length))
-        self.early = place < (info.tails + self.pattern.min_new_tokens)[:, None]
+        inside = ~is_given(at) & (place < length)
+        first = inside & is_given(at - 1)
+        last = inside & (is_given(at + 1) | (place + 1 == length))
+        early = place < (info.tails + self.pattern.min_new_tokens)[:, None]
         drawn = torch.zeros(canvas.numel(), dtype=torch.bool)
         drawn[self.context.positions] = True
-        masked = (canvas == self.context.vocabulary.mask_token_id).cpu()
-        self.still = self.inside & masked & ~drawn.view(canvas.shape)
+        left = inside & ~drawn.view(canvas.shape)
+        open_end = place >= info.tails[:, None]
+        sets = self._sent(torch.stack([inside, first, last, early, left, open_end]))
+        self.inside, self.first, self.last, self.early, left, self.open_end = sets.unbind()
+        self.still = left & (canvas == self.context.vocabulary.mask_token_id)
 
     def _class_weights(self) -> Tensor:
         """Return [A, S, C] log-weights of the classes that each place may hold."""
         machine = self.machine
         weights = self._only(machine.classes[self.context.canvas])
         sums = _log_sums(self.log_weights, machine.classes, weights.shape[2])
-        positions = self.context.positions.to(self.device)
+        positions = self._sent(self.context.positions)
         weights = weights.flatten(0, 1).index_copy(0, positions, sums).view(weights.shape)
         usable = machine.used.expand(weights.shape).clone()
         if machine.end_class is not None:
-            usable[:, :, machine.end_class] &= ~self.early.to(self.device)
+            usable[:, :, machine.end_class] &= ~self.early
         anything = torch.zeros_like(weights).where(usable, NEVER)
-        return torch.where(self.still.to(self.device)[:, :, None], anything, weights)
+        return torch.where(self.still[:, :, None], anything, weights)
 
     def _read_back(self) -> list[Tensor]:
         """Return [S + 1] of [A, Q]: log-weights of the states before and after every column."""
         rows, width = self.inside.shape
-        ahead = [torch.stack([self._beyond(row, width) for row in range(rows)]).to(self.device)]
+        ahead = [torch.stack([self._beyond(row, width) for row in range(rows)])]
         zero = torch.zeros(1, dtype=torch.float64, device=self.device)
         inner, final = (
             zero.where(ends, NEVER) for ends in (self.machine.inner, self.machine.final)
         )
         for column in reversed(range(width)):
-            open_end = (self.info.starts + column >= self.info.tails).to(self.device)[:, None]
-            last = self.last[:, column].to(self.device)[:, None]
-            after = torch.where(last, torch.where(open_end, final, inner), ahead[-1])
+            end = torch.where(self.open_end[:, column, None], final, inner)
+            after = torch.where(self.last[:, column, None], end, ahead[-1])
             ahead[-1] = after
             paths = after[:, self.machine.moves] + self.weights[:, column, None, :]  # [A, Q, C]
             most, sums = paths.amax(-1), paths.logsumexp(-1)
-            before = torch.where(self.still[:, column].to(self.device)[:, None], most, sums)
-            outside = ~self.inside[:, column].to(self.device)[:, None]
-            ahead.append(torch.where(outside, after, before))
+            before = torch.where(self.still[:, column, None], most, sums)
+            ahead.append(torch.where(self.inside[:, column, None], before, after))
         return ahead[::-1]
 
     def _beyond(self, row: int, width: int) -> Tensor:
@@ -236,15 +243,18 @@ class PatternDraws:
     def _entry(self) -> Tensor:
         """Return [A, Q] log-weights of the states before the canvas: 0 for one of them."""
         info, machine = self.info, self.machine
+        before = ~info.given[:, : int(info.starts.max())]  # [A, P] generated places
+        passing = before & (torch.arange(before.shape[1]) < info.starts[:, None])
+        begins = passing & ~torch.nn.functional.pad(before, (1, 0))[:, :-1]
+        moving, new = self._sent(torch.stack([passing, begins])).unbind()
         states = torch.zeros(len(info.starts), dtype=torch.int64, device=self.device)
-        for place in range(int(info.starts.max())):
-            passing = (place < info.starts) & ~info.given[:, place]
-            begins = passing & (info.given[:, place - 1] if place else torch.ones_like(passing))
-            states = states.masked_fill(begins.to(self.device), 0)
+        for place in passing.any(0).nonzero().flatten().tolist():  # on the CPU
+            states = states.masked_fill(new[:, place], 0)
             moved = machine.moves[states, machine.classes[info.text[:, place]]]
-            states = torch.where(passing.to(self.device), moved, states)
-        entry = torch.full((len(states), len(machine.inner)), NEVER, dtype=torch.float64)
-        return entry.to(self.device).scatter(1, states[:, None], 0.0)
+            states = torch.where(moving[:, place], moved, states)
+        size = (len(states), len(machine.inner))
+        entry = torch.full(size, NEVER, dtype=torch.float64, device=self.device)
+        return entry.scatter(1, states[:, None], 0.0)
 
     def _advance(self, column: int) -> None:
         """Read the columns before this one."""
@@ -253,16 +263,13 @@ class PatternDraws:
         start = never.clone()
         start[:, 0] = 0.0
         for at in range(self.column, column + 1):
-            self.states = torch.where(
-                self.first[:, at].to(self.device)[:, None], start, self.states
-            )
+            self.states = torch.where(self.first[:, at, None], start, self.states)
             if at == column:
                 break
             paths = (self.states[:, :, None] + self.weights[:, at, None, :]).flatten(1)
             after = never.scatter_reduce(1, index, paths, "amax")
             after = after.where(after == NEVER, 0.0)
-            inside = self.inside[:, at].to(self.device)[:, None]
-            self.states = torch.where(inside, after, self.states)
+            self.states = torch.where(self.inside[:, at, None], after, self.states)
         self.column = column
 
 

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from textdiff.diffusion.leave_one_out import leave_one_out_of
+from textdiff.diffusion.objectives.objective import pick
+from textdiff.diffusion.process import indicator
 from textdiff.lazy import torch
 from textdiff.sampling.rules.redrawing import ancestral_transition, grid, redraw
 from textdiff.sampling.rules.revising import RevisingRule
@@ -80,8 +82,12 @@ class Gibbs(RevisingRule):
         keys.view(-1)[asked] = u.flatten()[asked]
         if self.choice == "confidence":
             tokens = segment.tokens(asked)
-            stays = transition(prediction, tokens).gather(-1, tokens[:, None]).squeeze(-1)
-            keys.view(-1)[asked] = steady(-stays.log().cpu(), prediction.log_x0.dtype)
+
+            def stays(chunk: slice) -> Tensor:
+                return pick(transition(prediction.at(chunk), tokens[chunk]), tokens[chunk])
+
+            doubt = -segment.by_parts(len(asked), stays).log().cpu()
+            keys.view(-1)[asked] = steady(doubt, prediction.at(slice(0, 1)).log_x0.dtype)
         number_each = revision.open.sum(1).clamp(max=self.positions)
         order = keys.argsort(dim=1, descending=True, stable=True)
         chosen = first_of(order, number_each).flatten()[asked]
@@ -106,5 +112,5 @@ def conditional(
     alphas = torch.full((len(tokens),), float(alpha), dtype=torch.float64, device=tokens.device)
     left_out = leave_one_out_of(process, prediction, tokens, alphas).exp()
     unknown = left_out.isnan().any(-1, keepdim=True)
-    stays = torch.nn.functional.one_hot(tokens, left_out.shape[-1]).to(left_out)
+    stays = indicator(tokens, left_out.shape[-1])
     return torch.where(unknown, stays, process.marginal(left_out, alphas))

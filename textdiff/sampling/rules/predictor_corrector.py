@@ -100,17 +100,17 @@ class PredictorCorrector(RevisingRule):
             positions = asked.flatten().nonzero().squeeze(1)
             if not len(positions):
                 return
-            log_x0 = segment.predict(positions, t).log_x0
+            prediction = segment.predict(positions, t)
             before = segment.tokens(positions)
-            tokens = segment.draw(positions, log_x0, t, index, controls)
+            tokens = segment.draw(positions, prediction, t, index, controls)
             agree = torch.zeros_like(asked)
-            agree[asked] = (log_x0.argmax(-1) == before).cpu()
+            agree[asked] = (segment.likeliest(prediction, len(positions)) == before).cpu()
             agreed = agree.sum(1)
             live = live & (agreed < size)
-            gain = log_x0.gather(-1, tokens[:, None]).squeeze(-1).double()
+            gain = segment.log_chances(prediction, tokens)
             gains = torch.full((rows, width), -torch.inf, dtype=torch.float64)
             gains[asked] = gain.masked_fill(tokens == before, -torch.inf).cpu()
-            most, column = steady(gains, log_x0.dtype).max(1)
+            most, column = steady(gains, prediction.at(slice(0, 1)).log_x0.dtype).max(1)
             moves = live & (most > -torch.inf)
             changed = (torch.arange(rows) * width + column)[moves]
             rank = torch.searchsorted(positions, changed)

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from textdiff.diffusion.leave_one_out import posterior_of
 from textdiff.lazy import torch
+from textdiff.sampling.parts import posterior_prediction
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -103,8 +103,9 @@ def redraw(
         going = torch.ones(len(positions), dtype=torch.bool)
         if revision.stops_early and not interval.last:
             tokens = segment.tokens(positions)
-            log_p = posterior_of(segment.process, prediction, tokens, interval.alphas(tokens)[1])
-            going = ~revision.end(positions, log_p, t)
+            alpha_t = interval.alphas(tokens)[1]
+            posterior = posterior_prediction(segment.process, prediction, tokens, alpha_t)
+            going = ~revision.end(positions, posterior, t)
             prediction = prediction.at(segment.send(going.nonzero().squeeze(1)))
 
         def weights(prediction: Prediction, tokens: Tensor, at: Interval = interval) -> Tensor:

@@ -82,13 +82,12 @@ class Remask(Rule):
             positions = reveal.flatten().nonzero().squeeze(1)
             if len(positions):
                 t = schedule.t_of_alpha(alpha_t).clamp(0.0, 1.0).expand(len(frozen))
-                log_x0 = segment.predict(positions, t).log_x0
-                tokens = segment.draw(positions, log_x0, t, index)
+                prediction = segment.predict(positions, t)
+                tokens = segment.draw(positions, prediction, t, index)
                 if self.remasking == "conf":  # the others do not wait for the device
-                    belief[reveal] = log_x0.gather(-1, tokens[:, None])[:, 0].double().exp().cpu()
+                    belief[reveal] = segment.log_chances(prediction, tokens).exp().cpu()
                 segment.put(positions, tokens)
-            mask = segment.process.mask_token_id
-            segment.canvas = segment.canvas.masked_fill(segment.send(again), mask)
+            segment.mask(again)
             if len(positions):
                 changed = (reveal | remasked).flatten().nonzero().squeeze(1)
                 again = remasked.flatten().nonzero().squeeze(1)

@@ -12,8 +12,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from textdiff.diffusion.leave_one_out import posterior_of
 from textdiff.lazy import torch
+from textdiff.sampling.parts import posterior_prediction
 from textdiff.sampling.rules.redrawing import even_times
 from textdiff.sampling.rules.unmasking import first_of, low_entropy, steady
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from textdiff.diffusion.objectives import Prediction
     from textdiff.sampling.rules.revising import Revision
     from textdiff.sampling.rules.unmasking import Score
     from textdiff.sampling.segment import Segment, Step
@@ -51,22 +52,31 @@ def accept_or_renoise(
         prediction = segment.predict(positions, time)
         row = positions // revision.open.shape[1]  # [N]
         tokens, alpha = segment.tokens(positions), segment.send(alphas[row])  # [N] each
-        log_p = posterior_of(segment.process, prediction, tokens, alpha)
+        posterior = posterior_prediction(segment.process, prediction, tokens, alpha)
         t = times[index].expand(len(size))
-        ended = revision.end(positions, log_p, t, every=index + 1 == segment.steps)
+        ended = revision.end(positions, posterior, t, every=index + 1 == segment.steps)
         scores = torch.full(revision.open.shape, -torch.inf, dtype=torch.float64)  # [R, S]
-        both = torch.stack([score(log_p).double(), low_entropy(log_p)]).cpu()  # waits once
-        scores.view(-1)[positions], sure = both
-        keys = steady(scores, prediction.log_x0.dtype)
+        scores.view(-1)[positions], sure = _numbers(segment, posterior, score, len(positions))
+        keys = steady(scores, prediction.at(slice(0, 1)).log_x0.dtype)
         order = keys.argsort(dim=1, descending=True, stable=True)  # [R, S]
         taken = accepted(scores.gather(1, order)).clamp(min=1).minimum(size)
         kept = first_of(order, taken).flatten()[positions] & ~ended
         lost = ~(kept | ended)
-        _accept(segment, positions, log_p, kept, t, index)
+        _accept(segment, positions, posterior, kept, t, index)
         alphas = level(size - taken, size)
         _renoise(segment, positions[lost], alphas[row[lost]], index)
         sure[lost] = torch.nan
         yield segment.step(positions, time, remasked=positions[lost], entropy=-sure)
+
+
+def _numbers(segment: Segment, posterior: Prediction, score: Score, count: int) -> Tensor:
+    """Return [2, N] scores and negative entropies of positions, on the CPU."""
+
+    def read(chunk: slice) -> Tensor:
+        log_p = posterior.at(chunk).log_x0
+        return torch.stack([score(log_p).double(), low_entropy(log_p)], dim=1)
+
+    return segment.by_parts(count, read).cpu().t()  # waits once
 
 
 def level(noisy: Tensor, size: Tensor) -> Tensor:
@@ -78,12 +88,17 @@ def level(noisy: Tensor, size: Tensor) -> Tensor:
 
 
 def _accept(
-    segment: Segment, positions: Tensor, log_p: Tensor, kept: Tensor, t: Tensor, step: int
+    segment: Segment,
+    positions: Tensor,
+    posterior: Prediction,
+    kept: Tensor,
+    t: Tensor,
+    step: int,
 ) -> None:
     # A constraint is on finished text: the canvases before it are free.
     controls = replace(segment.controls, constraint=None)
-    positions, log_p = positions[kept], log_p[segment.send(kept.nonzero().squeeze(1))]
-    segment.put(positions, segment.draw(positions, log_p, t, step, controls))
+    positions, chosen = positions[kept], posterior.at(segment.send(kept.nonzero().squeeze(1)))
+    segment.put(positions, segment.draw(positions, chosen, t, step, controls))
 
 
 def _renoise(segment: Segment, positions: Tensor, alpha: Tensor, step: int) -> None:

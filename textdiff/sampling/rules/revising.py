@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from textdiff.diffusion.family import Family
+    from textdiff.diffusion.objectives import Prediction
     from textdiff.sampling.segment import Segment
 
 
@@ -68,9 +69,7 @@ class Revision:
 
     def positions(self) -> Tensor:
         """Return the open positions of the rows that are still revised, [N] flat on the CPU."""
-        still, process = self.open, self.segment.process
-        if not process.replaces_tokens:
-            still = still & (self.segment.canvas == process.mask_token_id).cpu()
+        still = self.open & self.segment.places.now
         return still.flatten().nonzero().squeeze(1)
 
     @property
@@ -78,12 +77,14 @@ class Revision:
         """True where stable rows end before the last call."""
         return self.calls is not None
 
-    def end(self, positions: Tensor, log_p: Tensor, t: Tensor, every: bool = False) -> Tensor:
+    def end(
+        self, positions: Tensor, posterior: Prediction, t: Tensor, every: bool = False
+    ) -> Tensor:
         """Write the likeliest texts of stable rows, or of every row; these are revised no more.
 
         Args:
             positions: [N] all that are revised.
-            log_p: [N, V] log-probabilities of their clean tokens given the canvas.
+            posterior: of their clean tokens given the canvas.
             t: [R] time of each row.
             every: whether all rows end here.
 
@@ -93,21 +94,26 @@ class Revision:
         if not (every or self.stops_early):
             return torch.zeros(len(positions), dtype=torch.bool)
         segment, row = self.segment, positions // self.open.shape[1]
-        text = segment.draw(positions, log_p, t, controls=segment.controls.cold())
+        text = segment.draw(positions, posterior, t, controls=segment.controls.cold())
         ended = torch.ones_like(row, dtype=torch.bool)
         if not every:
-            stable = self._stable(positions, text.cpu(), log_p)
+            stable = self._stable(positions, text.cpu(), posterior)
             ended, self.open = stable[row], self.open & ~stable[:, None]
         chosen = segment.send(ended.nonzero().squeeze(1))
         segment.put(positions[ended], text[chosen])
         return ended
 
-    def _stable(self, positions: Tensor, text: Tensor, log_p: Tensor) -> Tensor:
+    def _stable(self, positions: Tensor, text: Tensor, posterior: Prediction) -> Tensor:
         """Note the likeliest tokens [N]; return which rows are stable, [R] bool."""
         likeliest = self.likeliest.flatten().index_copy(0, positions, text).view_as(self.likeliest)
         same = (likeliest == self.likeliest).all(1)
         self.likeliest, self.repeated = likeliest, torch.where(same, self.repeated + 1, 0)
-        nats = torch.special.entr(log_p.exp()).sum(-1).cpu()
+
+        def entropies(chunk: slice) -> Tensor:
+            nats: Tensor = torch.special.entr(posterior.at(chunk).log_x0.exp()).sum(-1)
+            return nats
+
+        nats = self.segment.by_parts(len(positions), entropies).cpu()
         size = self.open.sum(1)
         total = torch.zeros(len(size), dtype=nats.dtype)
         total = total.index_add(0, positions // self.open.shape[1], nats)

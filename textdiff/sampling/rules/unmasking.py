@@ -70,11 +70,11 @@ def unmask(
         prediction = segment.predict(positions, t)
         now, entropy = choose(prediction, masked, index)
         chosen = now[masked]  # [N]
-        log_x0 = prediction.log_x0[segment.send(chosen.nonzero().squeeze(1))]
+        prediction = prediction.at(segment.send(chosen.nonzero().squeeze(1)))
         greedy = greedy_tail and index + 1 == segment.steps
         masked = masked & ~now
         entropy = None if entropy is None else entropy[now]
-        yield segment.write(positions[chosen], log_x0, t, greedy=greedy, entropy=entropy)
+        yield segment.write(positions[chosen], prediction, t, greedy=greedy, entropy=entropy)
 
 
 def unmask_by_chance(segment: Segment, chance: Chance, greedy_tail: bool) -> Iterator[Step]:
@@ -86,7 +86,11 @@ def unmask_by_chance(segment: Segment, chance: Chance, greedy_tail: bool) -> Ite
             return masked, None
         u = segment.position_uniforms(index)[masked]
         now = torch.zeros_like(masked)
-        now[masked] = u < chance(prediction, intervals[index]).cpu()
+
+        def chances(chunk: slice) -> Tensor:
+            return chance(prediction.at(chunk), intervals[index])
+
+        now[masked] = u < segment.by_parts(len(u), chances).cpu()
         return now, None
 
     def time(masked: Tensor, index: int) -> Tensor:
@@ -116,8 +120,8 @@ def unmask_in_order(
 
     def choose(prediction: Prediction, masked: Tensor, index: int) -> tuple[Tensor, Tensor | None]:
         left, calls = masked.sum(1), segment.steps - index
-        scores = _scores(score, prediction, masked)
-        keys = steady(scores, prediction.log_x0.dtype)
+        scores = _scores(segment, score, prediction, masked)
+        keys = steady(scores, prediction.at(slice(0, 1)).log_x0.dtype)
         if temperature:  # the largest of these are draws without replacement
             u = segment.position_uniforms(index)
             keys = scores / temperature - torch.log(-torch.log(u))
@@ -134,12 +138,18 @@ def unmask_in_order(
     yield from unmask(segment, time, choose)
 
 
-def _scores(score: Score | Tensor, prediction: Prediction, masked: Tensor) -> Tensor:
+def _scores(
+    segment: Segment, score: Score | Tensor, prediction: Prediction, masked: Tensor
+) -> Tensor:
     """Return [R, S] float64 scores of masks; -inf where there is none."""
     scores = torch.full(masked.shape, -torch.inf, dtype=torch.float64)
     if isinstance(score, torch.Tensor):
         return scores.where(~masked, score)
-    scores[masked] = score(prediction.log_x0.detach()).double().cpu()
+
+    def read(chunk: slice) -> Tensor:
+        return score(prediction.at(chunk).log_x0.detach()).double()
+
+    scores[masked] = segment.by_parts(int(masked.sum()), read).cpu()
     return scores
 
 
