@@ -5,7 +5,6 @@ Shapes: B rows, T positions, H hidden, C condition, D channels per head.
 
 import math
 from collections.abc import Iterable
-from copy import copy
 
 import torch
 from torch import Tensor, nn
@@ -163,7 +162,7 @@ class Modulation:
         return self._with(chunk.expand(shape).flatten(0, 1)[positions] for chunk in self.chunks)
 
     def _with(self, chunks: Iterable[Tensor]) -> "Modulation":
-        chosen = copy(self)
+        chosen = Modulation(None, None, 0)  # not a copy, at which older compilers break a graph
         chosen.chunks = tuple(chunks)
         return chosen
 
