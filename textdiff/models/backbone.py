@@ -80,12 +80,14 @@ class TransformersDenoiser(Denoiser):
 
     def __init__(self, config: PreTrainedConfig, network: PreTrainedModel | None = None):
         super().__init__()
-        config = copy.deepcopy(config if network is None else network.config)
-        backend = config._attn_implementation
+        backend = (config if network is None else network.config)._attn_implementation
         self.attn_implementation = "sdpa" if backend in (None, NAME) else str(backend)
         if network is None:
             network = build_network(config)
-        network.config = config
+        given, config = network.config, copy.deepcopy(network.config)
+        for module in network.modules():  # one object: some versions change attention in it alone
+            if getattr(module, "config", None) is given:
+                module.config = config
         network.set_attn_implementation(NAME)
         for module in network.modules():
             if isinstance(module, nn.Dropout):

@@ -5,7 +5,6 @@ Shapes: B rows, T positions, H hidden, C condition, D channels per head.
 
 import math
 from collections.abc import Iterable
-from copy import copy
 
 import torch
 from torch import Tensor, nn
@@ -169,7 +168,7 @@ class Modulation:
         return self._with((chunk.expand(runs).flatten(0, 1)[positions] for chunk in self.chunks), 1)
 
     def _with(self, chunks: Iterable[Tensor], run: int) -> "Modulation":
-        chosen = copy(self)
+        chosen = Modulation(None, None, 0)  # not a copy, at which older compilers break a graph
         chosen.chunks, chosen.run = tuple(chunks), run
         return chosen
 

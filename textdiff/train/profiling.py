@@ -55,7 +55,10 @@ class StepProfile(AbstractContextManager["StepProfile"]):
             activities += [ProfilerActivity.CUDA] if self.device.type == "cuda" else []
             plan = schedule(wait=WARM_UP - 1, warmup=1, active=self.steps, repeat=1)
             self._profiler = profile(
-                activities=activities, schedule=plan, on_trace_ready=self._write
+                activities=activities,
+                schedule=plan,
+                on_trace_ready=self._write,
+                acc_events=True,  # else it warns that there is one cycle
             )
             self._profiler.start()
         return self
