@@ -196,7 +196,8 @@ def pair(name: str, root: Path) -> dict[str, float]:
     words = [sys.executable, __file__, "--member", name, "--root", str(root)]
     processes = []
     for rank in map(str, range(PROCESSES)):
-        env = {**os.environ, **address, "RANK": rank, "LOCAL_RANK": rank}
+        place = {"RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"}
+        env = {**os.environ, **address, **place}
         processes.append(subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True))
     printed = [process.communicate()[0] for process in processes]
     assert all(process.returncode == 0 for process in processes)

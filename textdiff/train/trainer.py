@@ -101,8 +101,7 @@ class Trainer:
         Returns:
             0, or the number of the signal that stopped the run (with everything saved).
         """
-        saved = self.directory / "checkpoints"
-        failed = report_failed_writes(self.directory, lambda: rescue(saved))
+        failed = report_failed_writes(self.directory, lambda: rescue(self.state.checkpoints))
         with failed, self.state.saver.outlasting_errors():
             self._start()
             signalled = self._loop()
@@ -209,6 +208,7 @@ class Trainer:
         *averages, diverged = self.accelerator.gather(values).mean(0).tolist()
         losses.clear()
         if diverged >= 0:
+            self.state.saver.settle()  # so that the newest checkpoint is named
             module = self.accelerator.unwrap_model(self.module)
             norm, decode = float(self.guard.norm), self.corpus.tokenizer.decode
             raise diagnose(module, self.batches, int(diverged), norm, self.accelerator, decode)
