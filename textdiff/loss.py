@@ -233,9 +233,8 @@ def _chunked_sum(terms: HeadTerms, *learned: Tensor) -> tuple[Tensor, Tensor]:
 class HeadSum(nn.Module):
     """`training_sum` as a module around the head, the unit in which sharded weights are gathered.
 
-    The head itself runs once per chunk, inside of a backward pass of its own. This module runs once
-    per training step. Hidden states are arguments: FSDP exchanges the gradients of a module's
-    parameters when those of its arguments are complete.
+    The head itself runs once per chunk, with a backward pass each; this module runs once. Hidden
+    states are arguments: FSDP reduces a module's gradients when those of its arguments are there.
 
     Args:
         head: output layer of the network; its parameters keep the network's names.
@@ -246,22 +245,23 @@ class HeadSum(nn.Module):
         self.head = head
 
     def forward(
-        self, states: list[list[Tensor]], terms: PositionTerms, *learned: Tensor
+        self, states: list[list[Tensor]], terms: PositionTerms, schedule: nn.Module | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the summed training loss and [N] terms; arguments as for `training_sum`.
+        """Return the summed training loss and [N] terms of `training_sum`.
 
         Args:
             states: inputs of the head, of each of `terms.streams()`.
             terms: the positions and their objective.
-            *learned: parameters that the objective itself reads.
+            schedule: with parameters that the objective itself reads; None: it has none.
         """
         for stream, inputs in zip(terms.streams(), states, strict=True):
             stream.inputs = inputs
-        return training_sum(terms, *learned)
+        return training_sum(terms, *(() if schedule is None else schedule.parameters()))
 
-    def of(self, terms: PositionTerms, *learned: Tensor) -> tuple[Tensor, Tensor]:
+    def of(self, terms: PositionTerms, schedule: nn.Module | None = None) -> tuple[Tensor, Tensor]:
         """Return the same of terms whose hidden states are their own."""
-        return self([stream.inputs for stream in terms.streams()], terms, *learned)  # type: ignore[no-any-return]
+        states = [stream.inputs for stream in terms.streams()]
+        return self(states, terms, schedule)  # type: ignore[no-any-return]
 
 
 class DenoisingLoss(nn.Module):

@@ -56,7 +56,7 @@ class LearnedScheduleLoss(nn.Module):
             if batch.chosen is not None:
                 masked = masked.self_conditioned(batch.chosen.repeat(2))
         terms = PositionTerms(self.denoiser, family, masked, training=True)
-        loss, nelbo = self.head_sum.of(terms, *self.schedule.parameters())
+        loss, nelbo = self.head_sum.of(terms, self.schedule)
         nats = nelbo.new_zeros(x0.numel()).index_add(0, masked.positions, nelbo).view(x0.shape)
         f_1, f_2 = blocks.split(nats, 0.0).sum(-1).chunk(2)  # [B, blocks] each
         log_q = blocks.split(log_mask(noise, self.schedule()[x0]), 0.0).sum(-1)
