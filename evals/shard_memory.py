@@ -4,7 +4,8 @@
 
 Two processes under gloo, AdamW, two steps of two micro-batches each. Counted are the bytes of all
 tensors of 16 KiB and more that are alive after an operation, so neither the allocator nor the
-library's own memory counts. `held_mb` is what is left between steps: weights and moments. MB are 10^6 bytes.
+library's own memory counts. `held_mb` is what is left between steps: weights and moments. MB are
+10^6 bytes.
 
 | way | weights |
 |---|---|

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from textdiff.config import Config
 from textdiff.data.corpus import Corpus
-from textdiff.models.compilation import compilation_counts, compile_blocks, uncompiled
+from textdiff.models.compilation import compilation_note, compile_blocks, uncompiled
 from textdiff.signals import StopRequest
 from textdiff.storage import report_failed_writes
 from textdiff.train.batches import TrainingBatches
@@ -296,8 +296,5 @@ class Trainer:
             self.state.save()
         self.state.saver.settle()
         if self.config.train.compile:
-            counts = compilation_counts()
-            self.reporter.message(
-                f"torch.compile made {counts['graphs']} graphs, with {counts['breaks']} breaks"
-            )
+            self.reporter.message(compilation_note())
         self.reporter.finished()
