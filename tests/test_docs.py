@@ -3,10 +3,12 @@
 import json
 import re
 import shlex
+import tomllib
 
 import pytest
 import torch
 from noise_calls import noise_by_time
+from packaging.version import Version
 
 from textdiff.config.reading import load
 from textdiff.diffusion import PROCESSES, SCHEDULES
@@ -49,6 +51,16 @@ def test_every_module_that_the_architecture_names_exists(root):
     paths = set(re.findall(r"`((?:textdiff|tests)/[\w./]*)`", page))
     assert len(paths) > 40
     assert [path for path in sorted(paths) if not (root / path).exists()] == []
+
+
+def test_lower_bounds_are_those_that_are_tested(root):
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    bounds = {re.split(r"[>=<,]+", line)[0]: line for line in project["dependencies"]}
+    lines = (root / "tests" / "lowest.txt").read_text().splitlines()
+    tested = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert tested.keys() == bounds.keys()
+    for name, version in tested.items():
+        assert Version(version) == Version(re.search(r">=([\d.]+)", bounds[name])[1]), name
 
 
 def test_links_between_pages_lead_somewhere(root):
