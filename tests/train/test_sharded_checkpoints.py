@@ -332,6 +332,8 @@ def test_damage_is_noticed_before_anything_is_loaded(saved, tmp_path, what):
     assert len(said) == 1
     with refused(CheckpointError, "damaged", "step-000003"):
         Checkpoint.load(tmp_path / "step-000003")
+    with refused(CheckpointError, "all_damaged", "--resume never"):
+        newest_usable([tmp_path / "step-000003"], said.append, damage)
 
 
 def test_other_tensors_are_refused(saved):
