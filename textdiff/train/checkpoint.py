@@ -142,7 +142,8 @@ def newest_usable(
         report(f"checkpoint {path} is damaged ({problem}); trying the one before")
     if saved:
         raise CheckpointError(
-            f"no checkpoint in {saved[0].parent} is usable; start over with --resume never"
+            f"no checkpoint in {saved[0].parent} is usable; start over with --resume never",
+            code="all_damaged",
         )
     return None
 
