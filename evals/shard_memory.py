@@ -21,7 +21,9 @@ import argparse
 import json
 import os
 import tempfile
+import weakref
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,7 +36,6 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
 from textdiff.diffusion.family import build_family
 from textdiff.diffusion.noise import ByCount, NoiseUniforms, draw_noise
@@ -44,7 +45,7 @@ from textdiff.models import TextDiffusionConfig, TextDiffusionModel
 from textdiff.train.sharding import shard
 
 PROCESSES, STEPS, MICRO_BATCHES = 2, 2, 2
-HIDDEN, LAYERS, HEADS, LENGTH, ROWS, VOCABULARY = 512, 12, 8, 128, 1, 32768
+HIDDEN, LAYERS, HEADS, LENGTH, ROWS, VOCABULARY = 512, 8, 8, 128, 1, 32768
 SMALLEST = 2**14  # bytes of a tensor that counts
 WAYS = ("unsharded", "blocks alone", "groups", "groups, once per step")
 
@@ -115,7 +116,8 @@ class LiveBytes(TorchDispatchMode):
 
     def __init__(self, module: nn.Module):
         super().__init__()
-        self.storages, self.peak = WeakIdKeyDictionary(), 0
+        self.storages: dict[int, weakref.ref] = {}
+        self.peak = 0
         self.note(list(module.parameters()))
 
     def note(self, tensors: object) -> None:
@@ -123,12 +125,18 @@ class LiveBytes(TorchDispatchMode):
             # Shapes of sharded results are inferred from tensors without storage.
             if isinstance(leaf, torch.Tensor) and not isinstance(leaf, FakeTensor):
                 local = leaf.to_local() if isinstance(leaf, DTensor) else leaf
-                if local.untyped_storage().nbytes() >= SMALLEST:
-                    self.storages[local.untyped_storage()] = True
+                storage = local.untyped_storage()
+                if storage.nbytes() >= SMALLEST and id(storage) not in self.storages:
+                    gone = partial(self._gone, id(storage))
+                    self.storages[id(storage)] = weakref.ref(storage, gone)
+
+    def _gone(self, key: int, _: object) -> None:
+        self.storages.pop(key, None)
 
     @property
     def bytes(self) -> int:
-        return sum(storage.nbytes() for storage in self.storages)
+        alive = [reference() for reference in list(self.storages.values())]
+        return sum(storage.nbytes() for storage in alive if storage is not None)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if any(issubclass(kind, DTensor) for kind in types):
