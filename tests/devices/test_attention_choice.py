@@ -7,8 +7,9 @@ from torch.nn.attention import flex_attention as flex_module
 
 from textdiff.config import Config
 from textdiff.models import CAUSAL, FULL, Layout, TextDiffusionConfig, TextDiffusionModel
-from textdiff.models.attention import Attention, attend, prepare, windowed
+from textdiff.models.attention import Attention, attend, prepare
 from textdiff.models.cpu_kernels import rotate
+from textdiff.models.sliding_window import windowed
 
 CPU, ELSEWHERE = torch.device("cpu"), torch.device("meta")
 BLOCKS = Layout("block_diffusion", 4)

@@ -165,6 +165,29 @@ def test_what_the_kernels_cannot_compute_is_computed_by_sdpa(package):
         prepare("flash_attention_2", Layout("block_diffusion", 4), 24, CPU, 3)
 
 
+@both
+@pytest.mark.parametrize("ids", [None, PADDED], ids=["whole", "padding"])
+def test_a_causal_clean_stream_is_attended_by_itself(package, ids, monkeypatch):
+    monkeypatch.setattr("textdiff.models.attention.unsupported", lambda device: None)
+    layout = Layout("block_diffusion", 4, causal_context=True).within(ids, count_documents(ids))
+    attention = prepare("flex_attention", layout, 24, CPU, 3, dtype=torch.bfloat16)
+    kernel = "sdpa" if ids is None and not package else "flash_attention_2"
+    assert attention.clean.backend == kernel
+    if ids is not None:  # masks that differ from batch to batch are made for one stream alone
+        assert attention.mask is None
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, 2, 24, 8).bfloat16() for _ in range(3))
+    reference = prepare("eager", layout, 24, CPU, 3)
+    expected = attend(reference, *(x.double() for x in (q, k, v))).bfloat16()
+    read = torch.ones(3, 1, 24, 1) if ids is None else (ids >= 0).repeat(1, 2)[:, None, :, None]
+    found = attend(attention, q, k, v)
+    torch.testing.assert_close(found * read, expected * read, rtol=0.02, atol=0.02)
+    alone = attend(attention, q[:, :, :12], k, v)
+    assert torch.equal(alone * read[:, :, :12], found[:, :, :12] * read[:, :, :12])
+    wider = prepare("flex_attention", Layout("block_diffusion", 4), 24, CPU, 3)
+    assert (wider.clean, wider.mask is None) == (None, False)
+
+
 # --- the choice ----------------------------------------------------------------------------------
 
 LAYOUTS = {

@@ -35,6 +35,7 @@ class Attention:
             segments; None: dense.
         causal: whether the backend masks the future by itself.
         noisy: FlexAttention's block mask for the first stream's queries alone.
+        clean: attention of the second stream alone, where another backend serves it.
         streams: the layout of two streams that are attended chunk by chunk.
         length: L where two streams are attended one after the other.
         cache: keys and values of earlier tokens.
@@ -48,6 +49,7 @@ class Attention:
     mask: Any = None
     causal: bool = False
     noisy: Any = None
+    clean: "Attention | None" = None
     streams: Layout | None = None
     length: int | None = None
     cache: CacheSlice | None = None
@@ -116,7 +118,7 @@ def _prepare(
     if backend == "flash_attention_2":
         return Attention(backend, segments(layout, total), causal=layout.kind == "causal")
     if backend == "flex_attention":
-        return _for_flex(layout, total, device, batch)
+        return _for_flex(layout, total, device, batch, _clean_stream(layout, total, device, dtype))
     if backend == "sdpa" and device.type != "cpu" and _is_causal(layout):
         return Attention(backend, causal=True)  # kernels then skip the future
     if backend == "sdpa" and layout.streams == 2:
@@ -145,10 +147,28 @@ def _applied(backend: str, layout: Layout, device: torch.device, dtype: torch.dt
     return backend
 
 
-def _for_flex(layout: Layout, total: int, device: torch.device, batch: int) -> Attention:
+def _clean_stream(
+    layout: Layout, total: int, device: torch.device, dtype: torch.dtype
+) -> Attention | None:
+    """Return FlashAttention of the second of two streams, where it is causal; None: it cannot run.
+
+    Otherwise its tokens see their block and earlier ones, which segments cannot express.
+    """
+    if layout.streams == 1 or not layout.causal_context or unsupported(device) is not None:
+        return None
+    alone = Layout("causal").within(layout.document_ids, layout.documents)
+    if runs(alone, dtype):
+        return Attention("flash_attention_2", segments(alone, total // 2), causal=True)
+    return Attention("sdpa", causal=True) if alone.document_ids is None else None
+
+
+def _for_flex(
+    layout: Layout, total: int, device: torch.device, batch: int, clean: Attention | None
+) -> Attention:
     if layout.document_ids is None and layout.finished is None:
-        return _common_flex(layout.kind, layout.block_size, layout.causal_context, total, device)
-    return _flex_masks(layout, total, device, batch)
+        shared = layout.kind, layout.block_size, layout.causal_context
+        return replace(_common_flex(*shared, total, device), clean=clean)
+    return replace(_flex_masks(layout, total, device, batch, clean is None), clean=clean)
 
 
 @lru_cache(maxsize=16)
@@ -157,57 +177,23 @@ def _common_flex(
 ) -> Attention:
     """Return the block masks of a layout that all rows share, the same ones for every call."""
     layout = Layout(kind, block_size, causal_context=causal_context)
-    return _flex_masks(layout, total, device, None)
+    return _flex_masks(layout, total, device, None, True)
 
 
-def _flex_masks(layout: Layout, total: int, device: torch.device, rows: int | None) -> Attention:
+def _flex_masks(
+    layout: Layout, total: int, device: torch.device, rows: int | None, both: bool
+) -> Attention:
+    """Return the block masks of both streams together, where they are wanted, and of the first."""
     from torch.nn.attention.flex_attention import create_block_mask
 
-    rule = layout.mask_mod(total)
-    mask = create_block_mask(rule, rows, None, total, total, device=device)
-    if layout.streams == 1:
-        return Attention("flex_attention", mask)
-    noisy = create_block_mask(rule, rows, None, total // 2, total, device=device)
-    return Attention("flex_attention", mask, noisy=noisy)
-
-
-def windowed(attention: Attention, window: int, both_sides: bool) -> Attention:
-    """Return attention to nearer positions alone, for a layer with a sliding window.
-
-    Args:
-        attention: that of layers without one.
-        window: query i sees key j only if i - j < window.
-        both_sides: and only if j - i < window.
-    """
-    if window not in attention.narrowed:
-        attention.narrowed[window] = _narrow(attention, window, both_sides)
-    return attention.narrowed[window]
-
-
-def _narrow(attention: Attention, window: int, both_sides: bool) -> Attention:
-    cache, layout, total = attention.cache, attention.layout, attention.total
-    assert layout is not None
-    if cache is not None:
-        if cache.width <= window:
-            return attention
-        queries, keys = cache.positions.view(-1, total, 1), cache.held.unsqueeze(1)
-        device = cache.store.device
-        mask = cache.mask
-    else:
-        if total // layout.streams <= window:
-            return attention
-        at = torch.arange(total // layout.streams).repeat(layout.streams)
-        queries, keys = at[None, :, None], at[None, None, :]
-        device = attention.device
-        dense = attention.backend in ("eager", "sdpa") and attention.streams is None
-        dense = dense and not attention.causal
-        mask = attention.mask if dense else layout.mask(total, device)
-    near = queries - keys < window  # [B or 1, T, keys]
-    if both_sides:
-        near &= keys - queries < window
-    near = near.unsqueeze(1).to(device)
-    near = near if mask is None else near & mask
-    return Attention("eager" if attention.backend == "eager" else "sdpa", near, cache=cache)
+    masks, rule, sizes = [], layout.mask_mod(total), (total, total // layout.streams)
+    for queries in sizes[: layout.streams]:
+        wanted = both or queries < total
+        made = (
+            create_block_mask(rule, rows, None, queries, total, device=device) if wanted else None
+        )
+        masks.append(made)
+    return Attention("flex_attention", masks[0], noisy=masks[-1])
 
 
 def attend(attention: Attention, q: Tensor, k: Tensor, v: Tensor, layer: int = 0) -> Tensor:
@@ -261,8 +247,14 @@ def _stream_by_stream(attention: Attention, q: Tensor, k: Tensor, v: Tensor, len
 
 
 def _flex(attention: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    mask = attention.mask if q.shape[2] == k.shape[2] else attention.noisy
-    return _flex_attention(q.device.type)(q, k, v, block_mask=mask)
+    kernel = _flex_attention(q.device.type)
+    if q.shape[2] < k.shape[2]:
+        return kernel(q, k, v, block_mask=attention.noisy)
+    if (clean := attention.clean) is None:
+        return kernel(q, k, v, block_mask=attention.mask)
+    noisy, *second = (x.tensor_split(2, dim=2)[i] for x, i in ((q, 0), (q, 1), (k, 1), (v, 1)))
+    first = kernel(noisy, k, v, block_mask=attention.noisy)
+    return torch.cat([first, BACKENDS[clean.backend](clean, *second)], dim=2)
 
 
 @cache

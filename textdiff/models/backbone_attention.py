@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from .attention import Attention, attend, windowed
+from .attention import Attention, attend
+from .sliding_window import windowed
 
 NAME = "textdiff"
 """Our attention function's name, and the keyword under which layers hand the attention down."""

@@ -100,7 +100,7 @@ class _ChunkedSum(torch.autograd.Function):
                     logits = terms.head(*leaves)
                 losses, nelbo = terms.losses(chunk, logits)
                 del logits  # the graph holds what it needs
-                loss = losses[before:].sum()
+                loss = (losses[before:] if before else losses).sum()
                 others = [i for i in range(len(parameters)) if i not in gradients.added]
                 grads = torch.autograd.grad(loss, [*leaves, *(parameters[i] for i in others)])
             total += loss.detach()
