@@ -51,12 +51,12 @@ def test_evaluation_between_compiled_steps_compiles_nothing(tmp_path, monkeypatc
     assert sum("bound_nats" in line for line in lines) == 3
 
 
-def test_a_limit_of_variants_is_an_error(monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
-    monkeypatch.setattr(torch._dynamo.config, "fail_on_recompile_limit_hit", False)
-    compilation.refuse_fallbacks()
-    assert torch._dynamo.config.recompile_limit == 64
-    assert torch._dynamo.config.fail_on_recompile_limit_hit
+def test_a_limit_of_variants_is_an_error():
+    config = torch._dynamo.config
+    with config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False):
+        compilation.refuse_fallbacks()
+        assert config.recompile_limit == 64
+        assert config.fail_on_recompile_limit_hit
 
 
 def test_steps_are_deterministic_where_that_is_asked_for():

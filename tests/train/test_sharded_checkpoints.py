@@ -224,6 +224,7 @@ def saves(root: Path, state: PartialState, mesh) -> list:
         while writer.pending:
             writer.poll()
         heard.append(names(root))
+        dist.barrier()
     with writes(lambda path: refuse() if state.process_index == 1 else None):
         writer.save(training.checkpoint(2), nothing)
         try:
