@@ -3,6 +3,7 @@
 Processes exchange gradients when all have theirs, so the one with the most masked positions, whose
 head computes longest, keeps the others waiting. Noise levels are stratified over the global batch
 and known before anything is computed. Which process computes a row changes no row and no noise.
+Padding to a fixed number of positions would make all compute as many as the largest.
 """
 
 from torch import Tensor
