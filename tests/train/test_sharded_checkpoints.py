@@ -215,16 +215,21 @@ def saves(root: Path, state: PartialState, mesh) -> list:
     training.step()
     whole = take_over(root / "whole", state, mesh)
     go = threading.Event()
+
+    def note() -> None:
+        """Neither process goes on before both have looked."""
+        dist.barrier()
+        heard.append(names(root))
+        dist.barrier()
+
     with writes(lambda path: go.wait(30)):
         writer.save(training.checkpoint(1), nothing)  # returns while the threads have not begun
         writer.poll()
-        heard.append(names(root))
-        dist.barrier()
+        note()
         go.set()
         while writer.pending:
             writer.poll()
-        heard.append(names(root))
-        dist.barrier()
+        note()
     with writes(lambda path: refuse() if state.process_index == 1 else None):
         writer.save(training.checkpoint(2), nothing)
         try:
@@ -232,16 +237,13 @@ def saves(root: Path, state: PartialState, mesh) -> list:
                 writer.poll()
         except CheckpointError as error:
             heard.append((error.code, str(error)))
-        heard.append(names(root))
-        dist.barrier()
+        note()
     writer.save(training.checkpoint(3), nothing)
     try:
         with writer.outlasting_errors():
             raise ValueError("of a step")
     except ValueError:
-        dist.barrier()
-        heard.append(names(root))
-        dist.barrier()
+        note()
     with writes(lambda path: threading.Event().wait(30)):
         writer.save(training.checkpoint(4), nothing)
         dist.barrier()
