@@ -46,3 +46,9 @@ def compilation_counts() -> dict[str, int]:
 
     breaks = sum(counters["graph_break"].values())
     return {"graphs": counters["stats"]["unique_graphs"], "breaks": breaks}
+
+
+def describe_compilation() -> str:
+    """Return the same as a sentence."""
+    counts = compilation_counts()
+    return f"torch.compile made {counts['graphs']} graphs, with {counts['breaks']} breaks"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from textdiff.config import Config
 from textdiff.data.corpus import Corpus
-from textdiff.models.compilation import compilation_counts, compile_blocks, uncompiled
+from textdiff.models.compilation import compile_blocks, describe_compilation, uncompiled
 from textdiff.signals import StopRequest
 from textdiff.storage import report_failed_writes
 from textdiff.train.batches import TrainingBatches
@@ -293,8 +293,5 @@ class Trainer:
             self._evaluate()
             self.state.save()
         if self.config.train.compile:
-            counts = compilation_counts()
-            self.reporter.message(
-                f"torch.compile made {counts['graphs']} graphs, with {counts['breaks']} breaks"
-            )
+            self.reporter.message(describe_compilation())
         self.reporter.finished()
