@@ -194,6 +194,12 @@ def test_more_of_anything_needs_more_and_sharding_less():
     assert shards["optimizer"] == copies["optimizer"] // 8
     assert copies["communication"] == copies["weights"]
     assert copies["peak"] > shards["peak"]
+    sizes = run_sizes(big, VOCABULARY, half=True, devices=8)
+    copies, shards = (peak_memory(replace(sizes, sharded=s)) for s in (False, True))
+    # Blocks are gathered in bfloat16, so that only the head is cast.
+    assert copies["low_precision"] - shards["low_precision"] == 2 * sizes.counts.matrices
+    gathered = 8 * sizes.counts.root + (2 * 2 + 2 + 4) * sizes.counts.block
+    assert shards["communication"] == gathered
 
 
 def test_accumulated_gradients_are_alive_while_activations_are():

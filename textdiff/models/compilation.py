@@ -48,7 +48,7 @@ def compilation_counts() -> dict[str, int]:
     return {"graphs": counters["stats"]["unique_graphs"], "breaks": breaks}
 
 
-def compilation_note() -> str:
-    """Return these counts in a sentence."""
+def describe_compilation() -> str:
+    """Return the same as a sentence."""
     counts = compilation_counts()
     return f"torch.compile made {counts['graphs']} graphs, with {counts['breaks']} breaks"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from textdiff.config import Config
 from textdiff.data.corpus import Corpus
-from textdiff.models.compilation import compilation_note, compile_blocks, uncompiled
+from textdiff.models.compilation import compile_blocks, describe_compilation, uncompiled
 from textdiff.signals import StopRequest
 from textdiff.storage import report_failed_writes
 from textdiff.train.batches import TrainingBatches
@@ -296,5 +296,5 @@ class Trainer:
             self.state.save()
         self.state.saver.settle()
         if self.config.train.compile:
-            self.reporter.message(compilation_note())
+            self.reporter.message(describe_compilation())
         self.reporter.finished()
