@@ -42,14 +42,15 @@ from textdiff import TextDiffusion
 from textdiff.cli import main as textdiff
 from textdiff.commands.flags import parse_verb
 from textdiff.diffusion.corruption import count_documents
-from textdiff.diffusion.family import Family, build_family, training_maker
+from textdiff.diffusion.family import Family, build_family
 from textdiff.diffusion.noise import NoiseUniforms, draw_noise
+from textdiff.diffusion.pairs import training_maker
 from textdiff.diffusion.process import Vocabulary
 from textdiff.loss import Batch, corrupt
 from textdiff.models import Layout, TextDiffusionConfig, TextDiffusionModel, flash
 from textdiff.models.attention import attend, prepare
 from textdiff.models.chunked_sum import add_product
-from textdiff.models.compilation import compilation_counts, compile_blocks, uncompiled
+from textdiff.models.devices import compilation_counts, compile_blocks, uncompiled
 from textdiff.train.learned_loss import training_loss
 
 ROOT = Path(__file__).resolve().parents[1]

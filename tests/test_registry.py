@@ -87,7 +87,7 @@ def test_two_members_of_one_kind_are_refused():
 
 def test_lazy_torch_is_imported_at_its_first_use():
     code = (
-        "import sys; from textdiff.lazy import torch; assert 'torch' not in sys.modules; "
+        "import sys; from textdiff.section import torch; assert 'torch' not in sys.modules; "
         "assert torch.arange(3).sum() == 3; import torch as real; assert torch.where is real.where"
     )
     assert finished([sys.executable, "-c", code]).returncode == 0

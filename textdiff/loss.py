@@ -25,8 +25,8 @@ from textdiff.diffusion.objectives import Objective, Prediction
 from textdiff.diffusion.objectives.objective import clean_log_softmax, pick
 from textdiff.models import CAUSAL, Denoiser, Reads, hide_starts, shift_right, training_layout
 from textdiff.models.chunked_sum import chunked_sum
-from textdiff.models.compilation import refuse_fallbacks
-from textdiff.models.self_conditioning import Previous
+from textdiff.models.devices import refuse_fallbacks
+from textdiff.models.layers import Previous
 
 # Logits alive at once: 2 ** 22 of them are 16 MiB in float32, which memory allocators reuse.
 CHUNK_LOGITS = 2**22

@@ -1,10 +1,15 @@
 """Sections: frozen groups of checked keys, the form of everything that a user may set.
 
-Imports neither torch nor anything of textdiff, so that help and refusals stay quick.
+Objectives, schedules, rules and estimators are sections, whose mathematics needs torch. Its import
+takes seconds, for which `--help` and refusals must not wait: `from textdiff.section import Tensor,
+torch` imports it at its first use. Such files delay the evaluation of annotations, in which alone
+`Tensor` may stand, and base no class on one of torch's.
 """
 
+import importlib
 import os
-from typing import Annotated, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 from pydantic_core import PydanticKnownError
@@ -49,3 +54,19 @@ def expanded(path: str) -> str:
 
 
 PathText = Annotated[str, AfterValidator(expanded)]
+
+
+class LazyModule(ModuleType):
+    """A module that is imported when one of its attributes is first read."""
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(importlib.import_module(self.__name__), name)
+        setattr(self, name, value)  # later reads find it without this function
+        return value
+
+
+if TYPE_CHECKING:
+    import torch as torch
+    from torch import Tensor as Tensor
+else:
+    torch, Tensor = LazyModule("torch"), Any

@@ -12,7 +12,7 @@ from textdiff.cli import main
 from textdiff.diffusion.family import build_family
 from textdiff.diffusion.process import Vocabulary
 from textdiff.loss import PositionTerms, objective_terms
-from textdiff.models import compilation
+from textdiff.models import devices
 from textdiff.train.determinism import deterministic
 
 META = torch.device("meta")
@@ -40,7 +40,7 @@ def test_evaluation_between_compiled_steps_compiles_nothing(tmp_path, monkeypatc
     counters.clear()
     try:
         assert main(["train", str(tmp_path / "c.yaml"), f"--run.dir={tmp_path / 'run'}"]) == 0
-        counts = compilation.compilation_counts()
+        counts = devices.compilation_counts()
     finally:
         torch._dynamo.reset()
         counters.clear()
@@ -54,7 +54,7 @@ def test_evaluation_between_compiled_steps_compiles_nothing(tmp_path, monkeypatc
 def test_a_limit_of_variants_is_an_error():
     config = torch._dynamo.config
     with config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False):
-        compilation.refuse_fallbacks()
+        devices.refuse_fallbacks()
         assert config.recompile_limit == 64
         assert config.fail_on_recompile_limit_hit
 

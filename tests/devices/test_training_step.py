@@ -13,8 +13,9 @@ from torch.utils.data._utils.pin_memory import pin_memory
 from textdiff import loss as loss_module
 from textdiff.config import Config
 from textdiff.diffusion import randomness
-from textdiff.diffusion.family import Blocks, Family, build_family, training_maker
+from textdiff.diffusion.family import Blocks, Family, build_family
 from textdiff.diffusion.noise import Noise, NoiseUniforms, draw_noise
+from textdiff.diffusion.pairs import training_maker
 from textdiff.diffusion.process import Vocabulary
 from textdiff.loss import Batch, CleanBatch, HeadTerms, PositionTerms, corrupt, training_sum
 from textdiff.models import TextDiffusionConfig, TextDiffusionModel

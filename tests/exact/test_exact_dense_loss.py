@@ -8,8 +8,9 @@ from tiny_models import CLEAN, EXCLUDED, MASK, ROWS, tiny_model
 from torch import Tensor
 
 from textdiff import loss as loss_module
-from textdiff.diffusion.family import Family, build_family, training_maker
+from textdiff.diffusion.family import Family, build_family
 from textdiff.diffusion.noise import NoiseUniforms, draw_noise
+from textdiff.diffusion.pairs import training_maker
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.likelihood.replicates import estimate

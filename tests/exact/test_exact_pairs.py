@@ -13,9 +13,8 @@ from torch import Tensor
 
 from textdiff.config import Config
 from textdiff.config.reading import validate
-from textdiff.diffusion.family import training_maker
 from textdiff.diffusion.noise import Noise, NoiseUniforms, draw_noise
-from textdiff.diffusion.pairs import CountPairs
+from textdiff.diffusion.pairs import CountPairs, training_maker
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.errors import ConfigError
 from textdiff.loss import DenoisingLoss, PositionTerms, corrupt

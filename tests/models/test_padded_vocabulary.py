@@ -5,8 +5,8 @@ import torch
 from refusals import refused
 
 from textdiff.config import Config
-from textdiff.diffusion.family import training_maker
 from textdiff.diffusion.noise import NoiseUniforms, draw_noise
+from textdiff.diffusion.pairs import training_maker
 from textdiff.errors import ConfigError
 from textdiff.export.loading import family_of
 from textdiff.loss import corrupt

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from textdiff.config import Config
-from textdiff.diffusion.family import Blocks, Family, build_family, training_maker
+from textdiff.diffusion.family import Blocks, Family, build_family
 from textdiff.diffusion.noise import NoiseUniforms, draw_noise
+from textdiff.diffusion.pairs import training_maker
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.loss import DenoisingLoss, PositionTerms, corrupt

@@ -15,7 +15,7 @@ from textdiff.diffusion.noise import ByCount, NoiseUniforms, draw_noise
 from textdiff.diffusion.process import Vocabulary
 from textdiff.loss import DenoisingLoss, corrupt
 from textdiff.models import TextDiffusionConfig, TextDiffusionModel
-from textdiff.models.compilation import compilation_counts
+from textdiff.models.devices import compilation_counts
 from textdiff.train.sharding import shard
 
 pytestmark = pytest.mark.dist

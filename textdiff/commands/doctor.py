@@ -22,7 +22,7 @@ from pathlib import Path
 from textdiff.commands.arguments import JsonFlag
 from textdiff.commands.parallel import idle_threads
 from textdiff.errors import first_line
-from textdiff.lazy import torch
+from textdiff.section import torch
 from textdiff.view.progress import make_console, print_json, quiet_libraries
 
 LIBRARIES = (

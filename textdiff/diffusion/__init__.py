@@ -22,9 +22,8 @@ from textdiff.diffusion.schedule import (
     NoiseSchedule,
     Polynomial,
 )
-from textdiff.lazy import Tensor, torch
 from textdiff.registry import NameOf, OneOf, Registry
-from textdiff.section import Number, Section, Whole
+from textdiff.section import Number, Section, Tensor, Whole, torch
 
 if TYPE_CHECKING:
     from textdiff.diffusion.family import Family

@@ -13,10 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from textdiff.diffusion import NO_STEPS, NOISE_MAKERS, PROCESSES, SCHEDULES, TIME_INPUTS
-from textdiff.diffusion.noise import ALL_RATES, ByStep, NoiseMaker, Rates
+from textdiff.diffusion import NO_STEPS, PROCESSES, SCHEDULES, TIME_INPUTS
 from textdiff.diffusion.objectives import OBJECTIVES, Objective
-from textdiff.diffusion.pairs import PAIR_MAKERS
 from textdiff.diffusion.process import ForwardProcess, Vocabulary
 from textdiff.diffusion.schedule import NoiseSchedule
 from textdiff.errors import ConfigError, unknown
@@ -190,19 +188,3 @@ def build_family(
         hides_prompts=spec.get("prompt_dropout", 0.0) > 0.0,
         time_input=spec.get("time_input", "sigma"),
     )
-
-
-def training_maker(
-    family: Family, draw: str, rates: Rates = ALL_RATES, in_pairs: bool = False
-) -> NoiseMaker:
-    """Return the noise maker that a family trains with.
-
-    Args:
-        family: the family; one of discrete time draws its own steps.
-        draw: key of `NOISE_MAKERS`.
-        rates: smallest and largest mask rate, in continuous time.
-        in_pairs: whether every row has two masks, each of which masks what the other leaves.
-    """
-    if family.timesteps is not None:
-        return ByStep(family.timesteps)
-    return (PAIR_MAKERS if in_pairs else NOISE_MAKERS)[draw](rates)

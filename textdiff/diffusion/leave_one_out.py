@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from textdiff.lazy import Tensor, torch
+from textdiff.section import Tensor, torch
 
 if TYPE_CHECKING:
     from textdiff.diffusion.objectives import Prediction

@@ -1,9 +1,10 @@
-"""Pairs of complementary masks: in one of the two every position is masked, in the other it is not.
+"""Noise of training: single masks, or pairs of complementary ones.
 
-A row is read under both, so that each of its tokens is predicted exactly once: an antithetic draw.
-Each mask alone estimates the bound, and so does the mean of the two. By count k is uniform on 0..n,
-and then n - k is, too; the weight is (n + 1) / k. By time the weight of the second follows from
-that of the first, because its rate 1 - lambda has the density that lambda has.
+In one mask of a pair every position is masked that is not masked in the other. A row is read under
+both, so that each of its tokens is predicted exactly once: an antithetic draw. Each mask alone
+estimates the bound, and so does the mean of the two. By count k is uniform on 0..n, and then n - k
+is, too; the weight is (n + 1) / k. By time the weight of the second follows from that of the first,
+because its rate 1 - lambda has the density that lambda has.
 """
 
 from __future__ import annotations
@@ -12,17 +13,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from textdiff.diffusion import NOISE_MAKERS
 from textdiff.diffusion.noise import (
     ALL_RATES,
     NEVER,
     ByCount,
+    ByStep,
     ByTime,
     Noise,
     NoiseMaker,
     NoiseUniforms,
     Rates,
 )
-from textdiff.lazy import Tensor, torch
+from textdiff.section import Tensor, torch
 
 if TYPE_CHECKING:
     from textdiff.diffusion.family import Family
@@ -83,6 +86,22 @@ class TimePairs(NoiseMaker):
 
 PAIR_MAKERS: dict[str, Callable[[Rates], NoiseMaker]] = {"count": CountPairs, "time": TimePairs}
 """Makers of complementary masks, by the names of those of single ones."""
+
+
+def training_maker(
+    family: Family, draw: str, rates: Rates = ALL_RATES, in_pairs: bool = False
+) -> NoiseMaker:
+    """Return the noise maker that a family trains with.
+
+    Args:
+        family: the family; one of discrete time draws its own steps.
+        draw: key of `NOISE_MAKERS`.
+        rates: smallest and largest mask rate, in continuous time.
+        in_pairs: whether every row has two masks, each of which masks what the other leaves.
+    """
+    if family.timesteps is not None:
+        return ByStep(family.timesteps)
+    return (PAIR_MAKERS if in_pairs else NOISE_MAKERS)[draw](rates)
 
 
 def _with_complement(first: Noise, alpha: Tensor, weight: Tensor) -> Noise:

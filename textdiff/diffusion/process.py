@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from textdiff.lazy import Tensor, torch
+from textdiff.section import Tensor, torch
 
 if TYPE_CHECKING:
     from textdiff.diffusion.noise import Noise

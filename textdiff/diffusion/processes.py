@@ -7,7 +7,7 @@ from typing import Self
 
 from textdiff.diffusion.process import ForwardProcess, Vocabulary, indicator
 from textdiff.diffusion.schedule import HybridSchedule, Learned, NoiseSchedule
-from textdiff.lazy import Tensor, torch
+from textdiff.section import Tensor, torch
 
 
 @dataclass(frozen=True)

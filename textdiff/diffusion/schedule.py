@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from textdiff.lazy import Tensor, torch
-from textdiff.section import Number, Section
+from textdiff.section import Number, Section, Tensor, torch
 
 if TYPE_CHECKING:
     from textdiff.diffusion import DiffusionConfig

@@ -23,7 +23,7 @@ from textdiff.data.tokenizer import auto_tokenizer
 from textdiff.errors import CheckpointError, DataError, first_line
 from textdiff.evaluate.judges import Judgement, Progress
 from textdiff.export.loading import DTYPES, default_device
-from textdiff.models.transfer import to_device
+from textdiff.models.devices import to_device
 from textdiff.storage import file_hash
 
 _VOCABULARIES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")

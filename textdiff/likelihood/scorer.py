@@ -15,7 +15,7 @@ from textdiff.errors import CheckpointError, overflow_advice
 from textdiff.likelihood.estimators.estimator import Estimator, WindowBatch
 from textdiff.loss import Batch, PositionTerms, corrupt
 from textdiff.models import Denoiser
-from textdiff.models.transfer import to_device
+from textdiff.models.devices import to_device
 from textdiff.sampling.request import Preparer
 
 Reading = Callable[[PositionTerms, slice, Prediction], Tensor]

@@ -10,6 +10,9 @@ from .cache import CacheSlice as CacheSlice
 from .configuration import TextDiffusionConfig as TextDiffusionConfig
 from .denoiser import TextDiffusionModel as TextDiffusionModel
 from .interface import Denoiser as Denoiser
+from .interface import Reads as Reads
+from .interface import left_neighbours as left_neighbours
+from .layers import Previous as Previous
 from .layout import CAUSAL as CAUSAL
 from .layout import FULL as FULL
 from .layout import Layout as Layout
@@ -17,9 +20,6 @@ from .layout import hide_starts as hide_starts
 from .layout import sampling_layout as sampling_layout
 from .layout import shift_right as shift_right
 from .layout import training_layout as training_layout
-from .reads import Reads as Reads
-from .reads import left_neighbours as left_neighbours
-from .self_conditioning import Previous as Previous
 
 AutoConfig.register("textdiff", TextDiffusionConfig)
 AutoModelForMaskedLM.register(TextDiffusionConfig, TextDiffusionModel)

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from .cache import CacheSlice
-from .compilation import refuse_fallbacks
 from .cpu_block_attention import block_attention
 from .cpu_kernels import applies, half_attention
+from .devices import refuse_fallbacks
 from .flash import flash_attention, runs, segments, unsupported
 from .layout import Layout
 

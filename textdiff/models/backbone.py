@@ -19,8 +19,8 @@ from transformers.modeling_outputs import MaskedLMOutput
 from .attention import Attention, prepare, unavailable
 from .backbone_attention import NAME
 from .cache import CacheSlice, KVCache
-from .compilation import uncompiled
 from .configuration import initial_exponent
+from .devices import to_device, uncompiled
 from .interface import Denoiser
 from .layers import NoiseEmbedding, StepEmbedding, TokenExponents
 from .layout import FULL, Layout, both_streams, noise_levels
@@ -34,7 +34,6 @@ from .stock import (
     network_class,
     without_bars,
 )
-from .transfer import to_device
 
 EXTRA_FILE = "diffusion.safetensors"
 """Weights of an export that its architecture does not have."""

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .devices import to_device
 from .layout import Layout
-from .transfer import to_device
 
 
 class KVCache:

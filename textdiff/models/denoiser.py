@@ -29,11 +29,19 @@ from .configuration import (
     initial_exponent,
     resize,
 )
+from .devices import to_device
 from .interface import Denoiser
-from .layers import LayerNorm, NoiseEmbedding, RMSNorm, Rotary, TokenEmbedding, TokenExponents
+from .layers import (
+    LayerNorm,
+    NoiseEmbedding,
+    Previous,
+    RMSNorm,
+    Rotary,
+    SelfConditioning,
+    TokenEmbedding,
+    TokenExponents,
+)
 from .layout import FULL, Layout, both_streams, level_runs, noise_levels
-from .self_conditioning import Previous, SelfConditioning
-from .transfer import to_device
 
 
 class TextDiffusionModel(PreTrainedModel, Denoiser):

@@ -1,15 +1,18 @@
-"""Layers of the denoiser: embeddings, norms, rotary positions, modulation.
+"""Layers of the denoiser: embeddings, norms, rotary positions, modulation, self-conditioning.
 
-Shapes: B rows, T positions, H hidden, C condition, D channels per head.
+Shapes: B rows, L tokens, T positions (L or 2L), H hidden, C condition, D channels per head, N
+positions with an earlier prediction.
 """
 
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .configuration import TextDiffusionConfig
 from .cpu_kernels import rotate
 
 
@@ -193,3 +196,47 @@ class Modulation:
         if self.run == 1:
             return x * self.chunks[at]
         return (self._by_run(x) * self.chunks[at].unsqueeze(2)).flatten(1, 2)
+
+
+class Previous(NamedTuple):
+    """Earlier predictions of some positions.
+
+    Attributes:
+        at: [N] flat indices into B * L noisy tokens, all different.
+        expected: [N, H] expected embeddings of the clean tokens, from `Denoiser.expected`.
+    """
+
+    at: Tensor
+    expected: Tensor
+
+
+class SelfConditioning(nn.Module):
+    """Map of expected embeddings to what is added to those of noisy tokens: MLP(norm(p_0 E)).
+
+    p_0 is an earlier prediction of the same tokens, E the embeddings (arXiv:2208.04202; under masks
+    arXiv:2604.26985 and arXiv:2510.19304). The last layer starts at zero: a network begins as it is
+    without this input. Finished tokens have no prediction, so that a cache of their keys and values
+    stays exact.
+    """
+
+    def __init__(self, config: TextDiffusionConfig):
+        super().__init__()
+        size = config.hidden_size
+        self.norm = NORMS[config.norm](size)
+        self.mlp = nn.Sequential(nn.Linear(size, size), nn.SiLU(), nn.Linear(size, size))
+        self.mlp[-1].gates = ()  # marked so that it is initialised to zero
+
+    def forward(self, x: Tensor, previous: Previous, length: int) -> Tensor:
+        """Add to embeddings.
+
+        Args:
+            x: [B, T, H], the noisy stream first.
+            previous: earlier predictions of noisy tokens.
+            length: L.
+
+        Returns:
+            [B, T, H].
+        """
+        added = self.mlp(self.norm(previous.expected)).to(x.dtype)  # [N, H]
+        at = previous.at + previous.at // length * (x.shape[1] - length)
+        return x.flatten(0, 1).index_add(0, at, added).view_as(x)

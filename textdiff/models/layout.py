@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .transfer import to_device
+from .devices import to_device
 
 KINDS = ("full", "causal", "block_causal", "block_diffusion")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.objectives import Prediction
 from textdiff.models import CacheSlice, Denoiser, Layout, left_neighbours
-from textdiff.models.transfer import to_device
+from textdiff.models.devices import to_device
 from textdiff.sampling.predictor import Predictor, in_groups
 
 

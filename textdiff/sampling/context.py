@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from textdiff.diffusion.process import Vocabulary
-from textdiff.models.transfer import to_device
+from textdiff.models.devices import to_device
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from textdiff.diffusion.objectives import Prediction
 from textdiff.errors import ConfigError
-from textdiff.models.transfer import on_device, to_device
+from textdiff.models.devices import on_device, to_device
 from textdiff.sampling.constraints import Constraint
 from textdiff.sampling.context import Context, SegmentInfo
 from textdiff.sampling.guidance import GuidedPrediction

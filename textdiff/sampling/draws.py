@@ -12,7 +12,7 @@ from torch import Tensor
 
 from textdiff.diffusion.objectives.objective import pick
 from textdiff.errors import TextDiffError
-from textdiff.models.transfer import to_device
+from textdiff.models.devices import to_device
 from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
 

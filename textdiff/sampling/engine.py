@@ -17,7 +17,7 @@ from textdiff.diffusion.family import Family
 from textdiff.diffusion.randomness import Stream, signed, uniforms
 from textdiff.errors import ConfigError
 from textdiff.models import Denoiser
-from textdiff.models.transfer import on_device, to_device
+from textdiff.models.devices import on_device, to_device
 from textdiff.sampling.cached import ApproximatePredictor, CachedPredictor
 from textdiff.sampling.context import SegmentInfo
 from textdiff.sampling.guidance import GuidedPredictor, check_guidance

@@ -24,7 +24,7 @@ from textdiff.diffusion.family import Family
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.errors import ConfigError
-from textdiff.models.transfer import to_device
+from textdiff.models.devices import to_device
 from textdiff.sampling.parts import lazily
 from textdiff.sampling.predictor import Predictor
 from textdiff.sampling.previous import OpenPlaces

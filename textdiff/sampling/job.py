@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from textdiff.errors import ConfigError
-from textdiff.models.transfer import on_device
+from textdiff.models.devices import on_device
 
 
 @dataclass(frozen=True)

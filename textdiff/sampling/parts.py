@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from textdiff.diffusion.leave_one_out import posterior_of
 from textdiff.diffusion.objectives import Prediction
-from textdiff.lazy import Tensor, torch
+from textdiff.section import Tensor, torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable

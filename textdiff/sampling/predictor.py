@@ -22,7 +22,7 @@ from textdiff.models import (
     sampling_layout,
     shift_right,
 )
-from textdiff.models.transfer import on_device, to_device
+from textdiff.models.devices import on_device, to_device
 from textdiff.sampling.parts import by_parts, lazily
 from textdiff.sampling.previous import OpenPlaces, PreviousPredictions
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.models import Denoiser, Previous
-from textdiff.models.transfer import to_device
+from textdiff.models.devices import to_device
 from textdiff.sampling.parts import by_parts
 
 

@@ -17,7 +17,7 @@ from textdiff.diffusion.objectives.objective import pick
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.randomness import Stream
 from textdiff.diffusion.schedule import NoiseSchedule
-from textdiff.models.transfer import to_device
+from textdiff.models.devices import to_device
 from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens, draw_weighed

@@ -22,7 +22,7 @@ from textdiff.diffusion.family import Family
 from textdiff.diffusion.objectives import Prediction
 from textdiff.errors import ConfigError
 from textdiff.models import Denoiser
-from textdiff.models.transfer import to_device
+from textdiff.models.devices import to_device
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import log_chances
 from textdiff.sampling.engine import Area, Engine

@@ -21,7 +21,7 @@ from torch import Tensor
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.errors import ConfigError, closest
-from textdiff.models.transfer import on_device, to_device
+from textdiff.models.devices import on_device, to_device
 from textdiff.sampling.parts import by_parts
 from textdiff.sampling.previous import OpenPlaces, widened
 from textdiff.sampling.segment import Denoise, Step

@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader, Dataset
 from textdiff.config import Config
 from textdiff.data.answer_rows import AnswerSequences
 from textdiff.data.sequences import Mixture, PackedSequences
-from textdiff.diffusion.family import Blocks, Family, training_maker
+from textdiff.diffusion.family import Blocks, Family
 from textdiff.diffusion.noise import ALL_RATES, NoiseMaker, NoiseUniforms, Rates, draw_noise
+from textdiff.diffusion.pairs import training_maker
 from textdiff.diffusion.randomness import Stream, level_uniforms, uniforms
 from textdiff.errors import LostProcessError
 from textdiff.loss import Batch, CleanBatch, corrupt

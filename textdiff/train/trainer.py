@@ -16,7 +16,7 @@ from torch import Tensor
 
 from textdiff.config import Config
 from textdiff.data.corpus import Corpus
-from textdiff.models.compilation import compile_blocks, describe_compilation, uncompiled
+from textdiff.models.devices import compile_blocks, describe_compilation, uncompiled
 from textdiff.signals import StopRequest
 from textdiff.storage import report_failed_writes
 from textdiff.train.batches import TrainingBatches

@@ -21,8 +21,7 @@ from textdiff.diffusion.objectives.objective import (
     wide,
 )
 from textdiff.diffusion.process import ForwardProcess, Vocabulary
-from textdiff.lazy import Tensor, torch
-from textdiff.section import Number
+from textdiff.section import Number, Tensor, torch
 
 
 class D3PM(Objective):

@@ -15,8 +15,7 @@ from textdiff.diffusion.noise import Noise
 from textdiff.diffusion.objectives.objective import Objective, Prediction, clean_log_softmax, pick
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.processes import AbsorbingByToken
-from textdiff.lazy import Tensor
-from textdiff.section import Whole
+from textdiff.section import Tensor, Whole
 
 if TYPE_CHECKING:
     from textdiff.diffusion import DiffusionConfig

@@ -9,8 +9,7 @@ from pydantic import Field, PrivateAttr
 
 from textdiff.diffusion.noise import Noise
 from textdiff.diffusion.process import ForwardProcess, Vocabulary
-from textdiff.lazy import Tensor, torch
-from textdiff.section import Number, Section
+from textdiff.section import Number, Section, Tensor, torch
 
 if TYPE_CHECKING:
     from textdiff.diffusion import DiffusionConfig

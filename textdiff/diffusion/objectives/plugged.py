@@ -20,7 +20,7 @@ from textdiff.diffusion.objectives.objective import Objective, Prediction, pick
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.processes import Hybrid
 from textdiff.diffusion.schedule import HybridSchedule
-from textdiff.lazy import Tensor, torch
+from textdiff.section import Tensor, torch
 
 _LEAST = 1e-30  # its inverse fits float32
 

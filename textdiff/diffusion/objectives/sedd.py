@@ -24,7 +24,7 @@ from textdiff.diffusion.objectives.objective import (
     wide,
 )
 from textdiff.diffusion.process import ForwardProcess
-from textdiff.lazy import Tensor, torch
+from textdiff.section import Tensor, torch
 
 
 class SEDD(Objective):

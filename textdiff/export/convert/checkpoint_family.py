@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textdiff.errors import CheckpointError
-from textdiff.lazy import Tensor
-from textdiff.section import Section
+from textdiff.section import Section, Tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast

@@ -12,7 +12,7 @@ from typing import Any
 
 from textdiff.errors import CheckpointError
 from textdiff.export.convert.checkpoint_family import CheckpointFamily, Converted, lookup
-from textdiff.lazy import Tensor, torch
+from textdiff.section import Tensor, torch
 
 EMBEDDING = "vocab_embed.embedding"
 HEAD = "output_layer.linear"

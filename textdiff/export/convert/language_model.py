@@ -19,9 +19,8 @@ from textdiff.export.convert.stock_network import (
     NOT_SETTINGS,
     stock_configuration,
 )
-from textdiff.lazy import Tensor
 from textdiff.pretrained import refusal
-from textdiff.section import Whole
+from textdiff.section import Tensor, Whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

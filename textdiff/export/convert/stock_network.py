@@ -14,8 +14,7 @@ from pydantic import Field
 
 from textdiff.errors import CheckpointError, first_line
 from textdiff.export.convert.checkpoint_family import CheckpointFamily, Converted
-from textdiff.lazy import Tensor
-from textdiff.section import Whole
+from textdiff.section import Tensor, Whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedTokenizerFast

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from textdiff.data.sections import MASK
 from textdiff.export.convert.checkpoint_family import Converted
 from textdiff.export.convert.stock_network import StockNetwork
-from textdiff.lazy import Tensor, torch
+from textdiff.section import Tensor, torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

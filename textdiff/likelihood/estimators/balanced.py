@@ -30,9 +30,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from textdiff.lazy import torch
 from textdiff.likelihood.estimators.estimator import Estimator, WindowBatch, mask_lowest
-from textdiff.section import Whole
+from textdiff.section import Whole, torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from textdiff.diffusion.noise import NEVER as NEVER
 from textdiff.diffusion.noise import Noise, NoiseUniforms
 from textdiff.errors import ConfigError
-from textdiff.lazy import torch
-from textdiff.section import Section
+from textdiff.section import Section, torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -27,9 +27,8 @@ from pydantic import Field
 
 from textdiff.diffusion.noise import ByCount, ByTime, Noise, NoiseUniforms, draw_noise
 from textdiff.errors import ConfigError
-from textdiff.lazy import torch
 from textdiff.likelihood.estimators.estimator import BOUNDARY, NEVER, Estimator, WindowBatch, strata
-from textdiff.section import Number, Whole
+from textdiff.section import Number, Whole, torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,9 +9,8 @@ from pydantic import Field
 
 from textdiff.diffusion.noise import Noise
 from textdiff.errors import ConfigError
-from textdiff.lazy import torch
 from textdiff.likelihood.estimators.estimator import NEVER, Estimator, WindowBatch, mask_lowest
-from textdiff.section import Whole
+from textdiff.section import Whole, torch
 
 if TYPE_CHECKING:
     from torch import Tensor

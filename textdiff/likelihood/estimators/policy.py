@@ -8,11 +8,11 @@ from pydantic import Field, create_model, model_validator
 from pydantic_core import PydanticCustomError
 
 from textdiff.errors import ConfigError
-from textdiff.lazy import torch
 from textdiff.likelihood.estimators.estimator import Estimator, WindowBatch
 from textdiff.likelihood.estimators.orders import ChainRule
 from textdiff.sampling.rules import RULES, build_rule, check_likelihood
 from textdiff.sampling.settings import SamplingConfig
+from textdiff.section import torch
 
 if TYPE_CHECKING:
     from textdiff.diffusion.family import Family

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from textdiff.errors import ConfigError
-from textdiff.models.transfer import to_device
+from textdiff.models.devices import to_device
 from textdiff.sampling.constraints.expressions import Nondeterministic, read
 
 MOST_STATES = 4000

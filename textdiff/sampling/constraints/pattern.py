@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from textdiff.errors import ConfigError
-from textdiff.models.transfer import to_device
+from textdiff.models.devices import to_device
 from textdiff.sampling.constraints.automata import TokenAutomaton, byte_automaton
 from textdiff.sampling.context import Context, SegmentInfo
 from textdiff.sampling.job import Job

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal, cast
 from pydantic import Field
 
 from textdiff.errors import ConfigError
-from textdiff.lazy import torch
 from textdiff.sampling.rules.redrawing import ancestral_transition, even_times, redraw
 from textdiff.sampling.rules.revising import RevisingRule
 from textdiff.sampling.rules.unmasking import unmask_by_chance
+from textdiff.section import torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from textdiff.lazy import torch
 from textdiff.sampling.rules.rule import Rule
+from textdiff.section import torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,10 +18,10 @@ from pydantic import Field
 from textdiff.diffusion.leave_one_out import leave_one_out_of
 from textdiff.diffusion.objectives.objective import pick
 from textdiff.diffusion.process import indicator
-from textdiff.lazy import torch
 from textdiff.sampling.rules.redrawing import ancestral_transition, grid, redraw
 from textdiff.sampling.rules.revising import RevisingRule
 from textdiff.sampling.rules.unmasking import first_of, steady
+from textdiff.section import torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from textdiff.lazy import torch
 from textdiff.sampling.rules.redrawing import even_times
 from textdiff.sampling.rules.renoising import accept_or_renoise
 from textdiff.sampling.rules.revising import RevisingRule
@@ -26,6 +25,7 @@ from textdiff.sampling.rules.unmasking import (
     place_scores,
     unmask_in_order,
 )
+from textdiff.section import torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 from pydantic import Field
 
 from textdiff.errors import ConfigError
-from textdiff.lazy import torch
 from textdiff.sampling.rules.redrawing import redraw
 from textdiff.sampling.rules.revising import RevisingRule
 from textdiff.sampling.rules.unmasking import steady
+from textdiff.section import torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

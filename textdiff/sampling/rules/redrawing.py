@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from textdiff.lazy import torch
 from textdiff.sampling.parts import posterior_prediction
+from textdiff.section import torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from textdiff.lazy import torch
 from textdiff.sampling.rules.redrawing import even_times
 from textdiff.sampling.rules.rule import Rule
+from textdiff.section import torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,10 +12,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from textdiff.lazy import torch
 from textdiff.sampling.parts import posterior_prediction
 from textdiff.sampling.rules.redrawing import even_times
 from textdiff.sampling.rules.unmasking import first_of, low_entropy, steady
+from textdiff.section import torch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

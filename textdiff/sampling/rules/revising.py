@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from textdiff.errors import ConfigError
-from textdiff.lazy import torch
 from textdiff.sampling.rules.rule import Rule
+from textdiff.section import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from textdiff.lazy import torch
 from textdiff.sampling.rules.redrawing import Interval, grid
 from textdiff.sampling.rules.rule import Rule
+from textdiff.section import torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -1,16 +1,35 @@
-"""Compiled blocks: how many variants there may be, and when they are left aside.
+"""Devices: copies of small tensors to them, and blocks that are compiled for them.
 
 torch compiles a function anew for other shapes, for evaluation, for generation. After some variants
 it gives up and runs the function as it is, many times slower, with a line in a log. Here the limit
 is higher, to reach it is an error, and only training is compiled.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+# Devices that read the memory of the CPU as it is, or cannot pin it.
+UNPINNED = ("cpu", "mps")
+
+
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a device, without waiting for what runs there.
+
+    From ordinary memory a GPU copies only once its queue is empty, from pinned memory in turn.
+    """
+    if x.device == device or x.device.type != "cpu" or device.type in UNPINNED:
+        return x.to(device)
+    return x.pin_memory().to(device, non_blocking=True)
+
+
+def on_device(like: Tensor, index: Tensor | Sequence[int]) -> Tensor:
+    """Return an index on the device of the tensor that it is for."""
+    return to_device(torch.as_tensor(index, dtype=torch.int64), like.device)
+
 
 # Of one function: a block has one with and one without gradients for each layout that is trained.
 VARIANTS = 64
