@@ -9,12 +9,14 @@ import torch.distributed as dist
 from forked_ranks import in_ranks
 from torch.distributed.fsdp import OffloadPolicy
 from torch.distributed.tensor import DTensor
+from transformers import LlamaConfig
 
-from textdiff.diffusion.family import build_family
+from textdiff.diffusion.family import Family, build_family
 from textdiff.diffusion.noise import ByCount, NoiseUniforms, draw_noise
 from textdiff.diffusion.process import Vocabulary
 from textdiff.loss import DenoisingLoss, corrupt
 from textdiff.models import TextDiffusionConfig, TextDiffusionModel
+from textdiff.models.backbone import TransformersDenoiser
 from textdiff.models.devices import compilation_counts
 from textdiff.train.sharding import shard
 
@@ -22,8 +24,18 @@ pytestmark = pytest.mark.dist
 ROWS, LENGTH = 11, 8
 
 
-def build(seed: int = 0) -> DenoisingLoss:
-    torch.manual_seed(seed)
+def family_of(block_size: int | None = None, **objective: float) -> Family:
+    spec = {
+        "process": "absorbing",
+        "schedule": {"kind": "loglinear"},
+        "objective": {"kind": "mdlm", **objective},
+        "block_size": block_size,
+    }
+    return build_family(spec, Vocabulary.of(ROWS, 4, ()))
+
+
+def build() -> DenoisingLoss:
+    torch.manual_seed(0)
     config = TextDiffusionConfig(
         vocab_size=ROWS,
         hidden_size=16,
@@ -34,27 +46,48 @@ def build(seed: int = 0) -> DenoisingLoss:
         time_conditioning=False,
         mask_token_id=4,
     )
-    family = build_family(
-        {
-            "process": "absorbing",
-            "schedule": {"kind": "loglinear"},
-            "objective": {"kind": "mdlm"},
-            "block_size": None,
-        },
-        Vocabulary.of(ROWS, 4, ()),
-    )
     model = TextDiffusionModel(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    return DenoisingLoss(model, family)
+    return DenoisingLoss(model, family_of())
+
+
+def build_two_losses() -> DenoisingLoss:
+    """The next-token loss of the clean stream gives the head gradients, too."""
+    torch.manual_seed(0)
+    config = TextDiffusionConfig(
+        vocab_size=ROWS,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        mask_token_id=4,
+    )
+    return DenoisingLoss(TextDiffusionModel(config), family_of(4, ar_weight=0.5))
+
+
+def build_llama() -> DenoisingLoss:
+    """Embedding and head are two tables."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=ROWS,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=LENGTH,
+        tie_word_embeddings=False,
+    )
+    config.mask_token_id, config.excluded_token_ids, config.diffusion = 4, [], {}
+    return DenoisingLoss(TransformersDenoiser(config), family_of())
 
 
 def batch_of(loss: DenoisingLoss, rank: int):
     generator = torch.Generator().manual_seed(rank)
     x0 = torch.randint(5, ROWS, (4, LENGTH), generator=generator)
     u = torch.rand(4, LENGTH, generator=generator, dtype=torch.float64)
-    v = torch.rand(4, 1, generator=generator, dtype=torch.float64)
+    blocks = loss.family.blocks(LENGTH).count
+    v = torch.rand(4, blocks, generator=generator, dtype=torch.float64)
     return corrupt(
         loss.family, x0, draw_noise(loss.family, x0, NoiseUniforms(v, u), ByCount()), None
     )
@@ -115,6 +148,20 @@ def test_a_sharded_step_has_the_numbers_of_an_unsharded_one(half, tmp_path):
         for name, gradient in expected.items():
             torch.testing.assert_close(gradients[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
         assert_gathered_when_used(seen, expected, half)
+
+
+@pytest.mark.parametrize("build_loss", [build_two_losses, build_llama])
+def test_sharding_alone_rounds_nothing(build_loss, tmp_path):
+    def work(rank: int):
+        plain, loss = build_loss(), build_loss()
+        shard(loss, processes(True))
+        totals = [step(module, batch_of(module, 0), True) for module in (plain, loss)]
+        expected = {name: p.grad for name, p in plain.named_parameters()}
+        return totals, expected, {name: p.grad.full_tensor() for name, p in loss.named_parameters()}
+
+    (((total, found), expected, gradients),) = in_ranks(1, work, tmp_path)
+    assert torch.equal(found, total)
+    assert all(torch.equal(gradients[name], gradient) for name, gradient in expected.items())
 
 
 def compiled_steps(rank: int) -> tuple[list[torch.Tensor], dict[str, int]]:

@@ -8,11 +8,14 @@
 | root | the rest | for the whole pass |
 
 A block's matrices in bfloat16 have the values that autocast would cast them to. So a sharded run
-has the numbers of an unsharded one. Half as much is sent, and autocast makes no casts, which it
-would keep until the end of the forward pass. What autocast leaves in float32 is gathered so:
-vectors, embeddings, the modules around the blocks, and the head. The head's gradient is a sum over
-chunks of positions, which bfloat16 would round once per chunk. Gradients are added up over
-processes in float32. The loss stays as it is: no module's outputs are cast.
+has the numbers of an unsharded one. A matrix that is used twice in a pass is the exception, as in
+the last block of two streams: its gradients are added in bfloat16. Half as much is sent, and
+autocast makes no casts, which it would keep until the end of the forward pass.
+
+What autocast leaves in float32 is gathered so: vectors, embeddings, the modules around the blocks,
+and the head. The head's gradient is a sum over chunks of positions, which bfloat16 would round once
+per chunk. Gradients are added up over processes in float32. The loss stays as it is: no module's
+outputs are cast.
 """
 
 from collections.abc import Iterable
