@@ -61,9 +61,7 @@ class TextDiffusionModel(PreTrainedModel, Denoiser):
         self.vocab_embed = TokenEmbedding(config.vocab_size, config.hidden_size)
         self.sigma_map = NoiseEmbedding(config.conditioning_size) if config.adaln else None
         self.self_conditioning = SelfConditioning(config) if config.self_conditioning else None
-        self.blocks = nn.ModuleList(
-            Block(config, layer) for layer in range(config.num_hidden_layers)
-        )
+        self.blocks = nn.ModuleList(Block(config, n) for n in range(config.num_hidden_layers))
         self.output_layer = OutputLayer(config)
         exponent = initial_exponent(config)
         self.exponents = None if exponent is None else TokenExponents(config.vocab_size, exponent)
@@ -94,8 +92,7 @@ class TextDiffusionModel(PreTrainedModel, Denoiser):
             init.constant_(module.raw, module.start)
 
     def _check_and_adjust_attn_implementation(self, attn_implementation, *args, **options):
-        """Take the names of our backends as they are: they need other packages than those of
-        transformers."""
+        """Take the names of our backends as they are: they do not need transformers' packages."""
         if attn_implementation in BACKENDS:
             return attn_implementation
         return super()._check_and_adjust_attn_implementation(attn_implementation, *args, **options)

@@ -145,9 +145,8 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
         settings = self.config.diffusion.noise
         if not settings.prompts:
             return None
-        u = uniforms(
-            self.config.run.seed, Stream.PROMPT, row=samples[:, None], position=torch.arange(3)
-        )
+        row, position = samples[:, None], torch.arange(3)
+        u = uniforms(self.config.run.seed, Stream.PROMPT, row=row, position=position)
         return Prompts.draw(u, blocks, settings.prompts, settings.prompt_dropout)
 
     def scored_tokens(self, batch: Batch | CleanBatch) -> float:
