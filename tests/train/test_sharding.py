@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from forked_ranks import in_ranks
+from torch._dynamo.utils import counters
 from torch.distributed.fsdp import OffloadPolicy
 from torch.distributed.tensor import DTensor
 from transformers import LlamaConfig
@@ -169,6 +170,8 @@ def compiled_steps(rank: int) -> tuple[list[torch.Tensor], dict[str, int]]:
     for block in loss.denoiser.blocks:
         block.compile(backend="eager")
     shard(loss, processes(True))
+    torch._dynamo.reset()
+    counters.clear()  # of the tests before, which this fork inherits
     return [step(loss, batch_of(loss, number), True) for number in range(3)], compilation_counts()
 
 
