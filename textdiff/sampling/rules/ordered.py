@@ -18,7 +18,6 @@ from textdiff.sampling.rules.revising import RevisingRule
 from textdiff.sampling.rules.unmasking import (
     OrderedRule,
     even_share,
-    leftmost,
     low_entropy,
     margin,
     most_likely,
@@ -36,12 +35,7 @@ if TYPE_CHECKING:
     from textdiff.sampling.rules.unmasking import Score
     from textdiff.sampling.segment import Segment, Step
 
-ORDERS = {
-    "probability": most_likely,
-    "margin": margin,
-    "entropy": low_entropy,
-    "position": leftmost,
-}
+ORDERS = {"probability": most_likely, "margin": margin, "entropy": low_entropy}
 
 
 class Confidence(OrderedRule):
@@ -98,9 +92,11 @@ class Confidence(OrderedRule):
                 return even_share(left, calls)
             return left - (size * still[steps + 1 - calls]).floor().long()
 
-        score: Score | Tensor = ORDERS[self.order]
-        if self.positions:
-            score = place_scores(self.positions, segment.canvas.shape[1])
+        score: Score | Tensor
+        if self.order == "position":  # nothing of it is read from the network
+            score = place_scores(self.positions or (), segment.canvas.shape[1])
+        else:
+            score = ORDERS[self.order]
         yield from unmask_in_order(segment, score, count, self.order_temperature)
 
 

@@ -195,11 +195,6 @@ def margin(log_x0: Tensor) -> Tensor:
     return (first - second).clamp(min=torch.finfo(torch.float64).tiny).log()
 
 
-def leftmost(log_x0: Tensor) -> Tensor:
-    """Return [N] equal scores: ties go from left to right."""
-    return log_x0.new_zeros(len(log_x0))
-
-
 def place_scores(places: Sequence[int], width: int) -> Tensor:
     """Return [S] scores in which some places come first, in their order; others are equal.
 
