@@ -28,21 +28,21 @@ DOCUMENTS = FULL.within(torch.zeros(2, 16, dtype=torch.int64))
 )
 def test_a_backend_runs_where_it_pays(backend, layout, device, gradients, expected):
     with torch.set_grad_enabled(gradients):
-        found = prepare(backend, layout, 16 * layout.streams, device, 2)
+        found = prepare(backend, layout, torch.empty(2, 16 * layout.streams, device=device))
     assert found.backend == expected
 
 
 def test_left_to_right_needs_no_mask_on_a_gpu():
-    assert prepare("sdpa", CAUSAL, 16, CPU, 2).mask is not None  # as it was computed so far
-    causal = prepare("sdpa", CAUSAL, 16, ELSEWHERE, 2)
+    assert prepare("sdpa", CAUSAL, torch.empty(2, 16)).mask is not None  # as it was computed so far
+    causal = prepare("sdpa", CAUSAL, torch.empty(2, 16, device=ELSEWHERE))
     assert (causal.causal, causal.mask) == (True, None)
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 2, 16, 8).double()
-    expected = attend(prepare("eager", CAUSAL, 16, CPU, 2), q, k, v)
+    expected = attend(prepare("eager", CAUSAL, torch.empty(2, 16)), q, k, v)
     torch.testing.assert_close(attend(causal, q, k, v), expected)
     there = Attention("sdpa", causal=True, layout=CAUSAL, total=16, device=CPU)
     narrow = windowed(there, 3, both_sides=False)
-    expected = attend(windowed(prepare("eager", CAUSAL, 16, CPU, 2), 3, False), q, k, v)
+    expected = attend(windowed(prepare("eager", CAUSAL, torch.empty(2, 16)), 3, False), q, k, v)
     torch.testing.assert_close(attend(narrow, q, k, v), expected)
 
 
@@ -55,11 +55,11 @@ def test_block_masks_are_made_once(monkeypatch):
 
     monkeypatch.setattr(flex_module, "create_block_mask", counted)
     layout = Layout("block_diffusion", 2)
-    first, second = (prepare("flex_attention", layout, 24, CPU, 2) for _ in range(2))
+    first, second = (prepare("flex_attention", layout, torch.empty(2, 24)) for _ in range(2))
     assert first.mask is second.mask
     assert first.noisy is second.noisy
     assert len(made) == 2
-    other = prepare("flex_attention", Layout("block_diffusion", 3), 24, CPU, 2)
+    other = prepare("flex_attention", Layout("block_diffusion", 3), torch.empty(2, 24))
     assert other.mask is not first.mask
     assert len(made) == 4
 

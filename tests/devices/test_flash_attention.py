@@ -98,7 +98,7 @@ both = pytest.mark.parametrize("package", [True, False], indirect=True)
 def test_flash_attention_is_the_reference(package, layout, ids):
     torch.manual_seed(0)
     layout = layout.within(ids, count_documents(ids))
-    attention = prepare("flash_attention_2", layout, 12, CPU, 3, dtype=torch.bfloat16)
+    attention = prepare("flash_attention_2", layout, torch.empty(3, 12), dtype=torch.bfloat16)
     if ids is None and not package:  # torch's SDPA runs the same kernels
         assert attention.backend == "sdpa"
         return
@@ -107,7 +107,7 @@ def test_flash_attention_is_the_reference(package, layout, ids):
     read = torch.ones(3, 1, 12, 1) if ids is None else (ids >= 0)[:, None, :, None]
     weight = torch.randn(3, 4, 12, 8).bfloat16() * read  # nobody reads padding
     found = attend(attention, *leaves)
-    reference = prepare("eager", layout, 12, CPU, 3)
+    reference = prepare("eager", layout, torch.empty(3, 12))
     expected = attend(reference, *(x.double() for x in leaves)).bfloat16()
     torch.testing.assert_close(found * read, expected * read)
     pairs = zip(*(torch.autograd.grad((y * weight).sum(), leaves) for y in (found, expected)),
@@ -155,14 +155,14 @@ def test_a_training_step_is_that_of_the_reference(name, package, monkeypatch):
 def test_what_the_kernels_cannot_compute_is_computed_by_sdpa(package):
     documents = FULL.within(IDS, 6)
     with torch.no_grad():
-        blocks = prepare("flash_attention_2", Layout("block_causal", 4), 12, CPU, 3)
-    wide = prepare("flash_attention_2", documents, 12, CPU, 3, dtype=torch.float32)
+        blocks = prepare("flash_attention_2", Layout("block_causal", 4), torch.empty(3, 12))
+    wide = prepare("flash_attention_2", documents, torch.empty(3, 12), dtype=torch.float32)
     unknown = FULL.within(IDS)  # whose ids may come back later in a row
-    strewn = prepare("flash_attention_2", unknown, 12, CPU, 3, dtype=torch.bfloat16)
+    strewn = prepare("flash_attention_2", unknown, torch.empty(3, 12), dtype=torch.bfloat16)
     assert {x.backend for x in (blocks, wide, strewn)} == {"sdpa"}
     assert torch.equal(wide.mask, documents.mask(12, CPU))
     with pytest.raises(ValueError, match="cannot run the block_diffusion layout"):
-        prepare("flash_attention_2", Layout("block_diffusion", 4), 24, CPU, 3)
+        prepare("flash_attention_2", Layout("block_diffusion", 4), torch.empty(3, 24))
 
 
 @both
@@ -170,21 +170,21 @@ def test_what_the_kernels_cannot_compute_is_computed_by_sdpa(package):
 def test_a_causal_clean_stream_is_attended_by_itself(package, ids, monkeypatch):
     monkeypatch.setattr("textdiff.models.attention.unsupported", lambda device: None)
     layout = Layout("block_diffusion", 4, causal_context=True).within(ids, count_documents(ids))
-    attention = prepare("flex_attention", layout, 24, CPU, 3, dtype=torch.bfloat16)
+    attention = prepare("flex_attention", layout, torch.empty(3, 24), dtype=torch.bfloat16)
     kernel = "sdpa" if ids is None and not package else "flash_attention_2"
     assert attention.clean.backend == kernel
     if ids is not None:  # masks that differ from batch to batch are made for one stream alone
         assert attention.mask is None
     torch.manual_seed(0)
     q, k, v = (torch.randn(3, 2, 24, 8).bfloat16() for _ in range(3))
-    reference = prepare("eager", layout, 24, CPU, 3)
+    reference = prepare("eager", layout, torch.empty(3, 24))
     expected = attend(reference, *(x.double() for x in (q, k, v))).bfloat16()
     read = torch.ones(3, 1, 24, 1) if ids is None else (ids >= 0).repeat(1, 2)[:, None, :, None]
     found = attend(attention, q, k, v)
     torch.testing.assert_close(found * read, expected * read, rtol=0.02, atol=0.02)
     alone = attend(attention, q[:, :, :12], k, v)
     assert torch.equal(alone * read[:, :, :12], found[:, :, :12] * read[:, :, :12])
-    wider = prepare("flex_attention", Layout("block_diffusion", 4), 24, CPU, 3)
+    wider = prepare("flex_attention", Layout("block_diffusion", 4), torch.empty(3, 24))
     assert (wider.clean, wider.mask is None) == (None, False)
 
 

@@ -144,7 +144,7 @@ class TestAttention:
         torch.manual_seed(3)
         total = LENGTH * layout.streams
         inputs = [x.to(dtype) for x in torch.randn(3, ROWS, HEADS, total, SIZE).double()]
-        attention = prepare(backend, layout, total, torch.device("cpu"), ROWS)
+        attention = prepare(backend, layout, torch.empty(ROWS, total))
         return forward_and_gradients(
             lambda *qkv: attend(attention, *qkv), *(x.requires_grad_() for x in inputs)
         )

@@ -75,24 +75,20 @@ def unavailable(backend: str, device: torch.device, gradients: bool) -> str | No
 def prepare(
     backend: str,
     layout: Layout,
-    total: int,
-    device: torch.device,
-    batch: int,
+    tokens: Tensor,
     cache: CacheSlice | None = None,
     compiled: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Attention:
     """Build the mask of one forward pass; arguments as for `_prepare`."""
-    attention = _prepare(backend, layout, total, device, batch, cache, compiled, dtype)
-    return replace(attention, layout=layout, total=total, device=device)
+    attention = _prepare(backend, layout, tokens, cache, compiled, dtype)
+    return replace(attention, layout=layout, total=tokens.shape[1], device=tokens.device)
 
 
 def _prepare(
     backend: str,
     layout: Layout,
-    total: int,
-    device: torch.device,
-    batch: int,
+    tokens: Tensor,
     cache: CacheSlice | None,
     compiled: bool,
     dtype: torch.dtype,
@@ -102,9 +98,7 @@ def _prepare(
     Args:
         backend: its name.
         layout: which positions see which.
-        total: positions, both streams counted.
-        device: of the inputs.
-        batch: rows.
+        tokens: [B, T] inputs, both streams side by side.
         cache: keys and values of earlier tokens.
         compiled: whether the blocks are compiled, which needs plain torch operations.
         dtype: of queries, keys and values.
@@ -114,6 +108,7 @@ def _prepare(
     """
     if cache is not None:  # few queries with a mask of their own
         return Attention("eager" if backend == "eager" else "sdpa", cache.mask, cache=cache)
+    (batch, total), device = tokens.shape, tokens.device
     backend = _applied(backend, layout, device, dtype)
     if backend == "flash_attention_2":
         return Attention(backend, segments(layout, total), causal=layout.kind == "causal")

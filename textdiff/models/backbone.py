@@ -191,10 +191,8 @@ class TransformersDenoiser(Denoiser):
 
     def _prepare(self, layout: Layout, tokens: Tensor, cache: CacheSlice | None) -> Attention:
         compiled = self.blocks[0]._compiled_call_impl is not None
-        total, batch = tokens.shape[1], len(tokens)
         backend = self.attn_implementation
-        dtype = self.compute_dtype
-        return prepare(backend, layout, total, tokens.device, batch, cache, compiled, dtype)
+        return prepare(backend, layout, tokens, cache, compiled, self.compute_dtype)
 
     def _run(self, **inputs: Any) -> Tensor:
         """Return [B, T, H] final hidden states of the base model."""

@@ -204,12 +204,11 @@ class TextDiffusionModel(PreTrainedModel, Denoiser):
         tokens = input_ids if context_ids is None else torch.cat([input_ids, context_ids], dim=1)
         *others, last = self.blocks
         compiled = last._compiled_call_impl is not None
-        backend, device = self.config._attn_implementation, tokens.device
-        dtype = self.compute_dtype
+        backend = self.config._attn_implementation
         condition, index = self._condition(sigma, layout, batch, length)
         shared = BlockInputs(
             self._rotary(length, layout, cache),
-            prepare(backend, layout, tokens.shape[1], device, batch, cache, compiled, dtype),
+            prepare(backend, layout, tokens, cache, compiled, self.compute_dtype),
             condition,
             *level_runs(index, layout, length),
         )

@@ -7,7 +7,7 @@ positions of the canvas, N positions of one call, V vocabulary.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +33,9 @@ It runs the network on the rows that own the positions.
 
 Uniforms = Callable[[Stream, int], Tensor]
 """uniforms(stream, scheduled step) -> [R, S] float64, whatever rows share the batch."""
+
+
+CleanTokens = Literal["drawn", "likeliest"]
 
 
 @dataclass(frozen=True)
@@ -258,10 +261,9 @@ class Segment:
         t: Tensor,
         transition: Transition,
         step: int,
-        last: bool = False,
-        greedy: bool = False,
+        clean: CleanTokens | None = None,
     ) -> Tensor:
-        """Draw the next tokens of positions, noisy ones until last; return those that changed.
+        """Draw the next tokens of positions, noisy ones until the end; return those that changed.
 
         Args:
             positions: [N] flat CPU positions.
@@ -269,19 +271,18 @@ class Segment:
             t: [R] time of each row.
             transition: distribution of the next tokens.
             step: scheduled step whose uniforms choose the tokens.
-            last: whether the tokens are to be clean.
-            greedy: whether to take the likeliest clean tokens.
+            clean: how the tokens come about where they are to be clean; None: they are noisy.
         """
-        controls = self.controls.cold() if greedy else self.controls
+        controls = self.controls.cold() if clean == "likeliest" else self.controls
         # A constraint is on finished text: the noisy states before it are free.
-        drawing = replace(controls, constraint=controls.constraint if last else None)
+        drawing = replace(controls, constraint=controls.constraint if clean else None)
         before, u = self.tokens(positions), self.token_uniforms(positions, step)
 
         def draw(chunk: slice) -> Tensor:
             context = self.context(positions[chunk], t)
             shaped = controls.applied(prediction.at(chunk), context)
             weights = next_token_weights(shaped, before[chunk], transition, self.process)
-            weights = _possible(weights, shaped.log_x0) if last else weights
+            weights = _possible(weights, shaped.log_x0) if clean else weights
             return draw_weighed(weights, u[chunk], drawing, context)
 
         together = drawing.constraint is not None  # it decides on all of them together

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from textdiff.diffusion.process import ForwardProcess
     from textdiff.diffusion.schedule import NoiseSchedule
     from textdiff.sampling.rules.revising import Revision
-    from textdiff.sampling.segment import Segment, Step
+    from textdiff.sampling.segment import CleanTokens, Segment, Step
 
     Transition = Callable[[Prediction, Tensor, "Interval"], Tensor]
     """transition(prediction, tokens [N], interval) -> [N, V] float64 weights of the next tokens.
@@ -94,6 +94,7 @@ def redraw(
         greedy_tail: take the likeliest clean tokens at the last step.
         steps: None: those of the segment.
     """
+    end: CleanTokens = "likeliest" if greedy_tail else "drawn"
     for interval in grid(segment.schedule, segment.steps if steps is None else steps):
         positions = revision.positions()
         if not len(positions):
@@ -111,8 +112,8 @@ def redraw(
         def weights(prediction: Prediction, tokens: Tensor, at: Interval = interval) -> Tensor:
             return transition(prediction, tokens, at)
 
-        end = (interval.last, greedy_tail and interval.last)
-        changed = segment.redraw(positions[going], prediction, t, weights, interval.index, *end)
+        clean = end if interval.last else None
+        changed = segment.redraw(positions[going], prediction, t, weights, interval.index, clean)
         yield segment.step(torch.cat([positions[~going], changed]), t)
 
 
