@@ -12,7 +12,7 @@ PART = ("weights", "gradients", "average", "optimizer")
 
 
 def planned(page: str, capsys, flags: list[str], devices: int) -> dict:
-    """What the page's command reports for a size, on some devices."""
+    """Report of the page's command for a size, on some devices."""
     command = re.search(r"```bash\ntextdiff (plan .*?)\n```", page, flags=re.S)[1]
     words = shlex.split(command.replace("\\\n", " "), comments=True)
     capsys.readouterr()

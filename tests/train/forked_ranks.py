@@ -13,7 +13,7 @@ from children import FORKS, forks
 
 
 def in_ranks(count: int, work: Callable[[int], Any], folder: Path, seconds: float = 60) -> list:
-    """What `work(rank)` returns in each of so many processes, which form a group."""
+    """Results of `work(rank)` in each of so many processes, which form a group."""
     results = FORKS.Queue()
     store = f"file://{folder / 'store'}"
 

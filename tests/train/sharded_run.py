@@ -1,6 +1,6 @@
 """Trains with FSDP2 on CPUs: what the tests launch by `configs/accelerate/fsdp2.yaml`.
 
-Accelerate leaves its FSDP plugin aside where there is no accelerator, and refuses a mesh there.
+Accelerate leaves its FSDP plugin aside without an accelerator, and refuses a mesh there.
 Here both are put back as it reads them from the file.
 
     accelerate launch --config_file FILE sharded_run.py CONFIG [--section.key VALUE ...]

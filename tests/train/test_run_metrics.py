@@ -1,4 +1,4 @@
-"""What a run measures of itself, where it shows it, and its profile."""
+"""Measurements that a run makes of itself, where it shows them, and its profile."""
 
 import importlib.machinery
 import json

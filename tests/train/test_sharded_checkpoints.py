@@ -120,7 +120,7 @@ def member(rank: int, port: int, mesh: tuple[int, ...], work, results) -> None:
 
 
 def together(mesh: tuple[int, ...], work) -> list:
-    """What each process of a mesh returns."""
+    """The result of each process of a mesh."""
     results = FORKS.Queue()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -210,7 +210,7 @@ def names(root: Path) -> list[str]:
 
 
 def saves(root: Path, state: PartialState, mesh) -> list:
-    """What happens to four checkpoints; the process ends while the last is written."""
+    """The fate of four checkpoints; the process ends while the last is written."""
     training, writer, heard = State(mesh, seed=0), ShardedSaver(root, 2, state), []
     training.step()
     whole = take_over(root / "whole", state, mesh)

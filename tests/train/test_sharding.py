@@ -1,4 +1,4 @@
-"""What FSDP2 gathers, when and in which precision; two ranks have the unsharded numbers."""
+"""Parameters that FSDP2 gathers, when and in which precision; two ranks have the unsharded numbers."""
 
 import copy
 from types import SimpleNamespace
@@ -106,7 +106,7 @@ def step(loss, batch, half: bool) -> torch.Tensor:
 
 
 def processes(half: bool) -> SimpleNamespace:
-    """What `shard` reads of an accelerator."""
+    """The parts of an accelerator that `shard` reads."""
     plugin = SimpleNamespace(cpu_offload=OffloadPolicy(), reshard_after_forward=True)
     return SimpleNamespace(
         state=SimpleNamespace(fsdp_plugin=plugin),
