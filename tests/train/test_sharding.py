@@ -1,4 +1,4 @@
-"""Parameters that FSDP2 gathers, when and in which precision; two ranks have the unsharded numbers."""
+"""Gathering of FSDP2: when, in which precision; two ranks have the unsharded numbers."""
 
 import copy
 from types import SimpleNamespace
