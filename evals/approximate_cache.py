@@ -32,8 +32,8 @@ from textdiff.sampling.engine import Engine
 from textdiff.sampling.job import Job
 from textdiff.sampling.predictor import PlainPredictor, Predictor
 from textdiff.sampling.request import Request
-from textdiff.sampling.segment import Step
 from textdiff.sampling.settings import SamplingConfig
+from textdiff.sampling.step import Step
 
 RULE = "first_hitting"
 

@@ -36,8 +36,8 @@ from textdiff.sampling.controls import Hook
 from textdiff.sampling.engine import Engine
 from textdiff.sampling.job import ContextLimit
 from textdiff.sampling.request import Preparer, Prompts, Request, make_job
-from textdiff.sampling.segment import Step
 from textdiff.sampling.settings import SamplingConfig
+from textdiff.sampling.step import Step
 
 _log = logging.getLogger(__name__)
 

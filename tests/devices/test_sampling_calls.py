@@ -20,8 +20,8 @@ from textdiff.sampling.rules import RULES
 from textdiff.sampling.settings import SamplingConfig
 from textdiff.sampling.teacher_forcing import ForcedEngine
 
-# Their positions do not depend on what the network returns.
-AHEAD = {"ancestral", "first_hitting", "remask"}
+# How many positions the next call has follows from what the network returns.
+ACCEPTING = {"threshold", "entropy_bound"}
 JOB = Job([[CLEAN[0]], [], [CLEAN[1], None, CLEAN[2]]], [5, 6, 3])
 SEGMENTS = {None: 1, 4: 2}
 # One of each process, and the objectives whose predictions go other ways.
@@ -56,10 +56,9 @@ CALLS = [
 
 
 def waits_per_call(case: str, rule: str) -> int:
-    """Waits that docs/scaling.md allows: for the positions that the network chooses."""
-    if rule in AHEAD and case in ("mdlm", "sedd"):
-        return 0
-    return 2 if rule == "gibbs" else 1  # it chooses positions, and says which have changed
+    """Waits that docs/scaling.md allows: for how many positions the network leaves."""
+    by_chance = {"learned": {rule}, "d3pm-plugged": {"ancestral"}, "sedd": {"euler", "tweedie"}}
+    return int(rule in ACCEPTING or rule in by_chance.get(case, ()))
 
 
 def check_calls(case: str, rule: str, size: int | None, network=None, forced=None, **options):
@@ -82,24 +81,28 @@ def check_calls(case: str, rule: str, size: int | None, network=None, forced=Non
 
     def text(engine: Engine):
         if forced is not None:
-            return engine.log_likelihoods(), 0
-        *_, last = engine.run()
-        return last.draft if "draft" in parts else last.canvas, last.calls
+            return engine.log_likelihoods(), 0, []
+        *_, last = steps = list(engine.run())
+        return last.draft if "draft" in parts else last.canvas, last.calls, steps
 
-    expected, _ = text(engine())
+    expected, _, steps = text(engine())
     with pretending() as watch:
         moved(model, watch)
         there = engine(watch.device)
         watch.uploads.clear(), watch.waits.clear()
-        found, calls = text(there)
-    torch.testing.assert_close(found.held, expected, rtol=1e-12, atol=1e-12)
+        found, calls, lazy = text(there)
+        # One check of each segment, and one reading of prompts where these are stored.
+        waits = len(watch.waits) - SEGMENTS[size] - (size is not None)
+        torch.testing.assert_close(found.held, expected, rtol=1e-12, atol=1e-12)
+        for step, known in zip(lazy, steps, strict=True):
+            assert torch.equal(step.changed, known.changed)
+            torch.testing.assert_close(step.entropy, known.entropy, equal_nan=True)
     assert watch.uploads == []
-    # One check of each segment, and one reading of prompts where these are stored.
-    return len(watch.waits) - SEGMENTS[size] - (size is not None), calls
+    return waits, calls
 
 
 @pytest.mark.parametrize(("case", "rule", "size"), CALLS)
-def test_a_call_waits_for_the_device_once_at_most(case, rule, size):
+def test_a_call_waits_only_for_the_number_of_positions(case, rule, size):
     waits, calls = check_calls(case, rule, size)
     assert waits <= waits_per_call(case, rule) * calls
 
@@ -113,8 +116,23 @@ def test_guidance_and_self_conditioning_add_no_waits(case, size):
     assert waits <= waits_per_call(case, "ancestral") * calls // 2 + (size is not None)
 
 
-def test_an_approximate_cache_adds_no_waits():
-    assert check_calls("mdlm", "ancestral", None, cache="approximate")[0] <= 0
+ORDERS = (
+    {"order": "entropy", "pace": "noise"},
+    {"order": "margin", "order_temperature": 0.5},
+    {"order": "position"},
+)
+
+
+@pytest.mark.parametrize("size", SEGMENTS)
+@pytest.mark.parametrize("knobs", ORDERS)
+def test_the_choice_of_the_network_stays_on_its_device(knobs, size):
+    waits, _ = check_calls("mdlm", "confidence", size, knobs=knobs, guidance=0.5)
+    assert waits <= (size is not None)  # both networks store prompts
+
+
+@pytest.mark.parametrize("rule", ["ancestral", "confidence"])
+def test_an_approximate_cache_adds_no_waits(rule):
+    assert check_calls("mdlm", rule, None, cache="approximate")[0] <= 0
 
 
 def pattern(device):
@@ -142,10 +160,10 @@ def test_drafts_add_no_waits_and_other_numbers_one_a_call(size):
 def test_teacher_forcing_adds_no_waits(size):
     texts = torch.tensor([[CLEAN[place % 5] for place in range(6)]] * 3)
     texts[2, :3] = torch.tensor([CLEAN[1], CLEAN[4], CLEAN[2]])
-    options = {"order": "position"}
-    model = {"forced": texts, "cache": "off", "knobs": options}
-    waits, _ = check_calls("mdlm", "confidence", size, **model)
-    assert waits <= 0
+    for order, most in (("position", 0), ("probability", 1)):  # that no place is written twice
+        model = {"forced": texts, "cache": "off", "knobs": {"order": order}}
+        waits, _ = check_calls("mdlm", "confidence", size, **model)
+        assert waits <= most
 
 
 @pytest.mark.parametrize(("case", "rule"), [("d3pm-uniform", "ancestral"), ("gidd", "gibbs")])

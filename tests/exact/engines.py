@@ -11,7 +11,7 @@ from textdiff.sampling.engine import Engine
 from textdiff.sampling.job import Job
 from textdiff.sampling.predictor import PlainPredictor
 from textdiff.sampling.request import Request
-from textdiff.sampling.segment import Step
+from textdiff.sampling.step import Step
 
 FREE = Controls()
 

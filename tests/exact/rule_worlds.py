@@ -8,8 +8,10 @@ from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
+from textdiff.sampling.positions import Positions
 from textdiff.sampling.rules import Rule
-from textdiff.sampling.segment import Segment, Step
+from textdiff.sampling.segment import Segment
+from textdiff.sampling.step import Step
 
 LENGTH = 4
 
@@ -31,9 +33,9 @@ def keyed(rows: Tensor | int, length: int, seed: int = 0):
 def reader(table: Table):
     """A time-free network that reads a table, and refuses to predict what is not masked."""
 
-    def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
-        rows, where = positions // table.length, positions % table.length
-        assert (canvas.flatten()[positions] == MASK).all()
+    def denoise(canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
+        rows, where = positions.row, positions.column
+        assert (canvas.flatten()[positions.flat] == MASK).all()
         return Prediction(table.log_p[code(canvas)[rows], where])
 
     return denoise
@@ -77,15 +79,15 @@ def forced(
     ask, controls = reader(table), controls or Controls()
     vocabulary = family().process.vocabulary
 
-    def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+    def denoise(canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
         prediction = ask(canvas, t, positions)
         p = controls.probabilities(prediction.log_x0, Context(canvas, positions, t, vocabulary))
         p = p / p.sum(-1, keepdim=True)
-        token = targets.flatten()[positions][:, None]
+        token = targets.flatten()[positions.flat][:, None]
         mine = p.gather(-1, token).squeeze(-1)
         below = p.cumsum(-1).gather(-1, token).squeeze(-1) - 0.5 * mine
-        token_u.view(-1)[positions] = below  # in place: rules may have asked for it already
-        share.view(-1)[positions] = mine
+        token_u.view(-1)[positions.flat] = below  # in place: rules may have asked for it already
+        share.view(-1)[positions.flat] = mine
         return prediction
 
     def draws(stream: Stream, step: int) -> Tensor:

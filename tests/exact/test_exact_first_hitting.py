@@ -13,6 +13,7 @@ from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.errors import ConfigError
 from textdiff.sampling.controls import Controls
+from textdiff.sampling.positions import Positions
 from textdiff.sampling.rules import build_rule
 from textdiff.sampling.rules.ancestral import Ancestral
 from textdiff.sampling.rules.first_hitting import FirstHitting, hitting_times
@@ -37,9 +38,9 @@ def dyadic_table(seed: int = 7) -> Table:
 def denoiser(table: Table):
     """A time-free network that reads the table; NaN where a visible token is asked for."""
 
-    def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
-        rows, where = positions // LENGTH, positions % LENGTH
-        assert (canvas.flatten()[positions] == MASK).all()
+    def denoise(canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
+        rows, where = positions.row, positions.column
+        assert (canvas.flatten()[positions.flat] == MASK).all()
         return Prediction(table.log_p[code(canvas)[rows], where])
 
     return denoise

@@ -18,6 +18,7 @@ from textdiff.diffusion.leave_one_out import (
 from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.randomness import Stream
 from textdiff.sampling.draws import inverse_cdf
+from textdiff.sampling.positions import Positions
 from textdiff.sampling.rules import build_rule
 from textdiff.sampling.rules.gibbs import conditional
 
@@ -144,9 +145,9 @@ def network(process: str, length: int, seed: int = 0):
     table = torch.full_like(raw, -torch.inf)
     table[..., list(CLEAN)] = (1.5 * raw[..., list(CLEAN)]).log_softmax(-1)
 
-    def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+    def denoise(canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
         row = (canvas[:, None] == states).all(-1).long().argmax(1)
-        return Prediction(table[row[positions // length], positions % length])
+        return Prediction(table[row[positions.row], positions.column])
 
     return denoise
 
@@ -177,7 +178,7 @@ def test_correctors_redraw_the_chosen_positions_at_the_level_reached(process, ch
     steps, draws = walk(process, "gibbs", knobs, 7)
     assert len(steps) == 7  # three steps, and two correctors after the first two of them
     family = world(process, FAMILIES[process])
-    ask, positions = network(process, 3), torch.arange(180)
+    ask, positions = network(process, 3), Positions.where(torch.ones(60, 3, dtype=torch.bool))
     for index, number in ((1, 3), (2, 4), (4, 5), (5, 6)):
         before, after = steps[index - 1].canvas, steps[index].canvas
         t = torch.tensor(2 / 3 if index < 3 else 1 / 3, dtype=torch.float64)

@@ -13,6 +13,7 @@ from torch import Tensor
 from textdiff.diffusion.objectives import Prediction
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.guidance import GuidedPrediction
+from textdiff.sampling.positions import Positions
 from textdiff.sampling.rules.ancestral import Ancestral
 from textdiff.sampling.rules.first_hitting import FirstHitting
 from textdiff.sampling.rules.predictor_corrector import PredictorCorrector
@@ -70,9 +71,9 @@ def drawn(rule, process: str, w: float, steps: int, rows: int = 20_000, controls
     family = world(process, more.get("objective", OBJECTIVES[process]))
     scored = family.objective.predicts_score
 
-    def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> GuidedPrediction:
-        xt = canvas.flatten()[positions]
-        alpha = family.schedule.alpha(t[positions])
+    def denoise(canvas: Tensor, t: Tensor, positions: Positions) -> GuidedPrediction:
+        xt = canvas.flatten()[positions.flat]
+        alpha = family.schedule.alpha(t[positions.flat])
         parts = []
         for p in (TOLD, BLIND):
             log_x0 = p.log().expand(len(xt), -1)

@@ -149,7 +149,7 @@ WIDTH = len(PROBABILITIES)
 def fixed(canvas, t, positions):
     """The same prediction whatever is revealed, with a loud value where none may look."""
     log_x0 = torch.full((len(positions), ROWS), -torch.inf, dtype=torch.float64)
-    log_x0[:, list(CLEAN)] = PROBABILITIES.log()[positions % WIDTH]
+    log_x0[:, list(CLEAN)] = PROBABILITIES.log()[positions.column]
     return Prediction(log_x0)
 
 

@@ -16,6 +16,7 @@ from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.randomness import Stream
 from textdiff.errors import ConfigError
 from textdiff.sampling.controls import Controls
+from textdiff.sampling.positions import Positions
 from textdiff.sampling.rules import build_rule
 from textdiff.sampling.rules.ancestral import Ancestral
 
@@ -142,9 +143,9 @@ def test_calls_are_made_only_where_something_is_revealed():
     width, rows, steps = 6, 30, 40
     asked = []
 
-    def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
-        asked.append(positions)
-        assert (canvas.flatten()[positions] == MASK).all()
+    def denoise(canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
+        asked.append(positions.flat)
+        assert (canvas.flatten()[positions.flat] == MASK).all()
         log_x0 = torch.full((len(positions), ROWS), -torch.inf, dtype=torch.float64)
         log_x0[:, CLEAN[0]] = 0.0
         return Prediction(log_x0)
@@ -174,7 +175,7 @@ def test_what_is_masked_follows_the_chances_step_by_step_also_between_calls():
     width, steps, eta = 3, 60, 0.2
     draws, seen = keyed(1, width, seed=8), []
 
-    def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+    def denoise(canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
         seen.append((float(t[0]), (canvas[0] == MASK).tolist()))
         log_x0 = torch.full((len(positions), ROWS), -torch.inf, dtype=torch.float64)
         log_x0[:, CLEAN[0]] = 0.0
@@ -204,7 +205,7 @@ def test_conf_masks_again_what_was_least_likely_when_it_was_drawn():
     rows, steps, common, rare = 40_000, 4, CLEAN[0], CLEAN[1:]
     chances = {common: 0.9, rare[0]: 0.05, rare[1]: 0.05}
 
-    def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+    def denoise(canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
         log_x0 = torch.full((len(positions), ROWS), -torch.inf, dtype=torch.float64)
         for token, chance in chances.items():
             log_x0[:, token] = math.log(chance)
@@ -239,10 +240,10 @@ def dense_reader(case: str, joint: Tensor):
     process, _, leave_out, _ = CASES[case]
     lookup = code(sequences(process, LENGTH))
 
-    def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+    def denoise(canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
         table = oracle(process, joint, t[:1], LENGTH, leave_out)[0].nan_to_num(0.0)
         state = (code(canvas)[:, None] == lookup).long().argmax(1)
-        return Prediction(table[state].flatten(0, 1)[positions], mixture=not leave_out)
+        return Prediction(table[state].flatten(0, 1)[positions.flat], mixture=not leave_out)
 
     return denoise
 
@@ -363,8 +364,8 @@ def test_without_redraws_it_is_ancestral_sampling_token_for_token(case):
 def opinion(prefer: list[int], sure: list[float]):
     """A network that prefers one token per position, whatever it sees."""
 
-    def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
-        at = positions % len(prefer)
+    def denoise(canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
+        at = positions.column
         p = torch.full((len(positions), ROWS), 0.0, dtype=torch.float64)
         chance = torch.tensor(sure, dtype=torch.float64)[at]
         p[:, list(CLEAN)] = ((1.0 - chance) / 2)[:, None].expand(-1, 3)
@@ -381,11 +382,11 @@ def self_corrected(canvas: Tensor, denoise, knobs: dict, **rest):
     rule = build_rule("predictor_corrector", chosen, knobs)
     first = []
 
-    def ask(noisy: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+    def ask(noisy: Tensor, t: Tensor, positions: Positions) -> Prediction:
         if not first:
             first.append(True)
             log_x0 = torch.full((len(positions), ROWS), -torch.inf, dtype=torch.float64)
-            return Prediction(log_x0.scatter(1, canvas.flatten()[positions][:, None], 0.0))
+            return Prediction(log_x0.scatter(1, canvas.flatten()[positions.flat][:, None], 0.0))
         return denoise(noisy, t, positions)
 
     start = torch.full_like(canvas, MASK)
@@ -421,8 +422,8 @@ def test_self_correction_loses_patience_where_the_share_does_not_rise():
     """A network that always wants what is not there."""
     a, b, _ = CLEAN
 
-    def contrary(canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
-        wanted = torch.where(canvas.flatten()[positions] == a, b, a)
+    def contrary(canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
+        wanted = torch.where(canvas.flatten()[positions.flat] == a, b, a)
         p = torch.full((len(positions), ROWS), 0.0, dtype=torch.float64)
         return Prediction(p.scatter(1, wanted[:, None], 1.0).log())
 

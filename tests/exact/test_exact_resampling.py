@@ -11,6 +11,7 @@ from torch import Tensor
 
 from textdiff.diffusion.objectives import Prediction
 from textdiff.sampling.controls import Controls
+from textdiff.sampling.positions import Positions
 from textdiff.sampling.rules.ancestral import Ancestral
 from textdiff.sampling.segment import Segment
 
@@ -52,10 +53,10 @@ def sampled(case: str, joint: Tensor, steps: int, rows: int, frozen=None, start=
     family, process, leave_out = family_of(case)
     lookup = code(sequences(process, LENGTH))
 
-    def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+    def denoise(canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
         table = oracle(process, joint, t[:1], LENGTH, leave_out)[0].nan_to_num(0.0)
         state = (code(canvas)[:, None] == lookup).long().argmax(1)
-        return Prediction(table[state].flatten(0, 1)[positions], mixture=not leave_out)
+        return Prediction(table[state].flatten(0, 1)[positions.flat], mixture=not leave_out)
 
     generator = torch.Generator().manual_seed(steps)
 

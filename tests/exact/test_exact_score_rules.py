@@ -24,6 +24,7 @@ from torch import Tensor
 from textdiff.diffusion.objectives import Prediction
 from textdiff.errors import ConfigError
 from textdiff.sampling.controls import Controls
+from textdiff.sampling.positions import Positions
 from textdiff.sampling.rules import build_rule
 from textdiff.sampling.rules.ancestral import Ancestral
 
@@ -43,9 +44,9 @@ def score_reader(table, schedule, mass: float = 1.0):
     """The score of a table's conditionals; sums to `mass` times what it should."""
     ask = reader(table)
 
-    def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+    def denoise(canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
         log_x0 = ask(canvas, t, positions).log_x0
-        alpha = schedule.alpha(t[positions // table.length]).clamp(min=1e-3)[:, None]
+        alpha = schedule.alpha(t[positions.row]).clamp(min=1e-3)[:, None]
         return Prediction(log_x0, log_x0 + (mass * alpha / (1.0 - alpha)).log())
 
     return denoise
@@ -210,12 +211,12 @@ def uniform_law(name: str, joint: Tensor, steps: int, taken: int | None = None) 
 def uniform_walk(name: str, joint: Tensor, steps: int, rows: int, chosen, **rest):
     lookup = code(sequences("uniform", LENGTH))
 
-    def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+    def denoise(canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
         scores = true_scores(joint, t[0].clamp(max=1.0 - 1e-3))  # as networks are told
         state = (code(canvas)[:, None] == lookup).long().argmax(1)
-        log_score = scores[state].flatten(0, 1)[positions]
+        log_score = scores[state].flatten(0, 1)[positions.flat]
         alpha = chosen.schedule.alpha(t[0].clamp(max=1.0 - 1e-3)).expand(len(positions))
-        before = canvas.flatten()[positions]
+        before = canvas.flatten()[positions.flat]
         return Prediction(lambda: chosen.process.log_x0(log_score, before, alpha), log_score)
 
     draws = keyed(rows, LENGTH, seed=steps)
@@ -264,12 +265,12 @@ def test_greedy_tail_takes_the_likeliest_tokens_at_the_last_step():
     z = sequences("uniform", LENGTH).flatten()
     best = chosen.process.log_x0(flat, z, alpha.expand(len(z))).argmax(-1).view(-1, LENGTH)
 
-    def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+    def denoise(canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
         now = true_scores(joint, t[0].clamp(max=1.0 - 1e-3))
         state = (code(canvas)[:, None] == lookup).long().argmax(1)
-        log_score = now[state].flatten(0, 1)[positions]
+        log_score = now[state].flatten(0, 1)[positions.flat]
         level = chosen.schedule.alpha(t[0].clamp(max=1.0 - 1e-3)).expand(len(positions))
-        before = canvas.flatten()[positions]
+        before = canvas.flatten()[positions.flat]
         return Prediction(lambda: chosen.process.log_x0(log_score, before, level), log_score)
 
     canvas = chosen.process.prior((rows, LENGTH), keyed(rows, LENGTH, seed=99)(4, 0))
@@ -297,9 +298,9 @@ def test_a_banned_token_has_no_chance_from_rounding():
     log_x0 = raw.masked_fill(~chosen.process.vocabulary.clean, -torch.inf).log_softmax(-1)
 
     def denoise(canvas, t, positions):
-        xt, alpha = canvas.flatten()[positions], chosen.schedule.alpha(t[positions])
-        score = chosen.process.log_score(log_x0[positions], xt, alpha)
-        return Prediction(log_x0[positions], score)
+        xt, alpha = canvas.flatten()[positions.flat], chosen.schedule.alpha(t[positions.flat])
+        score = chosen.process.log_score(log_x0[positions.flat], xt, alpha)
+        return Prediction(log_x0[positions.flat], score)
 
     def least(stream, step):  # draws the first token that has any weight
         return torch.full((rows, 1), 1e-300, dtype=torch.float64)

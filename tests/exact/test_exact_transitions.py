@@ -24,6 +24,7 @@ from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.diffusion.schedule import NoiseSchedule
 from textdiff.errors import ConfigError
 from textdiff.sampling.controls import Controls
+from textdiff.sampling.positions import Positions
 from textdiff.sampling.rules import build_rule
 from textdiff.sampling.segment import Segment
 
@@ -66,10 +67,10 @@ def transition(monkeypatch, family, name, logits, z, alpha_s, alpha_t, **knobs) 
 
     monkeypatch.setattr(draws_module, "inverse_cdf", recording(unchecked))
 
-    def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+    def denoise(canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
         alpha = torch.tensor([alpha_t], dtype=torch.float64).expand(len(positions))
         said = logits.expand(len(positions), -1)
-        return family.objective.predict(said, canvas.flatten()[positions], alpha)
+        return family.objective.predict(said, canvas.flatten()[positions.flat], alpha)
 
     def revealed(low: float, high: float) -> Tensor:
         """[EVEN] bool: whether the first step moved z, by uniforms from `low` to `high`."""
@@ -298,12 +299,12 @@ def test_texts_are_at_least_as_likely_as_the_bound_says(name):
     rows, z = 20_000, sequences(process, LENGTH)
     states = code(z)
 
-    def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
-        row = positions // LENGTH
+    def denoise(canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
+        row = positions.row
         state = (code(canvas)[:, None] == states).long().argmax(1)[row]
-        said = network(process, t[:1])[0][state, positions % LENGTH]
+        said = network(process, t[:1])[0][state, positions.column]
         alpha = family.schedule.alpha(t)[row]
-        return family.objective.predict(said, canvas.flatten()[positions], alpha)
+        return family.objective.predict(said, canvas.flatten()[positions.flat], alpha)
 
     def draws(stream: Stream, step: int) -> Tensor:
         row = torch.arange(rows)[:, None]

@@ -19,6 +19,7 @@ from textdiff.sampling.context import Context, SegmentInfo
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens
 from textdiff.sampling.job import Job
+from textdiff.sampling.positions import Positions
 from textdiff.sampling.rules.first_hitting import FirstHitting
 from textdiff.sampling.settings import SamplingConfig
 
@@ -31,8 +32,9 @@ def law(controls: Controls, context: Context | None = None) -> torch.Tensor:
 
 
 def context(canvas, positions, t=(1.0,), info=None) -> Context:
-    at = torch.tensor(canvas), torch.tensor(positions), torch.tensor(t).double()
-    return Context(*at, VOCABULARY, info)
+    canvas = torch.tensor(canvas)
+    at = Positions.of(torch.tensor(positions), canvas)
+    return Context(canvas, at, torch.tensor(t).double(), VOCABULARY, info)
 
 
 def test_min_p_keeps_what_is_likely_beside_the_likeliest():

@@ -19,6 +19,7 @@ from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens, inverse_cdf
 from textdiff.sampling.guidance import mix
 from textdiff.sampling.job import Job
+from textdiff.sampling.positions import Positions
 from textdiff.sampling.rules import RULES
 from textdiff.sampling.rules.redrawing import grid
 
@@ -243,9 +244,9 @@ def test_small_log_weights_of_a_hook_stay_apart_under_a_constraint():
     pattern = build_pattern(".", [], [b"a", b"b", b"c", b"d", None], None)
     log_x0 = torch.tensor([[-0.1, -3.0, -3.0, -3.0, -torch.inf]], dtype=torch.float64).expand(99, 5)
     canvas, u = torch.full((99, 1), 4), (torch.arange(99).double() + 0.5) / 99
-    positions, t = torch.arange(99), torch.ones(99, dtype=torch.float64)
+    at, t = Positions.of(torch.arange(99), canvas), torch.ones(99, dtype=torch.float64)
     controls = Controls(constraint=pattern, hooks=(lambda context, x: x * 10.0 - 3e4,))
-    drawn = draw_tokens(log_x0, u, controls, Context(canvas, positions, t, vocabulary))
+    drawn = draw_tokens(log_x0, u, controls, Context(canvas, at, t, vocabulary))
     assert set(drawn.tolist()) == {0}
 
 

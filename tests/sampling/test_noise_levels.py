@@ -14,6 +14,7 @@ from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.job import Job
+from textdiff.sampling.positions import Positions
 from textdiff.sampling.rules import build_rule
 from textdiff.sampling.segment import Segment
 
@@ -26,14 +27,14 @@ def given_times(case: str, name: str, **knobs) -> tuple[list[Tensor], Tensor, li
     generator = torch.Generator().manual_seed(0)
     size = len(family.process.vocabulary.clean)
 
-    def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
-        rows = positions // WIDTH
+    def denoise(canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
+        rows = positions.row
         seen.append(
             torch.full((ROWS,), torch.nan, dtype=torch.float64).index_copy(0, rows, t[rows])
         )
         logits = torch.randn(len(positions), size, generator=generator, dtype=torch.float64)
         alpha = family.known_alpha(family.schedule.alpha(t))[rows]
-        return family.objective.predict(logits, canvas.flatten()[positions], alpha)
+        return family.objective.predict(logits, canvas.flatten()[positions.flat], alpha)
 
     def draws(stream: Stream, step: int) -> Tensor:
         rows = torch.arange(ROWS)[:, None]

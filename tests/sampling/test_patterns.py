@@ -24,6 +24,7 @@ from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens
 from textdiff.sampling.job import Job
+from textdiff.sampling.positions import Positions
 from textdiff.sampling.rules import RULES
 
 PATTERNS = [
@@ -337,7 +338,7 @@ def test_open_places_count_with_the_best_tokens_that_they_may_become():
             padded.repeat(rows, 1),
             u.flatten(),
             Controls(constraint=machine),
-            Context(canvas, where.flatten(), time, vocabulary),
+            Context(canvas, Positions.of(where.flatten(), canvas), time, vocabulary),
         ).view(rows, 2)
         first = torch.zeros(4, dtype=torch.float64)
         for a, letter in enumerate(letters):

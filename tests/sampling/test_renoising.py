@@ -20,6 +20,7 @@ from textdiff.errors import ConfigError
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import inverse_cdf
 from textdiff.sampling.job import Job
+from textdiff.sampling.positions import Positions
 from textdiff.sampling.rules import build_rule
 from textdiff.sampling.rules.renoising import level
 
@@ -34,8 +35,8 @@ def peaked(chances: Tensor):
     p[:, list(CLEAN)] = ((1.0 - chances) / 2.0)[:, None]
     p[:, CLEAN[0]] = chances
 
-    def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
-        return Prediction(p.log()[positions % len(chances)], mixture=True)
+    def denoise(canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
+        return Prediction(p.log()[positions.column], mixture=True)
 
     return p, denoise
 
@@ -130,8 +131,8 @@ def test_rows_stop_on_their_own():
     """The likeliest text of odd rows changes with every call; that of even rows does not."""
     calls = []
 
-    def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
-        row = positions // WIDTH
+    def denoise(canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
+        row = positions.row
         calls.append(row.unique())
         token = torch.where(row % 2 == 1, len(calls) % 2, 0)
         log_p = torch.full((len(positions), ROWS), -torch.inf, dtype=torch.float64)

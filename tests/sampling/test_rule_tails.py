@@ -15,6 +15,7 @@ from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import Vocabulary
 from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.sampling.controls import Controls
+from textdiff.sampling.positions import Positions
 from textdiff.sampling.rules import build_rule
 from textdiff.sampling.segment import Segment
 
@@ -52,11 +53,11 @@ def sample(
     process, schedule = family.process, family.schedule
     log_x0 = LAW.log().to(dtype)
 
-    def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+    def denoise(canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
         said = log_x0.expand(len(positions), -1)
         if not family.objective.predicts_score:
             return Prediction(said)
-        xt = canvas.flatten()[positions]
+        xt = canvas.flatten()[positions.flat]
         alpha = family.known_alpha(schedule.alpha(t))[:1].expand(len(positions))
         if process.replaces_tokens:
             score = process.log_score(LAW.log().expand(len(positions), -1), xt, alpha)

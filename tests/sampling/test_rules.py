@@ -19,6 +19,7 @@ from textdiff.diffusion.randomness import Stream, uniforms
 from textdiff.errors import ConfigError
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.job import Job
+from textdiff.sampling.positions import Positions
 from textdiff.sampling.previous import OpenPlaces
 from textdiff.sampling.rules import RULES, build_rule, check_rule
 from textdiff.sampling.segment import Segment
@@ -106,16 +107,16 @@ class Network:
         self.model, self.family = model, family
         self.asked: list[Tensor] = []
 
-    def __call__(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
-        assert canvas.dtype == positions.dtype == torch.int64
+    def __call__(self, canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
+        assert canvas.dtype == positions.flat.dtype == torch.int64
         assert t.shape == (len(canvas),)
         assert ((t >= 0.0) & (t <= 1.0)).all()
-        self.asked.append(positions)
-        rows, where = torch.unique(positions // canvas.shape[1], return_inverse=True)
-        assert (positions % canvas.shape[1] < WIDTH).all()
+        self.asked.append(positions.flat)
+        rows, where = torch.unique(positions.row, return_inverse=True)
+        assert (positions.column < WIDTH).all()
         alpha = self.family.known_alpha(self.family.schedule.alpha(t[rows]))
         xs = canvas[rows][:, :WIDTH]
-        at = where * WIDTH + positions % canvas.shape[1]
+        at = where * WIDTH + positions.column
         sigma = -alpha.log().double().unsqueeze(1)
         with torch.no_grad():
             logits = self.model(xs, sigma=sigma, positions=at).logits
@@ -302,13 +303,14 @@ def test_watched_numbers_are_those_of_the_network(model):
     network = Network(model, family)
     watch = Watch(network, family.process, OpenPlaces(frozen, family.process), PARTS)
     canvas = torch.where(frozen, text, MASK)
-    open_positions = (~frozen).flatten().nonzero().flatten()
+    masks = Positions.where(~frozen)
+    open_positions = masks.flat
     t = torch.full((4,), 0.5, dtype=torch.float64)
     table = torch.zeros(canvas.numel(), ROWS, dtype=torch.float64)
-    table[open_positions] = network(canvas, t, open_positions).log_x0
-    positions = open_positions[[0, 3, 8]]
+    table[open_positions] = network(canvas, t, masks).log_x0
+    positions = masks[torch.tensor([0, 3, 8])]
     prediction = watch(canvas, t, positions)
-    assert torch.allclose(prediction.log_x0, table[positions], rtol=0.0, atol=1e-12)
+    assert torch.allclose(prediction.log_x0, table[positions.flat], rtol=0.0, atol=1e-12)
     rule = build_rule("threshold", family, {"threshold": 0.0})
     step = next(
         rule(
@@ -325,7 +327,7 @@ def test_watched_numbers_are_those_of_the_network(model):
         )
     )
     filled = watch.fill(step)
-    last = network(canvas, step.t, open_positions).log_x0
+    last = network(canvas, step.t, masks).log_x0
     drawn = step.canvas.flatten()[open_positions]
     assert torch.equal(step.changed, open_positions)
     chance = last.gather(1, drawn[:, None])[:, 0].exp()

@@ -15,7 +15,8 @@ from torch import Tensor
 from textdiff.diffusion.family import Family
 from textdiff.diffusion.objectives import Prediction
 from textdiff.models import CacheSlice, Denoiser, Layout, left_neighbours
-from textdiff.models.devices import to_device
+from textdiff.models.devices import on_device, to_device
+from textdiff.sampling.positions import Positions
 from textdiff.sampling.predictor import Predictor, in_groups
 
 
@@ -92,10 +93,9 @@ class CachedPredictor(Predictor):
             self._store(text, rows, rows, self.stored[rows], self.size, counts)
             self.stored[rows] += self.size
 
-    def _predict(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+    def _predict(self, canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
         """Predict by one network call on the rows that have as many tokens to store."""
-        width = canvas.shape[1]
-        owners = positions // width
+        owners = positions.row
         rows, where = torch.unique(owners, return_inverse=True)
         alpha = self._alpha(t[rows])
         # Rows whose last block is not stored yet give it along; mostly all do, or none.
@@ -104,12 +104,12 @@ class CachedPredictor(Predictor):
 
         def run(indices: Tensor) -> Tensor:
             called, place = torch.unique(owners[indices], return_inverse=True)
-            length = int(lengths[called[0]])
-            column, noise = positions[indices] % width, alpha[torch.searchsorted(rows, called)]
-            at = place * length + (length - self.size) + column
-            options = self._previous(positions[indices], at)
+            length, noise = int(lengths[called[0]]), alpha[torch.searchsorted(rows, called)]
+            own = positions[indices]
+            at = own.after(place * length + (length - self.size))
+            options = self._previous(own, at)
             if self.shift:
-                return self._run_shifted(canvas, called, length, noise, (place, column), **options)
+                return self._run_shifted(canvas, called, length, noise, (place, own), **options)
             return self._run(canvas, called, length, noise, at, **options)
 
         logits = in_groups(lengths[owners], run)
@@ -121,24 +121,33 @@ class CachedPredictor(Predictor):
         rows: Tensor,
         length: int,
         alpha: Tensor,
-        places: tuple[Tensor, Tensor],
+        places: tuple[Tensor, Positions],
         **options: object,
     ) -> Tensor:
-        """Return logits [n, V] that predict [n] of these rows and [n] columns of the canvas.
+        """Return logits [n, V] that predict positions, which are in [n] of these rows.
 
         They are read one place before; what is before a block is the end of the last one.
         """
-        place, column = places
+        place, own = places
         before = length - self.size  # tokens that this call stores
-        at = place * length + (before + column - 1).clamp(min=0)
-        ends = torch.arange(len(rows)) * length + before - 1 if before else at[:0]
-        logits = self._run(canvas, rows, length, alpha, torch.cat([at, ends]), **options)
+        starts = place * length + before
+        at = (own.after(starts) - 1).maximum(on_device(own.flat, place * length))
+        stored = torch.arange(len(rows)) * length + before - 1 if before else place[:0]
+        asked = torch.cat([at, on_device(at, stored)])
+        logits = self._run(canvas, rows, length, alpha, asked, **options)
         self._keep_ends(rows, logits[len(at) :])
-        crosses = ((column == 0) & (self.starts[rows[place]] > 0)).nonzero().squeeze(1)
-        kept = [self.ends[row] for row in rows[place[crosses]].tolist()]
+        return self._crossed(logits[: len(at)], own)
+
+    def _crossed(self, logits: Tensor, own: Positions) -> Tensor:
+        """Return logits [n, V] with those from before the block, at its first column."""
+        first = own.row.diff(prepend=own.row.new_full((1,), -1)).nonzero().squeeze(1)  # of each row
+        first = first[self.starts[own.row[first]] > 0]
+        kept = [self.ends[row] for row in own.row[first].tolist()]
         if not kept:
-            return logits[: len(at)]
-        return logits[: len(at)].index_copy(0, to_device(crosses, logits.device), torch.stack(kept))
+            return logits
+        at = to_device(first, logits.device)
+        crosses = to_device(own[first].column == 0, logits.device)[:, None]
+        return logits.index_copy(0, at, torch.where(crosses, torch.stack(kept), logits[at]))
 
     def _keep_ends(self, slots: Tensor, logits: Tensor) -> None:
         """Keep logits [r, V] at the last stored token of some slots, or nothing if there are none.
@@ -240,32 +249,33 @@ class ApproximatePredictor(Predictor):
             self.asked[:, :-1] |= self.asked[:, 1:].clone()
         self.stored = torch.zeros(len(widths), dtype=torch.bool)  # [A] rows that had their call
 
-    def _predict(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+    def _predict(self, canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
         """Predict by a network call on the rows that own the positions; two for mixed ones."""
-        owners = positions // canvas.shape[1]
+        owners = positions.row
         alpha = self._alpha(t)
         stored = self.stored[owners]
         logits = in_groups(stored, lambda indices: self._run(canvas, positions[indices], alpha))
         self.stored[owners] = True
         return self._predicted(logits, canvas, positions, alpha[owners])
 
-    def _run(self, canvas: Tensor, positions: Tensor, alpha: Tensor) -> Tensor:
-        """Return [N, V] logits at positions of rows that all have had a call, or none has."""
-        rows, where = torch.unique(positions // canvas.shape[1], return_inverse=True)
+    def _run(self, canvas: Tensor, positions: Positions, alpha: Tensor) -> Tensor:
+        """Return [N, V] logits at N positions of rows that all have had a call, or none has."""
+        rows, where = torch.unique(positions.row, return_inverse=True)
         runs = (self.asked if bool(self.stored[rows[0]]) else self.whole)[rows]  # [r, S]
         at = self._places(runs)  # [r, T]
         tokens = canvas[to_device(rows, canvas.device)]
-        rank = runs.cumsum(1) - 1  # [r, S] index among the row's T tokens
-        width = canvas.shape[1]
-        columns = (left_neighbours(positions, width) if self.shift else positions) % width
-        own = where * at.shape[1] + rank[where, positions % width]
+        first = torch.arange(len(rows))[:, None] * at.shape[1]
+        index = (first + runs.cumsum(1) - 1).flatten()  # [r * S] of each place, among r * T tokens
+        own = positions.after(where * canvas.shape[1])  # [N] places
+        asked = left_neighbours(own, canvas.shape[1]) if self.shift else own
+        index = to_device(index, own.device)
         return self._logits(
             tokens.gather(1, to_device(at.clamp(max=canvas.shape[1] - 1), canvas.device)),
             self.family.network_time(alpha[rows]).unsqueeze(1),
-            where * at.shape[1] + rank[where, columns],
+            index[asked],
             layout=self.layout,
             cache=self.cache.approximate_slice(at, self.widths[rows], _unless_first(rows)),
-            **self._previous(positions, own),
+            **self._previous(positions, index[own]),
         )
 
     def _places(self, runs: Tensor) -> Tensor:

@@ -27,7 +27,7 @@ from textdiff.errors import ConfigError
 from textdiff.sampling.engine import Engine
 from textdiff.sampling.job import Job
 from textdiff.sampling.request import Request
-from textdiff.sampling.segment import Step
+from textdiff.sampling.step import Step
 
 
 @dataclass(frozen=True)

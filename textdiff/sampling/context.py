@@ -12,6 +12,7 @@ from torch import Tensor
 
 from textdiff.diffusion.process import Vocabulary
 from textdiff.models.devices import to_device
+from textdiff.sampling.positions import Positions
 
 
 @dataclass(frozen=True)
@@ -40,22 +41,27 @@ class Context:
 
     Attributes:
         canvas: [A, S] tokens before the draw; what is not revealed yet is the mask.
-        positions: [N] flat CPU positions in the canvas.
+        at: N positions in the canvas.
         t: [A] CPU, time of each row, falling from 1 to 0.
         vocabulary: which ids are clean tokens, and which is the mask.
         info: what surrounds the canvas; None where a rule runs on its own.
     """
 
     canvas: Tensor
-    positions: Tensor
+    at: Positions
     t: Tensor
     vocabulary: Vocabulary
     info: SegmentInfo | None = None
 
     @property
+    def positions(self) -> Tensor:
+        """[N] CPU, flat positions in the canvas; this and what follows may wait for the device."""
+        return self.at.known
+
+    @property
     def row(self) -> Tensor:
-        """[N] CPU, row of the canvas of each position."""
-        return self.positions // self.canvas.shape[1]
+        """[N] CPU, row of the canvas of each position, which is always known."""
+        return self.at.row
 
     @property
     def column(self) -> Tensor:
@@ -67,10 +73,25 @@ class Context:
         """[N] CPU, place of each position in its row's text; without a info, its column."""
         return self.column if self.info is None else self.info.starts[self.row] + self.column
 
+    def before(self, ends: Tensor) -> Tensor | None:
+        """Return which positions come before a place of their row's text, [N] bool on the device.
+
+        Args:
+            ends: [A] CPU, the place of each row.
+
+        Returns:
+            None if none does, as far as the CPU can tell.
+        """
+        room = ends if self.info is None else ends - self.info.starts
+        columns = room[self.row]  # [N] before which a position has to be
+        early = self.at.column < to_device(columns, self.at.flat.device)
+        may_be = early if early.device.type == "cpu" else columns > 0
+        return to_device(early, self.canvas.device) if bool(may_be.any()) else None
+
     @property
     def tokens(self) -> Tensor:
         """[N] what stands at the positions now."""
-        return self.canvas.flatten()[to_device(self.positions, self.canvas.device)]
+        return self.canvas.flatten()[self.at.on(self.canvas.device)]
 
     def counts(self, size: int) -> Tensor:
         """Count how often each token occurs in the row of each position, elsewhere than there.
@@ -89,7 +110,7 @@ class Context:
             before = torch.arange(info.text.shape[1]) < info.starts[:, None]
             counts.scatter_add_(1, info.text, to_device(before.int(), device))
         counts.scatter_add_(1, self.canvas, counted)
-        own = counted.flatten()[to_device(self.positions, device)]
+        own = counted.flatten()[self.at.on(device)]
         return counts[to_device(self.row, device)].scatter_add(
             1, self.tokens[:, None], -own[:, None]
         )

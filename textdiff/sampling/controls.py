@@ -180,14 +180,13 @@ class Controls:
         """Return the tokens that are not banned, [N, V] bool; None: all clean ones."""
         early = None
         if self.end_tokens and context.info is not None:
-            early = context.place < (context.info.tails + self.config.min_new_tokens)[context.row]
-            early = to_device(early, context.canvas.device) if bool(early.any()) else None
+            early = context.before(context.info.tails + self.config.min_new_tokens)
         if not self.banned and early is None:
             return None
         clean = context.vocabulary.clean
         allowed = clean.index_fill(0, on_device(clean, self.banned), False)  # [V]
         if early is None:
-            return allowed.expand(len(context.positions), -1)
+            return allowed.expand(len(context.at), -1)
         ends = torch.zeros_like(clean).index_fill(0, on_device(clean, self.end_tokens), True)
         return allowed & ~(ends & early[:, None])
 

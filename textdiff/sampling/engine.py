@@ -8,7 +8,7 @@ Letters: R rows of the job, A active ones, S columns of a canvas, W columns of t
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -25,7 +25,8 @@ from textdiff.sampling.job import ContextLimit, Rows, Segments
 from textdiff.sampling.predictor import PlainPredictor, Predictor
 from textdiff.sampling.request import Request
 from textdiff.sampling.rules import build_rule
-from textdiff.sampling.segment import Segment, Step, Uniforms
+from textdiff.sampling.segment import Segment, Uniforms
+from textdiff.sampling.step import Step
 from textdiff.sampling.watch import Watch
 
 
@@ -250,19 +251,10 @@ class Area:
             inside = column < lengths[row]
             return (row * width + column)[inside], inside
 
-        changed, kept = outside(step.changed)
         t = torch.zeros(rows, dtype=step.t.dtype).index_copy(0, self.active, step.t)  # [R]
         draft = None if step.draft is None else self.put(text, step.draft)[:, :width]
-        return replace(
-            step,
-            t=t,
-            canvas=text[:, :width],
-            changed=changed,
-            draft=draft,
-            confidence=None if step.confidence is None else step.confidence[kept],
-            entropy=None if step.entropy is None else step.entropy[kept],
-            remasked=None if step.remasked is None else outside(step.remasked)[0],
-        )
+        read = partial(step.moved, outside)
+        return replace(step, t=t, canvas=text[:, :width], draft=draft, read=read)
 
 
 def _uniforms(seeds: Tensor, numbers: Tensor, ordinals: Tensor, columns: Tensor) -> Uniforms:

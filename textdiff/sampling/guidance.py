@@ -26,6 +26,7 @@ from textdiff.diffusion.process import ForwardProcess
 from textdiff.errors import ConfigError
 from textdiff.models.devices import to_device
 from textdiff.sampling.parts import lazily
+from textdiff.sampling.positions import Positions
 from textdiff.sampling.predictor import Predictor
 from textdiff.sampling.previous import OpenPlaces
 
@@ -102,7 +103,7 @@ class GuidedPredictor(Predictor):
         self.conditional.follow(places)
         self.unconditional.follow(places)
 
-    def _predict(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+    def _predict(self, canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
         """Predict by two network calls on the rows that own the positions."""
         mask = self.family.process.mask_token_id
         conditional = self.conditional(canvas, t, positions)

@@ -24,6 +24,7 @@ from textdiff.models import (
 )
 from textdiff.models.devices import on_device, to_device
 from textdiff.sampling.parts import by_parts, lazily
+from textdiff.sampling.positions import Positions
 from textdiff.sampling.previous import OpenPlaces, PreviousPredictions
 
 
@@ -93,21 +94,22 @@ class Predictor(ABC):
         if self.model.self_conditioning is not None:
             self.previous = PreviousPredictions(self.model, places)
 
-    def __call__(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
-        """Predict [N] flat CPU positions of canvas [A, S] at times t [A]."""
+    def __call__(self, canvas: Tensor, t: Tensor, positions: Positions | Tensor) -> Prediction:
+        """Predict N positions of canvas [A, S], or [N] flat CPU ones, at times t [A]."""
+        positions = Positions.of(positions, canvas)
         if self.previous is None:
             return self._predict(canvas, t, positions)
         wanted = self.previous.wanted(canvas, positions)
         prediction = self._predict(canvas, t, wanted)
         self.previous.keep(wanted, prediction)
-        return prediction.at(on_device(canvas, torch.searchsorted(wanted, positions)))
+        return prediction.at(on_device(canvas, torch.searchsorted(wanted.known, positions.known)))
 
     @abstractmethod
-    def _predict(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+    def _predict(self, canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
         """Predict positions by network calls, which read `previous`."""
 
-    def _previous(self, positions: Tensor, places: Tensor) -> dict[str, object]:
-        """Return options of `_logits` for positions [N] at flat indices [N] into its tokens."""
+    def _previous(self, positions: Positions, places: Tensor) -> dict[str, object]:
+        """Return options of `_logits` for N positions at flat indices [N] into its tokens."""
         return {} if self.previous is None else {"previous": self.previous.at(positions, places)}
 
     def _alpha(self, t: Tensor) -> Tensor:
@@ -125,9 +127,9 @@ class Predictor(ABC):
         return logits
 
     def _predicted(
-        self, logits: Tensor, canvas: Tensor, positions: Tensor, alpha: Tensor
+        self, logits: Tensor, canvas: Tensor, positions: Positions, alpha: Tensor
     ) -> Prediction:
-        """Read logits [N, V] at positions [N], and note if they are not finite."""
+        """Read logits [N, V] at N positions, and note if they are not finite."""
         self._dtype = logits.dtype
         count, size = logits.shape
         if len(logits):
@@ -135,7 +137,7 @@ class Predictor(ABC):
             self._broken = self._broken | broken.any().to(self._broken.device)
             if logits.device.type == "cpu":  # elsewhere it would be a synchronisation per call
                 self.check()
-        xt = canvas.flatten()[to_device(positions, canvas.device)]  # [N]
+        xt = canvas.flatten()[positions.on(canvas.device)]  # [N]
         alpha = to_device(alpha, canvas.device)
 
         def make(index: Tensor | slice) -> Prediction:
@@ -193,15 +195,14 @@ class PlainPredictor(Predictor):
             at = at.clamp(max=max(0, text.shape[1] - 1))
             self.text = text.gather(1, to_device(at, text.device))
 
-    def _predict(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+    def _predict(self, canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
         """Predict by one network call on the rows that own the positions."""
-        width = canvas.shape[1]
-        rows, where = torch.unique(positions // width, return_inverse=True)
+        rows, where = torch.unique(positions.row, return_inverse=True)
         before, lengths = self.before[rows], (self.before + self.widths)[rows]
         end = int(lengths.max())
         tokens = self._compose(canvas, rows, end)  # [r, end]
         alpha = self._alpha(t[rows])
-        at = where * end + before[where] + positions % width
+        at = positions.after(where * end + before[where])
         layout = self.layout.within(self._documents(lengths, end, canvas.device))
         logits = self._logits(
             shift_right(tokens, self.family.objective.first_input) if self.shifted else tokens,

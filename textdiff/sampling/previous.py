@@ -15,6 +15,7 @@ from textdiff.diffusion.process import ForwardProcess
 from textdiff.models import Denoiser, Previous
 from textdiff.models.devices import to_device
 from textdiff.sampling.parts import by_parts
+from textdiff.sampling.positions import Positions
 
 
 class OpenPlaces:
@@ -32,7 +33,17 @@ class OpenPlaces:
 
     def __init__(self, frozen: Tensor, process: ForwardProcess, followed: bool = False):
         self.process, self.followed = process, followed
-        self.now = ~frozen  # [A, S] on the CPU
+        self._now = ~frozen  # [A, S] on the CPU, but for what was closed since
+        self.closed: list[tuple[Positions, Tensor | None]] = []
+
+    @property
+    def now(self) -> Tensor:
+        """[A, S] bool on the CPU; may wait for the device, if the network chose what was closed."""
+        for positions, which in self.closed:
+            closed = positions.known if which is None else positions.known[which.cpu()]
+            self._now = self._now.flatten().index_fill(0, closed, False).view_as(self._now)
+        self.closed = []
+        return self._now
 
     def on(self, canvas: Tensor) -> Tensor:
         """Return the open positions of the canvas as it is, [A, S] bool on the CPU."""
@@ -40,22 +51,21 @@ class OpenPlaces:
             return self.now
         return self.now & (canvas == self.process.mask_token_id).cpu()
 
-    def close(self, positions: Tensor) -> None:
-        """Note that flat positions [N] got tokens."""
+    def close(self, positions: Positions, which: Tensor | None = None) -> None:
+        """Note that N positions got tokens, or those of them that `which` [N] bool says."""
         if not self.process.replaces_tokens:
-            now = self.now.flatten().index_fill(0, positions, False)
-            self.now = now.view_as(self.now)
+            self.closed.append((positions, which))
 
     def reopen(self, where: Tensor) -> None:
         """Note that positions [A, S] bool were masked again."""
-        self.now = self.now | where
+        self._now = self.now | where
 
 
-def widened(positions: Tensor, still: Tensor) -> Tensor:
-    """Return flat CPU positions and all that are open [A, S] in the same rows, in order."""
-    asked = torch.zeros(still.numel(), dtype=torch.bool).index_fill(0, positions, True)
-    called = asked.view(still.shape).any(1, keepdim=True)
-    return (asked | (called & still).flatten()).nonzero().squeeze(1)
+def widened(positions: Positions, still: Tensor) -> Positions:
+    """Return positions and all that are open [A, S] in the same rows, in order."""
+    asked = torch.zeros(still.numel(), dtype=torch.bool).index_fill(0, positions.known, True)
+    asked = asked.view(still.shape)
+    return Positions.where(asked | (asked.any(1, keepdim=True) & still))
 
 
 class PreviousPredictions:
@@ -72,14 +82,14 @@ class PreviousPredictions:
         self.open = self.known
         self.expected: Tensor | None = None  # [A * S, H]
 
-    def wanted(self, canvas: Tensor, positions: Tensor) -> Tensor:
-        """Return the flat positions that a call predicts, of which a rule asks for some."""
+    def wanted(self, canvas: Tensor, positions: Positions) -> Positions:
+        """Return the positions that a call predicts, of which a rule asks for some."""
         still = self.places.on(canvas)
         self.open = still.flatten()
         return widened(positions, still)
 
-    def keep(self, positions: Tensor, prediction: Prediction) -> None:
-        """Replace what is known of the rows of these positions [N]."""
+    def keep(self, positions: Positions, prediction: Prediction) -> None:
+        """Replace what is known of the rows of these positions."""
         rows = self.process.vocabulary.clean
 
         def expected(chunk: slice) -> Tensor:
@@ -88,21 +98,20 @@ class PreviousPredictions:
         new = by_parts(len(positions), len(rows), expected)  # [N, H]
         if self.expected is None:
             self.expected = new.new_zeros(self.known.numel(), new.shape[-1])
-        self.expected = self.expected.index_copy(0, to_device(positions, new.device), new)
-        width = self.places.now.shape[1]
-        self.known.view(-1, width)[torch.unique(positions // width)] = False
-        self.known[positions] = self.open[positions]
+        self.expected = self.expected.index_copy(0, positions.on(new.device), new)
+        self.known.view(positions.shape)[torch.unique(positions.row)] = False
+        self.known[positions.known] = self.open[positions.known]
 
-    def at(self, positions: Tensor, places: Tensor) -> Previous | None:
+    def at(self, positions: Positions, places: Tensor) -> Previous | None:
         """Return the inputs of a call; None: nothing is known.
 
         Args:
-            positions: [N] flat positions of the canvas.
+            positions: N positions of the canvas.
             places: [N] the same as flat indices into the tokens of the call.
         """
-        known = (self.known & self.open)[positions]  # [N]
+        known = (self.known & self.open)[positions.known]  # [N]
         if self.expected is None or not bool(known.any()):
             return None
         device = self.expected.device
-        here = to_device(positions[known], device)
+        here = positions[known].on(device)
         return Previous(to_device(places[known], device), self.expected[here])

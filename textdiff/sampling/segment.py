@@ -23,10 +23,12 @@ from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens, draw_weighed
 from textdiff.sampling.guidance import Transition, next_token_weights
 from textdiff.sampling.parts import EVERY, by_parts
+from textdiff.sampling.positions import Positions
 from textdiff.sampling.previous import OpenPlaces
+from textdiff.sampling.step import Changes, Step
 
-Denoise = Callable[[Tensor, Tensor, Tensor], Prediction]
-"""denoise(canvas [R, S], t [R], positions [N]) -> Prediction.
+Denoise = Callable[[Tensor, Tensor, Positions], Prediction]
+"""denoise(canvas [R, S], t [R], N positions) -> Prediction.
 
 It runs the network on the rows that own the positions.
 """
@@ -36,67 +38,6 @@ Uniforms = Callable[[Stream, int], Tensor]
 
 
 CleanTokens = Literal["drawn", "likeliest"]
-
-
-@dataclass(frozen=True)
-class Step:
-    """The canvas after one network call.
-
-    Attributes:
-        index: network calls of this kind so far, counted from 0 over the whole generation.
-        t: [R] time of each row before the step.
-        canvas: [R, L] tokens after the step; a new tensor each time.
-        changed: [N] flat CPU positions that changed.
-        calls: network calls so far.
-        draft: [R, L] canvas with every open position filled by its most likely token, if asked for.
-        confidence: [N] raw probability of each new token, if asked for; NaN for masks.
-        entropy: [N] entropy in nats at the changed positions, if asked for or known anyway; NaN
-            where a token was masked again.
-        remasked: [M] flat CPU positions that were masked again, or drawn from the noise again, for
-            rules that do so.
-        final: [R] tokens of each row that were final before this step; the engine fills it, as it
-            does what follows.
-        ends: [R] tokens up to the end of each row's segment; `final` for rows without one.
-        done: [R] bool, rows that were finished before this step.
-        rows: rows that the network has run on so far.
-    """
-
-    index: int
-    t: Tensor
-    canvas: Tensor
-    changed: Tensor
-    calls: int
-    draft: Tensor | None = None
-    confidence: Tensor | None = None
-    entropy: Tensor | None = None
-    remasked: Tensor | None = None
-    final: Tensor | None = None
-    ends: Tensor | None = None
-    done: Tensor | None = None
-    rows: int = 0
-
-    @property
-    def dependence(self) -> Tensor | None:
-        """[R] nats that revealing the changed positions at once may cost; needs `entropy`.
-
-        The sum of their entropies less the largest bounds their total correlation. On average over
-        texts, the sum over steps bounds the divergence from revealing them one by one. The
-        network's conditionals must be those of one joint distribution (arXiv:2505.24857).
-        """
-        if self.entropy is None:
-            return None
-        rows, width = self.canvas.shape
-        row, nats = self.changed // width, self.entropy.double().nan_to_num(0.0)
-        zero = torch.zeros(rows, dtype=torch.float64)
-        largest = zero.scatter_reduce(0, row, nats, "amax")
-        return zero.index_add(0, row, nats) - largest
-
-    def without_noise(self, mask: int) -> Tensor:
-        """Return the canvas with the mask where tokens were masked or noised again."""
-        if self.remasked is None:
-            return self.canvas
-        again = to_device(self.remasked, self.canvas.device)
-        return self.canvas.flatten().index_fill(0, again, mask).view_as(self.canvas)
 
 
 @dataclass
@@ -135,27 +76,34 @@ class Segment:
         """Copy a tensor of the CPU to the device of the canvas, without waiting for it."""
         return to_device(x, self.canvas.device)
 
-    def tokens(self, positions: Tensor) -> Tensor:
-        """Return the tokens at flat CPU positions, [N] int64."""
-        return self.canvas.flatten()[self.send(positions)]
+    def at(self, positions: Positions | Tensor) -> Positions:
+        """Return positions of the canvas, which may be [N] flat ones on the CPU."""
+        return Positions.of(positions, self.canvas)
+
+    def where(self, chosen: Tensor) -> Positions:
+        """Return the chosen positions of the canvas, from [R, S] bool on the CPU."""
+        return Positions.where(chosen)
+
+    def tokens(self, positions: Positions) -> Tensor:
+        """Return the tokens at positions, [N] int64."""
+        return self.canvas.flatten()[positions.on(self.canvas.device)]
 
     def position_uniforms(self, step: int) -> Tensor:
         """Return the uniforms that choose positions in a scheduled step, [R, S] float64."""
         return self.uniforms(Stream.POSITION, step)
 
-    def token_uniforms(self, positions: Tensor, step: int) -> Tensor:
+    def token_uniforms(self, positions: Positions, step: int) -> Tensor:
         """Return the uniforms that choose tokens at positions in a scheduled step, [N] float64."""
-        u = self.uniforms(Stream.TOKEN, step).flatten()[positions]
-        return self.send(u)
+        return positions.read(self.uniforms(Stream.TOKEN, step), self.canvas.device)
 
-    def context(self, positions: Tensor, t: Tensor) -> Context:
+    def context(self, positions: Positions, t: Tensor) -> Context:
         """Return where positions are, for controls that depend on it."""
         return Context(self.canvas, positions, t, self.process.vocabulary)
 
-    def predict(self, positions: Tensor, t: Tensor) -> Prediction:
+    def predict(self, positions: Positions | Tensor, t: Tensor) -> Prediction:
         """Predict positions [N] at times t [R], in one network call."""
         self.calls += 1
-        return self.denoise(self.canvas, t, positions)
+        return self.denoise(self.canvas, t, self.at(positions))
 
     def by_parts(
         self, count: int, read: Callable[[slice], Tensor], together: bool = False
@@ -167,7 +115,7 @@ class Segment:
 
     def draw(
         self,
-        positions: Tensor,
+        positions: Positions | Tensor,
         prediction: Prediction | Tensor,
         t: Tensor,
         step: int = 0,
@@ -176,23 +124,24 @@ class Segment:
         """Draw a clean token for each position, [N] int64.
 
         Args:
-            positions: [N] flat CPU positions.
+            positions: N positions.
             prediction: of these positions, or [N, V] raw log-probabilities.
             t: [R] time of each row.
             step: scheduled step whose uniforms choose the tokens; 0 where every position is drawn
                 once.
             controls: other controls than the segment's.
         """
-        used, u = controls or self.controls, self.token_uniforms(positions, step)
+        at = self.at(positions)
+        used, u = controls or self.controls, self.token_uniforms(at, step)
         if isinstance(prediction, Tensor):
             prediction = Prediction(prediction)
 
         def draw(chunk: slice) -> Tensor:
-            context = self.context(positions[chunk], t)
+            context = self.context(at[chunk], t)
             return draw_tokens(prediction.at(chunk).log_x0, u[chunk], used, context)
 
         # A constraint decides on all of them together.
-        return self.by_parts(len(positions), draw, together=used.constraint is not None)
+        return self.by_parts(len(at), draw, together=used.constraint is not None)
 
     def likeliest(self, prediction: Prediction, count: int) -> Tensor:
         """Return the likeliest clean token at each of the positions, [N]."""
@@ -204,30 +153,55 @@ class Segment:
             len(tokens), lambda chunk: pick(prediction.at(chunk).log_x0, tokens[chunk])
         )
 
-    def put(self, positions: Tensor, tokens: Tensor, closed: Tensor | None = None) -> None:
+    def put(
+        self, positions: Positions | Tensor, tokens: Tensor, closed: Tensor | None = None
+    ) -> None:
         """Replace the canvas by one with other tokens at some positions.
 
         Args:
-            positions: [N] flat CPU positions.
+            positions: N positions.
             tokens: [N] on the device.
-            closed: those of the positions whose tokens are not the mask; None: all of them.
+            closed: [N] bool on the device, True where the token is not the mask; None: everywhere.
         """
-        at = self.send(positions)
-        self.canvas = self.canvas.flatten().index_copy(0, at, tokens).view_as(self.canvas)
-        self.places.close(positions if closed is None else closed)
+        at = self.at(positions)
+        here = at.on(self.canvas.device)
+        self.canvas = self.canvas.flatten().index_copy(0, here, tokens).view_as(self.canvas)
+        self.places.close(at, closed)
 
     def mask(self, where: Tensor) -> None:
         """Replace the canvas by one with masks at positions [R, S] bool on the CPU."""
         self.canvas = self.canvas.masked_fill(self.send(where), self.process.mask_token_id)
         self.places.reopen(where)
 
-    def step(self, changed: Tensor, t: Tensor, **options: Any) -> Step:
-        """Return the step that ends with the canvas as it is."""
-        return Step(self.calls - 1, t, self.canvas, changed, self.calls, **options)
+    def step(
+        self,
+        positions: Positions | Tensor,
+        t: Tensor,
+        moved: Tensor | None = None,
+        entropy: Tensor | None = None,
+        remasked: Tensor | None = None,
+    ) -> Step:
+        """Return the step that ends with the canvas as it is.
+
+        Args:
+            positions: N positions that may have changed.
+            t: [R] time of each row.
+            moved: [N] bool, on any device, which of them have; None: all.
+            entropy: [N] nats, on any device, if known.
+            remasked: [M] flat CPU positions that were masked again.
+        """
+        at = self.at(positions)
+
+        def read() -> Changes:
+            nats = None if entropy is None else entropy.cpu()
+            changed = at.known if moved is None else at.known[moved.cpu()]
+            return Changes(changed, None, nats, remasked)
+
+        return Step(self.calls - 1, t, self.canvas, read, self.calls)
 
     def write(
         self,
-        positions: Tensor,
+        positions: Positions | Tensor,
         prediction: Prediction | Tensor,
         t: Tensor,
         greedy: bool | Tensor = False,
@@ -236,12 +210,13 @@ class Segment:
         """Draw tokens for positions and put them on the canvas; see `draw`.
 
         Args:
-            positions: [N] flat CPU positions.
+            positions: N positions.
             prediction: of these positions, or [N, V] raw log-probabilities.
             t: [R] time of each row.
             greedy: whether to take the likeliest tokens, or [N] bool on the CPU, where to.
-            options: optional fields of the step.
+            options: see `step`.
         """
+        positions = self.at(positions)
         tokens = self.draw(positions, prediction, t)
         greedy = torch.as_tensor(greedy).expand(len(positions))
         if bool(greedy.any()):  # on the CPU
@@ -250,28 +225,34 @@ class Segment:
         self.put(positions, tokens)
         return self.step(positions, t, **options)
 
-    def reveal(self, positions: Tensor, t: Tensor, greedy: bool | Tensor = False) -> Step:
+    def reveal(
+        self, positions: Positions | Tensor, t: Tensor, greedy: bool | Tensor = False
+    ) -> Step:
         """Predict masked positions [N] at times t [R], and write their tokens; see `write`."""
+        positions = self.at(positions)
         return self.write(positions, self.predict(positions, t), t, greedy)
 
     def redraw(
         self,
-        positions: Tensor,
+        positions: Positions,
         prediction: Prediction,
         t: Tensor,
         transition: Transition,
         step: int,
         clean: CleanTokens | None = None,
     ) -> Tensor:
-        """Draw the next tokens of positions, noisy ones until the end; return those that changed.
+        """Draw the next tokens of positions, noisy ones until the end.
 
         Args:
-            positions: [N] flat CPU positions.
+            positions: N positions.
             prediction: of these positions.
             t: [R] time of each row.
             transition: distribution of the next tokens.
             step: scheduled step whose uniforms choose the tokens.
             clean: how the tokens come about where they are to be clean; None: they are noisy.
+
+        Returns:
+            [N] bool on the device, True where the token is another one.
         """
         controls = self.controls.cold() if clean == "likeliest" else self.controls
         # A constraint is on finished text: the noisy states before it are free.
@@ -287,9 +268,9 @@ class Segment:
 
         together = drawing.constraint is not None  # it decides on all of them together
         tokens = self.by_parts(len(positions), draw, together)
-        changed = positions[(tokens != before).cpu()]
-        self.put(positions, tokens, closed=changed)
-        return changed
+        moved = tokens != before
+        self.put(positions, tokens, closed=moved)
+        return moved
 
 
 def _possible(weights: Tensor, log_x0: Tensor) -> Tensor:

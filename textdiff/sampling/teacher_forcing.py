@@ -27,6 +27,7 @@ from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import log_chances
 from textdiff.sampling.engine import Area, Engine
 from textdiff.sampling.job import Job
+from textdiff.sampling.positions import Positions
 from textdiff.sampling.request import Request
 from textdiff.sampling.rules import check_likelihood
 from textdiff.sampling.segment import Segment
@@ -39,31 +40,32 @@ class ForcedSegment(Segment):
 
     Attributes:
         target: [A, S] tokens of the text.
-        record: called with the positions [N] of a draw and their log-probabilities [N].
+        record: called with the N positions of a draw and their log-probabilities [N].
     """
 
     target: Tensor = field(kw_only=True)
-    record: Callable[[Tensor, Tensor], None] = field(kw_only=True)
+    record: Callable[[Positions, Tensor], None] = field(kw_only=True)
 
     def draw(
         self,
-        positions: Tensor,
+        positions: Positions | Tensor,
         prediction: Prediction | Tensor,
         t: Tensor,
         step: int = 0,
         controls: Controls | None = None,
     ) -> Tensor:
         """Return the text's tokens, and record how likely it was to draw them."""
-        used, tokens = controls or self.controls, self.target.flatten()[self.send(positions)]
+        at = self.at(positions)
+        used, tokens = controls or self.controls, self.target.flatten()[at.on(self.target.device)]
         if isinstance(prediction, Tensor):
             prediction = Prediction(prediction)
 
         def chances(chunk: slice) -> Tensor:
-            context = self.context(positions[chunk], t)
+            context = self.context(at[chunk], t)
             return log_chances(prediction.at(chunk).log_x0, tokens[chunk], used, context)
 
         together = used.constraint is not None
-        self.record(positions, self.by_parts(len(positions), chances, together))
+        self.record(at, self.by_parts(len(at), chances, together))
         return tokens
 
 
@@ -99,7 +101,7 @@ class ForcedEngine(Engine):
         for _ in self.walk():
             pass
         place, log_p = map(torch.cat, zip(*self.drawn, strict=True))
-        self._check_once(place)
+        self._check_once(place.cpu())
         rows, width = self.texts.shape
         flat = torch.zeros(rows * width, dtype=torch.float64, device=log_p.device)
         return flat.index_copy(0, to_device(place, log_p.device), log_p).view(rows, width)
@@ -107,8 +109,8 @@ class ForcedEngine(Engine):
     def _next_area(self) -> Area:
         area = super()._next_area()
 
-        def record(positions: Tensor, log_p: Tensor) -> None:
-            self.drawn.append((area.place.flatten()[positions], log_p))
+        def record(positions: Positions, log_p: Tensor) -> None:
+            self.drawn.append((positions.read(area.place), log_p))
 
         target = self.texts.flatten()[to_device(area.place, self.texts.device)]
         segment = ForcedSegment(**vars(area.segment), target=target, record=record)

@@ -23,8 +23,10 @@ from textdiff.diffusion.process import ForwardProcess
 from textdiff.errors import ConfigError, closest
 from textdiff.models.devices import on_device, to_device
 from textdiff.sampling.parts import by_parts
+from textdiff.sampling.positions import Positions
 from textdiff.sampling.previous import OpenPlaces, widened
-from textdiff.sampling.segment import Denoise, Step
+from textdiff.sampling.segment import Denoise
+from textdiff.sampling.step import Step
 
 PARTS = ("draft", "confidence", "entropy")
 """Names of the optional parts."""
@@ -52,21 +54,21 @@ class Watch:
         self.denoise, self.process, self.places, self.parts = denoise, process, places, parts
         self.likely: Tensor | None = None  # [R, L] likeliest tokens, each row's of its last call
 
-    def __call__(self, canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+    def __call__(self, canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
         """Return the predictions of the network, and keep them."""
         asked = positions
         if "draft" in self.parts:
             asked = widened(positions, self.places.on(canvas))
         self.prediction = prediction = self.denoise(canvas, t, asked)
-        self.sorted, self.order = asked.sort()
+        self.asked = asked
         if "draft" in self.parts:
-            here = to_device(asked, canvas.device)
+            here = asked.on(canvas.device)
             likely = canvas if self.likely is None else self.likely
-            best = by_parts(*self._shape(asked), lambda s: prediction.at(s).log_x0.argmax(-1))
+            best = by_parts(*self._shape(len(asked)), lambda s: prediction.at(s).log_x0.argmax(-1))
             self.likely = likely.flatten().index_copy(0, here, best).view_as(canvas)
         if len(asked) == len(positions):
             return prediction
-        return prediction.at(on_device(canvas, self._rows(positions)))
+        return prediction.at(on_device(canvas, self._rows(positions.known)))
 
     def fill(self, step: Step) -> Step:
         """Return the step with the parts that were asked for; NaN where nothing was predicted."""
@@ -80,12 +82,13 @@ class Watch:
         known = self._known(step)
         whole[:, known] = self._numbers(step.canvas, step.changed[known], wanted).cpu()  # waits
         numbers: dict[str, Any] = dict(zip(wanted, whole.unbind(), strict=True))
-        return replace(step, **numbers)
+        changes = replace(step.changes, **numbers)
+        return replace(step, read=lambda: changes)
 
     def _known(self, step: Step) -> Tensor:
         """Return [N] bool, changed positions that were predicted and not noised again."""
-        at = torch.searchsorted(self.sorted, step.changed).clamp(max=len(self.sorted) - 1)
-        known = self.sorted[at] == step.changed
+        at = self._rows(step.changed).clamp(max=len(self.asked) - 1)
+        known = self.asked.known[at] == step.changed
         if step.remasked is None:
             return known
         return known & ~torch.isin(step.changed, step.remasked)
@@ -105,12 +108,12 @@ class Watch:
                 columns.append(nats)
             return torch.stack(columns, dim=1)  # [n, parts]
 
-        whole = by_parts(*self._shape(positions), numbers)
+        whole = by_parts(*self._shape(len(positions)), numbers)
         return whole.where(drawn != self.process.mask_token_id, torch.nan).t()  # never drawn
 
-    def _shape(self, positions: Tensor) -> tuple[int, int]:
-        return len(positions), len(self.process.vocabulary.clean)
+    def _shape(self, count: int) -> tuple[int, int]:
+        return count, len(self.process.vocabulary.clean)
 
     def _rows(self, positions: Tensor) -> Tensor:
-        """Return the indices of the predictions at positions, on the CPU."""
-        return self.order[torch.searchsorted(self.sorted, positions)]
+        """Return the indices of the predictions at flat positions, on the CPU."""
+        return torch.searchsorted(self.asked.known, positions)  # which rise

@@ -12,7 +12,7 @@ from rich.console import Console
 from textdiff.pipeline import TextDiffusion
 from textdiff.sampling.callbacks import Callback, FinishedRow
 from textdiff.sampling.job import Job
-from textdiff.sampling.segment import Step
+from textdiff.sampling.step import Step
 from textdiff.view.cells import Pieces, Reader
 from textdiff.view.live import LiveRows
 from textdiff.view.progress import unfailing

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from textdiff.sampling.callbacks import Callback, FinishedRow
 from textdiff.sampling.job import Job
-from textdiff.sampling.segment import Step
+from textdiff.sampling.step import Step
 from textdiff.view.cells import Cell, Kind, Reader
 from textdiff.view.progress import ECHO
 from textdiff.view.recorders import RowStep, RowSteps, given_of

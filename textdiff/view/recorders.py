@@ -25,7 +25,7 @@ from torch import Tensor
 
 from textdiff.sampling.callbacks import Callback, FinishedRow
 from textdiff.sampling.job import Job
-from textdiff.sampling.segment import Step
+from textdiff.sampling.step import Step
 from textdiff.view.cells import Cell, Kind, Pieces, Reader
 
 

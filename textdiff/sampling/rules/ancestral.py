@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from textdiff.diffusion.processes import Absorbing
     from textdiff.sampling.rules.redrawing import Interval
     from textdiff.sampling.rules.rule import Rule
-    from textdiff.sampling.segment import Segment, Step
+    from textdiff.sampling.segment import Segment
+    from textdiff.sampling.step import Step
 
 
 class Ancestral(RevisingRule):
@@ -71,8 +72,8 @@ class Ancestral(RevisingRule):
         when = reveal_steps(segment.schedule.alpha(times), u).masked_fill(segment.frozen, steps)
         event, first = _events(when, steps)
         for index in range(first.shape[1]):
-            positions = (event == index).flatten().nonzero().squeeze(1)
-            last = when.flatten()[positions] == steps - 1
+            positions = segment.where(event == index)
+            last = positions.read(when) == steps - 1
             yield segment.reveal(positions, times[first[:, index]], last & self.greedy_tail)
 
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from textdiff.diffusion.schedule import NoiseSchedule
-    from textdiff.sampling.segment import Segment, Step
+    from textdiff.sampling.segment import Segment
+    from textdiff.sampling.step import Step
 
 
 class FirstHitting(Rule):

@@ -20,7 +20,7 @@ from textdiff.diffusion.objectives.objective import pick
 from textdiff.diffusion.process import indicator
 from textdiff.sampling.rules.redrawing import ancestral_transition, grid, redraw
 from textdiff.sampling.rules.revising import RevisingRule
-from textdiff.sampling.rules.unmasking import first_of, steady
+from textdiff.sampling.rules.unmasking import steady
 from textdiff.section import torch
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from textdiff.diffusion.process import ForwardProcess
     from textdiff.sampling.rules.redrawing import Interval
     from textdiff.sampling.rules.revising import Revision
-    from textdiff.sampling.segment import Segment, Step
+    from textdiff.sampling.segment import Segment
+    from textdiff.sampling.step import Step
 
 
 class Gibbs(RevisingRule):
@@ -78,22 +79,21 @@ class Gibbs(RevisingRule):
 
         asked, u = revision.positions(), segment.position_uniforms(number)
         prediction = segment.predict(asked, t)
-        keys = torch.full(u.shape, -torch.inf, dtype=torch.float64)  # [R, S]
-        keys.view(-1)[asked] = u.flatten()[asked]
+        keys = asked.read(u)  # [N]
         if self.choice == "confidence":
             tokens = segment.tokens(asked)
 
             def stays(chunk: slice) -> Tensor:
                 return pick(transition(prediction.at(chunk), tokens[chunk]), tokens[chunk])
 
-            doubt = -segment.by_parts(len(asked), stays).log().cpu()
-            keys.view(-1)[asked] = steady(doubt, prediction.at(slice(0, 1)).log_x0.dtype)
-        number_each = revision.open.sum(1).clamp(max=self.positions)
-        order = keys.argsort(dim=1, descending=True, stable=True)
-        chosen = first_of(order, number_each).flatten()[asked]
-        prediction = prediction.at(segment.send(chosen.nonzero().squeeze(1)))
-        changed = segment.redraw(asked[chosen], prediction, t, transition, number)
-        return segment.step(changed, t)
+            doubt = -segment.by_parts(len(asked), stays).log()
+            keys = steady(doubt, prediction.at(slice(0, 1)).log_x0.dtype)
+        number_each = asked.number.clamp(max=self.positions)
+        order = asked.spread(keys).argsort(dim=1, descending=True, stable=True)
+        index, _ = asked.first(order, number_each)
+        chosen, prediction = asked.take(index, number_each), prediction.at(segment.send(index))
+        moved = segment.redraw(chosen, prediction, t, transition, number)
+        return segment.step(chosen, t, moved=moved)
 
 
 def conditional(

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from textdiff.sampling.rules.unmasking import Score
-    from textdiff.sampling.segment import Segment, Step
+    from textdiff.sampling.rules.unmasking import Ranked, Score
+    from textdiff.sampling.segment import Segment
+    from textdiff.sampling.step import Step
 
 ORDERS = {"probability": most_likely, "margin": margin, "entropy": low_entropy}
 
@@ -87,7 +88,7 @@ class Confidence(OrderedRule):
         alphas = segment.schedule.alpha(even_times(steps))
         still = (1.0 - alphas) / (1.0 - alphas[0])
 
-        def count(ranked: Tensor, left: Tensor, calls: int) -> Tensor:
+        def count(ranked: Ranked, left: Tensor, calls: int) -> Tensor:
             if self.pace == "even":
                 return even_share(left, calls)
             return left - (size * still[steps + 1 - calls]).floor().long()
@@ -115,8 +116,8 @@ class AcceptingRule(OrderedRule, RevisingRule):
             yield from accept_or_renoise(segment, self.score, self.accepted, self.revision(segment))
             return
 
-        def count(ranked: Tensor, left: Tensor, calls: int) -> Tensor:
-            return torch.maximum(self.accepted(ranked), even_share(left, calls))
+        def count(ranked: Ranked, left: Tensor, calls: int) -> Tensor:
+            return torch.maximum(self.accepted(ranked()), even_share(left, calls))
 
         yield from unmask_in_order(segment, self.score, count)
 

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from textdiff.diffusion.objectives import Prediction
     from textdiff.diffusion.process import ForwardProcess
     from textdiff.sampling.rules.redrawing import Interval, Transition
-    from textdiff.sampling.segment import Segment, Step
+    from textdiff.sampling.segment import Segment
+    from textdiff.sampling.step import Step
 
 
 class PredictorCorrector(RevisingRule):
@@ -96,24 +97,21 @@ class PredictorCorrector(RevisingRule):
         size = is_open.sum(1)
         live = size > 0
         for index in range(segment.steps, segment.steps + self.corrections):
-            asked = is_open & live[:, None]
-            positions = asked.flatten().nonzero().squeeze(1)
+            positions = segment.where(is_open & live[:, None])
             if not len(positions):
                 return
             prediction = segment.predict(positions, t)
             before = segment.tokens(positions)
             tokens = segment.draw(positions, prediction, t, index, controls)
-            agree = torch.zeros_like(asked)
-            agree[asked] = (segment.likeliest(prediction, len(positions)) == before).cpu()
-            agreed = agree.sum(1)
+            agree = (segment.likeliest(prediction, len(positions)) == before).cpu()
+            agreed = positions[agree].number
             live = live & (agreed < size)
             gain = segment.log_chances(prediction, tokens)
-            gains = torch.full((rows, width), -torch.inf, dtype=torch.float64)
-            gains[asked] = gain.masked_fill(tokens == before, -torch.inf).cpu()
+            gains = positions.spread(gain.masked_fill(tokens == before, -torch.inf).cpu())
             most, column = steady(gains, prediction.at(slice(0, 1)).log_x0.dtype).max(1)
             moves = live & (most > -torch.inf)
             changed = (torch.arange(rows) * width + column)[moves]
-            rank = torch.searchsorted(positions, changed)
+            rank = torch.searchsorted(positions.known, changed)
             segment.put(changed, tokens[segment.send(rank)])
             stale = torch.where(agreed > best, 0, stale + 1)
             best = torch.maximum(agreed, best)

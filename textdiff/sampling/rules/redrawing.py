@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from textdiff.diffusion.objectives import Prediction
     from textdiff.diffusion.process import ForwardProcess
     from textdiff.diffusion.schedule import NoiseSchedule
+    from textdiff.sampling.positions import Positions
     from textdiff.sampling.rules.revising import Revision
-    from textdiff.sampling.segment import CleanTokens, Segment, Step
+    from textdiff.sampling.segment import CleanTokens, Segment
+    from textdiff.sampling.step import Step
 
     Transition = Callable[[Prediction, Tensor, "Interval"], Tensor]
     """transition(prediction, tokens [N], interval) -> [N, V] float64 weights of the next tokens.
@@ -101,20 +103,29 @@ def redraw(
             return
         t = interval.t.expand(len(segment.canvas))
         prediction = segment.predict(positions, t)
-        going = torch.ones(len(positions), dtype=torch.bool)
+        # First those whose rows end here, then the others.
+        ended = torch.zeros(len(positions), dtype=torch.bool)
         if revision.stops_early and not interval.last:
             tokens = segment.tokens(positions)
             alpha_t = interval.alphas(tokens)[1]
             posterior = posterior_prediction(segment.process, prediction, tokens, alpha_t)
-            going = ~revision.end(positions, posterior, t)
-            prediction = prediction.at(segment.send(going.nonzero().squeeze(1)))
+            ended = revision.end(positions, posterior, t)
+            prediction = prediction.at(segment.send((~ended).nonzero().squeeze(1)))
 
         def weights(prediction: Prediction, tokens: Tensor, at: Interval = interval) -> Tensor:
             return transition(prediction, tokens, at)
 
         clean = end if interval.last else None
-        changed = segment.redraw(positions[going], prediction, t, weights, interval.index, clean)
-        yield segment.step(torch.cat([positions[~going], changed]), t)
+        moved = segment.redraw(positions[~ended], prediction, t, weights, interval.index, clean)
+        yield _step(segment, positions, ended, moved, t)
+
+
+def _step(segment: Segment, positions: Positions, ended: Tensor, moved: Tensor, t: Tensor) -> Step:
+    """Return the step in which some rows ended, and [N - ended] other positions may have moved."""
+    if not bool(ended.any()):
+        return segment.step(positions, t, moved=moved)
+    changed = positions[~ended].known[moved.cpu()]
+    return segment.step(torch.cat([positions[ended].known, changed]), t)
 
 
 def ancestral_transition(process: ForwardProcess) -> Transition:

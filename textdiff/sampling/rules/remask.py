@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from textdiff.diffusion.schedule import NoiseSchedule
-    from textdiff.sampling.segment import Segment, Step
+    from textdiff.sampling.segment import Segment
+    from textdiff.sampling.step import Step
 
 ETA = {"cap": 0.008, "rescale": 0.015, "conf": 1.0, "loop": 0.02}
 """Each strategy's published eta; `conf` has none."""
@@ -79,7 +80,7 @@ class Remask(Rule):
             reveal = masked & (u < reveal_chance(alpha_t, alpha_s, sigma))
             again = ~masked & ~frozen & (u < sigma)
             masked, remasked = (masked | again) & ~reveal, (remasked | again) & ~reveal
-            positions = reveal.flatten().nonzero().squeeze(1)
+            positions = segment.where(reveal)
             if len(positions):
                 t = schedule.t_of_alpha(alpha_t).clamp(0.0, 1.0).expand(len(frozen))
                 prediction = segment.predict(positions, t)
@@ -89,10 +90,9 @@ class Remask(Rule):
                 segment.put(positions, tokens)
             segment.mask(again)
             if len(positions):
-                changed = (reveal | remasked).flatten().nonzero().squeeze(1)
-                again = remasked.flatten().nonzero().squeeze(1)
+                changed, hidden = segment.where(reveal | remasked), segment.where(remasked)
                 remasked = torch.zeros_like(remasked)
-                yield segment.step(changed, t, remasked=again)
+                yield segment.step(changed, t, remasked=hidden.known)
 
     def alphas(self, schedule: NoiseSchedule, times: Tensor) -> Tensor:
         """Return [T + 1] the intended share of revealed tokens, exactly 1 at the end."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from textdiff.sampling.parts import posterior_prediction
 from textdiff.sampling.rules.redrawing import even_times
-from textdiff.sampling.rules.unmasking import first_of, low_entropy, steady
+from textdiff.sampling.rules.unmasking import low_entropy, steady
 from textdiff.section import torch
 
 if TYPE_CHECKING:
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from textdiff.diffusion.objectives import Prediction
+    from textdiff.sampling.positions import Positions
     from textdiff.sampling.rules.revising import Revision
     from textdiff.sampling.rules.unmasking import Score
-    from textdiff.sampling.segment import Segment, Step
+    from textdiff.sampling.segment import Segment
+    from textdiff.sampling.step import Step
 
 
 def accept_or_renoise(
@@ -50,23 +52,21 @@ def accept_or_renoise(
             return
         time = segment.schedule.t_of_alpha(alphas).clamp(0.0, 1.0)
         prediction = segment.predict(positions, time)
-        row = positions // revision.open.shape[1]  # [N]
-        tokens, alpha = segment.tokens(positions), segment.send(alphas[row])  # [N] each
+        tokens, alpha = segment.tokens(positions), segment.send(alphas[positions.row])  # [N] each
         posterior = posterior_prediction(segment.process, prediction, tokens, alpha)
         t = times[index].expand(len(size))
         ended = revision.end(positions, posterior, t, every=index + 1 == segment.steps)
-        scores = torch.full(revision.open.shape, -torch.inf, dtype=torch.float64)  # [R, S]
-        scores.view(-1)[positions], sure = _numbers(segment, posterior, score, len(positions))
-        keys = steady(scores, prediction.at(slice(0, 1)).log_x0.dtype)
+        scores, sure = _numbers(segment, posterior, score, len(positions))
+        keys = positions.spread(steady(scores, prediction.at(slice(0, 1)).log_x0.dtype))
         order = keys.argsort(dim=1, descending=True, stable=True)  # [R, S]
-        taken = accepted(scores.gather(1, order)).clamp(min=1).minimum(size)
-        kept = first_of(order, taken).flatten()[positions] & ~ended
-        lost = ~(kept | ended)
-        _accept(segment, positions, posterior, kept, t, index)
-        alphas = level(size - taken, size)
-        _renoise(segment, positions[lost], alphas[row[lost]], index)
+        taken = accepted(positions.spread(scores).gather(1, order)).clamp(min=1).minimum(size)
+        split = positions.first(order, taken.minimum(positions.number))
+        kept, lost = (index[~ended[index]] for index in split)
+        _accept(segment, positions[kept], posterior.at(segment.send(kept)), t, index)
+        alphas, noisy = level(size - taken, size), positions[lost]
+        _renoise(segment, noisy, alphas[noisy.row], index)
         sure[lost] = torch.nan
-        yield segment.step(positions, time, remasked=positions[lost], entropy=-sure)
+        yield segment.step(positions, time, remasked=noisy.known, entropy=-sure)
 
 
 def _numbers(segment: Segment, posterior: Prediction, score: Score, count: int) -> Tensor:
@@ -88,20 +88,14 @@ def level(noisy: Tensor, size: Tensor) -> Tensor:
 
 
 def _accept(
-    segment: Segment,
-    positions: Tensor,
-    posterior: Prediction,
-    kept: Tensor,
-    t: Tensor,
-    step: int,
+    segment: Segment, positions: Positions, posterior: Prediction, t: Tensor, step: int
 ) -> None:
     # A constraint is on finished text: the canvases before it are free.
     controls = replace(segment.controls, constraint=None)
-    positions, chosen = positions[kept], posterior.at(segment.send(kept.nonzero().squeeze(1)))
-    segment.put(positions, segment.draw(positions, chosen, t, step, controls))
+    segment.put(positions, segment.draw(positions, posterior, t, step, controls))
 
 
-def _renoise(segment: Segment, positions: Tensor, alpha: Tensor, step: int) -> None:
-    u = segment.position_uniforms(step).flatten()[positions]
+def _renoise(segment: Segment, positions: Positions, alpha: Tensor, step: int) -> None:
+    u = positions.read(segment.position_uniforms(step))
     tokens = segment.process.corruptions(segment.send(alpha), segment.send(u))
     segment.put(positions, tokens)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from textdiff.diffusion.family import Family
     from textdiff.diffusion.objectives import Prediction
+    from textdiff.sampling.positions import Positions
     from textdiff.sampling.segment import Segment
 
 
@@ -67,10 +68,9 @@ class Revision:
         self.likeliest = torch.full(self.open.shape, -1)
         self.repeated = torch.zeros(len(self.open), dtype=torch.int64)  # [R]
 
-    def positions(self) -> Tensor:
-        """Return the open positions of the rows that are still revised, [N] flat on the CPU."""
-        still = self.open & self.segment.places.now
-        return still.flatten().nonzero().squeeze(1)
+    def positions(self) -> Positions:
+        """Return the open positions of the rows that are still revised."""
+        return self.segment.where(self.open & self.segment.places.now)
 
     @property
     def stops_early(self) -> bool:
@@ -78,12 +78,12 @@ class Revision:
         return self.calls is not None
 
     def end(
-        self, positions: Tensor, posterior: Prediction, t: Tensor, every: bool = False
+        self, positions: Positions, posterior: Prediction, t: Tensor, every: bool = False
     ) -> Tensor:
         """Write the likeliest texts of stable rows, or of every row; these are revised no more.
 
         Args:
-            positions: [N] all that are revised.
+            positions: all N that are revised.
             posterior: of their clean tokens given the canvas.
             t: [R] time of each row.
             every: whether all rows end here.
@@ -93,7 +93,7 @@ class Revision:
         """
         if not (every or self.stops_early):
             return torch.zeros(len(positions), dtype=torch.bool)
-        segment, row = self.segment, positions // self.open.shape[1]
+        segment, row = self.segment, positions.row
         text = segment.draw(positions, posterior, t, controls=segment.controls.cold())
         ended = torch.ones_like(row, dtype=torch.bool)
         if not every:
@@ -103,9 +103,10 @@ class Revision:
         segment.put(positions[ended], text[chosen])
         return ended
 
-    def _stable(self, positions: Tensor, text: Tensor, posterior: Prediction) -> Tensor:
+    def _stable(self, positions: Positions, text: Tensor, posterior: Prediction) -> Tensor:
         """Note the likeliest tokens [N]; return which rows are stable, [R] bool."""
-        likeliest = self.likeliest.flatten().index_copy(0, positions, text).view_as(self.likeliest)
+        likeliest = self.likeliest.flatten().index_copy(0, positions.known, text)
+        likeliest = likeliest.view_as(self.likeliest)
         same = (likeliest == self.likeliest).all(1)
         self.likeliest, self.repeated = likeliest, torch.where(same, self.repeated + 1, 0)
 
@@ -116,6 +117,6 @@ class Revision:
         nats = self.segment.by_parts(len(positions), entropies).cpu()
         size = self.open.sum(1)
         total = torch.zeros(len(size), dtype=nats.dtype)
-        total = total.index_add(0, positions // self.open.shape[1], nats)
+        total = total.index_add(0, positions.row, nats)
         assert self.calls is not None
         return (size > 0) & (self.repeated >= self.calls) & (total <= self.entropy * size)

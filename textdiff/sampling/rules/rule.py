@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
     from textdiff.diffusion.family import Family
-    from textdiff.sampling.segment import Segment, Step
+    from textdiff.sampling.segment import Segment
+    from textdiff.sampling.step import Step
 
 
 class Rule(Section):

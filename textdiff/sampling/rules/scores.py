@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from textdiff.diffusion.process import ForwardProcess
     from textdiff.diffusion.schedule import NoiseSchedule
     from textdiff.sampling.rules.redrawing import Interval, Transition
-    from textdiff.sampling.segment import Segment, Step
+    from textdiff.sampling.segment import Segment
+    from textdiff.sampling.step import Step
 
 LARGEST_EXPONENT = 600.0
 """Sums of exponentials up to this one do not overflow float64, whatever the vocabulary."""

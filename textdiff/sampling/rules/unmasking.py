@@ -8,26 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from textdiff.sampling.rules.redrawing import Interval, grid
 from textdiff.sampling.rules.rule import Rule
-from textdiff.section import torch
+from textdiff.section import Tensor, torch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import Tensor
-
     from textdiff.diffusion.objectives import Prediction
     from textdiff.diffusion.schedule import NoiseSchedule
-    from textdiff.sampling.segment import Segment, Step
+    from textdiff.sampling.positions import Positions
+    from textdiff.sampling.segment import Segment
+    from textdiff.sampling.step import Step
 
-    Choose = Callable[[Prediction, Tensor, int], tuple[Tensor, Tensor | None]]
-    """choose(prediction, masked [R, S], step) -> masks to reveal, all of them at the last step.
-
-    And the entropy [R, S] of every mask, if it is known.
-    """
+    Choose = Callable[[Prediction, Positions, int], "Reveal"]
+    """choose(prediction, N masks, step) -> which are revealed."""
 
     Chance = Callable[[Prediction, Interval], Tensor]
     """chance(prediction, interval) -> [N] probability that each mask is revealed in this step."""
@@ -35,8 +32,11 @@ if TYPE_CHECKING:
     Score = Callable[[Tensor], Tensor]
     """score(log_x0 [N, V]) -> [N]; the highest comes first."""
 
-    Count = Callable[[Tensor, Tensor, int], Tensor]
-    """count(scores [R, S] in order, -inf where none, masks left [R], calls left) -> [R]."""
+    Ranked = Callable[[], Tensor]
+    """ranked() -> [R, S] CPU scores in order, -inf where none; it waits for the device."""
+
+    Count = Callable[[Ranked, Tensor, int], Tensor]
+    """count(ranked, masks left [R], calls left) -> [R] on the CPU."""
 
 
 class OrderedRule(Rule):
@@ -45,6 +45,22 @@ class OrderedRule(Rule):
     processes: ClassVar[tuple[str, ...]] = ("absorbing",)
     task: ClassVar[str] = "reveals masks in an order of its own"
     chance: ClassVar[str] = ""
+
+
+class Reveal(NamedTuple):
+    """Masks that are revealed next; where their number is known, the CPU need not know which.
+
+    Attributes:
+        now: [n] their indices among the N masks, in order, on the CPU or on the device.
+        later: [N - n] those of the others; all of them are revealed at the last step.
+        number: [R] CPU, how many of each row are revealed.
+        entropy: [N] nats of every mask, if known.
+    """
+
+    now: Tensor
+    later: Tensor
+    number: Tensor
+    entropy: Tensor | None = None
 
 
 def unmask(
@@ -57,44 +73,42 @@ def unmask(
 
     Args:
         segment: under absorbing noise.
-        time: (masked [R, S], step) -> [R] time of each row.
+        time: (masks left [R], step) -> [R] time of each row.
         choose: masks to reveal.
         greedy_tail: take the likeliest tokens at the last step.
     """
-    masked = ~segment.frozen  # [R, S]
+    masks = segment.where(~segment.frozen)
     for index in range(segment.steps):
-        positions = masked.flatten().nonzero().squeeze(1)
-        if not len(positions):
+        if not len(masks):
             return
-        t = time(masked, index)
-        prediction = segment.predict(positions, t)
-        now, entropy = choose(prediction, masked, index)
-        chosen = now[masked]  # [N]
-        prediction = prediction.at(segment.send(chosen.nonzero().squeeze(1)))
+        t = time(masks.number, index)
+        prediction = segment.predict(masks, t)
+        now, later, number, entropy = choose(prediction, masks, index)
+        chosen, masks = masks.take(now, number), masks.take(later, masks.number - number)
+        prediction = prediction.at(segment.send(now))
         greedy = greedy_tail and index + 1 == segment.steps
-        masked = masked & ~now
         entropy = None if entropy is None else entropy[now]
-        yield segment.write(positions[chosen], prediction, t, greedy=greedy, entropy=entropy)
+        yield segment.write(chosen, prediction, t, greedy=greedy, entropy=entropy)
 
 
 def unmask_by_chance(segment: Segment, chance: Chance, greedy_tail: bool) -> Iterator[Step]:
     """Reveal each mask at each step with a probability that depends on its prediction."""
     intervals = grid(segment.schedule, segment.steps)
 
-    def choose(prediction: Prediction, masked: Tensor, index: int) -> tuple[Tensor, None]:
-        if intervals[index].last:
-            return masked, None
-        u = segment.position_uniforms(index)[masked]
-        now = torch.zeros_like(masked)
+    def choose(prediction: Prediction, masks: Positions, index: int) -> Reveal:
+        u = masks.read(segment.position_uniforms(index))
 
         def chances(chunk: slice) -> Tensor:
             return chance(prediction.at(chunk), intervals[index])
 
-        now[masked] = u < segment.by_parts(len(u), chances).cpu()
-        return now, None
+        now = torch.ones(len(u), dtype=torch.bool)
+        if not intervals[index].last:
+            now = u < segment.by_parts(len(u), chances).cpu()
+        chosen, others = now.nonzero().squeeze(1), (~now).nonzero().squeeze(1)
+        return Reveal(chosen, others, masks[chosen].number)
 
-    def time(masked: Tensor, index: int) -> Tensor:
-        return intervals[index].t.expand(len(masked))
+    def time(left: Tensor, index: int) -> Tensor:
+        return intervals[index].t.expand(len(left))
 
     yield from unmask(segment, time, choose, greedy_tail)
 
@@ -118,45 +132,40 @@ def unmask_in_order(
     """
     size = (~segment.frozen).sum(1)  # [R]
 
-    def choose(prediction: Prediction, masked: Tensor, index: int) -> tuple[Tensor, Tensor | None]:
-        left, calls = masked.sum(1), segment.steps - index
-        scores = _scores(segment, score, prediction, masked)
+    def choose(prediction: Prediction, masks: Positions, index: int) -> Reveal:
+        left, calls = masks.number, segment.steps - index
+        scores = _scores(segment, score, prediction, masks)
         keys = steady(scores, prediction.at(slice(0, 1)).log_x0.dtype)
         if temperature:  # the largest of these are draws without replacement
-            u = segment.position_uniforms(index)
-            keys = scores / temperature - torch.log(-torch.log(u))
-            keys = keys.clamp(min=torch.finfo(torch.float64).min).where(masked, -torch.inf)
-        order = keys.argsort(dim=1, descending=True, stable=True)  # [R, S]
-        number = left
-        if calls > 1:
-            number = count(scores.gather(1, order), left, calls).clamp(min=1).minimum(left)
-        return first_of(order, number), -scores if score is low_entropy else None
+            noise = -torch.log(-torch.log(segment.position_uniforms(index)))
+            keys = scores / temperature + masks.read(noise, scores.device)
+            keys = keys.clamp(min=torch.finfo(torch.float64).min)
+        order = masks.spread(keys).argsort(dim=1, descending=True, stable=True)  # [R, S]
 
-    def time(masked: Tensor, index: int) -> Tensor:
-        return time_left(segment.schedule, masked.sum(1), size)
+        def ranked() -> Tensor:
+            return masks.spread(scores).gather(1, order).cpu()
+
+        number = count(ranked, left, calls).clamp(min=1).minimum(left) if calls > 1 else left
+        now, later = masks.first(order, number)
+        return Reveal(now, later, number, -scores if score is low_entropy else None)
+
+    def time(left: Tensor, index: int) -> Tensor:
+        return time_left(segment.schedule, left, size)
 
     yield from unmask(segment, time, choose)
 
 
 def _scores(
-    segment: Segment, score: Score | Tensor, prediction: Prediction, masked: Tensor
+    segment: Segment, score: Score | Tensor, prediction: Prediction, masks: Positions
 ) -> Tensor:
-    """Return [R, S] float64 scores of masks; -inf where there is none."""
-    scores = torch.full(masked.shape, -torch.inf, dtype=torch.float64)
+    """Return [N] float64 scores of masks, on the device if the network gives them."""
     if isinstance(score, torch.Tensor):
-        return scores.where(~masked, score)
+        return masks.read(score.expand(masks.shape))
 
     def read(chunk: slice) -> Tensor:
         return score(prediction.at(chunk).log_x0.detach()).double()
 
-    scores[masked] = segment.by_parts(int(masked.sum()), read).cpu()
-    return scores
-
-
-def first_of(order: Tensor, number: Tensor) -> Tensor:
-    """Return [R, S] bool, the first [R] positions of each row in an order [R, S]."""
-    first = torch.arange(order.shape[1]) < number[:, None]
-    return torch.zeros_like(first).scatter(1, order, first)
+    return segment.by_parts(len(masks), read)
 
 
 def steady(scores: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,0 +1,114 @@
+"""Positions of a canvas, of which the CPU holds how many each row has, but not always which ones.
+
+Where the network chooses what is revealed, the choice is made on its device. The next call needs
+only the shape of the rest from the CPU, and that follows from counts. So the CPU does not wait for
+the positions themselves until they are read. Letters: A rows, S positions of the canvas, N of
+these.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from textdiff.models.devices import to_device
+
+
+@dataclass(frozen=True, eq=False)
+class Positions:
+    """N positions of a canvas, row by row.
+
+    Attributes:
+        flat: [N] indices into the flat canvas, on the CPU or on its device.
+        row: [N] CPU, row of each.
+        shape: A and S.
+    """
+
+    flat: Tensor
+    row: Tensor
+    shape: tuple[int, int]
+
+    @staticmethod
+    def of(flat: "Tensor | Positions", canvas: Tensor) -> "Positions":
+        """Return flat CPU positions [N] of a canvas [A, S], with their rows."""
+        if isinstance(flat, Positions):
+            return flat
+        rows, width = canvas.shape
+        return Positions(flat, flat // width, (rows, width))
+
+    @staticmethod
+    def where(chosen: Tensor) -> "Positions":
+        """Return the positions that are chosen, from [A, S] bool on the CPU."""
+        return Positions.of(chosen.flatten().nonzero().squeeze(1), chosen)
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __getitem__(self, index: Tensor | slice) -> "Positions":
+        """Return some of them, by a slice or by indices or a mask on the CPU."""
+        if isinstance(index, Tensor) and index.dtype == torch.bool:
+            index = index.nonzero().squeeze(1)
+        row = self.row[index]
+        if isinstance(index, Tensor):
+            index = to_device(index, self.flat.device)
+        return Positions(self.flat[index], row, self.shape)
+
+    @cached_property
+    def known(self) -> Tensor:
+        """[N] the flat positions on the CPU, which may wait for the device."""
+        return self.flat.cpu()
+
+    @cached_property
+    def number(self) -> Tensor:
+        """[A] CPU, how many each row has."""
+        return torch.bincount(self.row, minlength=self.shape[0])
+
+    @property
+    def column(self) -> Tensor:
+        """[N] column of each, where `flat` is."""
+        return self.flat % self.shape[1]
+
+    def on(self, device: torch.device) -> Tensor:
+        """Return the flat positions on the device of the canvas, [N]."""
+        return to_device(self.flat, device)
+
+    def after(self, begins: Tensor) -> Tensor:
+        """Return [N] begins [N], from the CPU, plus the columns, where `flat` is."""
+        return to_device(begins, self.flat.device) + self.column
+
+    def read(self, table: Tensor, device: torch.device | None = None) -> Tensor:
+        """Return the entries of a table [A, S] of the CPU, [N] where `flat` is or on a device."""
+        entries = to_device(table, self.flat.device).flatten()[self.flat]
+        return entries if device is None else to_device(entries, device)
+
+    def spread(self, values: Tensor) -> Tensor:
+        """Return [A, S] values [N] at these positions and -inf elsewhere, on the values' device."""
+        size = self.shape[0] * self.shape[1]
+        table = values.new_full((size,), -torch.inf)
+        return table.index_copy(0, self.on(values.device), values).view(self.shape)
+
+    def first(self, order: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the indices of those that come first in their rows, and of the others.
+
+        Args:
+            order: [A, S] columns of each row, on the CPU or on the device.
+            number: [A] CPU, how many of each row come first; no more than it has.
+        """
+        first = torch.arange(self.shape[1]) < number[:, None]
+        chosen = torch.zeros_like(order, dtype=torch.bool)
+        chosen = chosen.scatter(1, order, to_device(first, order.device))
+        others = ~chosen.flatten()[self.on(order.device)]
+        ranked = others.byte().argsort(stable=True)  # both in their order, and of known lengths
+        count = int(number.sum())
+        return ranked[:count], ranked[count:]
+
+    def take(self, index: Tensor, number: Tensor) -> "Positions":
+        """Return some of them by their indices, in order.
+
+        Args:
+            index: [n] on the CPU or on the device.
+            number: [A] CPU, how many of each row they are.
+        """
+        row = torch.arange(len(number)).repeat_interleave(number)
+        return Positions(self.on(index.device)[index], row, self.shape)
