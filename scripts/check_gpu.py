@@ -9,7 +9,7 @@
 | `layouts` | backends and layouts against `eager` (`tests/manual/gpu_numbers.py`) |
 | `documents` | FlashAttention to documents, by its package and by torch, against `eager` |
 | `steps` | loss and gradients of a step of every objective, float32, against the CPU in float64 |
-| `waits` | such a step, from a pinned batch, under torch's mode in which waiting is an error |
+| `waits` | such a step, from a pinned batch, where to wait is an error; texts, by calls |
 | `graphs` | compiled blocks: graphs, breaks, and none more after evaluation and generation |
 | `resume` | 3 + 3 steps equal 6, bit for bit: `train.deterministic`, Muon, recomputed blocks |
 | `tokens` | texts in float64 against the CPU's |
@@ -29,9 +29,11 @@ import math
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -270,6 +272,25 @@ def waits(device: torch.device, folder: Path) -> Checks:
         finally:
             torch.cuda.set_sync_debug_mode("default")
         yield Check(f"{name}: a step without waiting", 0.0, 0.0)
+    model = TextDiffusion.from_pretrained("demo", device=device.type)
+    for rule in ("ancestral", "confidence"):
+        few, many = (
+            warned(partial(model.generate, "", max_new_tokens=48, steps=n, rule=rule, seed=0))
+            for n in (8, 16)
+        )
+        yield Check(f"{rule}: waits of 16 calls, less those of 8", float(many - few), 0.0)
+
+
+def warned(call: Callable[[], object]) -> int:
+    """Return how often torch warns that the CPU waits for the GPU."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            call()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
 def graphs(device: torch.device, folder: Path) -> Checks:
