@@ -11,7 +11,8 @@ Without `--config` it trains a tiny model on a corpus of its own, over several e
 data-loader workers, dropout, and a checkpoint every few steps.
 
 With several processes (on this machine, over gloo) a kill hits one of them or all of them, and the
-ones that are left must end by themselves, once they have met. Exit code 0: equal; 1: not.
+ones that are left must end by themselves, once they have met. `--sharded` spreads weights and
+states over them, and checkpoints are written in the background. Exit code 0: equal; 1: not.
 """
 
 import hashlib
@@ -24,7 +25,9 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,6 +35,8 @@ from typing import Any
 from textdiff.commands.flags import parse_verb
 from textdiff.train.measure import TIMED
 
+SHARDED = Path(__file__).resolve().parents[1] / "train" / "sharded_run.py"
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "true"}
 MOMENTS = ("starting", "training", "saving")
 UNRELATED = set(TIMED)
 PATIENCE_SECONDS = 120.0  # for processes that have lost another one to end
@@ -76,12 +81,15 @@ class Run:
         words: arguments of `textdiff train`.
         directory: the run's.
         processes: how many.
+        sharded: whether weights and states are spread over them, by FSDP2.
     """
 
-    def __init__(self, words: list[str], directory: Path, processes: int):
+    def __init__(self, words: list[str], directory: Path, processes: int, sharded: bool = False):
         self.directory = directory
-        command = [sys.executable, "-m", "textdiff", "train", *words, f"--run.dir={directory}"]
+        program = [str(SHARDED)] if sharded else ["-m", "textdiff", "train"]
+        command = [sys.executable, *program, *words, f"--run.dir={directory}"]
         common = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        common |= FSDP if sharded else {}
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
         self.started = time.monotonic()
         self.log = (directory.parent / f"{directory.name}.log").open("a+", encoding="utf-8")
@@ -213,9 +221,9 @@ def outcome(directory: Path) -> tuple[list[dict[str, Any]], str]:
     return named, hashlib.sha256(weights).hexdigest()
 
 
-def killed(words: list[str], directory: Path, processes: int, chance: random.Random) -> Kill | None:
+def killed(start: Callable[[], Run], processes: int, chance: random.Random) -> Kill | None:
     """Starts or continues a run and kills it; None if it ended before."""
-    with Run(words, directory, processes) as run:
+    with start() as run:
         moment = wait_for(run, chance.choice(MOMENTS), chance)
         if run.ended():
             run.finish()
@@ -229,7 +237,7 @@ def killed(words: list[str], directory: Path, processes: int, chance: random.Ran
         moment=moment,
         alive_seconds=round(seconds, 2),
         victims=victims,
-        last_step=last_step(directory),
+        last_step=last_step(run.directory),
         left=run.saving(),
         survivor=said[0] if said else "",
     )
@@ -242,6 +250,7 @@ def main(
     kills: int = 20,
     seed: int = 0,
     processes: int = 1,
+    sharded: bool = False,
     folder: Path = Path("runs/kill_loop"),
     output: Path | None = None,
 ) -> int:
@@ -253,6 +262,7 @@ def main(
         kills: how often to kill.
         seed: of the moments and victims.
         processes: of the run, on this machine.
+        sharded: whether several processes share weights and states, by FSDP2.
         folder: where both runs are written; emptied first.
         output: a JSON file for the log and the verdict.
     """
@@ -261,12 +271,13 @@ def main(
     pairs = [value.partition("=") for value in override]
     values = [f"--{key.replace('_', '-')}={value}" for key, _, value in pairs]
     words = [str(config or tiny_config(folder)), f"--data.cache-dir={folder / 'cache'}", *values]
-    with Run(words, folder / "alone", processes) as alone:
+    start = partial(Run, words, processes=processes, sharded=sharded)
+    with start(folder / "alone") as alone:
         alone.finish()
         print(f"uninterrupted: {last_step(folder / 'alone')} steps, {alone.alive_seconds:.1f} s")
     chance, log = random.Random(seed), []
     while len(log) < kills:
-        kill = killed(words, folder / "killed", processes, chance)
+        kill = killed(partial(start, folder / "killed"), processes, chance)
         if kill is None:
             print(f"the run ended after {len(log)} kills; give it more steps")
             break
@@ -277,7 +288,7 @@ def main(
             f"at step {kill.last_step}{left}",
             flush=True,
         )
-    with Run(words, folder / "killed", processes) as last:
+    with start(folder / "killed") as last:
         last.finish()
     (expected, expected_weights), (found, found_weights) = (
         outcome(folder / name) for name in ("alone", "killed")
