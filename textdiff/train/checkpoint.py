@@ -92,8 +92,10 @@ class Checkpoint:
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """Return finished checkpoints, oldest first."""
-    return sorted(root.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    """Return finished checkpoints, oldest first, without copies of other names."""
+    steps = {path: path.name.removeprefix("step-") for path in root.glob("step-*") if path.is_dir()}
+    numbers = {path: int(step) for path, step in steps.items() if step.isdecimal()}
+    return sorted(numbers, key=numbers.__getitem__)
 
 
 def discard_old(root: Path, keep: int) -> None:
@@ -215,7 +217,8 @@ def _check_format(path: Path, written: int, version: str) -> None:
         raise CheckpointError(
             f"checkpoint {path} was written by an earlier textdiff in format {written}, this "
             f"textdiff {textdiff.__version__} reads format {FORMAT}; continue it with that "
-            "version, or start over with --resume never"
+            "version, or start over with --resume never",
+            code="older_format",
         )
 
 
