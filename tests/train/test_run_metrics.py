@@ -17,6 +17,9 @@ from textdiff.train.device_peaks import device_peak, peak_flops
 from textdiff.train.distributed import make_accelerator
 from textdiff.train.measure import Meter
 from textdiff.train.profiling import PHASES
+from textdiff.train.run_state import RunState
+from textdiff.train.trainer import Trainer
+from textdiff.train.validation import Validation
 from textdiff.view.training import describe_use
 
 SHORT = ["--train.steps=6", "--train.log-every=2", "--train.checkpoint-every=4"]
@@ -80,6 +83,10 @@ def test_speed_waits_and_use_by_their_definitions(clock):
     meter.restart(700)
     clock.now += 2.0
     assert meter.values(800) == {"tokens_per_second": 50.0, "data_wait": 0.0, "mfu": 0.1}
+    with meter.paused():
+        clock.now += 5.0
+    clock.now += 2.0
+    assert meter.values(900) == {"tokens_per_second": 50.0, "data_wait": 0.0, "mfu": 0.1}
     assert describe_use({"mfu": 0.412, "memory": 31.4e9}) == "  41.2% MFU  31.4 GB"
 
 
@@ -92,6 +99,24 @@ def test_memory_is_the_allocators_peak_since_the_last_line(clock, monkeypatch):
     clock.now = 1.0
     assert meter.values(5) == {"tokens_per_second": 5.0, "data_wait": 0.0, "memory": 20}
     assert calls == [device, device]
+
+
+def test_bounds_and_checkpoints_do_not_slow_the_steps(runs, clock, monkeypatch):
+    """They fall between lines of the log, where nothing restarts the clock."""
+
+    def lasting(call, seconds):
+        def longer(*arguments):
+            clock.now += seconds
+            return call(*arguments)
+
+        return longer
+
+    monkeypatch.setattr(Trainer, "_step", lasting(Trainer._step, 2.0))
+    monkeypatch.setattr(Validation, "measure", lasting(Validation.measure, 50.0))
+    monkeypatch.setattr(RunState, "save", lasting(RunState.save, 70.0))
+    flags = ("--train.log-every=3", "--train.checkpoint-every=2", "--evaluate.every=4")
+    lines = runs.train("paused", *SHORT, *flags)
+    assert [x["tokens_per_second"] for x in lines if "loss" in x] == [8 * 32 / 2.0] * 2
 
 
 # --- trackers ------------------------------------------------------------------------------------
@@ -156,8 +181,10 @@ def test_trackers_get_the_metrics_and_a_resumed_run_goes_on(runs, services):
     assert services["wandb"].starts[2]["id"] != run
 
 
-def test_a_missing_tracker_is_refused_before_anything_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+@pytest.mark.parametrize("folder", [True, False])
+def test_a_missing_tracker_is_refused_before_anything_is_read(tmp_path, monkeypatch, folder):
+    spec = importlib.machinery.ModuleSpec("trackio", None, is_package=True) if folder else None
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
     raw = {"run": {"dir": str(tmp_path / "run")}, "train": {"log_with": ["trackio"]}}
     with refused(ConfigError, "missing_tracker", "pip install 'textdiff[trackio]'"):
         make_accelerator(Config.model_validate(raw))

@@ -46,6 +46,13 @@ def check_engine(config: Config) -> None:
     if sharded and config.train.lora is not None and config.train.lora.base_bits:
         message = "FSDP2 does not shard quantised weights: set train.lora.base_bits: null"
         raise ConfigError(message, code="sharded_bits")
+    if sharded and parse_flag_from_env("FSDP_OFFLOAD_PARAMS"):
+        raise ConfigError(
+            "fsdp_offload_params of accelerate's file would keep weights in main memory, where "
+            "nothing here clips or averages them: set it to false, and "
+            "model.gradient_checkpointing: true in the run's config to save memory",
+            code="offloaded_weights",
+        )
     if sharded and parse_flag_from_env("FSDP_ACTIVATION_CHECKPOINTING"):
         raise ConfigError(
             "fsdp_activation_checkpointing of accelerate's file would recompute blocks a second "

@@ -28,7 +28,9 @@ def check_trackers(config: Config) -> None:
         ConfigError: with the command that installs it.
     """
     for name in config.train.trackers:
-        if importlib.util.find_spec(name) is None:
+        spec = importlib.util.find_spec(name)
+        # A folder of that name, such as the one that wandb writes to, can be imported as well.
+        if spec is None or (spec.origin is None and spec.submodule_search_locations is not None):
             raise ConfigError(
                 f"train.log_with: {name} is not installed; pip install 'textdiff[{name}]', or set "
                 "log_with: tensorboard",
