@@ -122,7 +122,9 @@ def _guarded(words: list[str], debug: bool) -> int:
         if debug or not _is_memory_of_device(error):
             raise
         what = str(error).partition(". GPU")[0].splitlines()[0]
-        advice = "use fewer rows at a time (train.micro_batch_size, which a resumed run may change; "
+        advice = (
+            "use fewer rows at a time (train.micro_batch_size, which a resumed run may change; "
+        )
         advice += "--batch-size) or model.gradient_checkpointing: true; textdiff plan counts memory"
         _say(f"textdiff: error: {what}; {advice}", everywhere=True)
         return 1

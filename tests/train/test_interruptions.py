@@ -485,6 +485,16 @@ def test_a_newer_checkpoint_is_refused_and_not_passed_over(folder, half, monkeyp
         assert "update textdiff" in shown
 
 
+@pytest.mark.parametrize("verb", ["generate", "perplexity", "export"])
+def test_a_training_checkpoint_is_not_a_model(folder, whole, tmp_path, verb, capsys):
+    more = {"generate": [], "perplexity": [folder / "corpus.txt"], "export": [tmp_path / "out"]}
+    checkpoint = whole / "checkpoints" / "step-000012"
+    assert main([verb, str(checkpoint), *map(str, more[verb])]) == 1
+    shown = said(capsys)
+    assert "is a training checkpoint" in shown
+    assert f"give the run's export: {whole / 'export'}" in shown
+
+
 # --- steps that are not finite -------------------------------------------------------------------
 
 

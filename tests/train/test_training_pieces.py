@@ -184,6 +184,22 @@ def test_any_damage_is_found(tmp_path, name, how):
     assert error.value.code == "damaged"
 
 
+@pytest.mark.parametrize("lost", ["files", "optimizer.pt", "all files", "all"])
+def test_a_manifest_that_has_lost_entries_is_damage(tmp_path, lost):
+    path = save(tmp_path, 1) / "manifest.json"
+    content = json.loads(path.read_text())
+    if lost == "files":
+        del content["files"]
+    elif lost == "all files":
+        content["files"] = {}
+    elif lost == "all":
+        content = []
+    else:
+        del content["files"][lost]
+    path.write_text(json.dumps(content))
+    assert "its manifest.json has lost" in damage(path.parent)
+
+
 @pytest.mark.parametrize(("written", "code"), [(99, "newer_format"), (1, "older_format")])
 def test_other_formats_are_refused(tmp_path, monkeypatch, written, code):
     import textdiff.train.checkpoint as module

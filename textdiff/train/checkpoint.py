@@ -27,6 +27,8 @@ from textdiff.storage import discard, file_hash, whole_folder
 
 FORMAT, SHARDED_FORMAT = 2, 3  # of whole checkpoints and of sharded ones
 MANIFEST, STATE = "manifest.json", "trainer.json"
+WHOLE_FILES = {"model.safetensors", "ema.safetensors", "optimizer.pt"}  # of a whole checkpoint
+GROUPS = "optimizers.json"  # settings of the optimizers' groups, of a sharded one
 
 
 @dataclass(frozen=True)
@@ -178,8 +180,13 @@ def damage(path: Path, share: int = 0, shares: int = 1) -> str | None:
         shards = int(manifest["shards"]) if manifest["format"] == SHARDED_FORMAT else None
     except FileNotFoundError:
         return "it does not exist or has no manifest.json"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         return f"its manifest.json is unreadable ({error})"
+    except (KeyError, TypeError, AttributeError):
+        return "its manifest.json has lost entries"
+    needed = {STATE, *(WHOLE_FILES if shards is None else {GROUPS})}
+    if unlisted := needed - set(expected):
+        return f"its manifest.json has lost {min(unlisted)}"
     problem = _file_problem(path, {name: size for name, (size, _) in expected.items()}, shards)
     if problem is not None:
         return problem
