@@ -84,3 +84,20 @@ def test_sizes_that_accelerate_refuses(monkeypatch):
     monkeypatch.setenv("PARALLELISM_CONFIG_DP_SHARD_SIZE", "0")
     with refused(ConfigError, "unusable_mesh", "dp_shard_size"):
         engines.check_mesh(4)
+
+
+def test_a_mesh_needs_gpus(monkeypatch):
+    monkeypatch.setenv("PARALLELISM_CONFIG_DP_SHARD_SIZE", "4")
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    engines.check_mesh(4, on_cpu=False)
+    with refused(ConfigError, "mesh_on_cpus", "cpu.yaml"):
+        engines.check_mesh(4, on_cpu=True)
+
+
+def test_weights_that_are_copied_instead_are_reported(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    (note,) = engines.sharding_notes(SimpleNamespace(is_fsdp2=False))
+    assert "on GPUs alone" in note
+    assert list(engines.sharding_notes(SimpleNamespace(is_fsdp2=True))) == []
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    assert list(engines.sharding_notes(SimpleNamespace(is_fsdp2=False))) == []

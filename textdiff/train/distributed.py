@@ -239,7 +239,7 @@ def make_accelerator(config: Config) -> Accelerator:
     check_engine(config)
     probe = PartialState(cpu=cpu_only(), timeout=TIMEOUT)
     probe.wait_for_everyone()  # one that fails at once must not end before all have connected
-    check_mesh(probe.num_processes)
+    check_mesh(probe.num_processes, cpu_only())
     # Accelerate keeps one state per Python process; a second run may want another precision.
     AcceleratorState._reset_state()
     GradientState._reset_state()
