@@ -3,6 +3,7 @@
 import importlib.machinery
 import json
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -12,11 +13,11 @@ from training_runs import assert_same_curve
 
 from textdiff.config import Config
 from textdiff.errors import ConfigError
-from textdiff.train import measure
+from textdiff.train import measure, profiling
 from textdiff.train.device_peaks import device_peak, peak_flops
 from textdiff.train.distributed import make_accelerator
 from textdiff.train.measure import Meter
-from textdiff.train.profiling import PHASES
+from textdiff.train.profiling import PHASES, StepProfile
 from textdiff.train.run_state import RunState
 from textdiff.train.trainer import Trainer
 from textdiff.train.validation import Validation
@@ -207,6 +208,39 @@ def test_a_profile_has_the_phases_of_its_steps_and_changes_nothing(runs, capsys)
     for name in PHASES:
         assert float(said.partition(f" {name} ")[2].split()[0].rstrip(",;")) >= 0.0
     assert not (runs / "unprofiled" / "profile").exists()
+
+
+def test_the_time_of_a_profiled_step_is_its_own(clock, tmp_path, monkeypatch):
+    """The profiler takes longer to begin, and to put its events together."""
+
+    class Slow(SimpleNamespace):
+        steps = 0
+
+        def start(self):
+            clock.now += 30.0
+
+        def step(self):
+            self.steps += 1
+            clock.now += 50.0 if self.steps in (3, 5) else 0.0
+            if self.steps == 5:
+                self.on_trace_ready(self)
+
+        def export_chrome_trace(self, path):
+            Path(path).write_text("{}")
+
+        def stop(self):
+            clock.now += 70.0
+
+    monkeypatch.setattr(profiling, "profile", Slow)
+    said = []
+    with StepProfile(2, torch.device("cpu"), tmp_path / "profile", said.append) as profile:
+        for step in range(1, 7):
+            with profile.phase("forward"):
+                clock.now += 1.0
+            clock.now += 0.5
+            profile.stepped(step)
+            clock.now += 0.25
+    assert "steps 4 to 5 took 1750.0 ms each under the profiler: data 0.0, forward 1000" in said[0]
 
 
 def test_a_run_that_is_too_short_for_its_profile_says_so(runs, capsys):
