@@ -11,6 +11,7 @@ import torch
 from refusals import refused
 from training_runs import assert_same_curve
 
+from textdiff.cli import main
 from textdiff.config import Config
 from textdiff.errors import ConfigError
 from textdiff.train import measure, profiling
@@ -190,6 +191,17 @@ def test_a_missing_tracker_is_refused_before_anything_is_read(tmp_path, monkeypa
     with refused(ConfigError, "missing_tracker", "pip install 'textdiff[trackio]'"):
         make_accelerator(Config.model_validate(raw))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_tracker_that_cannot_start_is_a_sentence(runs, services, monkeypatch, capsys):
+    def refuse(*arguments, **options):
+        raise RuntimeError("api_key not configured (no-tty). call wandb.login()")
+
+    monkeypatch.setattr(services["wandb"].module, "init", refuse)
+    flags = (f"--run.dir={runs / 'locked out'}", "--train.log-with=wandb", *SHORT)
+    assert main(["train", str(runs / "c.yaml"), *flags]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "wandb cannot start (api_key not configured" in line
 
 
 # --- profile -------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from textdiff.storage import report_failed_writes
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.checkpoint import rescue
 from textdiff.train.determinism import deterministic, seed_dropout
-from textdiff.train.distributed import Vote, full_tensor
+from textdiff.train.distributed import Vote, full_tensor, on_main
 from textdiff.train.divergence import DivergenceGuard, diagnose, propagate_nonfinite
 from textdiff.train.initial_weights import starting_notes
 from textdiff.train.learned_loss import training_loss
@@ -264,7 +264,8 @@ class Trainer:
             write_facts(self.config, self.accelerator, self.corpus, texts, flops)
             path, progress = self.directory / "metrics.jsonl", self.progress
             self.metrics = MetricsFile(path, progress.step, progress.bound_step)
-        start_trackers(self.accelerator, self.config, self.resumed is not None)
+        resumed = self.resumed is not None
+        on_main(self.accelerator, lambda: start_trackers(self.accelerator, self.config, resumed))
         self.accelerator.wait_for_everyone()
         step, steps = self.progress.step, self.config.train.steps
         self.reporter.started(
