@@ -13,16 +13,17 @@
 | `graphs` | compiled blocks: graphs, breaks, and none more after evaluation and generation |
 | `resume` | 3 + 3 steps equal 6, bit for bit: `train.deterministic`, Muon, recomputed blocks |
 | `tokens` | texts in float64 against the CPU's |
-| `training` | figures: seconds of a step, tokens per second, share of the peak, memory |
-| `sampling` | figures: tokens per second of 1, 16 and 64 rows |
+| `training` | figures: a step and its phases, MFU, memory over that of `textdiff plan` |
+| `sampling` | figures: tokens per second of 1, 16 and 64 rows, and of a bound |
 | `kernels` | the kernels of a step that take the most time |
 
-Each stage prints its lines at once, and the result so far is written after each. A stage that
-fails does not end the others. One that would begin after the budget is left out. Exit code 0: all
-that ran passed; 1: something did not, or torch sees no GPU. Not run on a GPU yet: limits allow for
+Each line is printed at once, and the result so far is written with it. A stage that fails does not
+end the others. One that would begin after the budget is left out. Exit code 0: all that ran passed;
+1: something did not, or torch sees no GPU; 130: interrupted. Not run on a GPU yet: limits allow for
 rounding.
 """
 
+import gc
 import importlib.util
 import json
 import math
@@ -34,30 +35,40 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
 import torch
+import torch._dynamo
 from torch import Tensor
 
 from textdiff import TextDiffusion
 from textdiff.cli import main as textdiff
 from textdiff.commands.flags import parse_verb
+from textdiff.config import Config
 from textdiff.diffusion.corruption import count_documents
 from textdiff.diffusion.family import Family, build_family
 from textdiff.diffusion.noise import NoiseUniforms, draw_noise
 from textdiff.diffusion.pairs import training_maker
 from textdiff.diffusion.process import Vocabulary
+from textdiff.errors import ConfigError
+from textdiff.export.loading import find_device
 from textdiff.loss import Batch, corrupt
 from textdiff.models import Layout, TextDiffusionConfig, TextDiffusionModel, flash
 from textdiff.models.attention import attend, prepare
 from textdiff.models.chunked_sum import add_product
 from textdiff.models.devices import compilation_counts, compile_blocks, uncompiled
+from textdiff.planning.memory import peak_memory
+from textdiff.planning.sizes import RunSizes, run_sizes
+from textdiff.storage import whole_file
+from textdiff.train.device_peaks import device_peak
 from textdiff.train.learned_loss import training_loss
+from textdiff.train.optim import build_optimizers
+from textdiff.train.run_state import EMA
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "evals" / "results" / "check_gpu.json"
-PEAK = 989e12  # products in bfloat16 per second, of an H100 or H200 by its data sheet
 
 
 def _numbers() -> ModuleType:
@@ -147,10 +158,10 @@ class Case:
         family = self.family(torch.device("cpu"))
         x0 = torch.randint(0, count - 1, (rows, length))
         blocks = family.blocks(length).count
-        levels_, position, token = (
-            torch.rand(rows, n, dtype=torch.float64) for n in (blocks, length, length)
-        )
-        uniforms = NoiseUniforms(levels_, position, token if levels else None)
+        position, token = torch.rand(2, rows, length, dtype=torch.float64)
+        strata = torch.randperm(rows * blocks).view(rows, blocks)  # so that half of all is masked
+        drawn = (strata + 0.5).double() / strata.numel()
+        uniforms = NoiseUniforms(drawn, position, token if levels else None)
         noise = draw_noise(family, x0, uniforms, training_maker(family, "count"))
         self.batch = corrupt(family, x0, noise, None)
 
@@ -185,10 +196,19 @@ def ceilings(device: torch.device, folder: Path) -> Checks:
     target = torch.empty_like(source)
     seconds = timed(lambda: target.copy_(source), device)
     yield figure("copy", 2 * source.nbytes / seconds / 1e9, "GB/s")
-    width = 8192 if on_gpu else 256
-    a, b = torch.randn(2, width, width, device=device).bfloat16()
-    seconds = timed(lambda: a @ b, device)
-    yield figure("bfloat16 product", 2 * width**3 / seconds / 1e12, "TFLOP/s")
+    yield figure(f"products in {product_dtype(device)}", product_speed(device) / 1e12, "TFLOP/s")
+
+
+def product_dtype(device: torch.device) -> torch.dtype:
+    """The dtype of a training step's products."""
+    return torch.bfloat16 if device.type == "cuda" else torch.float32
+
+
+def product_speed(device: torch.device) -> float:
+    """Operations per second of the product of two large matrices."""
+    width = 8192 if device.type == "cuda" else 256
+    a, b = torch.randn(2, width, width, device=device).to(product_dtype(device))
+    return 2 * width**3 / timed(lambda: a @ b, device)
 
 
 def timed(call: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
@@ -344,7 +364,10 @@ def resume(device: torch.device, folder: Path) -> Checks:
                 "data.cache-dir": str(folder / "cache"),
             }
             words = [f"--{key}={value}" for key, value in flags.items()]
-            if textdiff(["train", str(folder / "empty.yaml"), *words]) != 0:
+            code = textdiff(["train", str(folder / "empty.yaml"), *words])
+            if code > 128:  # by a signal, after which it has saved
+                raise KeyboardInterrupt
+            if code != 0:
                 yield Check("3 + 3 steps : 6", None, 0.0, "a run failed, see above")
                 return
         text = (folder / name / "metrics.jsonl").read_text()
@@ -361,72 +384,154 @@ def resume(device: torch.device, folder: Path) -> Checks:
     yield Check("3 + 3 steps : 6, weights that differ", 0.0 if same else 1.0, 0.0)
 
 
+TEXT = "Return a new list containing all items of the iterable in ascending order."
+
+
 def tokens(device: torch.device, folder: Path) -> Checks:
-    """Texts of the model that comes with the package."""
+    """Texts and bound of the model that comes with the package."""
     there, here = (
         TextDiffusion.from_pretrained("demo", device=where, dtype="float64")
-        for where in (device.type, "cpu")
+        for where in (str(device), "cpu")
     )
-    for options in ({}, {"rule": "confidence"}):
-        texts = [
-            model.generate("", num_samples=3, max_new_tokens=48, steps=16, seed=0, **options).texts
-            for model in (there, here)
-        ]
-        changed = sum(one != other for one, other in zip(*texts, strict=True))
-        yield Check(f"texts that differ, {options or 'ancestral'}", float(changed), 0.0)
+
+    def written(model: TextDiffusion, **options: str) -> list[str]:
+        request = {"num_samples": 3, "max_new_tokens": 48, "steps": 16, "seed": 0, **options}
+        return model.generate("", **request).texts
+
+    for rule in ("ancestral", "confidence"):
+        texts = {cache: written(there, rule=rule, cache=cache) for cache in ("on", "off")}
+        changed = differing(texts["on"], written(here, rule=rule, cache="on"))
+        yield Check(f"texts that differ, {rule}", changed, 0.0)
+        changed = differing(texts["on"], texts["off"])
+        yield Check(f"texts that differ, {rule}, cached : uncached", changed, 0.0)
+    values = [model.score([TEXT])[0].mean for model in (there, here)]
+    yield Check("bound of a text", abs(values[0] / values[1] - 1.0), 1e-5)
+
+
+def differing(texts: list[str], others: list[str]) -> float:
+    """How many of some texts differ from others."""
+    return float(sum(one != other for one, other in zip(texts, others, strict=True)))
 
 
 def network(device: torch.device) -> tuple[dict, int, int]:
     """Sizes, rows and length of what is measured: the small published model, or a tiny one."""
     if device.type != "cuda":
         return SMALL | {"vocab_size": 1000}, 4, 64
-    sizes = {"vocab_size": 50258, "hidden_size": 768, "num_hidden_layers": 12}
+    sizes = {"vocab_size": 50304, "hidden_size": 768, "num_hidden_layers": 12}
     return sizes | {"num_attention_heads": 12}, 32, 1024
 
 
+class Step:
+    """A training step: forward with the loss, backward, clipping with optimizer and averages.
+
+    Args:
+        device: where it runs; compiled and in bfloat16 on a GPU.
+        block: tokens per block; None: one.
+        attention: its backend.
+    """
+
+    def __init__(self, device: torch.device, block: int | None, attention: str):
+        torch._dynamo.reset()
+        sizes, rows, length = network(device)
+        case, on_gpu = Case("mdlm", block, sizes, rows, length), device.type == "cuda"
+        self.device, self.on_gpu, self.tokens = device, on_gpu, rows * length
+        self.run = planned(device, block, attention)
+        self.model = case.model.to(device).train()
+        self.model.config._attn_implementation = attention
+        if on_gpu:
+            compile_blocks(self.model.blocks)
+        self.loss = training_loss(self.model, case.family(device))
+        self.batch = case.batch.to(device)
+        (self.optimizer,) = build_optimizers(self.model, self.run.config.train)
+        self.averages = EMA(self.model, 0.999)
+
+    def forward(self) -> None:
+        """The loss."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.on_gpu):
+            self.total, _ = self.loss(self.batch)
+
+    def backward(self) -> None:
+        """All gradients."""
+        (self.total / self.tokens).backward()
+
+    def update(self) -> None:
+        """New weights and averages."""
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.averages.update(self.model)
+
+    def __call__(self) -> list:
+        """Take the step; returns the moments before, between and after its phases."""
+        moments = [moment(self.device)]
+        for phase in (self.forward, self.backward, self.update):
+            phase()
+            moments.append(moment(self.device))
+        return moments
+
+
+def planned(device: torch.device, block: int | None, attention: str) -> RunSizes:
+    """Sizes of the step as `textdiff plan` has them."""
+    (sizes, rows, length), on_gpu = network(device), device.type == "cuda"
+    model = {"hidden_size": sizes["hidden_size"], "num_layers": sizes["num_hidden_layers"]}
+    model |= {"num_heads": sizes["num_attention_heads"], "qk_norm": sizes.get("qk_norm", False)}
+    train = {"global_batch_size": rows, "micro_batch_size": rows, "compile": on_gpu}
+    config = Config.model_validate(
+        {
+            "data": {"sequence_length": length},
+            "model": model | {"attn_implementation": attention},
+            "diffusion": {"block_size": block},
+            "train": train,
+        }
+    )
+    return run_sizes(config, sizes["vocab_size"], half=on_gpu, chunked=not on_gpu)
+
+
+def moment(device: torch.device) -> "float | torch.cuda.Event":
+    """This moment, of the CPU's clock or in the device's stream."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def milliseconds(start: "float | torch.cuda.Event", end: "float | torch.cuda.Event") -> float:
+    """The time between two moments."""
+    return 1e3 * (end - start) if isinstance(start, float) else start.elapsed_time(end)
+
+
 def training(device: torch.device, folder: Path) -> Checks:
-    """Seconds of a micro-batch under autocast, compiled, in blocks and not."""
-    sizes, rows, length = network(device)
+    """A training step in blocks and not: its time, its use of the device, its memory."""
+    reached = product_speed(device)
     for block, attention in ((None, "sdpa"), (16, "sdpa"), (16, "flex_attention")):
-        if attention == "flex_attention" and device.type != "cuda":
-            continue
-        call, parameters = step_of(device, block, attention)
-        seconds = timed(call, device)
-        name = f"blocks of {block}, {attention}"
-        yield figure(f"{name}: a step", 1e3 * seconds, "ms")
-        yield figure(f"{name}: speed", rows * length / seconds, "tokens/s")
-        streams = 1 if block is None else 2
-        width = sizes["hidden_size"] * sizes["num_hidden_layers"]
-        flops = rows * length * streams * (6 * parameters + 12 * width * length)
-        if device.type == "cuda":
-            yield figure(f"{name}: share of {PEAK:.3g} FLOP/s", flops / seconds / PEAK, "")
-            memory = torch.cuda.max_memory_allocated(device)
-            yield figure(f"{name}: memory", memory / 2**30, "GiB")
-            torch.cuda.reset_peak_memory_stats(device)
+        if attention == "sdpa" or device.type == "cuda":
+            yield from measured(device, block, attention, reached)
 
 
-def step_of(
-    device: torch.device, block: int | None, attention: str
-) -> tuple[Callable[[], object], int]:
-    """Return a call that computes loss and gradients, and the number of parameters."""
-    torch._dynamo.reset()
-    sizes, rows, length = network(device)
-    case = Case("mdlm", block, sizes, rows, length)
-    model = case.model.to(device).train()
-    model.config._attn_implementation = attention
+def measured(device: torch.device, block: int | None, attention: str, reached: float) -> Checks:
+    """Figures of one kind of step; products reach some operations per second."""
+    gc.collect()  # what an earlier step has left would count as this one's
     if device.type == "cuda":
-        compile_blocks(model.blocks)
-    loss, batch = training_loss(model, case.family(device)), case.batch.to(device)
-
-    def call() -> None:
-        model.zero_grad()
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            total, _ = loss(batch)
-        total.backward()
-
-    # The head runs at half the positions of one stream.
-    head = sizes["vocab_size"] * sizes["hidden_size"] // (2 if block is None else 4)
-    return call, sum(p.numel() for p in model.blocks.parameters()) + head
+        torch.cuda.reset_peak_memory_stats(device)
+    step, name = Step(device, block, attention), f"blocks of {block}, {attention}"
+    counted = sum(p.numel() for p in step.model.parameters())
+    yield Check(f"{name}: parameters less those planned", counted - step.run.counts.total, 0.0)
+    seconds = timed(step, device)
+    moments = step()
+    finish(device)
+    yield figure(f"{name}: a step", 1e3 * seconds, "ms")
+    for phase, ends in zip(("forward", "backward", "update"), pairwise(moments), strict=True):
+        yield figure(f"{name}: {phase}", milliseconds(*ends), "ms")
+    yield figure(f"{name}: speed", step.tokens / seconds, "tokens/s")
+    used = step.tokens * step.run.flops.model / seconds
+    yield figure(f"{name}: operations over those of products", used / reached, "")
+    if (peak := device_peak(device, bf16=True)) is not None:
+        yield figure(f"{name}: MFU", used / peak, f"of {peak / 1e12:.4g} TFLOP/s")
+    if device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(device)
+        yield figure(f"{name}: memory", memory / 1e9, "GB")
+        yield figure(f"{name}: memory over plan", memory / peak_memory(step.run)["peak"], "")
 
 
 def sampling(device: torch.device, folder: Path) -> Checks:
@@ -438,11 +543,17 @@ def sampling(device: torch.device, folder: Path) -> Checks:
         model.generate("", num_samples=rows, max_new_tokens=count, steps=32, seed=0)
         seconds = time.perf_counter() - start
         yield figure(f"{rows} rows", rows * count / seconds, "tokens/s")
+    texts = [f"{TEXT} {index}" for index in range(256 if device.type == "cuda" else 4)]
+    model.score(texts[:1])
+    start = time.perf_counter()
+    bounds = model.score(texts)
+    seconds = time.perf_counter() - start
+    yield figure("bound", sum(bound.tokens for bound in bounds) / seconds, "tokens/s")
 
 
 def kernels(device: torch.device, folder: Path) -> Checks:
     """The fifteen kernels of a step that take the most time."""
-    call, _ = step_of(device, 16, "flex_attention" if device.type == "cuda" else "sdpa")
+    call = Step(device, 16, "flex_attention" if device.type == "cuda" else "sdpa")
     call()
     finish(device)
     activity = torch.profiler.ProfilerActivity
@@ -456,9 +567,17 @@ def kernels(device: torch.device, folder: Path) -> Checks:
         yield figure(event.key[:60], getattr(event, key) / 1e3, f"ms in {event.count} calls")
 
 
+# Each is a compilation of seconds, forward and backward.
+FLEX = {"block_diffusion", "block_diffusion, documents", "full, documents"}
+
+
 def layouts(device: torch.device, folder: Path) -> Checks:
-    """See `tests/manual/gpu_numbers.py`."""
-    yield from numbers.attention_checks(device)
+    """See `tests/manual/gpu_numbers.py`; FlexAttention on the layouts of training, as it trains."""
+
+    def wanted(backend: str, name: str, dtype: str) -> bool:
+        return backend != "flex_attention" or (name in FLEX and dtype == "bfloat16")
+
+    yield from numbers.attention_checks(device, wanted)
 
 
 STAGES: list[Callable[[torch.device, Path], Checks]] = [
@@ -473,6 +592,7 @@ def run_stage(
     if not within_budget:
         yield Check(stage.__name__, None, 0.0, "the budget was used up", True)
         return
+    torch._dynamo.reset()
     with tempfile.TemporaryDirectory() as folder:
         try:
             for check in stage(device, Path(folder)):
@@ -496,36 +616,71 @@ def check_gpu(
     """Check and measure a device.
 
     Args:
-        device: cuda, or cpu.
+        device: cuda, cuda:N or cpu.
         only: names of stages, with commas; empty: all.
         budget: seconds after which no stage begins.
         output: JSON file of the result; on a GPU the default is evals/results/check_gpu.json.
     """
-    if device != "cpu" and not torch.cuda.is_available():
-        message = "torch sees no GPU here; --device cpu runs a part"
-        print(f"check_gpu: {message}", file=sys.stderr)
-        return 1
-    names = [stage.__name__ for stage in STAGES]
-    if unknown := set(filter(None, only.split(","))) - set(names):
-        message = f"no stage {', '.join(sorted(unknown))}; choose from {', '.join(names)}"
-        print(f"check_gpu: --only: {message}", file=sys.stderr)
+    try:
+        where, stages = _device(device), _stages(only)
+    except ConfigError as error:
+        print(f"check_gpu: {error}", file=sys.stderr)
         return 1
     torch.set_float32_matmul_precision("highest")
-    where, start, checks = torch.device(device), time.monotonic(), []
+    torch._dynamo.config.recompile_limit = 256
     output = output or (RESULT if where.type == "cuda" else None)
-    for stage in STAGES:
-        if only and stage.__name__ not in only.split(","):
-            continue
-        began = time.monotonic()
-        for check in run_stage(stage, where, began - start <= budget):
-            checks.append(check)
-            print(line_of(check), flush=True)
-        print(f"        {stage.__name__}: {time.monotonic() - began:.1f} s", flush=True)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    start, checks, code = time.monotonic(), [], 0
+
+    def take(check: "numbers.Check") -> None:
+        checks.append(check)
+        print(line_of(check), flush=True)
         if output is not None:
-            output.write_text(json.dumps(plain(numbers.record(checks, where)), indent=1) + "\n")
+            with whole_file(output) as scratch:
+                scratch.write_text(
+                    json.dumps(plain(numbers.record(checks, where)), indent=1) + "\n"
+                )
+
+    try:
+        for stage in stages:
+            began = time.monotonic()
+            for check in run_stage(stage, where, began - start <= budget):
+                take(check)
+            print(f"        {stage.__name__}: {time.monotonic() - began:.1f} s", flush=True)
+    except KeyboardInterrupt:
+        take(Check("interrupted", None, 0.0, "the stages after this line did not run"))
+        code = 130
     failed = [check.name for check in checks if not check.passed]
     print(f"{len(checks)} lines, {len(failed)} failed" + "".join(f"\n  {n}" for n in failed))
-    return 1 if failed else 0
+    return code or (1 if failed else 0)
+
+
+def _device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ConfigError: it is not here, or nothing is checked on its kind.
+    """
+    kind = name.partition(":")[0]
+    if kind not in ("cpu", "cuda"):
+        raise ConfigError(f"--device {name}: choose cuda, cuda:N or cpu")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("torch sees no GPU here; --device cpu runs a part")
+    return find_device(name)
+
+
+def _stages(only: str) -> list[Callable[[torch.device, Path], Checks]]:
+    """The stages of those names, in their order.
+
+    Raises:
+        ConfigError: there is no such stage.
+    """
+    wanted, names = {name for name in only.split(",") if name}, [s.__name__ for s in STAGES]
+    if unknown := wanted - set(names):
+        listed = ", ".join(sorted(unknown))
+        raise ConfigError(f"--only: no stage {listed}; choose from {', '.join(names)}")
+    return [stage for stage in STAGES if not wanted or stage.__name__ in wanted]
 
 
 def plain(value: object) -> object:

@@ -118,6 +118,16 @@ def _guarded(words: list[str], debug: bool) -> int:
             raise
         _say(f"textdiff: error: {error.object[:80]!a} holds bytes that are not UTF-8; rename it")
         return 1
+    except RuntimeError as error:
+        if debug or not _is_memory_of_device(error):
+            raise
+        what = str(error).partition(". GPU")[0].splitlines()[0]
+        advice = (
+            "use fewer rows at a time (train.micro_batch_size, which a resumed run may change; "
+        )
+        advice += "--batch-size) or model.gradient_checkpointing: true; textdiff plan counts memory"
+        _say(f"textdiff: error: {what}; {advice}", everywhere=True)
+        return 1
     except KeyboardInterrupt as stop:
         _say("textdiff: interrupted")
         return 128 + (stop.number if isinstance(stop, Interruption) else signal.SIGINT)
@@ -130,6 +140,12 @@ def _refusal(error: OSError) -> str:
     if not error.strerror:
         return str(error)
     return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+
+
+def _is_memory_of_device(error: RuntimeError) -> bool:
+    """Return whether the memory of a GPU is used up."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(error, torch.OutOfMemoryError)
 
 
 def _leave_others(code: int) -> None:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from children import child, finished
 
 from textdiff.cli import main
@@ -632,3 +633,18 @@ def test_tokenizer_train_names_its_folder_first(output, tmp_path, monkeypatch, c
     assert main(["tokenizer", "train", output, "a.txt", "--kind", "byte"]) == 2
     assert "OUTPUT" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_gpu_whose_memory_is_used_up_is_a_sentence(monkeypatch, capsys):
+    message = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB"
+
+    def fail(words):
+        raise errors.pop()
+
+    monkeypatch.setattr("textdiff.cli._dispatch", fail)
+    errors = [RuntimeError("a bug"), torch.OutOfMemoryError(message)]
+    assert main(["train"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Tried to allocate 2.00 GiB; use fewer rows" in line
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["train"])

@@ -161,6 +161,34 @@ def cluster(folder: Path, root: Path, nodes: int) -> dict[str, str]:
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "mesh"),
+    [
+        ("single-node", "", ""),
+        ("single-node", "configs/accelerate/fsdp2.yaml", ""),
+        ("multi-node", "", ""),
+        (
+            "multi-node",
+            "configs/accelerate/hsdp.yaml",
+            "--parallelism_config_dp_replicate_size 2 --parallelism_config_dp_shard_size 1 ",
+        ),
+    ],
+)
+def test_a_job_is_launched_by_the_file_that_is_named(root, tmp_path, name, file, mesh):
+    env = cluster(tmp_path, root, 1 if name == "single-node" else 2)
+    launcher = tmp_path / "bin" / "accelerate"
+    launcher.write_text('#!/usr/bin/env bash\necho "$@" >> "$SLURM_SUBMIT_DIR/launched"\n')
+    launcher.chmod(0o755)
+    script = str(root / "scripts" / "slurm" / f"{name}.sbatch")
+    more = {"CONFIG_FILE": file} if file else {}
+    assert finished(["bash", script, "a config"], env=env | more).returncode == 0
+    for line in (tmp_path / "launched").read_text().splitlines():
+        assert line.startswith(f"launch --config_file {file or 'configs/accelerate/ddp.yaml'} ")
+        assert ("--parallelism_config" in line) == bool(mesh)
+        assert mesh in line
+        assert line.endswith("-m textdiff train a config")
+
+
 @pytest.mark.slow
 @pytest.mark.dist
 @pytest.mark.parametrize(("name", "nodes"), [("single-node", 1), ("multi-node", 2)])

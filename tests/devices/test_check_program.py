@@ -45,6 +45,27 @@ def test_the_result_is_written_after_each_stage(program, tmp_path, capsys, monke
     assert all(check["skipped"] for check in json.loads(output.read_text())["checks"])
 
 
+def test_an_interrupted_check_has_not_passed(program, tmp_path, capsys, monkeypatch):
+    output = tmp_path / "new folder" / "result.json"
+
+    def first(device, folder):
+        yield program.Check("fine", 0.0, 1.0)
+        raise KeyboardInterrupt
+
+    def second(device, folder):
+        pytest.fail("went on")
+
+    monkeypatch.setattr(program, "STAGES", [first, second])
+    assert program.check_gpu(device="cpu", output=output) == 130
+    result = json.loads(output.read_text())
+    assert [check["name"] for check in result["checks"]] == ["first: fine", "interrupted"]
+    assert not result["passed"]
+    for device in ("gpu", "cuda:77", "cpu:x"):
+        capsys.readouterr()
+        assert program.check_gpu(device=device, output=output) == 1
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
 def test_a_wrong_gradient_is_found(program, monkeypatch):
     step = program.Case.step
 

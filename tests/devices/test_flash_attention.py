@@ -241,6 +241,8 @@ def test_auto_never_fails_where_sdpa_runs(monkeypatch):
     odd = {"hidden_size": 48, "num_heads": 4}  # heads of 12 channels
     assert chosen("auto", "full", "bf16", "cuda", **odd) == "sdpa"
     assert chosen("flash_attention_2", "full", "bf16", "cuda", **odd) == "refused"
+    assert chosen("auto", "blocks", "bf16", "cuda", **odd) == "sdpa"
+    assert chosen("flex_attention", "blocks", "bf16", "cuda", **odd) == "refused"
     monkeypatch.setattr("textdiff.models.attention.find_spec", lambda name: None)  # no triton
     assert chosen("auto", "blocks", "bf16", "cuda") == "sdpa"
     assert chosen("flex_attention", "blocks", "bf16", "cuda") == "refused"

@@ -33,6 +33,21 @@ def test_blocks_are_recomputed_once(monkeypatch):
     monkeypatch.setenv("FSDP_ACTIVATION_CHECKPOINTING", "true")
     with refused(ConfigError, "recomputed_twice", "model.gradient_checkpointing"):
         engines.check_engine(Config())
+    monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
+    with refused(ConfigError, "offloaded_weights", "fsdp_offload_params"):
+        engines.check_engine(Config())
+
+
+def test_settings_of_the_run_are_not_read_from_accelerates_file(monkeypatch):
+    """Another accumulation would take steps from gradients of some micro-batches alone."""
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    train = {"global_batch_size": 12, "micro_batch_size": 4, "mixed_precision": "fp32"}
+    accelerator = make_accelerator(Config.model_validate({"train": train}))
+    assert accelerator.gradient_accumulation_steps == 3
+    assert accelerator.state.dynamo_plugin.backend == "NO"
+    assert accelerator.mixed_precision == "no"
 
 
 @pytest.mark.parametrize(
@@ -69,3 +84,20 @@ def test_sizes_that_accelerate_refuses(monkeypatch):
     monkeypatch.setenv("PARALLELISM_CONFIG_DP_SHARD_SIZE", "0")
     with refused(ConfigError, "unusable_mesh", "dp_shard_size"):
         engines.check_mesh(4)
+
+
+def test_a_mesh_needs_gpus(monkeypatch):
+    monkeypatch.setenv("PARALLELISM_CONFIG_DP_SHARD_SIZE", "4")
+    monkeypatch.setenv("ACCELERATE_USE_PARALLELISM_CONFIG", "true")
+    engines.check_mesh(4, on_cpu=False)
+    with refused(ConfigError, "mesh_on_cpus", "cpu.yaml"):
+        engines.check_mesh(4, on_cpu=True)
+
+
+def test_weights_that_are_copied_instead_are_reported(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    (note,) = engines.sharding_notes(SimpleNamespace(is_fsdp2=False))
+    assert "on GPUs alone" in note
+    assert list(engines.sharding_notes(SimpleNamespace(is_fsdp2=True))) == []
+    monkeypatch.delenv("ACCELERATE_USE_FSDP")
+    assert list(engines.sharding_notes(SimpleNamespace(is_fsdp2=False))) == []

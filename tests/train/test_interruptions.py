@@ -470,14 +470,29 @@ def test_configs_from_before_a_key_existed_and_after_it_went():
     assert error.value.code == "unknown_config"
 
 
-def test_a_newer_checkpoint_is_refused_and_not_passed_over(folder, half, capsys):
+def test_a_newer_checkpoint_is_refused_and_not_passed_over(folder, half, monkeypatch, capsys):
+    def read(*arguments):
+        pytest.fail("the corpus was read")
+
+    monkeypatch.setattr("textdiff.commands.train._prepare", read)
     path = half / "checkpoints" / "step-000008" / "manifest.json"
     newer = {"format": 99, "textdiff": "9.0", "pieces": []}
     path.write_text(json.dumps(newer))
-    assert train(folder, half) == 1
+    for resume in ("auto", path.parent):
+        assert train(folder, half, f"--resume={resume}") == 1
+        shown = said(capsys)
+        assert "textdiff 9.0 in format 99" in shown
+        assert "update textdiff" in shown
+
+
+@pytest.mark.parametrize("verb", ["generate", "perplexity", "export"])
+def test_a_training_checkpoint_is_not_a_model(folder, whole, tmp_path, verb, capsys):
+    more = {"generate": [], "perplexity": [folder / "corpus.txt"], "export": [tmp_path / "out"]}
+    checkpoint = whole / "checkpoints" / "step-000012"
+    assert main([verb, str(checkpoint), *map(str, more[verb])]) == 1
     shown = said(capsys)
-    assert "textdiff 9.0 in format 99" in shown
-    assert "update textdiff" in shown
+    assert "is a training checkpoint" in shown
+    assert f"give the run's export: {whole / 'export'}" in shown
 
 
 # --- steps that are not finite -------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import importlib.machinery
 import json
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -10,13 +11,17 @@ import torch
 from refusals import refused
 from training_runs import assert_same_curve
 
+from textdiff.cli import main
 from textdiff.config import Config
 from textdiff.errors import ConfigError
-from textdiff.train import measure
+from textdiff.train import measure, profiling
 from textdiff.train.device_peaks import device_peak, peak_flops
 from textdiff.train.distributed import make_accelerator
 from textdiff.train.measure import Meter
-from textdiff.train.profiling import PHASES
+from textdiff.train.profiling import PHASES, StepProfile
+from textdiff.train.run_state import RunState
+from textdiff.train.trainer import Trainer
+from textdiff.train.validation import Validation
 from textdiff.view.training import describe_use
 
 SHORT = ["--train.steps=6", "--train.log-every=2", "--train.checkpoint-every=4"]
@@ -80,6 +85,10 @@ def test_speed_waits_and_use_by_their_definitions(clock):
     meter.restart(700)
     clock.now += 2.0
     assert meter.values(800) == {"tokens_per_second": 50.0, "data_wait": 0.0, "mfu": 0.1}
+    with meter.paused():
+        clock.now += 5.0
+    clock.now += 2.0
+    assert meter.values(900) == {"tokens_per_second": 50.0, "data_wait": 0.0, "mfu": 0.1}
     assert describe_use({"mfu": 0.412, "memory": 31.4e9}) == "  41.2% MFU  31.4 GB"
 
 
@@ -92,6 +101,24 @@ def test_memory_is_the_allocators_peak_since_the_last_line(clock, monkeypatch):
     clock.now = 1.0
     assert meter.values(5) == {"tokens_per_second": 5.0, "data_wait": 0.0, "memory": 20}
     assert calls == [device, device]
+
+
+def test_bounds_and_checkpoints_do_not_slow_the_steps(runs, clock, monkeypatch):
+    """They fall between lines of the log, where nothing restarts the clock."""
+
+    def lasting(call, seconds):
+        def longer(*arguments):
+            clock.now += seconds
+            return call(*arguments)
+
+        return longer
+
+    monkeypatch.setattr(Trainer, "_step", lasting(Trainer._step, 2.0))
+    monkeypatch.setattr(Validation, "measure", lasting(Validation.measure, 50.0))
+    monkeypatch.setattr(RunState, "save", lasting(RunState.save, 70.0))
+    flags = ("--train.log-every=3", "--train.checkpoint-every=2", "--evaluate.every=4")
+    lines = runs.train("paused", *SHORT, *flags)
+    assert [x["tokens_per_second"] for x in lines if "loss" in x] == [8 * 32 / 2.0] * 2
 
 
 # --- trackers ------------------------------------------------------------------------------------
@@ -156,12 +183,25 @@ def test_trackers_get_the_metrics_and_a_resumed_run_goes_on(runs, services):
     assert services["wandb"].starts[2]["id"] != run
 
 
-def test_a_missing_tracker_is_refused_before_anything_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+@pytest.mark.parametrize("folder", [True, False])
+def test_a_missing_tracker_is_refused_before_anything_is_read(tmp_path, monkeypatch, folder):
+    spec = importlib.machinery.ModuleSpec("trackio", None, is_package=True) if folder else None
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
     raw = {"run": {"dir": str(tmp_path / "run")}, "train": {"log_with": ["trackio"]}}
     with refused(ConfigError, "missing_tracker", "pip install 'textdiff[trackio]'"):
         make_accelerator(Config.model_validate(raw))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_tracker_that_cannot_start_is_a_sentence(runs, services, monkeypatch, capsys):
+    def refuse(*arguments, **options):
+        raise RuntimeError("api_key not configured (no-tty). call wandb.login()")
+
+    monkeypatch.setattr(services["wandb"].module, "init", refuse)
+    flags = (f"--run.dir={runs / 'locked out'}", "--train.log-with=wandb", *SHORT)
+    assert main(["train", str(runs / "c.yaml"), *flags]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "wandb cannot start (api_key not configured" in line
 
 
 # --- profile -------------------------------------------------------------------------------------
@@ -180,6 +220,39 @@ def test_a_profile_has_the_phases_of_its_steps_and_changes_nothing(runs, capsys)
     for name in PHASES:
         assert float(said.partition(f" {name} ")[2].split()[0].rstrip(",;")) >= 0.0
     assert not (runs / "unprofiled" / "profile").exists()
+
+
+def test_the_time_of_a_profiled_step_is_its_own(clock, tmp_path, monkeypatch):
+    """The profiler takes longer to begin, and to put its events together."""
+
+    class Slow(SimpleNamespace):
+        steps = 0
+
+        def start(self):
+            clock.now += 30.0
+
+        def step(self):
+            self.steps += 1
+            clock.now += 50.0 if self.steps in (3, 5) else 0.0
+            if self.steps == 5:
+                self.on_trace_ready(self)
+
+        def export_chrome_trace(self, path):
+            Path(path).write_text("{}")
+
+        def stop(self):
+            clock.now += 70.0
+
+    monkeypatch.setattr(profiling, "profile", Slow)
+    said = []
+    with StepProfile(2, torch.device("cpu"), tmp_path / "profile", said.append) as profile:
+        for step in range(1, 7):
+            with profile.phase("forward"):
+                clock.now += 1.0
+            clock.now += 0.5
+            profile.stepped(step)
+            clock.now += 0.25
+    assert "steps 4 to 5 took 1750.0 ms each under the profiler: data 0.0, forward 1000" in said[0]
 
 
 def test_a_run_that_is_too_short_for_its_profile_says_so(runs, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -152,6 +153,14 @@ def test_million_step_checkpoints_stay_in_order(tmp_path):
     assert [p.name for p in checkpoints(tmp_path)] == ["step-1000000", "step-1000001"]
 
 
+def test_copies_beside_checkpoints_are_left_alone(tmp_path):
+    shutil.copytree(save(tmp_path, 1, keep=1), tmp_path / "step-000001.bak")
+    (tmp_path / "step-000009").write_text("a note")
+    save(tmp_path, 2, keep=1)
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-000002"]
+    assert damage(tmp_path / "step-000001.bak") is None
+
+
 @pytest.mark.parametrize(
     "name",
     ["model.safetensors", "ema.safetensors", "optimizer.pt", "trainer.json", "manifest.json"],
@@ -175,15 +184,32 @@ def test_any_damage_is_found(tmp_path, name, how):
     assert error.value.code == "damaged"
 
 
-def test_newer_format_is_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("lost", ["files", "optimizer.pt", "all files", "all"])
+def test_a_manifest_that_has_lost_entries_is_damage(tmp_path, lost):
+    path = save(tmp_path, 1) / "manifest.json"
+    content = json.loads(path.read_text())
+    if lost == "files":
+        del content["files"]
+    elif lost == "all files":
+        content["files"] = {}
+    elif lost == "all":
+        content = []
+    else:
+        del content["files"][lost]
+    path.write_text(json.dumps(content))
+    assert "its manifest.json has lost" in damage(path.parent)
+
+
+@pytest.mark.parametrize(("written", "code"), [(99, "newer_format"), (1, "older_format")])
+def test_other_formats_are_refused(tmp_path, monkeypatch, written, code):
     import textdiff.train.checkpoint as module
 
-    monkeypatch.setattr(module, "FORMAT", 99)
+    monkeypatch.setattr(module, "FORMAT", written)
     path = save(tmp_path, 1)
     monkeypatch.undo()
     with pytest.raises(CheckpointError) as error:
         Checkpoint.load(path)
-    assert error.value.code == "newer_format"
+    assert error.value.code == code
 
 
 def test_an_interrupted_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):

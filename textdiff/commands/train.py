@@ -27,6 +27,8 @@ def train(arguments: Sequence[str]) -> int:
     from textdiff.train.attention_backend import attention_backend
     from textdiff.train.directory import claim
     from textdiff.train.distributed import make_accelerator, on_main, report_lost_process
+    from textdiff.train.engines import sharding_notes
+    from textdiff.train.resumption import choose_checkpoint
     from textdiff.train.trainer import Trainer
     from textdiff.view.training import LiveView, PlainView
 
@@ -39,11 +41,12 @@ def train(arguments: Sequence[str]) -> int:
     with ExitStack() as stack:
         stack.enter_context(report_lost_process(accelerator))
         on_main(accelerator, lambda: claim(Path(config.run.dir), resume, view.message, stack))
+        chosen = choose_checkpoint(Path(config.run.dir), resume, accelerator, view.message)
         corpus = _prepare(config, accelerator, console.is_terminal)
         if accelerator.is_main_process:
-            for note in corpus.notes:
+            for note in (*sharding_notes(accelerator), *corpus.notes):
                 view.message(note)
-        trainer = Trainer(config, corpus, accelerator, view, resume)
+        trainer = Trainer(config, corpus, accelerator, view, chosen)
         if hasattr(view, "close"):  # a live view has to give the terminal back
             stack.callback(view.close)
         signal = trainer.run()

@@ -174,6 +174,12 @@ def locate_export(path: str | Path) -> Path:
             f"{path} is a run without an export, which it gets with its first checkpoint; continue "
             f"it with textdiff train {path}/config.yaml"
         )
+    if (folder / "trainer.json").is_file() and (folder / "manifest.json").is_file():
+        raise CheckpointError(
+            f"{path} is a training checkpoint, from which textdiff train continues; give the "
+            f"run's export: {folder.absolute().parent.parent / 'export'}",
+            code="training_checkpoint",
+        )
     if any(p.suffix in WEIGHT_SUFFIXES or p.name == ".hydra" for p in folder.iterdir()):
         return folder
     refuse_gguf(folder)

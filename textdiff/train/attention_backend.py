@@ -13,6 +13,9 @@ from textdiff.models.attention import unavailable
 from textdiff.pretrained import pretrained_configuration
 from textdiff.train.optim import resolve_precision
 
+SMALLEST_FLEX_HEAD = 16
+"""Channels of a head that FlexAttention's kernels for GPUs compute at least."""
+
 
 class Choice(NamedTuple):
     """An attention backend, by its transformers name, with the reason for it."""
@@ -31,14 +34,11 @@ def attention_backend(config: Config, device: torch.device) -> Choice:
     if named == "auto":
         return _fastest(config, device)
     reason = unavailable(named, device, gradients=True)
-    if reason is None and named == "flash_attention_2":
-        if resolve_precision(config.train.mixed_precision, device) != "bf16":
-            reason = "flash_attention_2 needs half precision, which this GPU lacks; use sdpa"
-        elif not flash.fits_head(_head_size(config)):
-            reason = (
-                f"flash_attention_2 needs heads of at most {flash.LARGEST_HEAD} channels, a "
-                f"multiple of 8, not {_head_size(config)}; use sdpa"
-            )
+    flash_runs = reason is None and named == "flash_attention_2"
+    if flash_runs and resolve_precision(config.train.mixed_precision, device) != "bf16":
+        reason = "flash_attention_2 needs half precision, which this GPU lacks; use sdpa"
+    if reason is None and (heads := _needed_heads(named, config)):
+        reason = f"{named} needs heads of {heads}; use sdpa"
     if reason is not None:
         raise ConfigError(f"model.attn_implementation: {reason}", code="attention_backend")
     return Choice(named, "as the config says")
@@ -52,16 +52,27 @@ def _fastest(config: Config, device: torch.device) -> Choice:
         reason = unavailable("flex_attention", device, gradients=True)
         if reason is not None:
             return Choice("sdpa", reason.removesuffix("; use sdpa"))
+        if heads := _needed_heads("flex_attention", config):
+            return Choice("sdpa", f"as flex_attention needs heads of {heads}")
         return Choice("flex_attention", "which skips what blocks do not see")
     if resolve_precision(config.train.mixed_precision, device) != "bf16":
         return Choice("sdpa", "as flash_attention_2 computes in half precision alone")
     reason = unavailable("flash_attention_2", device, gradients=True)
     if reason is not None:
         return Choice("sdpa", reason.removesuffix("; use sdpa"))
-    if not flash.fits_head(size := _head_size(config)):
-        return Choice("sdpa", f"as flash_attention_2 has no kernels for heads of {size} channels")
+    if heads := _needed_heads("flash_attention_2", config):
+        return Choice("sdpa", f"as flash_attention_2 needs heads of {heads}")
     rows = "documents" if config.data.document_mask else "whole sequences"
     return Choice("flash_attention_2", f"which needs no mask for {rows}")
+
+
+def _needed_heads(backend: str, config: Config) -> str | None:
+    """Return which heads a backend's kernels for GPUs compute; None: also those of the network."""
+    if backend == "flash_attention_2" and not flash.fits_head(size := _head_size(config)):
+        return f"at most {flash.LARGEST_HEAD} channels, a multiple of 8, not {size}"
+    if backend == "flex_attention" and (size := _head_size(config)) < SMALLEST_FLEX_HEAD:
+        return f"at least {SMALLEST_FLEX_HEAD} channels, not {size}"
+    return None
 
 
 def _head_size(config: Config) -> int:

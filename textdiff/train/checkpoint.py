@@ -27,6 +27,8 @@ from textdiff.storage import discard, file_hash, whole_folder
 
 FORMAT, SHARDED_FORMAT = 2, 3  # of whole checkpoints and of sharded ones
 MANIFEST, STATE = "manifest.json", "trainer.json"
+WHOLE_FILES = {"model.safetensors", "ema.safetensors", "optimizer.pt"}  # of a whole checkpoint
+GROUPS = "optimizers.json"  # settings of the optimizers' groups, of a sharded one
 
 
 @dataclass(frozen=True)
@@ -92,8 +94,10 @@ class Checkpoint:
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """Return finished checkpoints, oldest first."""
-    return sorted(root.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    """Return finished checkpoints, oldest first, without copies of other names."""
+    steps = {path: path.name.removeprefix("step-") for path in root.glob("step-*") if path.is_dir()}
+    numbers = {path: int(step) for path, step in steps.items() if step.isdecimal()}
+    return sorted(numbers, key=numbers.__getitem__)
 
 
 def discard_old(root: Path, keep: int) -> None:
@@ -176,8 +180,13 @@ def damage(path: Path, share: int = 0, shares: int = 1) -> str | None:
         shards = int(manifest["shards"]) if manifest["format"] == SHARDED_FORMAT else None
     except FileNotFoundError:
         return "it does not exist or has no manifest.json"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         return f"its manifest.json is unreadable ({error})"
+    except (KeyError, TypeError, AttributeError):
+        return "its manifest.json has lost entries"
+    needed = {STATE, *(WHOLE_FILES if shards is None else {GROUPS})}
+    if unlisted := needed - set(expected):
+        return f"its manifest.json has lost {min(unlisted)}"
     problem = _file_problem(path, {name: size for name, (size, _) in expected.items()}, shards)
     if problem is not None:
         return problem
@@ -215,7 +224,8 @@ def _check_format(path: Path, written: int, version: str) -> None:
         raise CheckpointError(
             f"checkpoint {path} was written by an earlier textdiff in format {written}, this "
             f"textdiff {textdiff.__version__} reads format {FORMAT}; continue it with that "
-            "version, or start over with --resume never"
+            "version, or start over with --resume never",
+            code="older_format",
         )
 
 

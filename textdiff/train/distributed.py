@@ -16,7 +16,11 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import (
+    GradientAccumulationPlugin,
+    TorchDynamoPlugin,
+    broadcast_object_list,
+)
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
@@ -235,7 +239,7 @@ def make_accelerator(config: Config) -> Accelerator:
     check_engine(config)
     probe = PartialState(cpu=cpu_only(), timeout=TIMEOUT)
     probe.wait_for_everyone()  # one that fails at once must not end before all have connected
-    check_mesh(probe.num_processes)
+    check_mesh(probe.num_processes, cpu_only())
     # Accelerate keeps one state per Python process; a second run may want another precision.
     AcceleratorState._reset_state()
     GradientState._reset_state()
@@ -249,8 +253,10 @@ def make_accelerator(config: Config) -> Accelerator:
             code="uneven_batch",
         )
     precision = resolve_precision(config.train.mixed_precision, probe.device)
+    # Given as plugins, neither is read from what accelerate's file says in the environment.
     return Accelerator(
         cpu=cpu_only(),
         mixed_precision="bf16" if precision == "bf16" else "no",
-        gradient_accumulation_steps=accumulation,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=accumulation),
+        dynamo_plugin=TorchDynamoPlugin(backend="no"),
     )

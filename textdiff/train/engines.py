@@ -3,7 +3,9 @@
 Accelerate passes what its config file says in the environment, and reads it there.
 """
 
-from accelerate import ParallelismConfig
+from collections.abc import Iterator
+
+from accelerate import Accelerator, ParallelismConfig
 from accelerate.utils import parse_choice_from_env, parse_flag_from_env
 
 from textdiff.config import Config
@@ -46,6 +48,13 @@ def check_engine(config: Config) -> None:
     if sharded and config.train.lora is not None and config.train.lora.base_bits:
         message = "FSDP2 does not shard quantised weights: set train.lora.base_bits: null"
         raise ConfigError(message, code="sharded_bits")
+    if sharded and parse_flag_from_env("FSDP_OFFLOAD_PARAMS"):
+        raise ConfigError(
+            "fsdp_offload_params of accelerate's file would keep weights in main memory, where "
+            "nothing here clips or averages them: set it to false, and "
+            "model.gradient_checkpointing: true in the run's config to save memory",
+            code="offloaded_weights",
+        )
     if sharded and parse_flag_from_env("FSDP_ACTIVATION_CHECKPOINTING"):
         raise ConfigError(
             "fsdp_activation_checkpointing of accelerate's file would recompute blocks a second "
@@ -54,8 +63,18 @@ def check_engine(config: Config) -> None:
         )
 
 
-def check_mesh(processes: int) -> None:
+def sharding_notes(accelerator: Accelerator) -> Iterator[str]:
+    """Yield a sentence where weights were to be sharded and accelerate copies them instead."""
+    if parse_flag_from_env(_USE + "FSDP") and not accelerator.is_fsdp2:
+        yield "every process holds all weights: accelerate shards them on GPUs alone"
+
+
+def check_mesh(processes: int, on_cpu: bool = False) -> None:
     """Refuse meshes in which processes would share rows, and those of another size.
+
+    Args:
+        processes: their number.
+        on_cpu: whether they run on CPUs, where accelerate has no meshes.
 
     Raises:
         ConfigError: the mesh has a dimension that is not data parallel, or does not fit.
@@ -74,6 +93,12 @@ def check_mesh(processes: int) -> None:
                 code="unsupported_mesh",
             )
     replicas, shards = mesh.dp_replicate_size, mesh.dp_shard_size
+    if on_cpu and shards > 1 and parse_flag_from_env(_USE + "PARALLELISM_CONFIG"):
+        raise ConfigError(
+            "a mesh needs GPUs, and these processes run on CPUs: launch with "
+            "configs/accelerate/cpu.yaml",
+            code="mesh_on_cpus",
+        )
     if replicas * shards in (1, processes) and (shards > 1 or replicas == 1):
         return
     raise ConfigError(

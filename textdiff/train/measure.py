@@ -6,6 +6,7 @@ line is logged, and peaks of memory are those of the allocator's own books.
 
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -54,6 +55,15 @@ class Meter:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         self._start = time.perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave what happens while entered out of the time, such as bounds and checkpoints."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._start += time.perf_counter() - start
 
     def fetched(self, batches: Iterable[T]) -> Iterator[T]:
         """Yield batches, and measure how long this process waits for each."""

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -30,17 +29,12 @@ from textdiff.export.records import write_export
 from textdiff.likelihood.bound import Bound
 from textdiff.models import Denoiser
 from textdiff.pipeline import TextDiffusion
-from textdiff.storage import sweep
 from textdiff.train.background_save import CheckpointSaver, ShardedSaver
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.checkpoint import (
     Checkpoint,
-    checkpoints,
-    damage,
     is_sharded_checkpoint,
-    newest_usable,
     read_state,
-    refuse_damaged,
     rescue,
 )
 from textdiff.train.distributed import (
@@ -50,7 +44,6 @@ from textdiff.train.distributed import (
     load_tensors,
     materialized,
     meta_copy,
-    on_main,
 )
 from textdiff.train.setup import check_resume, sample_defaults
 from textdiff.train.shard_files import load_shards
@@ -137,27 +130,6 @@ class RunState:
         checkpoint = Checkpoint(parameters, self.ema.state_dict(), states, self._record())
         self.saver.save(checkpoint, self._export())
 
-    def resume(self, resume: str, report: Callable[[str], None]) -> str | None:
-        """Load a checkpoint and return its path; None: there is none to continue from.
-
-        Args:
-            resume: `auto`, `never` or a checkpoint's path.
-            report: receives what was done with damaged or unfinished checkpoints.
-
-        Raises:
-            CheckpointError: the checkpoint is damaged, or does not fit the config.
-        """
-        saved = on_main(self.accelerator, lambda: self._saved(resume, report))
-        if resume in ("auto", "never"):
-            path = newest_usable(saved, report, self._damage)
-        else:
-            path = Path(resume)
-            refuse_damaged(path, self._damage(path))
-        if path is None:
-            return None
-        self._restore(path)
-        return str(path)
-
     def _record(self) -> dict[str, Any]:
         return {
             **vars(self.progress),
@@ -202,19 +174,15 @@ class RunState:
             assert self.base is not None
             write_adapters(self.written, folder, lora, self.base)
 
-    def _saved(self, resume: str, report: Callable[[str], None]) -> list[Path]:
-        """Put in order what a kill left, and return the checkpoints that `resume` may choose."""
-        for folder in (self.directory, self.checkpoints):
-            for name in sweep(folder):
-                report(f"put {folder / name} in order, which a kill left half done")
-        return checkpoints(self.checkpoints) if resume == "auto" else []
+    def restore(self, path: Path) -> None:
+        """Load a checkpoint, of which `choose_checkpoint` has checked the files.
 
-    def _damage(self, path: Path) -> str | None:
-        """Return a checkpoint's damage; each process hashes its share of the files."""
-        own = damage(path, self.accelerator.process_index, self.accelerator.num_processes)
-        return next(filter(None, gather_object([own])), None)
+        Args:
+            path: its folder.
 
-    def _restore(self, path: Path) -> None:
+        Raises:
+            CheckpointError: it does not fit the config.
+        """
         record = read_state(path)
         check_resume(self.config, self.corpus.record, record, self.directory)
         if self.base is not None and record["base_sha256"] != self.base.sha256:

@@ -24,9 +24,7 @@ from torch.distributed.checkpoint.planner import WriteItem
 from torch.optim import Optimizer
 
 from textdiff.errors import CheckpointError, first_line
-from textdiff.train.checkpoint import Checkpoint
-
-GROUPS = "optimizers.json"
+from textdiff.train.checkpoint import GROUPS, Checkpoint
 
 
 def shard_name(process: int, processes: int) -> str:

@@ -73,7 +73,7 @@ def shard(module: Any, accelerator: Accelerator) -> None:
         accelerator: the processes; accelerate's plugin for FSDP says what is gathered again.
     """
     plugin = accelerator.state.fsdp_plugin
-    options: dict[str, Any] = {"mesh": data_mesh(accelerator), "offload_policy": plugin.cpu_offload}
+    options: dict[str, Any] = {"mesh": data_mesh(accelerator)}
     half, denoiser = accelerator.mixed_precision == "bf16", module.denoiser
     vectors = _owners_of_vectors(denoiser.blocks) if half else []
     for block in denoiser.blocks:

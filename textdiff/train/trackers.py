@@ -14,7 +14,7 @@ from accelerate.tracking import (
 )
 
 from textdiff.config import Config
-from textdiff.errors import ConfigError
+from textdiff.errors import ConfigError, first_line
 
 PROJECT = "textdiff"
 ID_FILE = "trackers.json"
@@ -28,7 +28,9 @@ def check_trackers(config: Config) -> None:
         ConfigError: with the command that installs it.
     """
     for name in config.train.trackers:
-        if importlib.util.find_spec(name) is None:
+        spec = importlib.util.find_spec(name)
+        # A folder of that name, such as the one that wandb writes to, can be imported as well.
+        if spec is None or (spec.origin is None and spec.submodule_search_locations is not None):
             raise ConfigError(
                 f"train.log_with: {name} is not installed; pip install 'textdiff[{name}]', or set "
                 "log_with: tensorboard",
@@ -37,22 +39,32 @@ def check_trackers(config: Config) -> None:
 
 
 def start_trackers(accelerator: Accelerator, config: Config, resumed: bool) -> None:
-    """Start the trackers of a run on the main process.
+    """Start the trackers of a run, which its main process does.
 
     Args:
         accelerator: receives them.
         config: the run's config, which is logged.
         resumed: whether they continue a run.
+
+    Raises:
+        ConfigError: one cannot start, as without a login or a network.
     """
-    if not accelerator.is_main_process:
-        return
     directory, names = Path(config.run.dir), config.train.trackers
     run = "" if set(names) <= {"tensorboard"} else _run_id(directory / ID_FILE, resumed)
-    accelerator.log_with = [_tracker(name, directory, run) for name in names]
-    accelerator.init_trackers(PROJECT)
-    for tracker in accelerator.trackers:
-        if tracker.name != "tensorboard":  # its form of a config is one more folder
-            tracker.store_init_configuration(config.model_dump(mode="json"))
+    try:
+        accelerator.log_with = [_tracker(name, directory, run) for name in names]
+        accelerator.init_trackers(PROJECT)
+        for tracker in accelerator.trackers:
+            if tracker.name != "tensorboard":  # its form of a config is one more folder
+                tracker.store_init_configuration(config.model_dump(mode="json"))
+    except OSError:
+        raise
+    except Exception as error:  # each has its own
+        raise ConfigError(
+            f"train.log_with: {', '.join(names)} cannot start ({first_line(error)}); log in, let "
+            "it work offline (WANDB_MODE=offline), or set log_with: tensorboard",
+            code="tracker_failed",
+        ) from error
 
 
 def _run_id(path: Path, resumed: bool) -> str:

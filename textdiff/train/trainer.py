@@ -22,7 +22,7 @@ from textdiff.storage import report_failed_writes
 from textdiff.train.batches import TrainingBatches
 from textdiff.train.checkpoint import rescue
 from textdiff.train.determinism import deterministic, seed_dropout
-from textdiff.train.distributed import Vote, full_tensor
+from textdiff.train.distributed import Vote, full_tensor, on_main
 from textdiff.train.divergence import DivergenceGuard, diagnose, propagate_nonfinite
 from textdiff.train.initial_weights import starting_notes
 from textdiff.train.learned_loss import training_loss
@@ -30,6 +30,7 @@ from textdiff.train.measure import Meter
 from textdiff.train.optim import lr_multiplier, set_learning_rate
 from textdiff.train.profiling import StepProfile
 from textdiff.train.reporter import MetricsFile, Reporter, evaluation_values
+from textdiff.train.resumption import Resumption, choose_checkpoint
 from textdiff.train.run_state import Progress, RunState
 from textdiff.train.setup import build_model, write_facts
 from textdiff.train.sharding import prepare_training, sum_over_replicas
@@ -45,7 +46,7 @@ class Trainer:
         corpus: the prepared corpus.
         accelerator: made by `make_accelerator`.
         reporter: receives what happens, on the main process.
-        resume: `auto` (newest usable checkpoint of the run), `never`, or a checkpoint's path.
+        resume: for `choose_checkpoint`, or what that has returned.
 
     Raises:
         ConfigError: settings that do not fit each other or the machine.
@@ -58,11 +59,13 @@ class Trainer:
         corpus: Corpus,
         accelerator: Accelerator,
         reporter: Reporter,
-        resume: str = "auto",
+        resume: str | Resumption = "auto",
     ):
         self.config, self.corpus, self.accelerator = config, corpus, accelerator
         self.reporter = reporter if accelerator.is_main_process else Reporter()
         self.directory = Path(config.run.dir)
+        chosen = choose_checkpoint(self.directory, resume, accelerator, reporter.message)
+        self.resumed = chosen.path
         torch.manual_seed(config.run.seed)
         model, family = build_model(config, corpus.tokenizer, accelerator.device)
         ranks = accelerator.process_index, accelerator.num_processes
@@ -78,9 +81,9 @@ class Trainer:
         self.state = RunState(
             config, corpus, accelerator, (model, family), self.optimizers, self.batches
         )
-        # Refuses another corpus before its texts are cut into windows.
-        self.resumed = self.state.resume(resume, self.reporter.message)
-        if self.resumed is None and accelerator.is_main_process:
+        if self.resumed is not None:  # refuses another corpus before it is cut into windows
+            self.state.restore(self.resumed)
+        elif accelerator.is_main_process:
             for note in starting_notes(config, corpus.tokenizer, model):
                 self.reporter.message(note)
         self.validation = Validation(
@@ -92,8 +95,6 @@ class Trainer:
     def progress(self) -> Progress:
         """The counters of the run."""
         return self.state.progress
-
-    # --- the loop ---
 
     def run(self) -> int:
         """Train to the last step, or until a signal.
@@ -137,7 +138,8 @@ class Trainer:
                     signalled = self._evaluate()
                 if self._due(config.checkpoint_every) or signalled:
                     self._absorb(losses)
-                    self.state.save()
+                    with self.meter.paused():
+                        self.state.save()
                 if signalled:
                     self.state.saver.settle()
                     return signalled
@@ -195,8 +197,6 @@ class Trainer:
         norm = self.accelerator.clip_grad_norm_(self.module.parameters(), limit)
         return full_tensor(torch.as_tensor(norm).detach())
 
-    # --- logging, evaluation, samples ---
-
     def _absorb(self, losses: list[Tensor]) -> None:
         """Move losses from the device into the counters; the CPU waits for the device here.
 
@@ -244,7 +244,7 @@ class Trainer:
         """
         step = self.progress.step
         try:
-            with self.state.averaged(), uncompiled(self.config.train.compile):
+            with self.meter.paused(), self.state.averaged(), uncompiled(self.config.train.compile):
                 bounds, choices = self.validation.measure(self.batches, step)
         except Abandoned as stop:
             return stop.signal
@@ -258,15 +258,14 @@ class Trainer:
             self.reporter.message(f"this is NOT a bound: {bound.note}")
         return 0
 
-    # --- starting, saving, finishing ---
-
     def _start(self) -> None:
         if self.accelerator.is_main_process:
             flops, texts = self.meter.flops_per_token, self.validation.texts
             write_facts(self.config, self.accelerator, self.corpus, texts, flops)
             path, progress = self.directory / "metrics.jsonl", self.progress
             self.metrics = MetricsFile(path, progress.step, progress.bound_step)
-        start_trackers(self.accelerator, self.config, self.resumed is not None)
+        resumed = self.resumed is not None
+        on_main(self.accelerator, lambda: start_trackers(self.accelerator, self.config, resumed))
         self.accelerator.wait_for_everyone()
         step, steps = self.progress.step, self.config.train.steps
         self.reporter.started(
@@ -277,7 +276,7 @@ class Trainer:
                 "device": str(self.accelerator.device),
                 "processes": self.accelerator.num_processes,
                 "precision": "bf16" if self.accelerator.mixed_precision == "bf16" else "fp32",
-                "resumed": self.resumed,
+                "resumed": self.resumed and str(self.resumed),
                 "step": step,
                 "steps": steps,
                 "corpus": self.corpus.record,
