@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from textdiff.config import Config
 from textdiff.storage import whole_file
 
-PHASES = ("data", "forward", "backward", "optimizer")
+PHASES = ("data", "forward", "backward", "optimizer", "averages")
 WARM_UP = 3  # steps before the profile: blocks are compiled, memory and work spaces allocated
 _NOTHING = nullcontext()
 
@@ -36,7 +36,7 @@ class StepProfile(AbstractContextManager["StepProfile"]):
     ):
         self.steps, self.device, self.folder, self.report = steps, device, folder, report
         self._done = self._last = 0
-        self._start = 0.0
+        self._start = self._end = 0.0
         self._spans: list[tuple[str, Any, Any]] = []
         self._profiler: profile | None = None
 
@@ -98,6 +98,9 @@ class StepProfile(AbstractContextManager["StepProfile"]):
         if self._profiler is None:
             return
         self._done, self._last = self._done + 1, step
+        if self._done == WARM_UP + (self.steps or 0):
+            self._wait()
+            self._end = time.perf_counter()  # before the profiler collects what it recorded
         self._profiler.step()
         if self._done == WARM_UP:
             self._wait()
@@ -109,8 +112,7 @@ class StepProfile(AbstractContextManager["StepProfile"]):
     def _write(self, profiler: profile) -> None:
         """Write the trace, and report the phases."""
         assert self.steps is not None
-        self._wait()
-        whole = 1e3 * (time.perf_counter() - self._start) / self.steps
+        whole = 1e3 * (self._end - self._start) / self.steps
         first = self._last - self.steps + 1
         self.folder.mkdir(parents=True, exist_ok=True)
         target = self.folder / f"steps-{first}-{self._last}.json"
