@@ -8,7 +8,6 @@ each micro-step; what is shown is the mean over micro-steps.
 
 import argparse
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -39,7 +38,7 @@ def main() -> None:
     default = Path(__file__).parent / "results" / "balance.json"
     parser.add_argument("--output", type=Path, default=default)
     arguments = parser.parse_args()
-    from speed import cpu_model
+    from speed import origin
 
     names = "processes", "rows", "blocks"
     rows = [{**dict(zip(names, case, strict=True)), **excess(*case)} for case in CASES]
@@ -48,9 +47,7 @@ def main() -> None:
     result = {
         "command": "python evals/balance.py",
         "seed": SEED,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "torch": torch.__version__,
-        "cpu": cpu_model(),
+        **origin(),
         "steps": STEPS,
         "length": LENGTH,
         "accumulation": ACCUMULATION,

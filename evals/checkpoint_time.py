@@ -3,12 +3,14 @@
     python evals/checkpoint_time.py [--output evals/results/checkpoint_time.json]
 
 Two processes over gloo, FSDP2, 24 matrices of 2048 x 2048 (100.7 million parameters), AdamW and
-averages: 16 bytes per parameter. Exports are left out. `whole` gathers every tensor and writes in
-the main process while the others wait. `sharded` copies to the CPU and writes in the background.
+averages: 16 bytes per parameter. `whole` gathers every tensor and writes in the main process while
+the others wait. `sharded` copies to the CPU and writes in the background. Exports are not written,
+but what sharded training waits for them is measured: the averages are gathered in the main process.
 
 | figure | meaning |
 |---|---|
 | `waits_seconds` | training stands still: medians over the saves |
+| `export_waits_seconds` | it stands still for an export besides |
 | `complete_seconds` | from the begin of a save until it is on the disk |
 | `step_seconds`, `step_while_writing_seconds` | a training step alone, and beside the threads |
 | `peak_gib` | peak resident memory of the main process from the first save on, or of a resumption |
@@ -27,7 +29,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 WIDTH, MATRICES, PROCESSES, SAVES, SEED = 2048, 24, 2, 3, 0
@@ -122,7 +123,7 @@ def saving(root: Path, sharded: bool, state) -> dict[str, float]:
             beside.append(training.step())
         saver.settle()
         complete.append(time.perf_counter() - begin)
-    return {
+    figures = {
         "waits_seconds": statistics.median(waits),
         "complete_seconds": statistics.median(complete),
         "step_seconds": alone,
@@ -130,6 +131,22 @@ def saving(root: Path, sharded: bool, state) -> dict[str, float]:
         "peak_gib": peak() / GIB,
         "over_training_gib": (peak() - trained) / GIB,
     }
+    return {**figures, "export_waits_seconds": exporting(training, state)} if sharded else figures
+
+
+def exporting(training: Training, state) -> float:
+    """Return the median seconds of gathering averages, as `RunState.save` does for an export."""
+    import torch.distributed as dist
+
+    from textdiff.train.distributed import gather
+
+    waits = []
+    for _ in range(SAVES):
+        dist.barrier()
+        begin = time.perf_counter()
+        gather(training.ema, keep=state.is_main_process)
+        waits.append(time.perf_counter() - begin)
+    return statistics.median(waits)
 
 
 def resuming(root: Path, sharded: bool, state) -> dict[str, float]:
@@ -212,14 +229,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.member:
         member(arguments.member, arguments.root)
-    import torch
-    from speed import cpu_model
+    from speed import origin
 
     record = {
         "command": "python evals/checkpoint_time.py",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "torch": torch.__version__,
-        "cpu": cpu_model(),
+        **origin(),
         "cpus": os.cpu_count(),
         "load_before": [round(load, 2) for load in os.getloadavg()],
         "seed": SEED,

@@ -21,7 +21,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 
 STEPS = 3
@@ -278,16 +277,13 @@ def main() -> None:
 
 def write(path: Path, rows: list[dict]) -> None:
     """The rows so far, with where they come from."""
-    import torch
-    from speed import cpu_model
+    from speed import origin
 
     result = {
         "command": shlex.join(
             ["python", "evals/estimate_check.py", "--only", *(r["name"] for r in rows)]
         ),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "torch": torch.__version__,
-        "cpu": cpu_model(),
+        **origin(),
         "steps": STEPS,
         "largest_error": max(abs(r["predicted_over_measured"] - 1.0) for r in rows),
         "rows": rows,

@@ -22,7 +22,6 @@ import os
 import resource
 import subprocess
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 HIDDEN, LAYERS, HEADS, LENGTH, ROWS, VOCABULARY = 256, 4, 4, 1024, 8, 50257
@@ -164,13 +163,11 @@ def main() -> None:
         if name != OTHERS[0]:
             shared = {**shared, "whole": in_fresh_process(name, "fp32", False, "whole")}
         rows.append(row(name, "fp32", False, shared))
-    from speed import cpu_model, torch
+    from speed import origin
 
     result = {
         "command": "python evals/memory.py",
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "torch": torch.__version__,
-        "cpu": cpu_model(),
+        **origin(),
         "size": {
             "hidden": HIDDEN,
             "layers": LAYERS,

@@ -22,7 +22,6 @@ import json
 import os
 import tempfile
 import weakref
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -197,15 +196,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=default)
     arguments = parser.parse_args()
     rows = [row(way, precision) for precision in ("fp32", "bf16") for way in WAYS]
-    from speed import cpu_model
+    from speed import origin
 
     parameters = sum(p.numel() for p in build().parameters())
     result = {
         "command": "python evals/shard_memory.py",
         "seed": 0,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "torch": torch.__version__,
-        "cpu": cpu_model(),
+        **origin(),
         "processes": PROCESSES,
         "parameters": parameters,
         "parameters_mb": 4 * parameters / 1e6,

@@ -219,6 +219,12 @@ def cpu_model() -> str:
     return " ".join([known.get("model name", platform.processor()), *notable])
 
 
+def origin() -> dict[str, str]:
+    """Where and when a result was made."""
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"date": date, "torch": torch.__version__, "cpu": cpu_model()}
+
+
 HEADER = (
     f"{'size':6}{'type':6}{'tokens/CPU-s':>13}{'useful GFLOP/s':>16}{'GEMM GFLOP/s':>14}"
     f"{'fraction':>10}{'ratio':>7}{'peak MB':>9}{'2 threads tokens/s':>20}{'fraction':>10}"

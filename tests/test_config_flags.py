@@ -100,7 +100,8 @@ def test_flags_complete_what_a_file_leaves_inconsistent(tmp_path):
         (["train.steps=x"], "train.steps: 'x' is not a whole number"),
         (["--diffusion.block-size", "x"], "'x' is not a whole number or a list"),
         (["--model.qk-norm", "maybe"], "--model.qk-norm: 'maybe' is not true or false"),
-        (["--train.optimizer", "sgd"], "--train.optimizer: Input should be 'adamw' or 'muon'"),
+        (["--train.optimizer", "sgd"], "--train.optimizer: 'sgd' is not 'adamw' or 'muon'"),
+        (["--train.optimizer", "adam"], "'adam' is not 'adamw' or 'muon'; did you mean 'adamw'?"),
         (["--train.stpes=3"], "unknown option --train.stpes; did you mean --train.steps?"),
         (["train.stpes=3"], "did you mean --train.steps?"),
         (["--learning_rate=3"], "did you mean --train.learning-rate?"),
@@ -123,6 +124,21 @@ def test_flags_complete_what_a_file_leaves_inconsistent(tmp_path):
 )
 def test_refusals_are_one_sentence(tmp_path, words, said):
     assert said in refusal(written(tmp_path), *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "given", "nearest"),
+    [
+        (["tensorbord"], "'tensorbord'", "'tensorboard'"),
+        (["[wandb, trackoi]"], "'trackoi'", "'trackio'"),
+        (["wandbb", "trackio"], "'wandbb'", "'wandb'"),
+        (["[[wandb]]"], "['wandb']", "'wandb'"),
+    ],
+)
+def test_a_wrong_name_is_told_the_nearest_one(tmp_path, words, given, nearest):
+    said = refusal(written(tmp_path), "--train.log-with", *words)
+    names = "'tensorboard', 'wandb' or 'trackio'"
+    assert f"--train.log-with: {given} is not {names}; did you mean {nearest}?" in said
 
 
 # --- the file ------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from textdiff.models import Layout, TextDiffusionConfig, TextDiffusionModel, cpu_kernels
 from textdiff.models.attention import attend, prepare
+from textdiff.models.sliding_window import windowed
 
 ROWS, LENGTH, HEADS, SIZE = 3, 12, 2, 8
 
@@ -177,6 +178,23 @@ class TestAttention:
         )
         for left, right in zip(found, wanted, strict=True):
             assert (left.double() - right).norm() < 0.03 * right.norm()
+
+
+@pytest.mark.parametrize("layout", [Layout(), Layout("causal"), Layout("block_diffusion", 4)])
+def test_windows_train_in_half_precision_some_rows_at_a_time(layout):
+    total = LENGTH * layout.streams
+    inputs = [x.bfloat16() for x in torch.randn(3, ROWS, HEADS, total, SIZE)]
+    results = []
+    for backend, dtype in (("sdpa", torch.bfloat16), ("eager", torch.float64)):
+        narrow = windowed(prepare(backend, layout, torch.empty(ROWS, total)), 3, both_sides=True)
+        results.append(
+            forward_and_gradients(
+                lambda *qkv, to=narrow: attend(to, *qkv),
+                *(x.to(dtype).requires_grad_() for x in inputs),
+            )
+        )
+    for left, right in zip(*results, strict=True):
+        assert (left.double() - right).norm() < 0.03 * right.norm()
 
 
 def network(**settings):

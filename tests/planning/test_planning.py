@@ -9,14 +9,17 @@ from tiny_backbones import write_backbone
 from textdiff.config import Config
 from textdiff.models import TextDiffusionModel, training_layout
 from textdiff.planning.memory import (
+    MAPPED,
     activations,
     block_bytes,
     block_probabilities,
+    communication,
+    from_heap,
     largest_micro_batch,
     optimizer_state,
     peak_memory,
 )
-from textdiff.planning.sizes import run_sizes
+from textdiff.planning.sizes import RunSizes, run_sizes
 from textdiff.train.optim import build_optimizers
 from textdiff.train.setup import architecture
 
@@ -198,8 +201,55 @@ def test_more_of_anything_needs_more_and_sharding_less():
     copies, shards = (peak_memory(replace(sizes, sharded=s)) for s in (False, True))
     # Blocks are gathered in bfloat16, so that only the head is cast.
     assert copies["low_precision"] - shards["low_precision"] == 2 * sizes.counts.matrices
-    gathered = 8 * sizes.counts.root + (2 * 2 + 2 + 4) * sizes.counts.block
-    assert shards["communication"] == gathered
+
+
+def sharded_sizes(half: bool, model=None) -> RunSizes:
+    train = {"global_batch_size": 8, "micro_batch_size": 1}
+    made = config({"num_layers": 3, **(model or {})}, train=train)
+    return replace(run_sizes(made, 5000, half, devices=8), sharded=True)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_what_is_gathered_together_is_what_the_policy_of_sharding_says(half):
+    sizes = sharded_sizes(half)
+    model = TextDiffusionModel(architecture(sizes.config, 5000, mask_token_id=4999))
+    block = [p.numel() for p in model.blocks[1].parameters() if p.ndim == 2 or not half]
+    vectors = [p.numel() for p in model.blocks.parameters() if p.ndim < 2 and half]
+    table, head = (
+        sum(p.numel() for p in module.parameters())
+        for module in (model.vocab_embed, model.output_layer)
+    )
+    root = sum(p.numel() for p in model.parameters()) - table - head - 3 * sum(block)
+    assert root >= sum(vectors)
+    # Two blocks as they are multiplied, and gradients of one with their float32 copies.
+    blocks = (2 * sizes.value + sizes.value + 4) * sum(block)
+    moments = communication(sizes)
+    assert moments["loss"] == 4 * root + 8 * head  # the head, and the buffer it came in
+    assert moments["start"] == 8 * root + blocks
+    assert moments["end"] == 4 * root + 8 * (root + table)
+    assert moments["update"] == 0
+    assert peak_memory(sizes)["communication"] == max(moments.values())
+
+
+def test_one_table_or_both_in_the_root_are_gathered_for_the_whole_pass():
+    apart, both = (sharded_sizes(False, {"self_conditioning": on}).counts for on in (False, True))
+    assert min(apart.tables) > 0
+    assert both.tables == (0, 0)
+
+
+def test_a_large_table_does_not_hide_the_widest_tensor_of_a_block(tmp_path):
+    """Of a llama's MLP: gate, its activation, values and their product have 48 channels each."""
+    folder = write_backbone(tmp_path, "llama", rows=10_000)
+    train = {"global_batch_size": 4, "micro_batch_size": 4}
+    network = {"kind": "transformers", "path": str(folder)}
+    raw = {"data": {"sequence_length": 64}, "model": network, "train": train}
+    sizes = run_sizes(Config.model_validate(raw), 10_262, half=False)
+    counted = sizes.blocks.counted
+    assert counted.widest == 4 * 48
+    assert from_heap(sizes, 10**9) == 10**9
+    many = sizes.with_rows(MAPPED // (64 * 4 * 48))  # the widest tensors have 32 MiB
+    kept = activations(many)
+    assert from_heap(many, kept) == kept - 2 * 4 * many.tokens * 4 * 48
 
 
 def test_accumulated_gradients_are_alive_while_activations_are():

@@ -25,17 +25,21 @@ def test_other_engines_are_refused(words, monkeypatch):
         make_accelerator(Config())
 
 
-def test_blocks_are_recomputed_once(monkeypatch):
-    for name, value in {"USE_FSDP": "true"}.items():
-        monkeypatch.setenv(f"ACCELERATE_{name}", value)
+@pytest.mark.parametrize(
+    ("flag", "code", "advice"),
+    [
+        ("FSDP_ACTIVATION_CHECKPOINTING", "recomputed_twice", "model.gradient_checkpointing"),
+        ("FSDP_OFFLOAD_PARAMS", "offloaded_weights", "fsdp_offload_params"),
+    ],
+)
+def test_settings_beside_fsdp2_are_refused(flag, code, advice, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
+    monkeypatch.setenv(flag, "false")  # as the launcher passes it
     engines.check_engine(Config())
-    monkeypatch.setenv("FSDP_ACTIVATION_CHECKPOINTING", "true")
-    with refused(ConfigError, "recomputed_twice", "model.gradient_checkpointing"):
-        engines.check_engine(Config())
-    monkeypatch.setenv("FSDP_OFFLOAD_PARAMS", "true")
-    with refused(ConfigError, "offloaded_weights", "fsdp_offload_params"):
-        engines.check_engine(Config())
+    monkeypatch.setenv(flag, "true")
+    with refused(ConfigError, code, advice):
+        make_accelerator(Config())
 
 
 def test_settings_of_the_run_are_not_read_from_accelerates_file(monkeypatch):

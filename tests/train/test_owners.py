@@ -40,7 +40,7 @@ def steps(place) -> tuple[list[torch.Tensor], int]:
 
 
 @pytest.mark.parametrize("name", MESHES)
-def test_owners_take_the_steps_of_one_process(name, monkeypatch, tmp_path):
+def test_owners_take_the_steps_of_one_process(name, monkeypatch):
     monkeypatch.setattr(optim, "native_bf16", lambda device: False)
     shape, most = MESHES[name]
     expected, _ = steps(lambda matrix: matrix)
@@ -56,7 +56,7 @@ def test_owners_take_the_steps_of_one_process(name, monkeypatch, tmp_path):
             optim.orthogonal(distribute_tensor(random_matrices(0)[0], mesh, placements))
         return [p.full_tensor() for p in found], count, alone.get_total_counts()
 
-    ranks = in_ranks(4, work, tmp_path)
+    ranks = in_ranks(4, work)
     assert max(count for _, count, _ in ranks) == most * len(set(SHAPES))
     for found, _, before in ranks:
         assert before is None or before > 10

@@ -2,6 +2,7 @@
 
 import importlib.machinery
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -9,6 +10,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from refusals import refused
+from torch import optim
+from torch.profiler import profile
 from training_runs import assert_same_curve
 
 from textdiff.cli import main
@@ -19,7 +22,7 @@ from textdiff.train.device_peaks import device_peak, peak_flops
 from textdiff.train.distributed import make_accelerator
 from textdiff.train.measure import Meter
 from textdiff.train.profiling import PHASES, StepProfile
-from textdiff.train.run_state import RunState
+from textdiff.train.run_state import EMA, RunState
 from textdiff.train.trainer import Trainer
 from textdiff.train.validation import Validation
 from textdiff.view.training import describe_use
@@ -207,18 +210,34 @@ def test_a_tracker_that_cannot_start_is_a_sentence(runs, services, monkeypatch, 
 # --- profile -------------------------------------------------------------------------------------
 
 
-def test_a_profile_has_the_phases_of_its_steps_and_changes_nothing(runs, capsys):
+def moving(clock, seconds: float, function):
+    """The same function, which takes some seconds."""
+
+    def slow(*given):
+        clock.now += seconds
+        return function(*given)
+
+    return slow
+
+
+def test_a_profile_has_the_phases_of_its_steps_and_changes_nothing(
+    runs, capsys, clock, monkeypatch
+):
+    monkeypatch.setattr(EMA, "update", moving(clock, 0.1, EMA.update))
+    monkeypatch.setattr(optim.AdamW, "step", moving(clock, 0.02, optim.AdamW.step))
+    monkeypatch.setattr(profile, "stop_trace", moving(clock, 5.0, profile.stop_trace))
     whole = runs.train("unprofiled", *SHORT, "--train.micro-batch-size=4")
     capsys.readouterr()
     profiled = runs.train("profiled", *SHORT, "--train.micro-batch-size=4", "--train.profile=2")
     assert_same_curve(profiled, whole, rel=0.0)
     said = " ".join(capsys.readouterr().out.split())
-    assert "steps 4 to 5 took" in said
     trace = json.loads((runs / "profiled" / "profile" / "steps-4-5.json").read_text())
     names = [event.get("name") for event in trace["traceEvents"] if event.get("ph") == "X"]
-    assert [names.count(name) for name in PHASES] == [4, 4, 4, 4]  # two micro-batches each
-    for name in PHASES:
-        assert float(said.partition(f" {name} ")[2].split()[0].rstrip(",;")) >= 0.0
+    assert [names.count(name) for name in PHASES] == [4, 4, 4, 4, 2]  # two micro-batches each
+    times = {name: float(re.search(rf" {name} ([\d.]+)[,;]", said)[1]) for name in PHASES}
+    step = float(re.search(r"steps 4 to 5 took ([\d.]+) ms each", said)[1])
+    assert times == {"data": 0, "forward": 0, "backward": 0, "optimizer": 20.0, "averages": 100.0}
+    assert step == sum(times.values())
     assert not (runs / "unprofiled" / "profile").exists()
 
 

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
-from children import FORKS, forks
+from forked_ranks import in_ranks
 from refusals import refused
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -105,29 +104,10 @@ def assert_equal(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) 
         assert found[name].tobytes() == tensor.tobytes(), name
 
 
-def member(rank: int, port: int, mesh: tuple[int, ...], work, results) -> None:
-    """One process of a mesh over gloo."""
-    torch.set_num_threads(1)
-    world = int(torch.tensor(mesh).prod())
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-    PartialState._reset_state()
-    dist.init_process_group("gloo")
-    state = PartialState(cpu=True)
-    results.put((rank, work(state, mesh)))
-    results.close()
-    results.join_thread()
-
-
 def together(mesh: tuple[int, ...], work) -> list:
     """The result of each process of a mesh."""
-    results = FORKS.Queue()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = range(int(torch.tensor(mesh).prod()))
-    with forks(*(partial(member, rank, port, mesh, work, results) for rank in ranks), seconds=100):
-        return [answer for _, answer in sorted(results.get(timeout=60) for _ in ranks)]
+    processes = int(torch.tensor(mesh).prod())
+    return in_ranks(processes, lambda rank: work(PartialState(cpu=True), mesh), seconds=100)
 
 
 def nothing() -> None:

@@ -141,9 +141,9 @@ def sharded_step(rank: int, half: bool):
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_a_sharded_step_has_the_numbers_of_an_unsharded_one(half, tmp_path):
+def test_a_sharded_step_has_the_numbers_of_an_unsharded_one(half):
     for (total, expected), (found, gradients), seen in in_ranks(
-        2, lambda rank: sharded_step(rank, half), tmp_path
+        2, lambda rank: sharded_step(rank, half)
     ):
         assert torch.equal(found, total)
         for name, gradient in expected.items():
@@ -152,7 +152,7 @@ def test_a_sharded_step_has_the_numbers_of_an_unsharded_one(half, tmp_path):
 
 
 @pytest.mark.parametrize("build_loss", [build_two_losses, build_llama])
-def test_sharding_alone_rounds_nothing(build_loss, tmp_path):
+def test_sharding_alone_rounds_nothing(build_loss):
     def work(rank: int):
         plain, loss = build_loss(), build_loss()
         shard(loss, processes(True))
@@ -160,7 +160,7 @@ def test_sharding_alone_rounds_nothing(build_loss, tmp_path):
         expected = {name: p.grad for name, p in plain.named_parameters()}
         return totals, expected, {name: p.grad.full_tensor() for name, p in loss.named_parameters()}
 
-    (((total, found), expected, gradients),) = in_ranks(1, work, tmp_path)
+    (((total, found), expected, gradients),) = in_ranks(1, work)
     assert torch.equal(found, total)
     assert all(torch.equal(gradients[name], gradient) for name, gradient in expected.items())
 
@@ -175,8 +175,8 @@ def compiled_steps(rank: int) -> tuple[list[torch.Tensor], dict[str, int]]:
     return [step(loss, batch_of(loss, number), True) for number in range(3)], compilation_counts()
 
 
-def test_gathering_does_not_break_the_graphs_of_blocks(tmp_path):
-    ((found, counts),) = in_ranks(1, compiled_steps, tmp_path)
+def test_gathering_does_not_break_the_graphs_of_blocks():
+    ((found, counts),) = in_ranks(1, compiled_steps)
     plain = build()
     expected = [step(plain, batch_of(plain, number), True) for number in range(3)]
     assert all(map(torch.equal, found, expected))

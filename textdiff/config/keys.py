@@ -201,10 +201,21 @@ def _explain_key(path: tuple[str, ...], items: list[Any], flag: str | None, raw:
     if codes <= set(_TYPES):
         wanted = list(dict.fromkeys(_TYPES[item["type"]] for item in items))
         return f"{subject}: {_shown(first['input'])} is not {' or '.join(wanted)}"
+    if "literal_error" in codes and codes <= {"literal_error", "tuple_type"}:
+        return f"{subject}: {_not_a_choice(path, items)}"
     wants = [item["msg"].removeprefix("Input should be ") for item in items]
     message = " or ".join([first["msg"], *wants[1:]]).removeprefix("Value error, ")
     given = "" if first["type"] == "value_error" else f" (given: {_shown(first['input'])})"
     return f"{subject}: {message}{given}" if subject else message
+
+
+def _not_a_choice(path: tuple[str, ...], items: list[Any]) -> str:
+    """Say which names a key may hold, one or a list of them, and the nearest to the one given."""
+    refused = [item for item in items if item["type"] == "literal_error"]
+    item = max(refused, key=lambda item: len(item["loc"]))  # an item of a list, not the list
+    near = closest(str(item["input"]), map(str, _choices(at(path))))
+    hint = f"; {near}" if near.startswith("did you mean") else ""
+    return f"{_shown(item['input'])} is not {item['ctx']['expected']}{hint}"
 
 
 def _shown(value: Any) -> str:

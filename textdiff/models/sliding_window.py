@@ -24,21 +24,21 @@ def _narrow(attention: Attention, window: int, both_sides: bool) -> Attention:
     if cache is not None:
         if cache.width <= window:
             return attention
-        queries, keys = cache.positions.view(-1, total, 1), cache.held.unsqueeze(1)
+        queries, keys = cache.positions.view(-1, 1, total, 1), cache.held[:, None, None]
         device = cache.store.device
         mask = cache.mask
     else:
         if total // layout.streams <= window:
             return attention
         at = torch.arange(total // layout.streams).repeat(layout.streams)
-        queries, keys = at[None, :, None], at[None, None, :]
+        queries, keys = at[:, None], at[None, :]
         device = attention.device
         dense = attention.backend in ("eager", "sdpa") and attention.streams is None
         dense = dense and not attention.causal
         mask = attention.mask if dense else layout.mask(total, device)
-    near = queries - keys < window  # [B or 1, T, keys]
+    near = queries - keys < window  # [T, keys], or [B, 1, T, keys] with a cache
     if both_sides:
         near &= keys - queries < window
-    near = near.unsqueeze(1).to(device)
+    near = near.to(device)
     near = near if mask is None else near & mask
     return Attention("eager" if attention.backend == "eager" else "sdpa", near, cache=cache)

@@ -19,6 +19,7 @@ from textdiff.planning.sizes import FLOAT, HALF, RunSizes
 # Float32 tensors of a chunk's [n, V] alive at once: 3 for masked cross-entropy, 6 for other
 # objectives (counted by tracing their losses).
 LOGIT_TENSORS = 6
+MAPPED = 32 * 2**20  # glibc's DEFAULT_MMAP_THRESHOLD_MAX on 64 bits
 STATISTICS = 2 * FLOAT  # mean and inverse deviation of a norm, per position
 
 
@@ -30,32 +31,45 @@ def peak_memory(run: RunSizes) -> dict[str, int]:
     configurations is within 15 % (`evals/estimate_check.py`). With MALLOC_MMAP_THRESHOLD_=1048576
     in the environment nothing is kept, and training is a quarter to a half slower.
     """
-    share = run.devices if run.sharded else 1
+    share, exchanged = run.devices if run.sharded else 1, communication(run)
     weights, trained = (FLOAT * n // share for n in (run.counts.total, run.counts.trained))
     parts = {
         "weights": weights,
         "gradients": trained,
         "optimizer": optimizer_state(run) // share,
         "average": trained,
-        "communication": communication(run),
+        "communication": max(exchanged.values()),
         "low_precision": casts_of_weights(run),
         "activations": activations(run),
         "backward": backward(run),
         "head": loss(run),
     }
     casts, kept, work, head = (parts[name] for name in list(parts)[-4:])
-    always = weights + trained + parts["optimizer"] + parts["communication"]
+    always = weights + trained + parts["optimizer"]
     # With accumulation the gradients of earlier micro-batches stay.
     carried = trained if run.accumulation > 1 else 0
     peak = max(
-        always + carried + casts + kept + head,
+        always + exchanged["loss"] + carried + casts + kept + head,
         # Gradients of the head's parameters, and their copy on the way to the optimizer.
-        always + carried + casts + kept + work + 2 * FLOAT * run.counts.head_trained,
-        always + trained + casts + kept // run.blocks.layers + work,
-        always + trained,
+        always
+        + exchanged["start"]
+        + (carried + casts + kept + work + 2 * FLOAT * run.counts.head_trained),
+        always + exchanged["end"] + trained + casts + kept // run.blocks.layers + work,
+        always + exchanged["update"] + trained,
     )
-    held = kept // 3 + work + head if run.chunked else 0
+    held = from_heap(run, kept) // 3 + work + head if run.chunked else 0
     return {**parts, "peak": peak, "resident": peak + held}
+
+
+def from_heap(run: RunSizes, kept: int) -> int:
+    """Return the bytes of activations that may leave holes in the heap of glibc.
+
+    Larger tensors are mapped by themselves. Their sizes are known in networks of transformers.
+    """
+    counted = run.blocks.counted
+    if counted is None or run.config.model.gradient_checkpointing:
+        return kept
+    return kept - run.tokens * (counted.total - counted.up_to(MAPPED // run.tokens))
 
 
 def optimizer_state(run: RunSizes) -> int:
@@ -73,18 +87,36 @@ def casts_of_weights(run: RunSizes) -> int:
     return HALF * (run.counts.head + (0 if run.sharded else run.counts.matrices))
 
 
-def communication(run: RunSizes) -> int:
+def communication(run: RunSizes) -> dict[str, int]:
     """Return the bytes of DDP's gradient buckets, or of what FSDP2 gathers and its gradients.
 
-    Gathered are two blocks (this one, the next), and the parameters outside of blocks in float32.
-    The gradient of a block is added up over processes in float32.
+    They differ between the four moments. With FSDP2 the groups of `textdiff.train.sharding` are:
+
+    | moment | whole |
+    |---|---|
+    | all but the update | weights of the root, in float32 |
+    | loss | the head, and the buffer that it came in, which the next group frees |
+    | start of the backward pass | two blocks (this one, the next), a block's gradients |
+    | its end | the same, or gradients of embedding and root |
+
+    Gradients have a copy, which is added up over processes in float32.
     """
-    if run.devices == 1:
-        return 0
-    if not run.sharded:
-        return FLOAT * run.counts.trained
-    gradient = FLOAT + (HALF if run.half else 0)
-    return FLOAT * 2 * run.counts.root + (2 * run.value + gradient) * run.counts.block
+    if run.devices == 1 or not run.sharded:
+        buckets = 0 if run.devices == 1 else FLOAT * run.counts.trained
+        return dict.fromkeys(("loss", "start", "end", "update"), buckets)
+    counts = run.counts
+    embedding, head = counts.tables
+    vectors = counts.vectors if run.half else 0  # of all blocks, gathered with the root
+    block = counts.block - vectors // run.blocks.layers
+    root = counts.root - embedding - head + vectors
+    blocks = 2 * run.value * block + (run.value + FLOAT) * min(block, counts.trained)
+    outside = 2 * FLOAT * min(embedding + root, counts.trained)
+    return {
+        "loss": FLOAT * (root + 2 * head),
+        "start": FLOAT * 2 * root + blocks,
+        "end": FLOAT * root + max(FLOAT * root + blocks, outside),
+        "update": 0,
+    }
 
 
 def activations(run: RunSizes) -> int:
@@ -123,7 +155,7 @@ def block_bytes(run: RunSizes) -> dict[str, int]:
     """
     blocks, e = run.blocks, run.value
     if blocks.counted is not None:
-        return {"counted": blocks.counted.blocks // blocks.layers, "kernel": kernel_bytes(run)}
+        return {"counted": blocks.counted.total // blocks.layers, "kernel": kernel_bytes(run)}
     hidden, network = blocks.hidden, run.config.model
     assert isinstance(network, TextDiffNetwork)
     mask = (2 if run.chunked else 1) if network.dropout else 0

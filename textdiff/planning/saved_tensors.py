@@ -21,15 +21,27 @@ TOKENS = 64
 
 @dataclass(frozen=True)
 class SavedBytes:
-    """Bytes per position.
+    """Bytes per position of tensors that all blocks together keep.
 
     Attributes:
-        blocks: of all blocks together.
-        widest: of the largest tensor in a block.
+        sizes: of each tensor, in the order of the operations.
     """
 
-    blocks: int
-    widest: int
+    sizes: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        """Bytes of all of them."""
+        return sum(self.sizes)
+
+    @property
+    def widest(self) -> int:
+        """Bytes of the largest one."""
+        return max(self.sizes)
+
+    def up_to(self, size: int) -> int:
+        """Return the bytes of those that are smaller than a size."""
+        return sum(each for each in self.sizes if each < size)
 
 
 def count_saved(model: TransformersDenoiser, half: bool) -> SavedBytes:
@@ -43,8 +55,7 @@ def count_saved(model: TransformersDenoiser, half: bool) -> SavedBytes:
         _without_storage(model.train())
         # Weights and their casts do not grow with the rows.
         one, two = (_saved(model, rows, half) for rows in (1, 2))
-    grown = [sum(two.values()) - sum(one.values()), max(two.values()) - max(one.values())]
-    return SavedBytes(grown[0] // TOKENS, grown[1] // TOKENS)
+    return SavedBytes(tuple((b - a) // TOKENS for a, b in zip(one, two, strict=True)))
 
 
 def _without_storage(model: nn.Module) -> None:
@@ -63,8 +74,8 @@ def _without_storage(model: nn.Module) -> None:
                 tensors[name] = replaced[id(old)]
 
 
-def _saved(model: TransformersDenoiser, rows: int, half: bool) -> dict[int, int]:
-    """Return the bytes of every storage that the blocks keep, by its identity."""
+def _saved(model: TransformersDenoiser, rows: int, half: bool) -> list[int]:
+    """Return the bytes of every storage that the blocks keep, in the order of their operations."""
     kept: dict[int, Tensor] = {}
     inside = False
 
@@ -94,7 +105,7 @@ def _saved(model: TransformersDenoiser, rows: int, half: bool) -> dict[int, int]
         model.network.base_model(inputs_embeds=inputs, use_cache=False, **{NAME: _stand_in})
     for hook in hooks:
         hook.remove()
-    return {key: tensor.untyped_storage().nbytes() for key, tensor in kept.items()}
+    return [tensor.untyped_storage().nbytes() for tensor in kept.values()]
 
 
 def _stand_in(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, window: Any) -> Tensor:

@@ -19,6 +19,7 @@ from textdiff.planning.blocks import BlockSizes, block_sizes_of
 from textdiff.train.operations import TokenFlops, flops_per_token, masks_per_row, token_uses
 from textdiff.train.optim import build_optimizers
 from textdiff.train.setup import architecture
+from textdiff.train.sharding import tables_apart
 
 FLOAT = 4
 HALF = 2
@@ -37,7 +38,9 @@ class Counts:
         head_trained: of it, with a gradient.
         block: of one Transformer block.
         root: outside the blocks: embedding, head, noise levels.
+        tables: of embedding and head where FSDP2 gathers each by itself; else 0 and 0.
         matrices: in all matrices of the blocks, those of the modulation included.
+        vectors: in all biases and norms of the blocks.
     """
 
     total: int
@@ -48,7 +51,9 @@ class Counts:
     head_trained: int
     block: int
     root: int
+    tables: tuple[int, int]
     matrices: int
+    vectors: int
 
 
 @dataclass(frozen=True)
@@ -160,6 +165,7 @@ def _count(model: Denoiser, config: Config) -> Counts:
         for optimizer in build_optimizers(model, config.train)
     ]
     total, blocks = _size(model.parameters()), _size(model.blocks.parameters())
+    tables = [_size(table.parameters()) for table in tables_apart(model, model.output_layer)]
     return Counts(
         total=total,
         trained=_size(p for p in model.parameters() if p.requires_grad),
@@ -169,7 +175,9 @@ def _count(model: Denoiser, config: Config) -> Counts:
         head_trained=_size(p for p in model.output_layer.parameters() if p.requires_grad),
         block=blocks // len(model.blocks),
         root=total - blocks,
+        tables=(tables[0], tables[1]) if tables else (0, 0),
         matrices=_size(p for p in model.blocks.parameters() if p.ndim == 2),
+        vectors=_size(p for p in model.blocks.parameters() if p.ndim < 2),
     )
 
 

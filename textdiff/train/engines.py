@@ -18,6 +18,22 @@ _ENGINES = {
     "MEGATRON_LM": "Megatron-LM brings a training loop of its own",
 }
 _FIRST_FSDP = "the first version of FSDP flattens parameters, which the optimizer groups tell apart"
+# Settings beside FSDP2: a flag in the environment, the sentence that refuses it, and its code.
+_SETTINGS = [
+    (
+        "FSDP_ACTIVATION_CHECKPOINTING",
+        "fsdp_activation_checkpointing of accelerate's file would recompute blocks a second time: "
+        "set it to false, and model.gradient_checkpointing: true in the run's config",
+        "recomputed_twice",
+    ),
+    (
+        "FSDP_OFFLOAD_PARAMS",
+        "fsdp_offload_params of accelerate's file would leave averaged weights on the CPU, and "
+        "validation computes on the GPU: set it to false; more processes, or "
+        "model.gradient_checkpointing: true in the run's config, save memory as well",
+        "offloaded_weights",
+    ),
+]
 
 _DIMENSIONS = {
     "tp": "tensor parallelism",
@@ -48,19 +64,9 @@ def check_engine(config: Config) -> None:
     if sharded and config.train.lora is not None and config.train.lora.base_bits:
         message = "FSDP2 does not shard quantised weights: set train.lora.base_bits: null"
         raise ConfigError(message, code="sharded_bits")
-    if sharded and parse_flag_from_env("FSDP_OFFLOAD_PARAMS"):
-        raise ConfigError(
-            "fsdp_offload_params of accelerate's file would keep weights in main memory, where "
-            "nothing here clips or averages them: set it to false, and "
-            "model.gradient_checkpointing: true in the run's config to save memory",
-            code="offloaded_weights",
-        )
-    if sharded and parse_flag_from_env("FSDP_ACTIVATION_CHECKPOINTING"):
-        raise ConfigError(
-            "fsdp_activation_checkpointing of accelerate's file would recompute blocks a second "
-            "time: set it to false, and model.gradient_checkpointing: true in the run's config",
-            code="recomputed_twice",
-        )
+    for flag, message, code in _SETTINGS:
+        if sharded and parse_flag_from_env(flag):
+            raise ConfigError(message, code=code)
 
 
 def sharding_notes(accelerator: Accelerator) -> Iterator[str]:

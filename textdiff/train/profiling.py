@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile, record_function, schedule
 from textdiff.config import Config
 from textdiff.storage import whole_file
 
-PHASES = ("data", "forward", "backward", "optimizer")
+PHASES = ("data", "forward", "backward", "optimizer", "averages")
 WARM_UP = 3  # steps before the profile: blocks are compiled, memory and work spaces allocated
 _NOTHING = nullcontext()
 

@@ -84,7 +84,7 @@ def shard(module: Any, accelerator: Accelerator) -> None:
             reshard_after_forward=plugin.reshard_after_forward,
             ignored_params={p for p in block.parameters() if p.ndim < 2} if half else None,
         )
-    for table in _tables(denoiser, module.head_sum):
+    for table in tables_apart(denoiser, module.head_sum):
         fully_shard(table, **options, mp_policy=FULL)
         # A lookup is differentiated by its indices; the head has its gradients from the sum.
         table.set_unshard_in_backward(False)  # type: ignore[operator]
@@ -114,7 +114,7 @@ def _owners_of_vectors(blocks: Iterable[nn.Module]) -> list[nn.Module]:
     return [m for m in inside if any(p.ndim < 2 for p in m.parameters(recurse=False))]
 
 
-def _tables(denoiser: Denoiser, head: nn.Module) -> list[nn.Module]:
+def tables_apart(denoiser: Denoiser, head: nn.Module) -> list[nn.Module]:
     """Return embedding and head where each is gathered by itself.
 
     One table that is both is needed from the first operation of a pass to the last one. A network

@@ -105,8 +105,7 @@ class Trainer:
         failed = report_failed_writes(self.directory, lambda: rescue(self.state.checkpoints))
         with failed, self.state.saver.outlasting_errors():
             self._start()
-            signalled = self._loop()
-            if not signalled:
+            if not (signalled := self._loop()):
                 self._finish()
             finish_trackers(self.accelerator)
         return signalled
@@ -187,7 +186,8 @@ class Trainer:
                             optimizer.step()
                         optimizer.zero_grad()
         losses.append(loss)
-        self.state.ema.update(self.state.trained)
+        with self.profile.phase("averages"):
+            self.state.ema.update(self.state.trained)
         self.progress.step += 1
         self.progress.tokens += config.train.global_batch_size * config.data.sequence_length
         return norm, rate * config.train.learning_rate
