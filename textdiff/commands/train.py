@@ -50,15 +50,11 @@ def train(arguments: Sequence[str]) -> int:
         if hasattr(view, "close"):  # a live view has to give the terminal back
             stack.callback(view.close)
         signal = trainer.run()
-    if signal and accelerator.is_main_process:
-        saved = f"stopped at step {trainer.progress.step}, everything saved"
-        if accelerator.num_processes > 1:  # how they were launched is not known here
-            view.message(f"{saved}; start the same command again to continue")
+    if accelerator.is_main_process:
+        if signal:
+            _show_stop(view, trainer, arguments)
         else:
-            view.message(f"{saved}; continue with")
-            view.message(f"  {shlex.join(['textdiff', 'train', *arguments])}")
-    elif accelerator.is_main_process:
-        _show_result(console, config, trainer)
+            _show_result(console, config, trainer)
     return 128 + signal if signal else 0
 
 
@@ -87,6 +83,16 @@ def _prepare(config: "Config", accelerator: Any, in_terminal: bool) -> "Corpus":
     if not prepared:
         prepare()
     return prepared[0]
+
+
+def _show_stop(view: Any, trainer: Any, arguments: Sequence[str]) -> None:
+    """Say how a run that a signal has stopped continues."""
+    saved = f"stopped at step {trainer.progress.step}, everything saved"
+    if trainer.accelerator.num_processes > 1:  # how they were launched is not known here
+        view.message(f"{saved}; start the same command again to continue")
+    else:
+        view.message(f"{saved}; continue with")
+        view.message(f"  {shlex.join(['textdiff', 'train', *arguments])}")
 
 
 def _show_result(console: Any, config: "Config", trainer: Any) -> None:
