@@ -28,6 +28,7 @@ from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.engine import Engine
 from textdiff.sampling.job import Job
+from textdiff.sampling.positions import Positions
 from textdiff.sampling.request import Request
 from textdiff.sampling.rules.ordered import ORDERS, Confidence, Threshold
 from textdiff.sampling.rules.rule import Rule
@@ -165,10 +166,10 @@ def official(golden: StockGolden, **options) -> object:
     In float64, where the rules take scores that are 4e-5 apart as different.
     """
 
-    def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+    def denoise(canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
         logits = golden.logits(canvas, **options).flatten(0, 1).double()
         shift = golden.family.objective.shift
-        at = left_neighbours(positions, canvas.shape[1]) if shift else positions
+        at = left_neighbours(positions.flat, canvas.shape[1]) if shift else positions.flat
         return Prediction(logits[at].log_softmax(-1))
 
     return denoise
@@ -303,9 +304,9 @@ def test_a2d_generates_blocks_from_the_cache(load):
     texts, logits = [], []
     for start in (8, 12):
 
-        def denoise(canvas: Tensor, t: Tensor, at: Tensor, start: int = start) -> Prediction:
+        def denoise(canvas: Tensor, t: Tensor, at: Positions, start: int = start) -> Prediction:
             logits.append(call(canvas, start))
-            return Prediction(logits[-1].flatten(0, 1)[at].double().log_softmax(-1))
+            return Prediction(logits[-1].flatten(0, 1)[at.flat].double().log_softmax(-1))
 
         blank = torch.full((2, 4), golden.family.process.mask_token_id)
         texts += fill(golden, Confidence(), blank, torch.ones(2, 4).bool(), 2, denoise)
@@ -388,7 +389,7 @@ def test_tiny_diffusion_generates_token_for_token(load, rule, steps):
     golden = load("tiny-diffusion")
     states, called = golden[f"generate/{rule}/states"], golden[f"generate/{rule}/t"].tolist()
 
-    def denoise(canvas: Tensor, t: Tensor, positions: Tensor) -> Prediction:
+    def denoise(canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
         step = torch.tensor([called.pop(0)] * 2)
         return official(golden, sigma=step)(canvas, t, positions)
 
