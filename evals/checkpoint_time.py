@@ -1,6 +1,6 @@
 """Time and memory of a checkpoint of sharded weights: whole through one process, or in shards.
 
-    python evals/checkpoint_time.py [--output evals/results/checkpoint_time.json]
+    python evals/checkpoint_time.py [--rows ROW ...] [--output evals/results/checkpoint_time.json]
 
 Two processes over gloo, FSDP2, 24 matrices of 2048 x 2048 (100.7 million parameters), AdamW and
 averages: 16 bytes per parameter. `whole` gathers every tensor and writes in the main process while
@@ -22,6 +22,7 @@ Every row is a pair of fresh processes. The folder is deleted between rows and a
 import argparse
 import json
 import os
+import shlex
 import socket
 import statistics
 import subprocess
@@ -224,6 +225,7 @@ def pair(name: str, root: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--member", choices=ROWS, help=argparse.SUPPRESS)
     parser.add_argument("--root", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -232,7 +234,7 @@ def main() -> None:
     from speed import origin
 
     record = {
-        "command": "python evals/checkpoint_time.py",
+        "command": shlex.join(["python", "evals/checkpoint_time.py", "--rows", *arguments.rows]),
         **origin(),
         "cpus": os.cpu_count(),
         "load_before": [round(load, 2) for load in os.getloadavg()],
@@ -242,7 +244,7 @@ def main() -> None:
         "rows": {},
     }
     with tempfile.TemporaryDirectory() as folder:
-        for name in ROWS:
+        for name in arguments.rows:
             record["rows"][name] = pair(name, Path(folder) / name.split()[1])
             print(name, record["rows"][name])
     record["load_after"] = [round(load, 2) for load in os.getloadavg()]
