@@ -118,15 +118,11 @@ def _guarded(words: list[str], debug: bool) -> int:
             raise
         _say(f"textdiff: error: {error.object[:80]!a} holds bytes that are not UTF-8; rename it")
         return 1
-    except RuntimeError as error:
-        if debug or not _is_memory_of_device(error):
+    except Exception as error:
+        limit = _limit_of_torch(error)
+        if debug or limit is None:
             raise
-        what = str(error).partition(". GPU")[0].splitlines()[0]
-        advice = (
-            "use fewer rows at a time (train.micro_batch_size, which a resumed run may change; "
-        )
-        advice += "--batch-size) or model.gradient_checkpointing: true; textdiff plan counts memory"
-        _say(f"textdiff: error: {what}; {advice}", everywhere=True)
+        _say(f"textdiff: error: {limit}", everywhere=True)
         return 1
     except KeyboardInterrupt as stop:
         _say("textdiff: interrupted")
@@ -142,10 +138,23 @@ def _refusal(error: OSError) -> str:
     return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
-def _is_memory_of_device(error: RuntimeError) -> bool:
-    """Return whether the memory of a GPU is used up."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+def _limit_of_torch(error: Exception) -> str | None:
+    """Return what to do about a limit of the GPU's memory or of compilation; None: it is none."""
+    torch, compiler = (sys.modules.get(name) for name in ("torch", "torch._dynamo.exc"))
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        what = str(error).partition(". GPU")[0].splitlines()[0]
+        return (
+            f"{what}; use fewer rows at a time (train.micro_batch_size, which a resumed run may "
+            "change; --batch-size) or model.gradient_checkpointing: true; textdiff plan counts "
+            "memory"
+        )
+    if compiler is not None and isinstance(error, compiler.FailOnRecompileLimitHit):
+        return (
+            "torch.compile has made more variants of a block than are allowed, and would compute "
+            "the next one slowly; set train.compile: false or model.attn_implementation: sdpa, and "
+            "report it"
+        )
+    return None
 
 
 def _leave_others(code: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from children import child, finished
+from torch._dynamo.exc import FailOnRecompileLimitHit
 
 from textdiff.cli import main
 from textdiff.commands.sampling import Sampling
@@ -635,16 +636,17 @@ def test_tokenizer_train_names_its_folder_first(output, tmp_path, monkeypatch, c
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_a_gpu_whose_memory_is_used_up_is_a_sentence(monkeypatch, capsys):
+def test_limits_of_torch_are_a_sentence_each(monkeypatch, capsys):
     message = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB"
 
     def fail(words):
         raise errors.pop()
 
     monkeypatch.setattr("textdiff.cli._dispatch", fail)
-    errors = [RuntimeError("a bug"), torch.OutOfMemoryError(message)]
-    assert main(["train"]) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "Tried to allocate 2.00 GiB; use fewer rows" in line
+    errors = [RuntimeError("a bug"), torch.OutOfMemoryError(message), FailOnRecompileLimitHit("x")]
+    for words in ("train.compile: false", "Tried to allocate 2.00 GiB; use fewer rows"):
+        assert main(["train"]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert words in line
     with pytest.raises(RuntimeError, match="a bug"):
         main(["train"])
