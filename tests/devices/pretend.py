@@ -121,6 +121,8 @@ class Watch(TorchDispatchMode):
         for index in args[1]:
             if index is None:
                 continue
+            if args[0].device.type == "cpu":
+                raise RuntimeError(f"a tensor of the CPU has an index of the device: {_where()}")
             if index.device.type == "cpu":
                 self._upload(index)
             one = len(args) > 2 and isinstance(args[2], Tensor) and args[2].numel() == 1
@@ -150,6 +152,8 @@ def _where() -> str:
 def _pinned(x: Tensor, *_: Any) -> Tensor:
     if getattr(x, "pretends_pinned", False):
         return x
+    if any(step == 0 and size > 1 for step, size in zip(x.stride(), x.shape, strict=True)):
+        raise RuntimeError(f"an expanded tensor cannot be pinned: {_where()}")
     x = x.clone()
     x.pretends_pinned = True
     return x

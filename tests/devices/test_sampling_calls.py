@@ -28,8 +28,11 @@ SEGMENTS = {None: 1, 4: 2}
 CASES = ("mdlm", "sedd", "d3pm-plugged", "learned", "udlm", "sedd-uniform", "gidd")
 
 
+SHIFTED = {"shifted": ("absorbing", {"kind": "mdlm", "shift": True})}
+
+
 def spec_of(case: str, block_size: int | None) -> dict:
-    process, objective = FAMILIES[case]
+    process, objective = (FAMILIES | SHIFTED)[case]
     kind = {"gidd": "hybrid", "learned": "learned"}.get(case, "loglinear")
     return {
         "process": process,
@@ -133,6 +136,26 @@ def test_the_choice_of_the_network_stays_on_its_device(knobs, size):
 @pytest.mark.parametrize("rule", ["ancestral", "confidence"])
 def test_an_approximate_cache_adds_no_waits(rule):
     assert check_calls("mdlm", rule, None, cache="approximate")[0] <= 0
+
+
+STABLE = {"stable_calls": 1, "stable_entropy": 9.0}
+OPTIONS = [  # and the most waits of a call
+    ("shifted", "confidence", {}, 0),
+    ("shifted", "confidence", {"network": {"self_conditioning": True}}, 3),
+    ("mdlm", "confidence", {"repetition_penalty": 1.2, "temperature": (1.0, 0.5)}, 0),
+    ("mdlm", "remask", {"knobs": {"remasking": "conf"}}, 1),
+    ("d3pm-plugged", "ancestral", {"knobs": {"greedy_tail": True}}, 1),
+    ("udlm", "threshold", {"knobs": STABLE}, 3),
+    ("udlm", "gibbs", {"knobs": STABLE}, 3),
+    ("gidd", "predictor_corrector", {"knobs": {"corrections": 3}}, 3),
+]
+
+
+@pytest.mark.parametrize("size", SEGMENTS)
+@pytest.mark.parametrize(("case", "rule", "options", "most"), OPTIONS)
+def test_options_wait_as_often_as_documented(case, rule, options, most, size):
+    waits, calls = check_calls(case, rule, size, **options)
+    assert waits <= most * calls
 
 
 def pattern(device):

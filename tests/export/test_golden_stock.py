@@ -363,7 +363,8 @@ def shape(golden: StockGolden, controls: Controls, logits: Tensor) -> Tensor:
     """Return [N, rows] log-probabilities of the official distribution under controls."""
     canvas = torch.zeros(1, len(logits), dtype=torch.int64)
     vocabulary = golden.family.process.vocabulary
-    context = Context(canvas, torch.arange(len(logits)), torch.zeros(1), vocabulary)
+    at = Positions.of(torch.arange(len(logits)), canvas)
+    context = Context(canvas, at, torch.zeros(1), vocabulary)
     shaped = controls.applied(Prediction(logits.log_softmax(-1)), context)
     return shaped.log_x0.log_softmax(-1)
 

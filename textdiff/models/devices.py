@@ -23,7 +23,7 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
     """
     if x.device == device or x.device.type != "cpu" or device.type in UNPINNED:
         return x.to(device)
-    return x.pin_memory().to(device, non_blocking=True)
+    return x.contiguous().pin_memory().to(device, non_blocking=True)  # not of an expanded one
 
 
 def on_device(like: Tensor, index: Tensor | Sequence[int]) -> Tensor:

@@ -142,12 +142,14 @@ class CachedPredictor(Predictor):
         """Return logits [n, V] with those from before the block, at its first column."""
         first = own.row.diff(prepend=own.row.new_full((1,), -1)).nonzero().squeeze(1)  # of each row
         first = first[self.starts[own.row[first]] > 0]
+        if own.flat.device.type == "cpu":  # else all of them are asked
+            first = first[own[first].column == 0]
         kept = [self.ends[row] for row in own.row[first].tolist()]
         if not kept:
             return logits
         at = to_device(first, logits.device)
         crosses = to_device(own[first].column == 0, logits.device)[:, None]
-        return logits.index_copy(0, at, torch.where(crosses, torch.stack(kept), logits[at]))
+        return logits.index_copy_(0, at, torch.where(crosses, torch.stack(kept), logits[at]))
 
     def _keep_ends(self, slots: Tensor, logits: Tensor) -> None:
         """Keep logits [r, V] at the last stored token of some slots, or nothing if there are none.

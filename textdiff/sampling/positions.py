@@ -31,7 +31,7 @@ class Positions:
 
     @staticmethod
     def of(flat: "Tensor | Positions", canvas: Tensor) -> "Positions":
-        """Return flat CPU positions [N] of a canvas [A, S], with their rows."""
+        """Return rising flat CPU positions [N] of a canvas [A, S], with their rows."""
         if isinstance(flat, Positions):
             return flat
         rows, width = canvas.shape
@@ -47,6 +47,8 @@ class Positions:
 
     def __getitem__(self, index: Tensor | slice) -> "Positions":
         """Return some of them, by a slice or by indices or a mask on the CPU."""
+        if isinstance(index, slice) and index == slice(None):
+            return self
         if isinstance(index, Tensor) and index.dtype == torch.bool:
             index = index.nonzero().squeeze(1)
         row = self.row[index]

@@ -122,10 +122,11 @@ def redraw(
 
 def _step(segment: Segment, positions: Positions, ended: Tensor, moved: Tensor, t: Tensor) -> Step:
     """Return the step in which some rows ended, and [N - ended] other positions may have moved."""
-    if not bool(ended.any()):
-        return segment.step(positions, t, moved=moved)
-    changed = positions[~ended].known[moved.cpu()]
-    return segment.step(torch.cat([positions[ended].known, changed]), t)
+    if bool(ended.any()):
+        over = positions[ended].known
+        positions = segment.at(torch.cat([over, positions[~ended].known]))
+        moved = torch.cat([moved.new_ones(len(over)), moved])
+    return segment.step(positions, t, moved=moved)
 
 
 def ancestral_transition(process: ForwardProcess) -> Transition:
