@@ -220,7 +220,7 @@ def cpu_model() -> str:
 
 
 def origin() -> dict[str, str]:
-    """Where and when a result was made."""
+    """Return the versions, the processor and the date of a result."""
     date = datetime.now(UTC).isoformat(timespec="seconds")
     return {"date": date, "torch": torch.__version__, "cpu": cpu_model()}
 

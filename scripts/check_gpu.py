@@ -409,7 +409,7 @@ def tokens(device: torch.device, folder: Path) -> Checks:
 
 
 def differing(texts: list[str], others: list[str]) -> float:
-    """How many of some texts differ from others."""
+    """Return the number of texts that differ from others, pair by pair."""
     return float(sum(one != other for one, other in zip(texts, others, strict=True)))
 
 
@@ -674,7 +674,7 @@ def _stages(only: str) -> list[Callable[[torch.device, Path], Checks]]:
     """The stages of those names, in their order.
 
     Raises:
-        ConfigError: there is no such stage.
+        ConfigError: an unknown stage.
     """
     wanted, names = {name for name in only.split(",") if name}, [s.__name__ for s in STAGES]
     if unknown := wanted - set(names):
