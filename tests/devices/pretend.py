@@ -58,6 +58,7 @@ class Watch(TorchDispatchMode):
         waits: why the CPU would wait for the device, with the line that asks.
         uploads: copies to the device from memory that is not pinned, likewise.
         launches: kernels.
+        readbacks: for each copy that the CPU waited for, launches queued meanwhile.
     """
 
     def __init__(self, shapes_only: bool):
@@ -66,6 +67,8 @@ class Watch(TorchDispatchMode):
         self.waits: list[str] = []
         self.uploads: list[str] = []
         self.launches: list[str] = []
+        self.readbacks: list[int] = []
+        self.copies: list[tuple[Tensor, Tensor]] = []  # on their way to the CPU
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -75,6 +78,9 @@ class Watch(TorchDispatchMode):
         to = kwargs.get("device")
         to = None if to is None else torch.device(to)
         self._count(func, name, args, tensors, there, to)
+        if there and _returns_later(name, args):
+            self.copies.append((args[0], args[1].held.clone()))
+            return args[0]
         if self.shapes_only:
             return func(*args, **kwargs)
         result = self._run(func, args, kwargs)
@@ -111,7 +117,8 @@ class Watch(TorchDispatchMode):
             self.waits.append(f"{name}: {_where()}")
         if name == "copy_" and args[0].device != args[1].device:
             if args[0].device.type == "cpu":
-                self.waits.append(f"copy_: {_where()}")
+                if not _returns_later(name, args):
+                    self.waits.append(f"copy_: {_where()}")
             elif args[1].ndim:
                 self._upload(args[1])
         if name.startswith(("index", "_index")) and len(args) > 1 and isinstance(args[1], list):
@@ -132,6 +139,37 @@ class Watch(TorchDispatchMode):
     def _upload(self, x: Tensor) -> None:
         if not getattr(x, "pretends_pinned", False):
             self.uploads.append(_where())
+
+
+def _returns_later(name: str, args) -> bool:
+    """Return whether a copy to the CPU is one that the CPU does not wait for."""
+    later = name == "copy_" and len(args) > 2 and args[2] and args[0].device.type == "cpu"
+    return later and getattr(args[0], "pretends_pinned", False)
+
+
+class Event:
+    """The end of the copies that were queued before; until then their numbers are not there."""
+
+    def __init__(self, watch: Watch):
+        self.watch, self.copies = watch, watch.copies
+        watch.copies = []
+
+    def record(self) -> None:
+        self.launches = len(self.watch.launches)
+
+    def query(self) -> bool:
+        return False
+
+    def synchronize(self) -> None:
+        since = len(self.watch.launches) - self.launches
+        if self.copies and not since:
+            self.watch.waits.append(f"event: {_where()}")
+        if self.copies:
+            self.watch.readbacks.append(since)
+        with _disable_current_modes():
+            for here, numbers in self.copies:
+                here.copy_(numbers)
+        self.copies = []
 
 
 def _is_view(func) -> bool:
@@ -171,6 +209,7 @@ def pretending(shapes_only: bool = False) -> Iterator[Watch]:
         mock.patch.object(Tensor, "pin_memory", _pinned),
         mock.patch.object(torch, "is_autocast_enabled", autocast),
         Watch(shapes_only) as watch,
+        mock.patch.object(torch, "Event", lambda **_: Event(watch)),
     ):
         yield watch
 

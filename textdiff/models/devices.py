@@ -26,6 +26,40 @@ def to_device(x: Tensor, device: torch.device) -> Tensor:
     return x.contiguous().pin_memory().to(device, non_blocking=True)  # not of an expanded one
 
 
+class Readback:
+    """Numbers that a device copies to the CPU by itself, once it has them.
+
+    Work that is queued after the copy does not delay it. So the device has something to do while
+    the CPU waits for these numbers.
+
+    Args:
+        x: on any device; on the CPU it is there at once.
+
+    Attributes:
+        immediate: True where nothing has to be copied.
+    """
+
+    def __init__(self, x: Tensor):
+        self.immediate = x.device.type in UNPINNED
+        self._here = x.cpu() if self.immediate else torch.empty_like(x, device="cpu").pin_memory()
+        self._copied: torch.Event | None = None
+        if not self.immediate:
+            self._here.copy_(x, non_blocking=True)
+            self._copied = torch.Event(device=x.device.type)
+            self._copied.record()
+
+    @property
+    def arrived(self) -> bool:
+        """True where reading would not wait."""
+        return self._copied is None or self._copied.query()
+
+    def read(self) -> Tensor:
+        """Return the numbers on the CPU, waiting for the copy if need be."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._here
+
+
 def on_device(like: Tensor, index: Tensor | Sequence[int]) -> Tensor:
     """Return an index on the device of the tensor that it is for."""
     return to_device(torch.as_tensor(index, dtype=torch.int64), like.device)

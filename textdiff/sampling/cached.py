@@ -97,14 +97,15 @@ class CachedPredictor(Predictor):
         """Predict by one network call on the rows that have as many tokens to store."""
         owners = positions.row
         rows, where = torch.unique(owners, return_inverse=True)
-        alpha = self._alpha(t[rows])
+        alpha = self._alpha(t, rows)
         # Rows whose last block is not stored yet give it along; mostly all do, or none.
         # A network whose inputs are shifted right has stored the block with its first call.
         lengths = (self.starts + self.size - self.stored).clamp(min=self.size)
 
         def run(indices: Tensor) -> Tensor:
             called, place = torch.unique(owners[indices], return_inverse=True)
-            length, noise = int(lengths[called[0]]), alpha[torch.searchsorted(rows, called)]
+            length = int(lengths[called[0]])
+            noise = alpha[on_device(alpha, torch.searchsorted(rows, called))]
             own = positions[indices]
             at = own.after(place * length + (length - self.size))
             options = self._previous(own, at)
@@ -113,7 +114,7 @@ class CachedPredictor(Predictor):
             return self._run(canvas, called, length, noise, at, **options)
 
         logits = in_groups(lengths[owners], run)
-        return self._predicted(logits, canvas, positions, alpha[where])
+        return self._predicted(logits, canvas, positions, alpha[on_device(alpha, where)])
 
     def _run_shifted(
         self,
@@ -180,7 +181,7 @@ class CachedPredictor(Predictor):
             tokens = active
         else:
             tokens = torch.cat([self._inputs(text, begins, length - self.size), active], dim=1)
-        sigma = torch.zeros(len(rows), length // self.size)
+        sigma = torch.zeros(len(rows), length // self.size, device=alpha.device)
         sigma[:, -1] = self.family.network_time(alpha)
         layout = self.layout.after(self.starts[rows])
         view = self._view(layout, begins, length, rows)
@@ -254,11 +255,11 @@ class ApproximatePredictor(Predictor):
     def _predict(self, canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
         """Predict by a network call on the rows that own the positions; two for mixed ones."""
         owners = positions.row
-        alpha = self._alpha(t)
+        alpha = self._alpha(t, torch.arange(len(t)))
         stored = self.stored[owners]
         logits = in_groups(stored, lambda indices: self._run(canvas, positions[indices], alpha))
         self.stored[owners] = True
-        return self._predicted(logits, canvas, positions, alpha[owners])
+        return self._predicted(logits, canvas, positions, alpha[on_device(alpha, owners)])
 
     def _run(self, canvas: Tensor, positions: Positions, alpha: Tensor) -> Tensor:
         """Return [N, V] logits at N positions of rows that all have had a call, or none has."""
@@ -273,7 +274,7 @@ class ApproximatePredictor(Predictor):
         index = to_device(index, own.device)
         return self._logits(
             tokens.gather(1, to_device(at.clamp(max=canvas.shape[1] - 1), canvas.device)),
-            self.family.network_time(alpha[rows]).unsqueeze(1),
+            self.family.network_time(alpha[on_device(alpha, rows)]).unsqueeze(1),
             index[asked],
             layout=self.layout,
             cache=self.cache.approximate_slice(at, self.widths[rows], _unless_first(rows)),

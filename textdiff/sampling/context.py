@@ -42,7 +42,7 @@ class Context:
     Attributes:
         canvas: [A, S] tokens before the draw; what is not revealed yet is the mask.
         at: N positions in the canvas.
-        t: [A] CPU, time of each row, falling from 1 to 0.
+        t: [A] time of each row, falling from 1 to 0; on the CPU for hooks.
         vocabulary: which ids are clean tokens, and which is the mask.
         info: what surrounds the canvas; None where a rule runs on its own.
     """

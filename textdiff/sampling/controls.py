@@ -195,7 +195,7 @@ class Controls:
         first, last = self.config.temperatures
         if context is None or first == last:
             return first
-        t = context.t[context.row].double()
+        t = context.at.of_rows(context.t).double()
         return to_device((last + (first - last) * t).clamp(min=COLDEST)[:, None], device)
 
     def _penalised(self, log_x0: Tensor, context: Context) -> Tensor:

@@ -180,9 +180,16 @@ class Engine:
             steps=self.config.steps,
             uniforms=_uniforms(self.seeds[active], self.numbers[active], ordinals, columns),
             controls=self.controls.within(info),
+            ahead=self._ahead,
         )
         self.predictor.follow(segment.places)
         return Area(segment, active, place, written, torch.minimum(starts + widths, lengths))
+
+    @property
+    def _ahead(self) -> bool:
+        """True where nothing but the rule reads what a call has changed."""
+        read = self.parts or self.controls.hooks or self.controls.constraint is not None
+        return not read and self.model.self_conditioning is None
 
     def _fill(self, area: "Area") -> Iterator[Step]:
         """Yield the steps of the rule on the active segments, as steps of all rows."""

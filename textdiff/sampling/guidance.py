@@ -28,7 +28,7 @@ from textdiff.models.devices import to_device
 from textdiff.sampling.parts import lazily
 from textdiff.sampling.positions import Positions
 from textdiff.sampling.predictor import Predictor
-from textdiff.sampling.previous import OpenPlaces
+from textdiff.sampling.open_places import OpenPlaces
 
 Transition = Callable[[Prediction, Tensor], Tensor]
 """transition(prediction, tokens [N]) -> [N, V] float64 weights of the next tokens."""

@@ -72,8 +72,11 @@ class Positions:
         return self.flat % self.shape[1]
 
     def on(self, device: torch.device) -> Tensor:
-        """Return the flat positions on the device of the canvas, [N]."""
-        return to_device(self.flat, device)
+        """Return the flat positions on the device of the canvas, [N]; they are sent there once."""
+        sent: dict[torch.device, Tensor] = self.__dict__.setdefault("_sent", {})
+        if device not in sent:
+            sent[device] = to_device(self.flat, device)
+        return sent[device]
 
     def after(self, begins: Tensor) -> Tensor:
         """Return [N] begins [N], from the CPU, plus the columns, where `flat` is."""
@@ -84,11 +87,33 @@ class Positions:
         entries = to_device(table, self.flat.device).flatten()[self.flat]
         return entries if device is None else to_device(entries, device)
 
+    def entries(self, table: Tensor) -> Tensor:
+        """Return the entries of a table [A, S], [N] where it is."""
+        return table.flatten()[self.on(table.device)]
+
+    def replaced(self, table: Tensor, values: Tensor, which: Tensor | None = None) -> Tensor:
+        """Return a table [A, S] with values [N] at these positions, or where `which` [N] says."""
+        if which is not None:
+            values = torch.where(which, values, self.entries(table))
+        return table.flatten().index_copy(0, self.on(table.device), values).view_as(table)
+
     def spread(self, values: Tensor) -> Tensor:
         """Return [A, S] values [N] at these positions and -inf elsewhere, on the values' device."""
         size = self.shape[0] * self.shape[1]
         table = values.new_full((size,), -torch.inf)
         return table.index_copy(0, self.on(values.device), values).view(self.shape)
+
+    def leading(self, order: Tensor, number: Tensor) -> Tensor:
+        """Return which of them come first in their rows, [N] bool where `order` is.
+
+        Args:
+            order: [A, S] columns of each row, on the CPU or on the device.
+            number: [A] on the CPU or there, how many of each row come first; no more than it has.
+        """
+        first = torch.arange(self.shape[1], device=number.device) < number[:, None]
+        chosen = torch.zeros_like(order, dtype=torch.bool)
+        chosen = chosen.scatter(1, order, to_device(first, order.device))
+        return chosen.flatten()[self.on(order.device)]
 
     def first(self, order: Tensor, number: Tensor) -> tuple[Tensor, Tensor]:
         """Return the indices of those that come first in their rows, and of the others.
@@ -97,13 +122,27 @@ class Positions:
             order: [A, S] columns of each row, on the CPU or on the device.
             number: [A] CPU, how many of each row come first; no more than it has.
         """
-        first = torch.arange(self.shape[1]) < number[:, None]
-        chosen = torch.zeros_like(order, dtype=torch.bool)
-        chosen = chosen.scatter(1, order, to_device(first, order.device))
-        others = ~chosen.flatten()[self.on(order.device)]
+        others = ~self.leading(order, number)
         ranked = others.byte().argsort(stable=True)  # both in their order, and of known lengths
         count = int(number.sum())
         return ranked[:count], ranked[count:]
+
+    def count(self, which: Tensor) -> Tensor:
+        """Return how many of each row `which` [N] bool names, [A] int64 where it is."""
+        zero = torch.zeros(self.shape[0], dtype=torch.int64, device=which.device)
+        return zero.index_add(0, self.rows_on(which.device), which.long())
+
+    def rows_on(self, device: torch.device) -> Tensor:
+        """Return the rows on a device, [N]."""
+        return to_device(self.row, device)
+
+    def of_rows(self, values: Tensor) -> Tensor:
+        """Return the values of rows [A] at each position, [N] where these are."""
+        return values[self.rows_on(values.device)]
+
+    def is_at(self, column: Tensor) -> Tensor:
+        """Return which of them are at the column of their row, [N] bool; columns [A] are there."""
+        return self.on(column.device) % self.shape[1] == self.of_rows(column)
 
     def take(self, index: Tensor, number: Tensor) -> "Positions":
         """Return some of them by their indices, in order.

@@ -25,7 +25,8 @@ from textdiff.models import (
 from textdiff.models.devices import on_device, to_device
 from textdiff.sampling.parts import by_parts, lazily
 from textdiff.sampling.positions import Positions
-from textdiff.sampling.previous import OpenPlaces, PreviousPredictions
+from textdiff.sampling.open_places import OpenPlaces
+from textdiff.sampling.previous import PreviousPredictions
 
 
 class Predictor(ABC):
@@ -112,9 +113,9 @@ class Predictor(ABC):
         """Return options of `_logits` for N positions at flat indices [N] into its tokens."""
         return {} if self.previous is None else {"previous": self.previous.at(positions, places)}
 
-    def _alpha(self, t: Tensor) -> Tensor:
-        """Return survival probabilities as the network's time input takes them."""
-        return self.family.known_alpha(self.family.schedule.alpha(t))
+    def _alpha(self, t: Tensor, rows: Tensor) -> Tensor:
+        """Return survival probabilities of rows [r] as the network's time input takes them."""
+        return self.family.known_alpha(self.family.schedule.alpha(t[on_device(t, rows)]))
 
     def _logits(self, tokens: Tensor, sigma: Tensor, at: Tensor, **options: object) -> Tensor:
         """Return [N, V] logits at flat positions of tokens [r, T], by one network call."""
@@ -201,7 +202,7 @@ class PlainPredictor(Predictor):
         before, lengths = self.before[rows], (self.before + self.widths)[rows]
         end = int(lengths.max())
         tokens = self._compose(canvas, rows, end)  # [r, end]
-        alpha = self._alpha(t[rows])
+        alpha = self._alpha(t, rows)
         at = positions.after(where * end + before[where])
         layout = self.layout.within(self._documents(lengths, end, canvas.device))
         logits = self._logits(
@@ -211,7 +212,7 @@ class PlainPredictor(Predictor):
             layout=layout.after(to_device(before, canvas.device)),
             **self._previous(positions, at),
         )
-        return self._predicted(logits, canvas, positions, alpha[where])
+        return self._predicted(logits, canvas, positions, alpha[on_device(alpha, where)])
 
     def _compose(self, canvas: Tensor, rows: Tensor, end: int) -> Tensor:
         """Return [r, end] each row's text before its canvas, its canvas, and any padding."""
@@ -233,8 +234,8 @@ class PlainPredictor(Predictor):
         size = self.family.block_size
         if size is None:
             return sigma
-        levels = torch.zeros(len(alpha), -(-end // size))
-        return levels.scatter(1, (before // size)[:, None], sigma)
+        levels = sigma.new_zeros(len(alpha), -(-end // size))
+        return levels.scatter(1, on_device(levels, before // size)[:, None], sigma)
 
     @staticmethod
     def _documents(lengths: Tensor, end: int, device: torch.device) -> Tensor | None:

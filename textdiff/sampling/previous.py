@@ -11,61 +11,11 @@ import torch
 from torch import Tensor
 
 from textdiff.diffusion.objectives import Prediction
-from textdiff.diffusion.process import ForwardProcess
 from textdiff.models import Denoiser, Previous
 from textdiff.models.devices import to_device
+from textdiff.sampling.open_places import OpenPlaces, widened
 from textdiff.sampling.parts import by_parts
 from textdiff.sampling.positions import Positions
-
-
-class OpenPlaces:
-    """Positions of a segment that hold masks; under other noise, all that may change.
-
-    The CPU cannot read a canvas without waiting for its device, and need not: it is the CPU that
-    says which positions are written.
-
-    Args:
-        frozen: [A, S] bool on the CPU, positions that never change.
-        process: the noise.
-        followed: whether `close` and `reopen` tell of every change, from a canvas of noise on; else
-            the canvas is read.
-    """
-
-    def __init__(self, frozen: Tensor, process: ForwardProcess, followed: bool = False):
-        self.process, self.followed = process, followed
-        self._now = ~frozen  # [A, S] on the CPU, but for what was closed since
-        self.closed: list[tuple[Positions, Tensor | None]] = []
-
-    @property
-    def now(self) -> Tensor:
-        """[A, S] bool on the CPU; may wait for the device, if the network chose what was closed."""
-        for positions, which in self.closed:
-            closed = positions.known if which is None else positions.known[which.cpu()]
-            self._now = self._now.flatten().index_fill(0, closed, False).view_as(self._now)
-        self.closed = []
-        return self._now
-
-    def on(self, canvas: Tensor) -> Tensor:
-        """Return the open positions of the canvas as it is, [A, S] bool on the CPU."""
-        if self.followed or self.process.replaces_tokens:
-            return self.now
-        return self.now & (canvas == self.process.mask_token_id).cpu()
-
-    def close(self, positions: Positions, which: Tensor | None = None) -> None:
-        """Note that N positions got tokens, or those of them that `which` [N] bool says."""
-        if not self.process.replaces_tokens:
-            self.closed.append((positions, which))
-
-    def reopen(self, where: Tensor) -> None:
-        """Note that positions [A, S] bool were masked again."""
-        self._now = self.now | where
-
-
-def widened(positions: Positions, still: Tensor) -> Positions:
-    """Return positions and all that are open [A, S] in the same rows, in order."""
-    asked = torch.zeros(still.numel(), dtype=torch.bool).index_fill(0, positions.known, True)
-    asked = asked.view(still.shape)
-    return Positions.where(asked | (asked.any(1, keepdim=True) & still))
 
 
 class PreviousPredictions:

@@ -7,7 +7,7 @@ positions of the canvas, N positions of one call, V vocabulary.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,14 +17,14 @@ from textdiff.diffusion.objectives.objective import pick
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.randomness import Stream
 from textdiff.diffusion.schedule import NoiseSchedule
-from textdiff.models.devices import to_device
+from textdiff.models.devices import UNPINNED, Readback, to_device
 from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens, draw_weighed
 from textdiff.sampling.guidance import Transition, next_token_weights
-from textdiff.sampling.parts import EVERY, by_parts
+from textdiff.sampling.parts import EVERY, by_parts, parts
 from textdiff.sampling.positions import Positions
-from textdiff.sampling.previous import OpenPlaces
+from textdiff.sampling.open_places import Ledger, OpenPlaces
 from textdiff.sampling.step import Changes, Step
 
 Denoise = Callable[[Tensor, Tensor, Positions], Prediction]
@@ -40,6 +40,20 @@ Uniforms = Callable[[Stream, int], Tensor]
 CleanTokens = Literal["drawn", "likeliest"]
 
 
+class Chosen(NamedTuple):
+    """Positions that are written, as far as the CPU knows which.
+
+    Attributes:
+        at: n positions, all that may be written.
+        index: which of the predicted positions they are.
+        which: [n] bool on the device, True where they are written; None: everywhere.
+    """
+
+    at: Positions
+    index: Tensor | slice
+    which: Tensor | None
+
+
 @dataclass
 class Segment:
     """The open positions of R rows, and everything that fills them.
@@ -53,6 +67,7 @@ class Segment:
         steps: denoising steps, and most network calls of a row.
         uniforms: source of randomness.
         controls: how tokens are drawn from predictions.
+        ahead: whether calls may be queued before the CPU knows what the last one changed.
         calls: network calls so far.
         places: its open positions, followed as it is filled.
     """
@@ -65,12 +80,17 @@ class Segment:
     steps: int
     uniforms: Uniforms
     controls: Controls
+    ahead: bool = False
     calls: int = 0
     places: OpenPlaces = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        # A CPU has nothing to wait for. Where tables are large a call takes far longer than the
+        # wait, and tokens are drawn only for positions that get one.
+        tables = parts(int((~self.frozen).sum()), len(self.process.vocabulary.clean))
+        self.ahead = self.ahead and self.canvas.device.type not in UNPINNED and len(tables) == 1
         if self.places is None:
-            self.places = OpenPlaces(self.frozen, self.process, followed=True)
+            self.places = OpenPlaces(self.frozen, self.process, followed=True, ahead=self.ahead)
 
     def send(self, x: Tensor) -> Tensor:
         """Copy a tensor of the CPU to the device of the canvas, without waiting for it."""
@@ -84,9 +104,34 @@ class Segment:
         """Return the chosen positions of the canvas, from [R, S] bool on the CPU."""
         return Positions.where(chosen)
 
+    def ledger(self, is_open: Tensor) -> Ledger:
+        """Return a ledger of positions [R, S] that a rule closes itself."""
+        return Ledger(is_open, self.ahead)
+
+    def decided(self, x: Tensor) -> Tensor:
+        """Return numbers where rules decide: on the device if calls are queued ahead of it."""
+        return self.send(x) if self.ahead else x.cpu()
+
+    def readback(self, x: Tensor) -> Readback:
+        """Begin to copy numbers to the CPU, which may read them once a call is queued."""
+        return Readback(x)
+
+    def chosen(self, positions: Positions, which: Tensor | None) -> Chosen:
+        """Return the positions that `which` [N] bool names, or all of them and where it does."""
+        if which is None or self.ahead:
+            return Chosen(positions, EVERY, None if which is None else self.send(which))
+        index = which.cpu().nonzero().squeeze(1)
+        return Chosen(positions[index], self.send(index), None)
+
+    def masked(self, positions: Positions) -> Tensor | None:
+        """Return which of the positions hold masks, [N] bool on the device; None: as yet all."""
+        if not self.ahead or self.process.replaces_tokens:
+            return None
+        return self.tokens(positions) == self.process.mask_token_id
+
     def tokens(self, positions: Positions) -> Tensor:
         """Return the tokens at positions, [N] int64."""
-        return self.canvas.flatten()[positions.on(self.canvas.device)]
+        return positions.entries(self.canvas)
 
     def position_uniforms(self, step: int) -> Tensor:
         """Return the uniforms that choose positions in a scheduled step, [R, S] float64."""
@@ -154,22 +199,21 @@ class Segment:
         )
 
     def put(
-        self, positions: Positions | Tensor, tokens: Tensor, closed: Tensor | None = None
+        self, positions: Positions | Tensor, tokens: Tensor, which: Tensor | None = None
     ) -> None:
         """Replace the canvas by one with other tokens at some positions.
 
         Args:
             positions: N positions.
-            tokens: [N] on the device.
-            closed: [N] bool on the device, True where the token is not the mask; None: everywhere.
+            tokens: [N] on the device, no masks where they are put.
+            which: [N] bool on the device, True where they are put; None: everywhere.
         """
         at = self.at(positions)
-        here = at.on(self.canvas.device)
-        self.canvas = self.canvas.flatten().index_copy(0, here, tokens).view_as(self.canvas)
-        self.places.close(at, closed)
+        self.canvas = at.replaced(self.canvas, tokens, which)
+        self.places.close(at, which)
 
     def mask(self, where: Tensor) -> None:
-        """Replace the canvas by one with masks at positions [R, S] bool on the CPU."""
+        """Replace the canvas by one with masks at positions [R, S] bool, on any device."""
         self.canvas = self.canvas.masked_fill(self.send(where), self.process.mask_token_id)
         self.places.reopen(where)
 
@@ -179,23 +223,24 @@ class Segment:
         t: Tensor,
         moved: Tensor | None = None,
         entropy: Tensor | None = None,
-        remasked: Tensor | None = None,
+        again: Tensor | None = None,
     ) -> Step:
         """Return the step that ends with the canvas as it is.
 
         Args:
             positions: N positions that may have changed.
-            t: [R] time of each row.
-            moved: [N] bool, on any device, which of them have; None: all.
-            entropy: [N] nats, on any device, if known.
-            remasked: [M] flat CPU positions that were masked again.
+            t: [R] time of each row; it and what follows may be on any device.
+            moved: [N] bool, which of them have; None: all.
+            entropy: [N] nats, if known.
+            again: [N] bool, which were masked again; None: a rule that does not do so.
         """
         at = self.at(positions)
 
         def read() -> Changes:
-            nats = None if entropy is None else entropy.cpu()
-            changed = at.known if moved is None else at.known[moved.cpu()]
-            return Changes(changed, None, nats, remasked)
+            changed: Tensor | slice = EVERY if moved is None else moved.cpu()
+            nats = None if entropy is None else entropy.cpu()[changed]
+            hidden = None if again is None else at.known[again.cpu()]
+            return Changes(at.known[changed], None, nats, hidden)
 
         return Step(self.calls - 1, t, self.canvas, read, self.calls)
 
@@ -205,6 +250,7 @@ class Segment:
         prediction: Prediction | Tensor,
         t: Tensor,
         greedy: bool | Tensor = False,
+        which: Tensor | None = None,
         **options: Any,
     ) -> Step:
         """Draw tokens for positions and put them on the canvas; see `draw`.
@@ -214,6 +260,7 @@ class Segment:
             prediction: of these positions, or [N, V] raw log-probabilities.
             t: [R] time of each row.
             greedy: whether to take the likeliest tokens, or [N] bool on the CPU, where to.
+            which: [N] bool on the device, positions that are written; None: all.
             options: see `step`.
         """
         positions = self.at(positions)
@@ -222,8 +269,8 @@ class Segment:
         if bool(greedy.any()):  # on the CPU
             best = self.draw(positions, prediction, t, controls=self.controls.cold())
             tokens = torch.where(self.send(greedy), best, tokens)
-        self.put(positions, tokens)
-        return self.step(positions, t, **options)
+        self.put(positions, tokens, which)
+        return self.step(positions, t, moved=which, **options)
 
     def reveal(
         self, positions: Positions | Tensor, t: Tensor, greedy: bool | Tensor = False
@@ -240,6 +287,7 @@ class Segment:
         transition: Transition,
         step: int,
         clean: CleanTokens | None = None,
+        which: Tensor | None = None,
     ) -> Tensor:
         """Draw the next tokens of positions, noisy ones until the end.
 
@@ -250,6 +298,7 @@ class Segment:
             transition: distribution of the next tokens.
             step: scheduled step whose uniforms choose the tokens.
             clean: how the tokens come about where they are to be clean; None: they are noisy.
+            which: [N] bool on the device, positions that are drawn; None: all.
 
         Returns:
             [N] bool on the device, True where the token is another one.
@@ -268,8 +317,8 @@ class Segment:
 
         together = drawing.constraint is not None  # it decides on all of them together
         tokens = self.by_parts(len(positions), draw, together)
-        moved = tokens != before
-        self.put(positions, tokens, closed=moved)
+        moved = tokens != before if which is None else (tokens != before) & which
+        self.put(positions, tokens, moved)
         return moved
 
 

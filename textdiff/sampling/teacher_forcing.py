@@ -116,6 +116,11 @@ class ForcedEngine(Engine):
         segment = ForcedSegment(**vars(area.segment), target=target, record=record)
         return Area(segment, area.active, area.place, area.written, area.ends)
 
+    @property
+    def _ahead(self) -> bool:
+        """False: each draw is recorded as it is, with its positions and no others."""
+        return False
+
     def _check_once(self, place: Tensor) -> None:
         """Refuse a rule whose walk is not the only way to the text."""
         times = torch.bincount(place, minlength=self.texts.numel())

@@ -24,7 +24,7 @@ from textdiff.errors import ConfigError, closest
 from textdiff.models.devices import on_device, to_device
 from textdiff.sampling.parts import by_parts
 from textdiff.sampling.positions import Positions
-from textdiff.sampling.previous import OpenPlaces, widened
+from textdiff.sampling.open_places import OpenPlaces, widened
 from textdiff.sampling.segment import Denoise
 from textdiff.sampling.step import Step
 

@@ -63,9 +63,12 @@ class Gibbs(RevisingRule):
         for interval, step in zip(intervals, walk, strict=False):  # no row may be left
             yield step
             for call in range(0 if interval.last else self.correctors):
-                if bool(revision.open.any()):
-                    number = steps + interval.index * self.correctors + call
-                    yield self._correct(segment, revision, interval, number)
+                if revision.none_left:
+                    break
+                number = steps + interval.index * self.correctors + call
+                correction = self._correct(segment, revision, interval, number)
+                if revision.was_needed():
+                    yield correction
 
     def _correct(
         self, segment: Segment, revision: Revision, interval: Interval, number: int
@@ -91,9 +94,11 @@ class Gibbs(RevisingRule):
         number_each = asked.number.clamp(max=self.positions)
         order = asked.spread(keys).argsort(dim=1, descending=True, stable=True)
         index, _ = asked.first(order, number_each)
-        chosen, prediction = asked.take(index, number_each), prediction.at(segment.send(index))
-        moved = segment.redraw(chosen, prediction, t, transition, number)
-        return segment.step(chosen, t, moved=moved)
+        few, prediction = asked.take(index, number_each), prediction.at(segment.send(index))
+        chosen = segment.chosen(few, revision.still(few))
+        prediction = prediction.at(chosen.index)
+        moved = segment.redraw(chosen.at, prediction, t, transition, number, which=chosen.which)
+        return segment.step(chosen.at, t, moved=moved)
 
 
 def conditional(

@@ -22,6 +22,7 @@ from textdiff.sampling.rules.unmasking import (
     margin,
     most_likely,
     place_scores,
+    unmask_accepted,
     unmask_in_order,
 )
 from textdiff.section import torch
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from textdiff.sampling.rules.unmasking import Ranked, Score
+    from textdiff.sampling.rules.unmasking import Score
     from textdiff.sampling.segment import Segment
     from textdiff.sampling.step import Step
 
@@ -88,7 +89,7 @@ class Confidence(OrderedRule):
         alphas = segment.schedule.alpha(even_times(steps))
         still = (1.0 - alphas) / (1.0 - alphas[0])
 
-        def count(ranked: Ranked, left: Tensor, calls: int) -> Tensor:
+        def count(left: Tensor, calls: int) -> Tensor:
             if self.pace == "even":
                 return even_share(left, calls)
             return left - (size * still[steps + 1 - calls]).floor().long()
@@ -115,11 +116,7 @@ class AcceptingRule(OrderedRule, RevisingRule):
         if segment.process.replaces_tokens:
             yield from accept_or_renoise(segment, self.score, self.accepted, self.revision(segment))
             return
-
-        def count(ranked: Ranked, left: Tensor, calls: int) -> Tensor:
-            return torch.maximum(self.accepted(ranked()), even_share(left, calls))
-
-        yield from unmask_in_order(segment, self.score, count)
+        yield from unmask_accepted(segment, self.score, self.accepted)
 
     @property
     @abstractmethod
@@ -160,7 +157,7 @@ class Threshold(AcceptingRule):
         if self.factor is None:
             return (ranked.exp() >= self.threshold).sum(1)
         doubt = -torch.expm1(ranked)  # 1 - c, which rises, so that what fits is a beginning
-        n = torch.arange(1, ranked.shape[1] + 1)
+        n = torch.arange(1, ranked.shape[1] + 1, device=ranked.device)
         return ((n + 1) * doubt < self.factor).sum(1)
 
 

@@ -90,30 +90,31 @@ class PredictorCorrector(RevisingRule):
     def _correct(self, segment: Segment) -> Iterator[Step]:
         """Commit one token per row and call."""
         is_open = ~segment.frozen  # [R, S]
-        rows, width = is_open.shape
-        t = torch.full((rows,), self.correction_time, dtype=torch.float64)
+        size = segment.decided(is_open.sum(1))  # [R]
+        t = torch.full((len(is_open),), self.correction_time, dtype=torch.float64)
         controls = segment.controls.tempered(self.correction_temperature)
-        best, stale = torch.full((rows,), -1, dtype=torch.int64), torch.zeros(rows).long()
-        size = is_open.sum(1)
-        live = size > 0
+        best, stale, live = torch.full_like(size, -1), torch.zeros_like(size), size > 0
+        ledger = segment.ledger(is_open)
         for index in range(segment.steps, segment.steps + self.corrections):
-            positions = segment.where(is_open & live[:, None])
-            if not len(positions):
+            if ledger.none_left:
                 return
+            positions = segment.where(ledger.begin())
             prediction = segment.predict(positions, t)
             before = segment.tokens(positions)
             tokens = segment.draw(positions, prediction, t, index, controls)
-            agree = (segment.likeliest(prediction, len(positions)) == before).cpu()
-            agreed = positions[agree].number
+            agree = segment.likeliest(prediction, len(positions)) == before
+            agreed = positions.count(segment.decided(agree))
             live = live & (agreed < size)
-            gain = segment.log_chances(prediction, tokens)
-            gains = positions.spread(gain.masked_fill(tokens == before, -torch.inf).cpu())
+            gain = segment.log_chances(prediction, tokens).masked_fill(tokens == before, -torch.inf)
+            gains = positions.spread(segment.decided(gain))
             most, column = steady(gains, prediction.at(slice(0, 1)).log_x0.dtype).max(1)
             moves = live & (most > -torch.inf)
-            changed = (torch.arange(rows) * width + column)[moves]
-            rank = torch.searchsorted(positions.known, changed)
-            segment.put(changed, tokens[segment.send(rank)])
+            which = positions.is_at(column) & positions.of_rows(moves)
             stale = torch.where(agreed > best, 0, stale + 1)
             best = torch.maximum(agreed, best)
             live = live & (stale < self.patience)
-            yield segment.step(changed, t)
+            chosen = segment.chosen(positions, which)
+            segment.put(chosen.at, tokens[chosen.index], chosen.which)
+            ledger.close(positions, ~positions.of_rows(live))
+            if bool(ledger.settle().any()):
+                yield segment.step(positions, t, moved=which)

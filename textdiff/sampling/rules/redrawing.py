@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from textdiff.diffusion.objectives import Prediction
     from textdiff.diffusion.process import ForwardProcess
     from textdiff.diffusion.schedule import NoiseSchedule
-    from textdiff.sampling.positions import Positions
     from textdiff.sampling.rules.revising import Revision
     from textdiff.sampling.segment import CleanTokens, Segment
     from textdiff.sampling.step import Step
@@ -98,35 +97,37 @@ def redraw(
     """
     end: CleanTokens = "likeliest" if greedy_tail else "drawn"
     for interval in grid(segment.schedule, segment.steps if steps is None else steps):
-        positions = revision.positions()
-        if not len(positions):
+        if revision.none_left:
             return
+        positions = revision.positions()
         t = interval.t.expand(len(segment.canvas))
         prediction = segment.predict(positions, t)
-        # First those whose rows end here, then the others.
-        ended = torch.zeros(len(positions), dtype=torch.bool)
+        ended = None
         if revision.stops_early and not interval.last:
             tokens = segment.tokens(positions)
             alpha_t = interval.alphas(tokens)[1]
             posterior = posterior_prediction(segment.process, prediction, tokens, alpha_t)
             ended = revision.end(positions, posterior, t)
-            prediction = prediction.at(segment.send((~ended).nonzero().squeeze(1)))
+        chosen = segment.chosen(positions, revision.still(positions))
 
         def weights(prediction: Prediction, tokens: Tensor, at: Interval = interval) -> Tensor:
             return transition(prediction, tokens, at)
 
-        clean = end if interval.last else None
-        moved = segment.redraw(positions[~ended], prediction, t, weights, interval.index, clean)
-        yield _step(segment, positions, ended, moved, t)
-
-
-def _step(segment: Segment, positions: Positions, ended: Tensor, moved: Tensor, t: Tensor) -> Step:
-    """Return the step in which some rows ended, and [N - ended] other positions may have moved."""
-    if bool(ended.any()):
-        over = positions[ended].known
-        positions = segment.at(torch.cat([over, positions[~ended].known]))
-        moved = torch.cat([moved.new_ones(len(over)), moved])
-    return segment.step(positions, t, moved=moved)
+        moved = segment.redraw(
+            chosen.at,
+            prediction.at(chosen.index),
+            t,
+            weights,
+            interval.index,
+            clean=end if interval.last else None,
+            which=chosen.which,
+        )
+        if ended is not None:
+            changed = segment.send(ended).clone()
+            changed[chosen.index] |= moved
+            moved = changed
+        if revision.was_needed():
+            yield segment.step(positions, t, moved=moved)
 
 
 def ancestral_transition(process: ForwardProcess) -> Transition:

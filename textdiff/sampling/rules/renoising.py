@@ -23,10 +23,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from textdiff.diffusion.objectives import Prediction
-    from textdiff.sampling.positions import Positions
     from textdiff.sampling.rules.revising import Revision
     from textdiff.sampling.rules.unmasking import Score
-    from textdiff.sampling.segment import Segment
+    from textdiff.sampling.segment import Chosen, Segment
     from textdiff.sampling.step import Step
 
 
@@ -44,15 +43,16 @@ def accept_or_renoise(
         revision: rows that are revised.
     """
     times = even_times(segment.steps)
-    size = revision.open.sum(1)  # [R]
-    alphas = torch.zeros(len(size), dtype=torch.float64)  # [R] at first all is noise
+    size = segment.decided(revision.size)  # [R]
+    alphas = torch.zeros(len(size), dtype=torch.float64, device=size.device)  # at first all noise
     for index in range(segment.steps):
-        positions = revision.positions()
-        if not len(positions):
+        if revision.none_left:
             return
+        positions = revision.positions()
         time = segment.schedule.t_of_alpha(alphas).clamp(0.0, 1.0)
+        known = segment.readback(time)
         prediction = segment.predict(positions, time)
-        tokens, alpha = segment.tokens(positions), segment.send(alphas[positions.row])  # [N] each
+        tokens, alpha = segment.tokens(positions), segment.send(positions.of_rows(alphas))  # [N]
         posterior = posterior_prediction(segment.process, prediction, tokens, alpha)
         t = times[index].expand(len(size))
         ended = revision.end(positions, posterior, t, every=index + 1 == segment.steps)
@@ -60,23 +60,27 @@ def accept_or_renoise(
         keys = positions.spread(steady(scores, prediction.at(slice(0, 1)).log_x0.dtype))
         order = keys.argsort(dim=1, descending=True, stable=True)  # [R, S]
         taken = accepted(positions.spread(scores).gather(1, order)).clamp(min=1).minimum(size)
-        split = positions.first(order, taken.minimum(positions.number))
-        kept, lost = (index[~ended[index]] for index in split)
-        _accept(segment, positions[kept], posterior.at(segment.send(kept)), t, index)
-        alphas, noisy = level(size - taken, size), positions[lost]
-        _renoise(segment, noisy, alphas[noisy.row], index)
-        sure[lost] = torch.nan
-        yield segment.step(positions, time, remasked=noisy.known, entropy=-sure)
+        kept = positions.leading(order, taken)
+        still = revision.still(positions)
+        live = ~ended if still is None else still & ~ended
+        lost = live & ~kept
+        _accept(segment, segment.chosen(positions, live & kept), posterior, t, index)
+        alphas = level(size - taken, size)
+        _renoise(segment, segment.chosen(positions, lost), alphas, index)
+        entropy = torch.where(lost, torch.nan, -sure)
+        if revision.was_needed():
+            moved = None if still is None else live | ended
+            yield segment.step(positions, known.read(), moved, entropy, again=lost)
 
 
 def _numbers(segment: Segment, posterior: Prediction, score: Score, count: int) -> Tensor:
-    """Return [2, N] scores and negative entropies of positions, on the CPU."""
+    """Return [2, N] scores and negative entropies of positions, where they decide."""
 
     def read(chunk: slice) -> Tensor:
         log_p = posterior.at(chunk).log_x0
         return torch.stack([score(log_p).double(), low_entropy(log_p)], dim=1)
 
-    return segment.by_parts(count, read).cpu().t()  # waits once
+    return segment.decided(segment.by_parts(count, read)).t()
 
 
 def level(noisy: Tensor, size: Tensor) -> Tensor:
@@ -88,14 +92,16 @@ def level(noisy: Tensor, size: Tensor) -> Tensor:
 
 
 def _accept(
-    segment: Segment, positions: Positions, posterior: Prediction, t: Tensor, step: int
+    segment: Segment, chosen: Chosen, posterior: Prediction, t: Tensor, step: int
 ) -> None:
     # A constraint is on finished text: the canvases before it are free.
     controls = replace(segment.controls, constraint=None)
-    segment.put(positions, segment.draw(positions, posterior, t, step, controls))
+    tokens = segment.draw(chosen.at, posterior.at(chosen.index), t, step, controls)
+    segment.put(chosen.at, tokens, chosen.which)
 
 
-def _renoise(segment: Segment, positions: Positions, alpha: Tensor, step: int) -> None:
-    u = positions.read(segment.position_uniforms(step))
+def _renoise(segment: Segment, chosen: Chosen, alphas: Tensor, step: int) -> None:
+    u = chosen.at.read(segment.position_uniforms(step))
+    alpha = chosen.at.of_rows(alphas)
     tokens = segment.process.corruptions(segment.send(alpha), segment.send(u))
-    segment.put(positions, tokens)
+    segment.put(chosen.at, tokens, chosen.which)

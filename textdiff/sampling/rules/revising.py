@@ -64,13 +64,33 @@ class Revision:
 
     def __init__(self, segment: Segment, calls: int | None, entropy: float):
         self.segment, self.calls, self.entropy = segment, calls, entropy
-        self.open = ~segment.frozen  # [R, S]
-        self.likeliest = torch.full(self.open.shape, -1)
-        self.repeated = torch.zeros(len(self.open), dtype=torch.int64)  # [R]
+        is_open = ~segment.frozen  # [R, S]
+        self.size = is_open.sum(1)  # [R]
+        # A row ends with its last mask, or else where it is stable.
+        followed = not segment.process.replaces_tokens
+        self.ledger = segment.places if followed else segment.ledger(is_open)
+        self.over = segment.decided(torch.zeros_like(self.size, dtype=torch.bool))  # [R] stable
+        self.likeliest = segment.decided(torch.full((is_open.numel(),), -1))
+        self.repeated = segment.decided(torch.zeros_like(self.size))
 
     def positions(self) -> Positions:
-        """Return the open positions of the rows that are still revised."""
-        return self.segment.where(self.open & self.segment.places.now)
+        """Return the open positions of the rows that are still revised, for a call that begins."""
+        return self.segment.where(self.ledger.begin())
+
+    @property
+    def none_left(self) -> bool:
+        """True where no row is revised any more, as far as the CPU knows without waiting."""
+        return self.ledger.none_left
+
+    def was_needed(self) -> bool:
+        """Return whether the call that is queued now had anything to revise."""
+        return bool(self.ledger.settle().any())
+
+    def still(self, positions: Positions) -> Tensor | None:
+        """Return which positions are revised indeed, [N] bool on the device; None: all."""
+        if self.stops_early:
+            return ~positions.of_rows(self.over)
+        return self.segment.masked(positions)
 
     @property
     def stops_early(self) -> bool:
@@ -91,32 +111,33 @@ class Revision:
         Returns:
             [N] bool, positions of the rows that end.
         """
+        segment = self.segment
+        ended = ~positions.of_rows(self.over)  # [N]
         if not (every or self.stops_early):
-            return torch.zeros(len(positions), dtype=torch.bool)
-        segment, row = self.segment, positions.row
+            return torch.zeros_like(ended)
         text = segment.draw(positions, posterior, t, controls=segment.controls.cold())
-        ended = torch.ones_like(row, dtype=torch.bool)
         if not every:
-            stable = self._stable(positions, text.cpu(), posterior)
-            ended, self.open = stable[row], self.open & ~stable[:, None]
-        chosen = segment.send(ended.nonzero().squeeze(1))
-        segment.put(positions[ended], text[chosen])
+            stable = self._stable(positions, segment.decided(text), posterior) & ~self.over
+            ended, self.over = positions.of_rows(stable), self.over | stable
+            self.ledger.close(positions, ended)
+        chosen = segment.chosen(positions, ended)
+        segment.put(chosen.at, text[chosen.index], chosen.which)
         return ended
 
     def _stable(self, positions: Positions, text: Tensor, posterior: Prediction) -> Tensor:
         """Note the likeliest tokens [N]; return which rows are stable, [R] bool."""
-        likeliest = self.likeliest.flatten().index_copy(0, positions.known, text)
-        likeliest = likeliest.view_as(self.likeliest)
-        same = (likeliest == self.likeliest).all(1)
+        at, shape = positions.on(text.device), positions.shape
+        likeliest = self.likeliest.index_copy(0, at, text)
+        same = (likeliest == self.likeliest).view(shape).all(1)
         self.likeliest, self.repeated = likeliest, torch.where(same, self.repeated + 1, 0)
 
         def entropies(chunk: slice) -> Tensor:
             nats: Tensor = torch.special.entr(posterior.at(chunk).log_x0.exp()).sum(-1)
             return nats
 
-        nats = self.segment.by_parts(len(positions), entropies).cpu()
-        size = self.open.sum(1)
-        total = torch.zeros(len(size), dtype=nats.dtype)
-        total = total.index_add(0, positions.row, nats)
+        nats = self.segment.decided(self.segment.by_parts(len(positions), entropies))
+        total = torch.zeros(shape[0], dtype=nats.dtype, device=nats.device)
+        total = total.index_add(0, positions.rows_on(nats.device), nats)
+        size = self.segment.decided(self.size)
         assert self.calls is not None
         return (size > 0) & (self.repeated >= self.calls) & (total <= self.entropy * size)

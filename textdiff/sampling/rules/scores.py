@@ -64,8 +64,8 @@ class ScoreRule(RevisingRule):
             score = prediction.log_score
             assert score is not None
             if interval.alpha_t == 0.0:
-                return interval.alpha_s.expand(len(score))
-            total = score.logsumexp(-1).double().cpu().exp()
+                return interval.alphas(score)[0]
+            total = score.logsumexp(-1).double().exp()
             largest = torch.finfo(torch.float64).max
             return self.rise(segment.schedule, interval) * total.clamp(max=largest)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from textdiff.sampling.rules.redrawing import Interval, grid
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
     from textdiff.sampling.segment import Segment
     from textdiff.sampling.step import Step
 
-    Choose = Callable[[Prediction, Positions, int], "Reveal"]
+    Time = Callable[[Tensor, int], Tensor]
+    """time(masks left [R], step) -> [R] time of each row, where the first is."""
+
+    Choose = Callable[[Prediction, "Masks", int], "Reveal"]
     """choose(prediction, N masks, step) -> which are revealed."""
 
     Chance = Callable[[Prediction, Interval], Tensor]
@@ -32,11 +36,11 @@ if TYPE_CHECKING:
     Score = Callable[[Tensor], Tensor]
     """score(log_x0 [N, V]) -> [N]; the highest comes first."""
 
-    Ranked = Callable[[], Tensor]
-    """ranked() -> [R, S] CPU scores in order, -inf where none; it waits for the device."""
+    Count = Callable[[Tensor, int], Tensor]
+    """count(masks left [R], calls left) -> [R] on the CPU, how many of them are revealed."""
 
-    Count = Callable[[Ranked, Tensor, int], Tensor]
-    """count(ranked, masks left [R], calls left) -> [R] on the CPU."""
+    Accepted = Callable[[Tensor], Tensor]
+    """accepted(scores [R, S], falling, -inf where none) -> [R] how many are good enough."""
 
 
 class OrderedRule(Rule):
@@ -47,65 +51,89 @@ class OrderedRule(Rule):
     chance: ClassVar[str] = ""
 
 
-class Reveal(NamedTuple):
-    """Masks that are revealed next; where their number is known, the CPU need not know which.
+class Masks(NamedTuple):
+    """Positions of a call that hold masks, and with them others that the last one may have closed.
 
     Attributes:
-        now: [n] their indices among the N masks, in order, on the CPU or on the device.
-        later: [N - n] those of the others; all of them are revealed at the last step.
-        number: [R] CPU, how many of each row are revealed.
+        at: N positions.
+        still: [N] bool on the device, which hold masks; None: all.
+        left: [R] masks of each row, on the CPU or on the device.
+    """
+
+    at: Positions
+    still: Tensor | None
+    left: Tensor
+
+    @staticmethod
+    def of(segment: Segment) -> Masks:
+        """Return those that are left."""
+        at = segment.where(segment.places.begin())
+        still = segment.masked(at)
+        return Masks(at, still, at.number if still is None else at.count(still))
+
+    def among(self, which: Tensor) -> Tensor:
+        """Return `which` [N] bool where there are masks."""
+        return which if self.still is None else which & self.still
+
+
+class Reveal(NamedTuple):
+    """Masks that are revealed next.
+
+    Attributes:
+        which: [N] bool, on any device.
         entropy: [N] nats of every mask, if known.
     """
 
-    now: Tensor
-    later: Tensor
-    number: Tensor
+    which: Tensor
     entropy: Tensor | None = None
 
 
 def unmask(
-    segment: Segment,
-    time: Callable[[Tensor, int], Tensor],
-    choose: Choose,
-    greedy_tail: bool = False,
+    segment: Segment, time: Time, choose: Choose, greedy_tail: bool = False
 ) -> Iterator[Step]:
-    """Reveal every open position once, in at most `steps` calls.
+    """Reveal every open position once, in at most `steps` calls; the network says how many in each.
 
     Args:
         segment: under absorbing noise.
-        time: (masks left [R], step) -> [R] time of each row.
-        choose: masks to reveal.
+        time: times of the rows.
+        choose: masks to reveal; all of them at the last step.
         greedy_tail: take the likeliest tokens at the last step.
     """
-    masks = segment.where(~segment.frozen)
     for index in range(segment.steps):
-        if not len(masks):
+        if segment.places.none_left:
             return
-        t = time(masks.number, index)
-        prediction = segment.predict(masks, t)
-        now, later, number, entropy = choose(prediction, masks, index)
-        chosen, masks = masks.take(now, number), masks.take(later, masks.number - number)
-        prediction = prediction.at(segment.send(now))
-        greedy = greedy_tail and index + 1 == segment.steps
-        entropy = None if entropy is None else entropy[now]
-        yield segment.write(chosen, prediction, t, greedy=greedy, entropy=entropy)
+        masks = Masks.of(segment)
+        t = time(masks.left, index)
+        prediction = segment.predict(masks.at, t)
+        which, entropy = choose(prediction, masks, index)
+        chosen = segment.chosen(masks.at, masks.among(which))
+        step = segment.write(
+            chosen.at,
+            prediction.at(chosen.index),
+            t,
+            greedy=greedy_tail and index + 1 == segment.steps,
+            which=chosen.which,
+            entropy=None if entropy is None else entropy[chosen.index],
+        )
+        left = segment.places.settle().sum(1)
+        if not left.any():  # a call too many, which has changed nothing
+            return
+        yield replace(step, t=time(left, index))
 
 
 def unmask_by_chance(segment: Segment, chance: Chance, greedy_tail: bool) -> Iterator[Step]:
     """Reveal each mask at each step with a probability that depends on its prediction."""
     intervals = grid(segment.schedule, segment.steps)
 
-    def choose(prediction: Prediction, masks: Positions, index: int) -> Reveal:
-        u = masks.read(segment.position_uniforms(index))
+    def choose(prediction: Prediction, masks: Masks, index: int) -> Reveal:
+        u = masks.at.read(segment.position_uniforms(index), segment.canvas.device)
+        if intervals[index].last:
+            return Reveal(torch.ones_like(u, dtype=torch.bool))
 
         def chances(chunk: slice) -> Tensor:
             return chance(prediction.at(chunk), intervals[index])
 
-        now = torch.ones(len(u), dtype=torch.bool)
-        if not intervals[index].last:
-            now = u < segment.by_parts(len(u), chances).cpu()
-        chosen, others = now.nonzero().squeeze(1), (~now).nonzero().squeeze(1)
-        return Reveal(chosen, others, masks[chosen].number)
+        return Reveal(u < segment.by_parts(len(u), chances))
 
     def time(left: Tensor, index: int) -> Tensor:
         return intervals[index].t.expand(len(left))
@@ -113,15 +141,46 @@ def unmask_by_chance(segment: Segment, chance: Chance, greedy_tail: bool) -> Ite
     yield from unmask(segment, time, choose, greedy_tail)
 
 
+def unmask_accepted(segment: Segment, score: Score, accepted: Accepted) -> Iterator[Step]:
+    """Reveal the first masks in an order, as many as are accepted, and at least an even share.
+
+    Args:
+        segment: under absorbing noise; its last call reveals what is left.
+        score: what orders the positions.
+        accepted: how many of them are good enough; fewer than one are one.
+    """
+    size = (~segment.frozen).sum(1)  # [R]
+    sent = segment.send(size)
+
+    def choose(prediction: Prediction, masks: Masks, index: int) -> Reveal:
+        calls = segment.steps - index
+        scores = _scores(segment, score, prediction, masks.at)
+        if masks.still is not None:
+            scores = scores.masked_fill(~masks.still, -torch.inf)
+        order = _order(masks.at, steady(scores, prediction.at(slice(0, 1)).log_x0.dtype))
+        number = left = masks.left if segment.ahead else segment.send(masks.left)
+        if calls > 1:
+            enough = accepted(masks.at.spread(scores).gather(1, order))
+            number = torch.maximum(enough, even_share(left, calls)).clamp(min=1).minimum(left)
+        which = masks.at.leading(order, number)
+        return Reveal(which, -scores if score is low_entropy else None)
+
+    def time(left: Tensor, index: int) -> Tensor:
+        return time_left(segment.schedule, left, sent if left.device == sent.device else size)
+
+    yield from unmask(segment, time, choose)
+
+
 def unmask_in_order(
     segment: Segment, score: Score | Tensor, count: Count, temperature: float = 0.0
 ) -> Iterator[Step]:
-    """Reveal the first few masks of each row in an order that the network gives.
+    """Reveal the first masks in an order, in at most `steps` calls.
 
     The order is read from the raw distributions and the tokens are drawn afterwards, at the chosen
     positions alone. So with one token per call the texts follow the network's chain of
     conditionals, in whatever order. (Published code draws first and orders by the drawn token's
-    probability, which prefers likely tokens; at temperature 0 that is the same.)
+    probability, which prefers likely tokens; at temperature 0 that is the same.) The CPU need not
+    know which positions are revealed, as their number is known beforehand.
 
     Args:
         segment: under absorbing noise; its last call reveals what is left.
@@ -131,28 +190,29 @@ def unmask_in_order(
             exp(score / temperature).
     """
     size = (~segment.frozen).sum(1)  # [R]
-
-    def choose(prediction: Prediction, masks: Positions, index: int) -> Reveal:
+    masks = segment.where(~segment.frozen)
+    for index in range(segment.steps):
+        if not len(masks):
+            return
         left, calls = masks.number, segment.steps - index
+        t = time_left(segment.schedule, left, size)
+        prediction = segment.predict(masks, t)
         scores = _scores(segment, score, prediction, masks)
         keys = steady(scores, prediction.at(slice(0, 1)).log_x0.dtype)
         if temperature:  # the largest of these are draws without replacement
             noise = -torch.log(-torch.log(segment.position_uniforms(index)))
             keys = scores / temperature + masks.read(noise, scores.device)
             keys = keys.clamp(min=torch.finfo(torch.float64).min)
-        order = masks.spread(keys).argsort(dim=1, descending=True, stable=True)  # [R, S]
+        number = count(left, calls).clamp(min=1).minimum(left) if calls > 1 else left
+        now, later = masks.first(_order(masks, keys), number)
+        entropy = -scores[now] if score is low_entropy else None
+        chosen, masks = masks.take(now, number), masks.take(later, left - number)
+        yield segment.write(chosen, prediction.at(segment.send(now)), t, entropy=entropy)
 
-        def ranked() -> Tensor:
-            return masks.spread(scores).gather(1, order).cpu()
 
-        number = count(ranked, left, calls).clamp(min=1).minimum(left) if calls > 1 else left
-        now, later = masks.first(order, number)
-        return Reveal(now, later, number, -scores if score is low_entropy else None)
-
-    def time(left: Tensor, index: int) -> Tensor:
-        return time_left(segment.schedule, left, size)
-
-    yield from unmask(segment, time, choose)
+def _order(masks: Positions, keys: Tensor) -> Tensor:
+    """Return the columns of each row by falling keys [N], [R, S]; equal ones from left to right."""
+    return masks.spread(keys).argsort(dim=1, descending=True, stable=True)
 
 
 def _scores(

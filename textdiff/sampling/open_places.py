@@ -1,0 +1,107 @@
+"""Positions of a segment that are still open, which the CPU knows late where a device decides.
+
+A CPU that asked after each call would let the device run dry. It queues one call more, and reads
+meanwhile what the call before has closed. So a call may be made for positions that are closed
+already; they stay as they are. Letters: A active rows, S canvas positions, N positions of one call.
+"""
+
+import torch
+from torch import Tensor
+
+from textdiff.diffusion.process import ForwardProcess
+from textdiff.models.devices import Readback
+from textdiff.sampling.positions import Positions
+
+
+class Ledger:
+    """Open positions, and those that were closed since the CPU has known them.
+
+    Args:
+        is_open: [A, S] bool on the CPU.
+        ahead: whether calls are queued before the CPU knows what the last one closed.
+    """
+
+    def __init__(self, is_open: Tensor, ahead: bool = False):
+        self.ahead = ahead
+        self._known = is_open
+        self._news: list[tuple[Positions | None, Readback | None]] = []
+        self._before = 0  # news from before the call that has begun
+
+    def close(self, positions: Positions, which: Tensor | None = None) -> None:
+        """Note that N positions are closed, or those of them that `which` [N] bool says."""
+        self._news.append((positions, None if which is None else Readback(which)))
+
+    def reopen(self, where: Tensor) -> None:
+        """Note that positions [A, S] bool are open again."""
+        self._news.append((None, Readback(where)))
+
+    @property
+    def now(self) -> Tensor:
+        """[A, S] bool on the CPU; may wait for the device."""
+        return self._after(len(self._news))
+
+    @property
+    def none_left(self) -> bool:
+        """True where nothing is open, as far as the CPU knows without waiting."""
+        waits = self.ahead and not all(which is None or which.arrived for _, which in self._news)
+        return not waits and not bool(self.now.any())
+
+    def begin(self) -> Tensor:
+        """Return [A, S] bool what a call is made for: all that is open, and no more if known."""
+        self._before = len(self._news)
+        return self._known if self.ahead else self.now
+
+    def settle(self) -> Tensor:
+        """Return [A, S] bool what was open when the call began, which is queued by now."""
+        return self._after(self._before)
+
+    def _after(self, count: int) -> Tensor:
+        """Return what is open after the first news, which are known from now on."""
+        for positions, which in self._news[:count]:
+            told = None if which is None else which.read()
+            if positions is None:
+                self._known = self._known | told
+                continue
+            closed = positions.known if told is None else positions.known[told]
+            self._known = self._known.flatten().index_fill(0, closed, False).view_as(self._known)
+        self._news, self._before = self._news[count:], 0
+        return self._known
+
+
+class OpenPlaces(Ledger):
+    """Positions of a segment that hold masks; under other noise, all that may change.
+
+    The CPU cannot read a canvas without waiting for its device, and need not: it is the CPU that
+    says which positions are written.
+
+    Args:
+        frozen: [A, S] bool on the CPU, positions that never change.
+        process: the noise.
+        followed: whether `close` and `reopen` tell of every change, from a canvas of noise on; else
+            the canvas is read.
+        ahead: see `Ledger`.
+    """
+
+    def __init__(
+        self, frozen: Tensor, process: ForwardProcess, followed: bool = False, ahead: bool = False
+    ):
+        super().__init__(~frozen, ahead)
+        self.process, self.followed = process, followed
+
+    def on(self, canvas: Tensor) -> Tensor:
+        """Return the open positions of the canvas as it is, [A, S] bool on the CPU."""
+        if self.followed or self.process.replaces_tokens:
+            return self.now
+        return self.now & (canvas == self.process.mask_token_id).cpu()
+
+    def close(self, positions: Positions, which: Tensor | None = None) -> None:
+        """Note that N positions got tokens, or those of them that `which` [N] bool says."""
+        if not self.process.replaces_tokens:
+            super().close(positions, which)
+
+
+def widened(positions: Positions, still: Tensor) -> Positions:
+    """Return positions and all that are open [A, S] in the same rows, in order."""
+    asked = torch.zeros(still.numel(), dtype=torch.bool).index_fill(0, positions.known, True)
+    asked = asked.view(still.shape)
+    return Positions.where(asked | (asked.any(1, keepdim=True) & still))
