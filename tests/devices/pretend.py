@@ -155,17 +155,17 @@ class Event:
         watch.copies = []
 
     def record(self) -> None:
-        self.launches = len(self.watch.launches)
+        self.launches, self.waits = len(self.watch.launches), len(self.watch.waits)
 
     def query(self) -> bool:
         return False
 
     def synchronize(self) -> None:
         since = len(self.watch.launches) - self.launches
-        if self.copies and not since:
-            self.watch.waits.append(f"event: {_where()}")
-        if self.copies:
+        if self.copies and len(self.watch.waits) == self.waits:  # else it has waited for more
             self.watch.readbacks.append(since)
+            if not since:
+                self.watch.waits.append(f"event: {_where()}")
         with _disable_current_modes():
             for here, numbers in self.copies:
                 here.copy_(numbers)
@@ -209,7 +209,7 @@ def pretending(shapes_only: bool = False) -> Iterator[Watch]:
         mock.patch.object(Tensor, "pin_memory", _pinned),
         mock.patch.object(torch, "is_autocast_enabled", autocast),
         Watch(shapes_only) as watch,
-        mock.patch.object(torch, "Event", lambda **_: Event(watch)),
+        mock.patch.object(torch, "Event", side_effect=lambda **_: Event(watch)),
     ):
         yield watch
 

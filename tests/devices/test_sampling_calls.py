@@ -22,6 +22,7 @@ from textdiff.sampling.teacher_forcing import ForcedEngine
 
 JOB = Job([[CLEAN[0]], [], [CLEAN[1], None, CLEAN[2]]], [5, 6, 3])
 SEGMENTS = {None: 1, 4: 2}
+CALL = 100  # launches of a network call, at least
 # One of each process, and the objectives whose predictions go other ways.
 CASES = ("mdlm", "sedd", "d3pm-plugged", "learned", "udlm", "sedd-uniform", "gidd")
 
@@ -86,8 +87,9 @@ def check_calls(case: str, rule: str, size: int | None, network=None, forced=Non
         there = engine(watch.device)
         watch.uploads.clear(), watch.waits.clear()
         found, calls, lazy = text(there)
-        # One check of each segment, and one reading of prompts where these are stored.
-        waits = len(watch.waits) - SEGMENTS[size] - (size is not None)
+        waits = len(watch.waits) - SEGMENTS[size]  # each segment is checked once
+        if watch.readbacks:  # a network call was queued before the CPU waited for the last one
+            assert min(watch.readbacks) >= CALL
         torch.testing.assert_close(found.held, expected, rtol=1e-12, atol=1e-12)
         for step, known in zip(lazy, steps, strict=True):
             assert torch.equal(step.changed, known.changed)
@@ -106,7 +108,7 @@ def test_no_call_waits(case, rule, size):
 def test_guidance_and_self_conditioning_add_no_waits(case, size):
     own = {"self_conditioning": True}
     waits, _ = check_calls(case, "ancestral", size, network=own, guidance=0.5)
-    assert waits <= (size is not None)  # both networks store prompts
+    assert waits <= 0
 
 
 ORDERS = (
@@ -120,7 +122,7 @@ ORDERS = (
 @pytest.mark.parametrize("knobs", ORDERS)
 def test_the_choice_of_the_network_stays_on_its_device(knobs, size):
     waits, _ = check_calls("mdlm", "confidence", size, knobs=knobs, guidance=0.5)
-    assert waits <= (size is not None)  # both networks store prompts
+    assert waits <= 0
 
 
 @pytest.mark.parametrize("rule", ["ancestral", "confidence"])

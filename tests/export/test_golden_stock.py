@@ -237,7 +237,7 @@ def test_dream_generates_token_for_token(load, rule, order):
     golden = load("dream")
     times = golden["generate/timesteps"]
 
-    def count(ranked: Tensor, left: Tensor, calls: int) -> Tensor:
+    def count(left: Tensor, calls: int) -> Tensor:
         return (left * (1.0 - times[5 - calls] / times[4 - calls])).long()
 
     states = golden[f"generate/{rule}/states"]
@@ -269,7 +269,7 @@ def test_a2d_generates_on_whole_canvases_token_for_token(load):
     hidden = {"layout": documents(seen)}
     first = golden.logits(states[0], **hidden)
     assert golden.error("generate/mdlm/first_logits", first, seen.bool()) < 1.0
-    rule, texts = counted(lambda ranked, left, calls: left // calls)(), [states[0]]
+    rule, texts = counted(lambda left, calls: left // calls)(), [states[0]]
     for block in (0, 4):
         open_ = spans(texts[0].shape, [5 + block, 7 + block], 4)
         texts += fill(golden, rule, texts[-1], open_, 3, official(golden, **hidden))
@@ -323,7 +323,7 @@ def test_sdar_generates_from_left_to_right_by_the_engine(load):
     class LeftToRight(Confidence):
         def __call__(self, segment):
             """Equal scores keep the order of the places."""
-            one = lambda ranked, left, calls: torch.ones_like(left)  # noqa: E731
+            one = lambda left, calls: torch.ones_like(left)  # noqa: E731
             yield from unmask_in_order(segment, lambda log_x0: torch.zeros(len(log_x0)), one)
 
     job = Job(golden["generate/prompt"].tolist(), [10])
@@ -394,7 +394,7 @@ def test_tiny_diffusion_generates_token_for_token(load, rule, steps):
         step = torch.tensor([called.pop(0)] * 2)
         return official(golden, sigma=step)(canvas, t, positions)
 
-    four = counted(lambda ranked, left, calls: torch.full_like(left, 4))()
+    four = counted(lambda left, calls: torch.full_like(left, 4))()
     chosen = four if rule == "topk" else Threshold(threshold=0.2)
     texts = [states[0]]
     texts += fill(golden, chosen, states[0], states[0] == 0, steps, denoise)

@@ -63,6 +63,7 @@ class CachedPredictor(Predictor):
         for row, (ids, length) in enumerate(zip(text.tolist(), known.tolist(), strict=True)):
             if length:
                 groups.setdefault(tuple(ids[:length]), []).append(row)
+        text = to_device(text, self.model.device)
         leaders = torch.tensor([group[0] for group in groups.values()], dtype=torch.int64)
         longest = int(known.max())
         # In a ring, what is written must not be where its own block still looks.

@@ -17,7 +17,7 @@ from textdiff.diffusion.family import Family
 from textdiff.diffusion.randomness import Stream, signed, uniforms
 from textdiff.errors import ConfigError
 from textdiff.models import Denoiser
-from textdiff.models.devices import on_device, to_device
+from textdiff.models.devices import Readback, on_device, to_device
 from textdiff.sampling.cached import ApproximatePredictor, CachedPredictor
 from textdiff.sampling.context import SegmentInfo
 from textdiff.sampling.guidance import GuidedPredictor, check_guidance
@@ -67,7 +67,8 @@ class Engine:
         seeds, numbers = zip(*self.job.row_keys, strict=True)
         self.seeds = torch.tensor([signed(seed) for seed in seeds])[:, None]  # [R, 1]
         self.numbers = torch.tensor(numbers)[:, None]  # [R, 1] index of each row under its seed
-        self.text = self._prior()
+        self.prompts = self._prior()  # stays on the CPU
+        self.text = to_device(self.prompts, model.device)
         self.open = self._open_places()
         self.index = 0
 
@@ -93,11 +94,12 @@ class Engine:
         """Yield the steps of `run`; unlike there, gradients flow if they are enabled."""
         while self.rows.unfinished:
             if new := self.rows.admit():
-                self.predictor.admit(self.text[on_device(self.text, new)], self.rows.final[new])
+                self.predictor.admit(self.prompts[new], self.rows.final[new])
             area = self._next_area()
             yield from self._fill(area)
+            written = Readback(self.text[on_device(self.text, area.active)])  # [A, W]
             self.predictor.check()
-            if done := self.rows.advance(area.ends, self.text):
+            if done := self.rows.advance(area.ends, written):
                 self.predictor.keep(self.rows.leave(done))
 
     def _guided_predictor(self) -> Predictor:
@@ -136,13 +138,13 @@ class Engine:
         return CachedPredictor(self.model, self.family, self.rows.slots, self.width, window)
 
     def _prior(self) -> Tensor:
-        """Return texts [R, W] that hold the fixed tokens, and noise elsewhere."""
+        """Return texts [R, W] on the CPU that hold the fixed tokens, and noise elsewhere."""
         job, position = self.job, torch.arange(self.width)
         u = uniforms(self.seeds, Stream.PRIOR, row=self.numbers, position=position)
         text = self.family.on_cpu.process.prior((len(job.prompts), self.width), u)  # [R, W]
         fixed = [token for prompt in job.prompts for token in prompt if token is not None]
         text[:, : job.given.shape[1]][job.given] = torch.tensor(fixed, dtype=torch.int64)
-        return to_device(text, self.model.device)
+        return text
 
     def _open_places(self) -> Tensor:
         """Return which places of the texts may be written, [R, W] bool.

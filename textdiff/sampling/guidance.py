@@ -25,10 +25,10 @@ from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.errors import ConfigError
 from textdiff.models.devices import to_device
+from textdiff.sampling.open_places import OpenPlaces
 from textdiff.sampling.parts import lazily
 from textdiff.sampling.positions import Positions
 from textdiff.sampling.predictor import Predictor
-from textdiff.sampling.open_places import OpenPlaces
 
 Transition = Callable[[Prediction, Tensor], Tensor]
 """transition(prediction, tokens [N]) -> [N, V] float64 weights of the next tokens."""

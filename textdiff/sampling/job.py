@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from textdiff.errors import ConfigError
-from textdiff.models.devices import on_device
+from textdiff.models.devices import Readback
 
 
 @dataclass(frozen=True)
@@ -259,8 +259,12 @@ class Rows:
         self.active += new
         return new
 
-    def advance(self, ends: Tensor, text: Tensor) -> list[int]:
+    def advance(self, ends: Tensor, written: Readback) -> list[int]:
         """Note that the active rows have finished their segments, up to `ends`.
+
+        Args:
+            ends: [A] tokens of each row that are final now.
+            written: [A, W] their tokens.
 
         Returns:
             Slots whose rows are done: as long as wanted, or with an end in their open end.
@@ -272,7 +276,7 @@ class Rows:
         self.passed[active] += 1
         done = (ends >= self.job.lengths[active]).tolist()
         if self.job.ended is not None:
-            tokens = text[on_device(text, active)].tolist()  # one synchronisation per segment
+            tokens = written.read().tolist()
             spans = zip(tails.tolist(), ends.tolist(), fresh.tolist(), strict=True)
             for slot, (tail, end, new) in enumerate(spans):
                 done[slot] = done[slot] or (new > 0 and self.job.ended(tokens[slot][tail:end], new))

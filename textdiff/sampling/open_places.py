@@ -5,6 +5,8 @@ meanwhile what the call before has closed. So a call may be made for positions t
 already; they stay as they are. Letters: A active rows, S canvas positions, N positions of one call.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -24,16 +26,24 @@ class Ledger:
     def __init__(self, is_open: Tensor, ahead: bool = False):
         self.ahead = ahead
         self._known = is_open
-        self._news: list[tuple[Positions | None, Readback | None]] = []
+        # What the device copies, and what becomes of the open positions once that is there.
+        self._news: list[tuple[Readback | None, Callable[[Tensor], Tensor]]] = []
         self._before = 0  # news from before the call that has begun
 
     def close(self, positions: Positions, which: Tensor | None = None) -> None:
         """Note that N positions are closed, or those of them that `which` [N] bool says."""
-        self._news.append((positions, None if which is None else Readback(which)))
+        told = None if which is None else Readback(which)
+
+        def closed(known: Tensor) -> Tensor:
+            at = positions.known if told is None else positions.known[told.read()]
+            return known.flatten().index_fill(0, at, False).view_as(known)
+
+        self._news.append((told, closed))
 
     def reopen(self, where: Tensor) -> None:
         """Note that positions [A, S] bool are open again."""
-        self._news.append((None, Readback(where)))
+        told = Readback(where)
+        self._news.append((told, lambda known: known | told.read()))
 
     @property
     def now(self) -> Tensor:
@@ -43,7 +53,9 @@ class Ledger:
     @property
     def none_left(self) -> bool:
         """True where nothing is open, as far as the CPU knows without waiting."""
-        waits = self.ahead and not all(which is None or which.arrived for _, which in self._news)
+        if not bool(self._known.any()):
+            return True
+        waits = self.ahead and not all(told is None or told.arrived for told, _ in self._news)
         return not waits and not bool(self.now.any())
 
     def begin(self) -> Tensor:
@@ -57,14 +69,9 @@ class Ledger:
 
     def _after(self, count: int) -> Tensor:
         """Return what is open after the first news, which are known from now on."""
-        for positions, which in self._news[:count]:
-            told = None if which is None else which.read()
-            if positions is None:
-                self._known = self._known | told
-                continue
-            closed = positions.known if told is None else positions.known[told]
-            self._known = self._known.flatten().index_fill(0, closed, False).view_as(self._known)
-        self._news, self._before = self._news[count:], 0
+        for _, change in self._news[:count]:
+            self._known = change(self._known)
+        self._news, self._before = self._news[count:], max(0, self._before - count)
         return self._known
 
 

@@ -23,9 +23,9 @@ from textdiff.models import (
     shift_right,
 )
 from textdiff.models.devices import on_device, to_device
+from textdiff.sampling.open_places import OpenPlaces
 from textdiff.sampling.parts import by_parts, lazily
 from textdiff.sampling.positions import Positions
-from textdiff.sampling.open_places import OpenPlaces
 from textdiff.sampling.previous import PreviousPredictions
 
 
@@ -72,7 +72,7 @@ class Predictor(ABC):
         """Add rows after the active ones.
 
         Args:
-            text: [a, W] their tokens.
+            text: [a, W] their tokens, on the CPU.
             finished: [a] how many of these are final.
         """
 

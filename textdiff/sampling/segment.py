@@ -7,7 +7,7 @@ positions of the canvas, N positions of one call, V vocabulary.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,14 +17,15 @@ from textdiff.diffusion.objectives.objective import pick
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.randomness import Stream
 from textdiff.diffusion.schedule import NoiseSchedule
-from textdiff.models.devices import UNPINNED, Readback, to_device
+from textdiff.models.devices import UNPINNED
+from textdiff.sampling.canvas import Canvas
 from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens, draw_weighed
 from textdiff.sampling.guidance import Transition, next_token_weights
+from textdiff.sampling.open_places import OpenPlaces
 from textdiff.sampling.parts import EVERY, by_parts, parts
 from textdiff.sampling.positions import Positions
-from textdiff.sampling.open_places import Ledger, OpenPlaces
 from textdiff.sampling.step import Changes, Step
 
 Denoise = Callable[[Tensor, Tensor, Positions], Prediction]
@@ -40,22 +41,8 @@ Uniforms = Callable[[Stream, int], Tensor]
 CleanTokens = Literal["drawn", "likeliest"]
 
 
-class Chosen(NamedTuple):
-    """Positions that are written, as far as the CPU knows which.
-
-    Attributes:
-        at: n positions, all that may be written.
-        index: which of the predicted positions they are.
-        which: [n] bool on the device, True where they are written; None: everywhere.
-    """
-
-    at: Positions
-    index: Tensor | slice
-    which: Tensor | None
-
-
 @dataclass
-class Segment:
+class Segment(Canvas):
     """The open positions of R rows, and everything that fills them.
 
     Attributes:
@@ -91,47 +78,6 @@ class Segment:
         self.ahead = self.ahead and self.canvas.device.type not in UNPINNED and len(tables) == 1
         if self.places is None:
             self.places = OpenPlaces(self.frozen, self.process, followed=True, ahead=self.ahead)
-
-    def send(self, x: Tensor) -> Tensor:
-        """Copy a tensor of the CPU to the device of the canvas, without waiting for it."""
-        return to_device(x, self.canvas.device)
-
-    def at(self, positions: Positions | Tensor) -> Positions:
-        """Return positions of the canvas, which may be [N] flat ones on the CPU."""
-        return Positions.of(positions, self.canvas)
-
-    def where(self, chosen: Tensor) -> Positions:
-        """Return the chosen positions of the canvas, from [R, S] bool on the CPU."""
-        return Positions.where(chosen)
-
-    def ledger(self, is_open: Tensor) -> Ledger:
-        """Return a ledger of positions [R, S] that a rule closes itself."""
-        return Ledger(is_open, self.ahead)
-
-    def decided(self, x: Tensor) -> Tensor:
-        """Return numbers where rules decide: on the device if calls are queued ahead of it."""
-        return self.send(x) if self.ahead else x.cpu()
-
-    def readback(self, x: Tensor) -> Readback:
-        """Begin to copy numbers to the CPU, which may read them once a call is queued."""
-        return Readback(x)
-
-    def chosen(self, positions: Positions, which: Tensor | None) -> Chosen:
-        """Return the positions that `which` [N] bool names, or all of them and where it does."""
-        if which is None or self.ahead:
-            return Chosen(positions, EVERY, None if which is None else self.send(which))
-        index = which.cpu().nonzero().squeeze(1)
-        return Chosen(positions[index], self.send(index), None)
-
-    def masked(self, positions: Positions) -> Tensor | None:
-        """Return which of the positions hold masks, [N] bool on the device; None: as yet all."""
-        if not self.ahead or self.process.replaces_tokens:
-            return None
-        return self.tokens(positions) == self.process.mask_token_id
-
-    def tokens(self, positions: Positions) -> Tensor:
-        """Return the tokens at positions, [N] int64."""
-        return positions.entries(self.canvas)
 
     def position_uniforms(self, step: int) -> Tensor:
         """Return the uniforms that choose positions in a scheduled step, [R, S] float64."""
@@ -197,25 +143,6 @@ class Segment:
         return self.by_parts(
             len(tokens), lambda chunk: pick(prediction.at(chunk).log_x0, tokens[chunk])
         )
-
-    def put(
-        self, positions: Positions | Tensor, tokens: Tensor, which: Tensor | None = None
-    ) -> None:
-        """Replace the canvas by one with other tokens at some positions.
-
-        Args:
-            positions: N positions.
-            tokens: [N] on the device, no masks where they are put.
-            which: [N] bool on the device, True where they are put; None: everywhere.
-        """
-        at = self.at(positions)
-        self.canvas = at.replaced(self.canvas, tokens, which)
-        self.places.close(at, which)
-
-    def mask(self, where: Tensor) -> None:
-        """Replace the canvas by one with masks at positions [R, S] bool, on any device."""
-        self.canvas = self.canvas.masked_fill(self.send(where), self.process.mask_token_id)
-        self.places.reopen(where)
 
     def step(
         self,

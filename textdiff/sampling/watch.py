@@ -22,9 +22,9 @@ from textdiff.diffusion.objectives import Prediction
 from textdiff.diffusion.process import ForwardProcess
 from textdiff.errors import ConfigError, closest
 from textdiff.models.devices import on_device, to_device
+from textdiff.sampling.open_places import OpenPlaces, widened
 from textdiff.sampling.parts import by_parts
 from textdiff.sampling.positions import Positions
-from textdiff.sampling.open_places import OpenPlaces, widened
 from textdiff.sampling.segment import Denoise
 from textdiff.sampling.step import Step
 

@@ -96,7 +96,7 @@ class Gibbs(RevisingRule):
         index, _ = asked.first(order, number_each)
         few, prediction = asked.take(index, number_each), prediction.at(segment.send(index))
         chosen = segment.chosen(few, revision.still(few))
-        prediction = prediction.at(chosen.index)
+        prediction = prediction.at(chosen.predicted)
         moved = segment.redraw(chosen.at, prediction, t, transition, number, which=chosen.which)
         return segment.step(chosen.at, t, moved=moved)
 

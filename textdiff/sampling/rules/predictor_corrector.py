@@ -114,7 +114,8 @@ class PredictorCorrector(RevisingRule):
             best = torch.maximum(agreed, best)
             live = live & (stale < self.patience)
             chosen = segment.chosen(positions, which)
-            segment.put(chosen.at, tokens[chosen.index], chosen.which)
+            segment.put(chosen.at, tokens[chosen.predicted], chosen.which)
             ledger.close(positions, ~positions.of_rows(live))
-            if bool(ledger.settle().any()):
-                yield segment.step(positions, t, moved=which)
+            if not bool(ledger.settle().any()):
+                return
+            yield segment.step(positions, t, moved=which)

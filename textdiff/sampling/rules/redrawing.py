@@ -115,7 +115,7 @@ def redraw(
 
         moved = segment.redraw(
             chosen.at,
-            prediction.at(chosen.index),
+            prediction.at(chosen.predicted),
             t,
             weights,
             interval.index,
@@ -124,10 +124,11 @@ def redraw(
         )
         if ended is not None:
             changed = segment.send(ended).clone()
-            changed[chosen.index] |= moved
+            changed[chosen.predicted] |= moved
             moved = changed
-        if revision.was_needed():
-            yield segment.step(positions, t, moved=moved)
+        if not revision.was_needed():
+            return
+        yield segment.step(positions, t, moved=moved)
 
 
 def ancestral_transition(process: ForwardProcess) -> Transition:

@@ -23,9 +23,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from textdiff.diffusion.objectives import Prediction
+    from textdiff.sampling.canvas import Chosen
     from textdiff.sampling.rules.revising import Revision
     from textdiff.sampling.rules.unmasking import Score
-    from textdiff.sampling.segment import Chosen, Segment
+    from textdiff.sampling.segment import Segment
     from textdiff.sampling.step import Step
 
 
@@ -68,9 +69,10 @@ def accept_or_renoise(
         alphas = level(size - taken, size)
         _renoise(segment, segment.chosen(positions, lost), alphas, index)
         entropy = torch.where(lost, torch.nan, -sure)
-        if revision.was_needed():
-            moved = None if still is None else live | ended
-            yield segment.step(positions, known.read(), moved, entropy, again=lost)
+        if not revision.was_needed():
+            return
+        moved = None if still is None else live | ended
+        yield segment.step(positions, known.read(), moved, entropy, again=lost)
 
 
 def _numbers(segment: Segment, posterior: Prediction, score: Score, count: int) -> Tensor:
@@ -91,12 +93,10 @@ def level(noisy: Tensor, size: Tensor) -> Tensor:
     return 1.0 - (noisy.double() + 1.0) / (size + 2.0)
 
 
-def _accept(
-    segment: Segment, chosen: Chosen, posterior: Prediction, t: Tensor, step: int
-) -> None:
+def _accept(segment: Segment, chosen: Chosen, posterior: Prediction, t: Tensor, step: int) -> None:
     # A constraint is on finished text: the canvases before it are free.
     controls = replace(segment.controls, constraint=None)
-    tokens = segment.draw(chosen.at, posterior.at(chosen.index), t, step, controls)
+    tokens = segment.draw(chosen.at, posterior.at(chosen.predicted), t, step, controls)
     segment.put(chosen.at, tokens, chosen.which)
 
 

@@ -121,7 +121,7 @@ class Revision:
             ended, self.over = positions.of_rows(stable), self.over | stable
             self.ledger.close(positions, ended)
         chosen = segment.chosen(positions, ended)
-        segment.put(chosen.at, text[chosen.index], chosen.which)
+        segment.put(chosen.at, text[chosen.predicted], chosen.which)
         return ended
 
     def _stable(self, positions: Positions, text: Tensor, posterior: Prediction) -> Tensor:

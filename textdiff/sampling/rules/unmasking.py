@@ -109,11 +109,11 @@ def unmask(
         chosen = segment.chosen(masks.at, masks.among(which))
         step = segment.write(
             chosen.at,
-            prediction.at(chosen.index),
+            prediction.at(chosen.predicted),
             t,
             greedy=greedy_tail and index + 1 == segment.steps,
             which=chosen.which,
-            entropy=None if entropy is None else entropy[chosen.index],
+            entropy=None if entropy is None else entropy[chosen.predicted],
         )
         left = segment.places.settle().sum(1)
         if not left.any():  # a call too many, which has changed nothing
