@@ -62,8 +62,8 @@ def contained(name: str, checks: Checks) -> Checks:
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error, after its type."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    """Return the first line of an error, after its type; some go on for pages."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}"
 
 
 def place_of(error: Exception) -> str:

@@ -62,7 +62,7 @@ def flash_checks(
     expected = attend(prepare("eager", layout, torch.empty(2, 128)), *wide) * read
     expected.sum().backward()
     segments = flash.segments(layout.within(ids.to(device), layout.documents), 128)
-    half = [x.to(device).requires_grad_() for x in leaves]
+    half = [x.to(device, copy=True).requires_grad_() for x in leaves]
     segments = replace(segments, package=package)
     out = flash.flash_attention(*half, kind == "causal", segments) * read.to(device)
     out.sum().backward()

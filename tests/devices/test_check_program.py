@@ -13,6 +13,7 @@ import torch
 from gpu_checks import numerics
 from gpu_checks.cases import Case
 from gpu_checks.checks import Check, contained, figure
+from gpu_checks.device import set_up
 from gpu_checks.speed import slowest_kernels
 from gpu_checks.waits import waits_of_calls
 from torch.autograd import DeviceType
@@ -87,6 +88,15 @@ def test_a_refusal_is_a_sentence(tmp_path, capsys):
         assert "choose another --output" in capsys.readouterr().err
 
 
+def test_a_gpu_is_set_up_for_deterministic_products_and_made_the_current_one(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "restored afterwards")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    set_up(torch.device("cuda:1"))
+    assert (os.environ["CUBLAS_WORKSPACE_CONFIG"], chosen) == (":4096:8", [1])
+
+
 def test_a_wrong_gradient_is_found(monkeypatch):
     step = Case.step
 
@@ -121,7 +131,8 @@ def test_waits_are_counted_by_the_line_that_waits(monkeypatch):
         def generate(self, prompt, steps, **request):
             for _ in range(2 + steps * (request["rule"] == "waiting")):
                 warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
-            warnings.warn("another warning", stacklevel=1)
+            for _ in range(steps):
+                warnings.warn("another warning", stacklevel=1)
 
     (check,) = contained("", waits_of_calls(Model(), "waiting", "x"))
     assert (check.found, check.passed) == (8.0, False)
