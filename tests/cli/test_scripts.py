@@ -226,7 +226,6 @@ def gpu_numbers(root):
     path = root / "tests" / "manual" / "gpu_numbers.py"
     spec = importlib.util.spec_from_file_location("gpu_numbers", path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules["gpu_numbers"] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
 

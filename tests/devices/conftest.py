@@ -1,7 +1,7 @@
-"""Makes the helpers of other tests importable here."""
+"""Makes the helpers of other tests, and the stages of `scripts/check_gpu.py`, importable here."""
 
 import sys
 from pathlib import Path
 
-for folder in ("exact", "sampling", "train"):
+for folder in ("exact", "sampling", "train", "../scripts"):
     sys.path.insert(0, str(Path(__file__).parents[1] / folder))

@@ -26,31 +26,23 @@ import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
 from textdiff import TextDiffusion
 from textdiff.cli import main as textdiff
 from textdiff.commands.flags import parse_verb
-from textdiff.export.records import code_record
-from textdiff.models import Layout, TextDiffusionConfig, TextDiffusionModel
-from textdiff.models.attention import BACKENDS, unavailable
-from textdiff.train.optim import native_bf16
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "scripts"))  # its checks of attention are a stage there
+from gpu_checks.checks import Check, difference, first_line  # noqa: E402
+from gpu_checks.layouts import BACKWARD, FORWARD, PARTS, Network, attention_checks  # noqa: E402
+from gpu_checks.result import record  # noqa: E402
+
 RESULT = ROOT / "evals" / "results" / "gpu_numbers.json"
-FORWARD = {"float32": 1e-4, "bfloat16": 3e-2}
-BACKWARD = {"float32": 1e-4, "bfloat16": 6e-2}
-PARTS = ("forward", "backward")
-# The reference itself, and a kernel for half precision alone.
-PAST = {("eager", "float32"), ("flash_attention_2", "float32")}
-ROWS, LENGTH, BLOCK = 2, 256, 16
 # Two steps of the published model on text that every Python has.
 STEPS = {
     "data.sources": '[{"source": "python-docs"}]',
@@ -75,134 +67,6 @@ ON_CPU = {
     "train.compile": "false",
     "train.mixed-precision": "fp32",
 }
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the table.
-
-    Attributes:
-        name: what was compared.
-        found: the difference; None where it did not run.
-        limit: the largest difference that passes.
-        note: why it did not run, or what went wrong.
-        skipped: it could not run here, which is not a failure.
-    """
-
-    name: str
-    found: float | None
-    limit: float
-    note: str = ""
-    skipped: bool = False
-
-    @property
-    def passed(self) -> bool:
-        """Within the limit; NaN is not."""
-        return self.skipped or (self.found is not None and self.found <= self.limit)
-
-
-def difference(found: Tensor, reference: Tensor) -> float:
-    """|found - reference| / |reference|."""
-    found, reference = found.double(), reference.double()
-    return float((found - reference).norm() / reference.norm())
-
-
-class Network:
-    """Two layers with random weights, and one batch, for every backend and layout.
-
-    Args:
-        device: where it runs.
-    """
-
-    def __init__(self, device: torch.device):
-        torch.manual_seed(0)
-        config = TextDiffusionConfig(
-            vocab_size=97,
-            hidden_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=LENGTH,
-            adaln=True,
-            qk_norm=True,
-        )
-        self.model = TextDiffusionModel(config).to(device)
-        self.noisy, self.clean = torch.randint(0, 97, (2, ROWS, LENGTH), device=device)
-        ends = torch.tensor([[70, 200, LENGTH], [130, 190, 230]], device=device)
-        ids = (torch.arange(LENGTH, device=device)[:, None] >= ends[:, None, :]).sum(-1)
-        self.documents = ids.masked_fill(ids == 3, -1)  # the second row ends in padding
-        self.weights = torch.randn(ROWS, LENGTH, 97, device=device)
-
-    def layouts(self) -> dict[str, Layout]:
-        """All that training and likelihood use, with and without documents."""
-        kinds = {
-            "full": Layout(),
-            "causal": Layout("causal"),
-            "block_causal": Layout("block_causal", BLOCK),
-            "block_diffusion": Layout("block_diffusion", BLOCK),
-        }
-        documents = {f"{k}, documents": v.within(self.documents) for k, v in kinds.items()}
-        return {**kinds, **documents}
-
-    def run(self, backend: str, layout: Layout, dtype: str, gradients: bool) -> list[Tensor]:
-        """Logits outside padding and, where wanted, all gradients as one vector.
-
-        Raises:
-            ValueError: the backend does not offer this.
-        """
-        self.model.config._attn_implementation = backend
-        self.model.zero_grad()
-        context = self.clean if layout.streams == 2 else None
-        real = self.documents >= 0
-        if layout.document_ids is None:
-            real = torch.ones_like(real)
-        kind = self.noisy.device.type
-        with (
-            torch.set_grad_enabled(gradients),
-            torch.autocast(kind, torch.bfloat16, enabled=dtype == "bfloat16"),
-        ):
-            logits = self.model(self.noisy, context, layout=layout).logits[real].float()
-        if not gradients:
-            return [logits]
-        (logits * self.weights[real]).sum().backward()
-        found = [p.grad for p in self.model.parameters() if p.grad is not None]
-        return [logits.detach(), torch.cat([grad.flatten().float() for grad in found])]
-
-
-def attention_checks(
-    device: torch.device, wanted: Callable[[str, str, str], bool] = lambda *combination: True
-) -> Iterator[Check]:
-    """Every backend and layout against eager in float32.
-
-    Args:
-        device: where they run.
-        wanted: whether a backend is compared in a layout and a dtype.
-    """
-    network = Network(device)
-    for backend in BACKENDS:
-        if reason := unavailable(backend, device, gradients=True):
-            yield Check(f"{backend}, backward", None, 0.0, reason, True)
-    for name, layout in network.layouts().items():
-        reference = network.run("eager", layout, "float32", gradients=True)
-        for backend, dtype in itertools.product(BACKENDS, FORWARD):
-            able = not unavailable(backend, device, gradients=False)
-            if able and (backend, dtype) not in PAST and wanted(backend, name, dtype):
-                yield from compared(network, backend, name, dtype, reference)
-
-
-def compared(
-    network: Network, backend: str, name: str, dtype: str, reference: list[Tensor]
-) -> Iterator[Check]:
-    """One backend and layout against [logits, gradients] of the reference."""
-    trains = not unavailable(backend, network.noisy.device, gradients=True)
-    limits = [FORWARD[dtype], BACKWARD[dtype]]
-    try:
-        found = network.run(backend, network.layouts()[name], dtype, trains)
-    except Exception as error:
-        absent = isinstance(error, ValueError)  # how a backend says that it has no such layout
-        yield Check(f"{backend}, {name}, {dtype}", None, 0.0, first_line(error), absent)
-        return
-    for part, one, other, limit in zip(PARTS, found, reference, limits, strict=False):
-        yield Check(f"{backend}, {name}, {dtype}, {part}", difference(one, other), limit)
 
 
 def compile_checks(device: torch.device) -> Iterator[Check]:
@@ -251,11 +115,6 @@ def model_checks(device: torch.device, folder: Path) -> Iterator[Check]:
     yield Check("texts that differ, device : CPU, float64", float(changed), 0.0)
 
 
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-
-
 def show(checks: list[Check], device: torch.device) -> None:
     """Prints the table."""
     table = Table("check", "difference", "limit", "", title=f"{device} · torch {torch.__version__}")
@@ -265,19 +124,6 @@ def show(checks: list[Check], device: torch.device) -> None:
         limit = "" if check.skipped else f"{check.limit:g}"
         table.add_row(check.name, found, limit, ": ".join(filter(None, (verdict, check.note))))
     Console().print(table)
-
-
-def record(checks: list[Check], device: torch.device) -> dict:
-    """The result with what it depends on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "device": name,
-        "native_bf16": native_bf16(device),
-        "code": code_record(),
-        "passed": all(check.passed for check in checks),
-        "checks": [{**asdict(check), "passed": check.passed} for check in checks],
-    }
 
 
 def gpu_numbers(device: str = "cuda", output: Path | None = None) -> int:

@@ -1,0 +1,1 @@
+"""Stages of `scripts/check_gpu.py`, and what they share."""
