@@ -17,7 +17,7 @@ from textdiff.loss import Batch
 from textdiff.train.learned_loss import training_loss
 
 # Decoding rules whose calls of the network have no wait between them.
-RULES = ("ancestral", "confidence")
+RULES = ("ancestral", "confidence", "threshold", "entropy_bound")
 
 
 def waits(device: torch.device, folder: Path) -> Checks:
