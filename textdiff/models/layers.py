@@ -204,10 +204,12 @@ class Previous(NamedTuple):
     Attributes:
         at: [N] flat indices into B * L noisy tokens, all different.
         expected: [N, H] expected embeddings of the clean tokens, from `Denoiser.expected`.
+        known: [N] bool, which of them are read; None: all.
     """
 
     at: Tensor
     expected: Tensor
+    known: Tensor | None = None
 
 
 class SelfConditioning(nn.Module):
@@ -238,5 +240,7 @@ class SelfConditioning(nn.Module):
             [B, T, H].
         """
         added = self.mlp(self.norm(previous.expected)).to(x.dtype)  # [N, H]
+        if previous.known is not None:
+            added = added.where(previous.known[:, None], 0.0)
         at = previous.at + previous.at // length * (x.shape[1] - length)
         return x.flatten(0, 1).index_add(0, at, added).view_as(x)

@@ -190,8 +190,7 @@ class Engine:
     @property
     def _ahead(self) -> bool:
         """True where nothing but the rule reads what a call has changed."""
-        read = self.parts or self.controls.hooks or self.controls.constraint is not None
-        return not read and self.model.self_conditioning is None
+        return not (self.parts or self.controls.hooks or self.controls.constraint is not None)
 
     def _fill(self, area: "Area") -> Iterator[Step]:
         """Yield the steps of the rule on the active segments, as steps of all rows."""

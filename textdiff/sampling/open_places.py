@@ -51,6 +51,12 @@ class Ledger:
         return self._after(len(self._news))
 
     @property
+    def known(self) -> Tensor:
+        """[A, S] bool on the CPU, what is open as far as it knows without waiting, or more."""
+        told = [told is None or told.immediate for told, _ in self._news]
+        return self._after((*told, False).index(False))
+
+    @property
     def none_left(self) -> bool:
         """True where nothing is open, as far as the CPU knows without waiting."""
         if not bool(self._known.any()):

@@ -103,6 +103,8 @@ class Predictor(ABC):
         wanted = self.previous.wanted(canvas, positions)
         prediction = self._predict(canvas, t, wanted)
         self.previous.keep(wanted, prediction)
+        if wanted is positions:
+            return prediction
         return prediction.at(on_device(canvas, torch.searchsorted(wanted.known, positions.known)))
 
     @abstractmethod

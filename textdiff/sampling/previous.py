@@ -28,15 +28,19 @@ class PreviousPredictions:
 
     def __init__(self, model: Denoiser, places: OpenPlaces):
         self.model, self.places, self.process = model, places, places.process
-        self.known = torch.zeros_like(places.now).flatten()  # [A * S], on the CPU
-        self.open = self.known
+        self.first = to_device(places.now, model.device)  # [A, S] open at first
+        self.open = self.first
+        self.known = torch.zeros_like(self.first)  # [A, S] predicted by the last call of the row
         self.expected: Tensor | None = None  # [A * S, H]
 
     def wanted(self, canvas: Tensor, positions: Positions) -> Positions:
         """Return the positions that a call predicts, of which a rule asks for some."""
-        still = self.places.on(canvas)
-        self.open = still.flatten()
-        return widened(positions, still)
+        self.open = self.first
+        if not self.process.replaces_tokens:
+            self.open = self.first & (canvas == self.process.mask_token_id)
+        if positions.flat.device.type != "cpu":  # rules that leave the choice there ask for all
+            return positions
+        return widened(positions, self.open if canvas.device.type == "cpu" else self.places.known)
 
     def keep(self, positions: Positions, prediction: Prediction) -> None:
         """Replace what is known of the rows of these positions."""
@@ -49,8 +53,8 @@ class PreviousPredictions:
         if self.expected is None:
             self.expected = new.new_zeros(self.known.numel(), new.shape[-1])
         self.expected = self.expected.index_copy(0, positions.on(new.device), new)
-        self.known.view(positions.shape)[torch.unique(positions.row)] = False
-        self.known[positions.known] = self.open[positions.known]
+        kept = self.known & to_device(positions.number == 0, self.known.device)[:, None]
+        self.known = positions.replaced(kept, positions.entries(self.open))
 
     def at(self, positions: Positions, places: Tensor) -> Previous | None:
         """Return the inputs of a call; None: nothing is known.
@@ -59,9 +63,10 @@ class PreviousPredictions:
             positions: N positions of the canvas.
             places: [N] the same as flat indices into the tokens of the call.
         """
-        known = (self.known & self.open)[positions.known]  # [N]
-        if self.expected is None or not bool(known.any()):
+        if self.expected is None:
             return None
-        device = self.expected.device
-        here = positions[known].on(device)
-        return Previous(to_device(places[known], device), self.expected[here])
+        known = positions.entries(self.known & self.open)  # [N]
+        here = positions.on(known.device)
+        if known.device.type != "cpu":  # which of them are known is decided there
+            return Previous(to_device(places, known.device), self.expected[here], known)
+        return Previous(places[known], self.expected[here[known]]) if bool(known.any()) else None
