@@ -9,7 +9,7 @@ Letters: B rows, L positions, N positions that contribute to the loss, H hidden 
 """
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from textdiff.diffusion.objectives import Objective, Prediction
 from textdiff.diffusion.objectives.objective import clean_log_softmax, pick
 from textdiff.models import CAUSAL, Denoiser, Reads, hide_starts, shift_right, training_layout
 from textdiff.models.chunked_sum import chunked_sum
-from textdiff.models.devices import refuse_fallbacks
+from textdiff.models.devices import Readback, refuse_fallbacks
 from textdiff.models.layers import Previous
 
 # Logits alive at once: 2 ** 22 of them are 16 MiB in float32, which memory allocators reuse.
@@ -94,6 +94,7 @@ class PositionTerms(HeadTerms):
     """
 
     def __init__(self, denoiser: Denoiser, family: Family, batch: Batch, training: bool = False):
+        count = None if batch.count is None else Readback(batch.count)
         tokens, ids, documents = batch.xt, batch.document_ids, batch.documents
         layout = training_layout(batch.block_size, family.causal_context)
         if family.objective.shifted:
@@ -109,8 +110,12 @@ class PositionTerms(HeadTerms):
         if batch.first is not None:
             with torch.no_grad():  # a function of the same noisy tokens: a bound stays one
                 first = PositionTerms(denoiser, family, batch.first_pass())
-                more["previous"] = Previous(batch.first.at, first.expected(denoiser))
-        outputs = denoiser.hidden(tokens, context, batch.sigma, layout, reads.noisy, **more)
+                expected = first.expected(denoiser)  # [M, H]
+                more["previous"] = Previous(batch.first.at[: len(expected)], expected)
+        noisy = reads.noisy if count is None else partial(_counted, reads.noisy, count)
+        outputs = denoiser.hidden(tokens, context, batch.sigma, layout, noisy, **more)
+        if count is not None:  # it has arrived by now
+            batch, reads = batch.counted(int(count.read())), reads.first(int(count.read()))
         states = [x for x in outputs if x is not None]
         super().__init__(denoiser, [reads.ordered(x) for x in states])
         self.following: NextTokenTerms | None = None
@@ -162,6 +167,11 @@ class PositionTerms(HeadTerms):
         """Return [N, H] expected embeddings of the predicted tokens."""
         expected = [denoiser.expected(p.log_x0) for _, p in self.predictions()]
         return torch.cat(expected) if expected else self.inputs[0][:0]
+
+
+def _counted(positions: Tensor, count: Readback) -> Tensor:
+    """Return the first positions, as many as a device has counted."""
+    return positions[: int(count.read())]
 
 
 def objective_terms(

@@ -45,19 +45,19 @@ SPECS = {
 }  # fmt: skip
 
 
-def spec_of(name: str) -> dict:
+def spec_of(name: str, **more) -> dict:
     common = {"process": "absorbing", "schedule": {"kind": "loglinear"}, "block_size": None}
-    return common | {"timesteps": None} | SPECS[name]
+    return common | {"timesteps": None} | SPECS[name] | more
 
 
 def network(name: str, **options) -> TextDiffusionModel:
     torch.manual_seed(0)
-    levels = "process" in SPECS[name] and SPECS[name]["process"] != "absorbing"
+    levels = spec_of(name)["process"] != "absorbing"
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "vocab_size": VOCABULARY}
     return TextDiffusionModel(TextDiffusionConfig(
-        **(sizes | options), num_attention_heads=2, max_position_embeddings=LENGTH,
-        mask_token_id=44, excluded_token_ids=[43], adaln=levels, time_conditioning=levels,
-        diffusion=spec_of(name),
+        **(sizes | {"diffusion": spec_of(name)} | options), num_attention_heads=2,
+        max_position_embeddings=LENGTH, mask_token_id=44, excluded_token_ids=[43], adaln=levels,
+        time_conditioning=levels,
     ))  # fmt: skip
 
 
@@ -95,10 +95,49 @@ def test_a_step_neither_waits_nor_copies_and_is_that_of_the_cpu(name):
         watch.uploads.clear()
         there = batch.pin_memory().to(watch.device)
         found = step(model, family, there)
-    if name == "learned":  # it corrupts on the device, and masks are counted there
-        assert [wait.partition(":")[0] for wait in watch.waits] == ["nonzero"]
-    else:
-        assert (watch.waits, watch.uploads) == ([], [])
+    assert (watch.waits, watch.uploads) == ([], [])
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.held, other, rtol=1e-4, atol=1e-5)
+
+
+SHIFTED, SUMMED = ({"kind": "mdlm"} | more for more in ({"shift": True}, {"ar_weight": 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("more", "rows"),
+    [
+        ({}, []),
+        ({"block_size": 4}, [0, 2]),
+        ({"objective": SHIFTED}, [1, 2]),
+        ({"objective": SHIFTED, "block_size": 4}, [1]),
+        ({"objective": SUMMED, "block_size": 4}, None),
+    ],
+)
+def test_masks_of_a_learned_schedule_are_counted_while_blocks_are_queued(more, rows):
+    """Their numbers, in the first pass of some rows and in the step, are read before the last."""
+    spec, vocabulary = spec_of("learned", **more), Vocabulary.of(VOCABULARY, 44, [43])
+    own = rows is not None
+    model = network("learned", num_hidden_layers=3, self_conditioning=own, diffusion=spec)
+    if own:
+        torch.nn.init.normal_(model.self_conditioning.mlp[-1].weight)
+    family = build_family(spec, vocabulary, None, model.exponents)
+    ids = torch.randint(0, 2, (ROWS, LENGTH)).cumsum(1)
+    first_rows = torch.tensor(rows, dtype=torch.int64) if own else None
+    batch = replace(batch_of(family), document_ids=ids, first_rows=first_rows)
+    expected = step(model, family, batch)
+    model.zero_grad()
+    queued = []
+    with pretending() as watch:
+        moved(model, watch)
+        for block in (model.blocks[0], model.blocks[-1]):
+            block.register_forward_pre_hook(lambda *_: queued.append(len(watch.launches)))
+        family = build_family(spec, vocabulary, watch.device, model.exponents)
+        watch.uploads.clear()
+        found = step(model, family, batch.pin_memory().to(watch.device))
+    assert (watch.waits, watch.uploads) == ([], [])
+    passes = [last - first for first, last in zip(queued[::2], queued[1::2], strict=True)]
+    assert len(passes) == 1 + own
+    assert all(one > other > 40 for one, other in zip(watch.readbacks, passes, strict=True))
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one.held, other, rtol=1e-4, atol=1e-5)
 

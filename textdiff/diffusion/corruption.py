@@ -23,17 +23,20 @@ class FirstPass:
         at: [M] flat indices into B * L of the positions that it predicts.
         positions: [M] the same, as indices into R * L.
         noise: the noise at those positions, [M] each.
+        count: as in `Batch`, of these positions.
     """
 
     rows: Tensor
     at: Tensor
     positions: Tensor
     noise: Noise
+    count: Tensor | None = None
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "FirstPass":
         """Apply a function to every tensor."""
         rows, at, positions = map(function, (self.rows, self.at, self.positions))
-        return FirstPass(rows, at, positions, self.noise.map(function))
+        count = None if self.count is None else function(self.count)
+        return FirstPass(rows, at, positions, self.noise.map(function), count)
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,8 @@ class Batch(_Movable):
         first: the first pass of a network with self-conditioning; None: the network reads no
             earlier prediction.
         documents: documents and padding of all rows, at most; None: they were not counted.
+        count: [] int64, how many of `positions` contribute, the first ones, where a device counted
+            them and the CPU has not read their number; None: all of them.
     """
 
     x0: Tensor
@@ -92,25 +97,37 @@ class Batch(_Movable):
     answer_tokens: float | None = None
     first: FirstPass | None = None
     documents: int | None = None
+    count: Tensor | None = None
 
-    def self_conditioned(self, chosen: Tensor | None = None, all_rows: bool = False) -> "Batch":
+    def counted(self, count: int) -> "Batch":
+        """Return the batch with its first positions alone, as many as a device has counted."""
+        noise = self.noise.map(lambda value: value[:count])
+        return replace(self, positions=self.positions[:count], noise=noise, count=None)
+
+    def self_conditioned(self, rows: Tensor | None = None, all_rows: bool = False) -> "Batch":
         """Return the batch with a first pass on the noisy tokens of some rows.
 
         Args:
-            chosen: [B] bool, rows whose predictions the network reads; None: all of them.
+            rows: ascending indices of the rows whose predictions the network reads, perhaps none;
+                None: all of them.
             all_rows: whether the pass runs on every row, so that its shape is always the same. It
                 runs on one at least: processes that share the weights of a network run in step.
         """
-        (count, length), device = self.x0.shape, self.x0.device
-        if chosen is None:
-            chosen = torch.ones(count, dtype=torch.bool, device=device)
-        index = chosen[self.positions // length].nonzero().squeeze(1)  # [M]
+        length = self.x0.shape[1]
+        every = torch.arange(len(self.x0), device=self.x0.device)
+        rows = every if rows is None else rows
+        reads = torch.zeros_like(every, dtype=torch.bool).index_fill(0, rows, True)  # [B]
+        predicted = reads[self.positions // length]  # [N]
+        if self.count is not None:
+            predicted &= torch.arange(len(predicted), device=rows.device) < self.count
+        index, count = flagged(predicted)  # [M]
         at = self.positions[index]
-        rows = (torch.ones_like(chosen) if all_rows else chosen).nonzero().squeeze(1)
-        rows = rows if len(rows) else torch.arange(1, device=device)
+        rows = every if all_rows else rows if len(rows) else every[:1]  # [R]
         positions = torch.searchsorted(rows, at // length) * length + at % length
+        # Of uncounted positions those that do not contribute may be in other rows.
+        positions = positions.clamp(max=len(rows) * length - 1)
         noise = self.noise.map(lambda value: value[index])
-        return replace(self, first=FirstPass(rows, at, positions, noise))
+        return replace(self, first=FirstPass(rows, at, positions, noise, count))
 
     def first_pass(self) -> "Batch":
         """Return the batch that the first pass runs on."""
@@ -125,6 +142,7 @@ class Batch(_Movable):
             None if ids is None else ids[rows],
             self.block_size,
             documents=self.documents,
+            count=self.first.count,
         )
 
 
@@ -137,26 +155,38 @@ class CleanBatch(_Movable):
         uniforms: of 2 B rows: two masks of every row, at the same times.
         document_ids: [B, L], or None where attention ignores documents.
         block_size: tokens per block; None: the whole sequence.
-        chosen: [B] bool, rows with a first pass; None: the network reads no earlier prediction.
+        first_rows: [R] int64, rows with a first pass; None: the network reads no earlier
+            prediction.
     """
 
     x0: Tensor
     uniforms: NoiseUniforms
     document_ids: Tensor | None
     block_size: int | None
-    chosen: Tensor | None = None
+    first_rows: Tensor | None = None
+
+
+def flagged(flags: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the indices of flags [n] that are set, and how many of them there are; None: all.
+
+    The CPU would wait for the number of those on another device. There all indices are returned,
+    first those of flags that are set, in order.
+    """
+    if flags.device.type == "cpu":
+        return flags.nonzero().squeeze(1), None
+    return (~flags).to(torch.uint8).argsort(stable=True), flags.sum()
 
 
 def corrupt(family: Family, x0: Tensor, noise: Noise, document_ids: Tensor | None) -> Batch:
-    """Corrupt x0 [B, L] on the CPU, where noise is made and positions are counted."""
+    """Corrupt x0 [B, L] where its noise is: mostly on the CPU, which counts the positions."""
     xt = family.process.corrupt(x0, noise)
-    positions = family.objective.positions(noise).flatten().nonzero().squeeze(1)
+    positions, count = flagged(family.objective.positions(noise).flatten())
     size = family.blocks(x0.shape[1]).size
     alpha = family.known_alpha(noise.alpha.expand(x0.shape)[:, ::size])
     sigma = family.network_time(alpha)  # [B, blocks]
     return Batch(
         x0, xt, positions, noise.at(positions), sigma, document_ids, family.block_size,
-        documents=count_documents(document_ids),
+        documents=count_documents(document_ids), count=count,
     )  # fmt: skip
 
 

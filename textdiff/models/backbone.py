@@ -23,7 +23,7 @@ from .configuration import initial_exponent
 from .devices import to_device, uncompiled
 from .interface import Denoiser
 from .layers import NoiseEmbedding, StepEmbedding, TokenExponents
-from .layout import FULL, Layout, both_streams, noise_levels
+from .layout import FULL, Layout, Places, flat_places, noise_levels
 from .probe import BackboneProbe
 from .stock import (
     STORED,
@@ -155,7 +155,7 @@ class TransformersDenoiser(Denoiser):
         context_ids: Tensor | None = None,
         sigma: Tensor | None = None,
         layout: Layout = FULL,
-        positions: Tensor | None = None,
+        positions: Places = None,
         cache: CacheSlice | None = None,
         context_positions: Tensor | None = None,
     ) -> tuple[Tensor, None]:
@@ -184,10 +184,9 @@ class TransformersDenoiser(Denoiser):
                 **self._embed(tokens, sigma, layout, batch, length),
                 **{NAME: attention},
             )
-        if context_positions is not None:
-            return x.flatten(0, 1)[both_streams(positions, context_positions, length)], None
-        x = x[:, :length]
-        return (x if positions is None else x.flatten(0, 1)[positions]), None
+        x = x if context_positions is not None else x[:, :length]
+        at = flat_places(positions, context_positions, length)
+        return (x if at is None else x.flatten(0, 1)[at]), None
 
     def _prepare(self, layout: Layout, tokens: Tensor, cache: CacheSlice | None) -> Attention:
         compiled = self.blocks[0]._compiled_call_impl is not None

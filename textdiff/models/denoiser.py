@@ -41,7 +41,7 @@ from .layers import (
     TokenEmbedding,
     TokenExponents,
 )
-from .layout import FULL, Layout, both_streams, level_runs, noise_levels
+from .layout import FULL, Layout, Places, flat_places, level_runs, noise_levels
 
 
 class TextDiffusionModel(PreTrainedModel, Denoiser):
@@ -186,7 +186,7 @@ class TextDiffusionModel(PreTrainedModel, Denoiser):
         context_ids: Tensor | None = None,
         sigma: Tensor | None = None,
         layout: Layout = FULL,
-        positions: Tensor | None = None,
+        positions: Places = None,
         cache: CacheSlice | None = None,
         context_positions: Tensor | None = None,
         previous: Previous | None = None,
@@ -223,16 +223,17 @@ class TextDiffusionModel(PreTrainedModel, Denoiser):
         first, seen = (length, length) if layout.streams == 2 else (None, length)
         if context_positions is not None:  # the clean stream goes through the last block, too
             first, seen = None, tokens.shape[1]
-            positions = both_streams(positions, context_positions, length)
-        if not compiled:
-            x = self._run(last, x, shared, first, positions)
-        else:  # a compiled block needs shapes that do not change with the number of positions
+        if compiled:  # it needs shapes that do not change with the number of positions
             x = self._run(last, x, shared, first)
-            x = x if positions is None else x.flatten(0, 1)[positions]
+        at = flat_places(positions, context_positions, length)  # late: a device may count them
+        if not compiled:
+            x = self._run(last, x, shared, first, at)
+        elif at is not None:
+            x = x.flatten(0, 1)[at]
         if condition is not None:
             condition = condition if index is None else condition[:, index[:seen]]
             condition = condition.expand(batch, seen, -1)
-            condition = condition if positions is None else condition.flatten(0, 1)[positions]
+            condition = condition if at is None else condition.flatten(0, 1)[at]
         return x, condition
 
     def expected(self, log_x0: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig
 
 from .cache import CacheSlice, KVCache
 from .layers import Previous, SelfConditioning, TokenExponents
-from .layout import FULL, Layout
+from .layout import FULL, Layout, Places
 
 
 class Denoiser(nn.Module):
@@ -75,7 +75,7 @@ class Denoiser(nn.Module):
         context_ids: Tensor | None = None,
         sigma: Tensor | None = None,
         layout: Layout = FULL,
-        positions: Tensor | None = None,
+        positions: Places = None,
         cache: CacheSlice | None = None,
         context_positions: Tensor | None = None,
         previous: Previous | None = None,
@@ -87,7 +87,8 @@ class Denoiser(nn.Module):
             context_ids: [B, L] clean tokens, for the `block_diffusion` layout alone.
             sigma: [B] or [B, blocks] total noise; read only with `time_conditioning`.
             layout: who sees whom.
-            positions: [N] flat indices into B * L at which they are wanted; None: everywhere.
+            positions: [N] flat indices into B * L at which they are wanted; None: everywhere. A
+                function that returns them is called once what needs no positions is queued.
             cache: keys and values of the tokens before these, to which theirs are added; it fixes
                 their positions and replaces the layout's mask.
             context_positions: [M] flat indices into B * L of the clean stream, whose hidden states
@@ -185,6 +186,14 @@ class Reads:
         crosses = (before < positions) & (column % size == 0)
         index = torch.arange(len(positions), device=device)
         return cls(before, clean, torch.where(crosses, len(positions) + state, index))
+
+    def first(self, count: int) -> "Reads":
+        """Return the places that predict the first positions alone."""
+        index, cut = self.index, len(self.noisy) - count
+        if index is not None:
+            index = index[:count]
+            index = torch.where(index < len(self.noisy), index, index - cut)
+        return Reads(self.noisy[:count], self.clean, index)
 
     def ordered(self, states: Tensor) -> Tensor:
         """Return the states [N, ...] of the positions, of those at N + M places."""

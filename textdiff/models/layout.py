@@ -18,6 +18,7 @@ right: each of these tokens would otherwise see the one that it predicts.
 Document ids confine all of them to documents; a position of id -1 is padding that no other sees.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -180,8 +181,25 @@ def hide_starts(ids: Tensor, positions: Tensor, document_ids: Tensor | None) -> 
     return documents.masked_fill(hidden, -1)
 
 
-def both_streams(noisy: Tensor, clean: Tensor, length: int) -> Tensor:
-    """Return [N + M] flat indices into B * 2L of positions [N] and [M] of the two streams."""
+Places = Tensor | Callable[[], Tensor] | None
+"""Flat indices into B * L, or a function that returns them when they are needed; None: all."""
+
+
+def flat_places(noisy: Places, clean: Tensor | None, length: int) -> Tensor | None:
+    """Return the flat indices of places, and with those of a clean stream into both streams.
+
+    Args:
+        noisy: [N] of the noisy stream.
+        clean: [M] of the clean stream; None: none of them.
+        length: L, the length of one stream.
+
+    Returns:
+        [N] indices into B * L, or [N + M] into B * 2L, or None.
+    """
+    if callable(noisy):
+        noisy = noisy()
+    if noisy is None or clean is None:
+        return noisy
     return torch.cat([noisy + noisy // length * length, clean + (clean // length + 1) * length])
 
 

@@ -87,10 +87,10 @@ class TrainingBatches(Dataset[Batch | CleanBatch]):
         if not self.config.model.conditions_itself:
             return batch
         chosen = uniforms(self.config.run.seed, Stream.FIRST_PASS, row=samples) < 0.5  # [B]
+        rows = chosen.repeat(len(batch.x0) // len(slots)).nonzero().squeeze(1)  # under each mask
         if isinstance(batch, CleanBatch):
-            return replace(batch, chosen=chosen)
-        masks = len(batch.x0) // len(slots)  # two of every row where they are complementary
-        return batch.self_conditioned(chosen.repeat(masks), self.config.train.compile)
+            return replace(batch, first_rows=rows)
+        return batch.self_conditioned(rows, self.config.train.compile)
 
     def _corrupted(self, step: int, slots: Tensor, samples: Tensor) -> Batch | CleanBatch:
         family = self.family.with_block_size(self.block_size(step))

@@ -26,6 +26,9 @@ class LearnedScheduleLoss(nn.Module):
     REINFORCE, App. I.2, arXiv:2406.04329). It is taken per block, because the loss of a block
     depends on its own mask alone. Nothing is differentiated through the masks.
 
+    Masks are drawn on the device of the schedule. A GPU counts the masked positions. The CPU reads
+    their number once the network's blocks are queued, so that the GPU has work meanwhile.
+
     Args:
         denoiser: the network.
         family: its schedule is `learned`.
@@ -53,11 +56,13 @@ class LearnedScheduleLoss(nn.Module):
             noise = draw_noise(family, x0, batch.uniforms, ByTime())
             ids = batch.document_ids
             masked = corrupt(family, x0, noise, None if ids is None else ids.repeat(2, 1))
-            if batch.chosen is not None:
-                masked = masked.self_conditioned(batch.chosen.repeat(2))
+            if batch.first_rows is not None:
+                rows = batch.first_rows
+                masked = masked.self_conditioned(torch.cat([rows, rows + len(batch.x0)]))
         terms = PositionTerms(self.denoiser, family, masked, training=True)
         loss, nelbo = self.head_sum.of(terms, self.schedule)
-        nats = nelbo.new_zeros(x0.numel()).index_add(0, masked.positions, nelbo).view(x0.shape)
+        at = masked.positions[: len(nelbo)]  # the rest, on a device, is not masked
+        nats = nelbo.new_zeros(x0.numel()).index_add(0, at, nelbo).view(x0.shape)
         f_1, f_2 = blocks.split(nats, 0.0).sum(-1).chunk(2)  # [B, blocks] each
         log_q = blocks.split(log_mask(noise, self.schedule()[x0]), 0.0).sum(-1)
         log_q = log_q - log_q.detach()  # 0, with a gradient
