@@ -34,12 +34,12 @@ class Largest(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        for x in [] if func.is_view else pytree.tree_leaves(result):
-            if isinstance(x, torch.Tensor) and x.untyped_storage().nbytes() > BOUND:
+        leaves = [] if func.is_view else pytree.tree_leaves(result)
+        for x in (x for x in leaves if isinstance(x, torch.Tensor)):
+            if x.untyped_storage().nbytes() > BOUND:
                 self.large.add(func.overloadpacket.__name__)
-            if isinstance(x, torch.Tensor) and x.ndim == 2 and x.shape[1] == VOCABULARY:
-                if x.dtype == torch.int64:
-                    self.integers.add(func.overloadpacket.__name__)
+            if x.dtype == torch.int64 and x.ndim == 2 and x.shape[1] == VOCABULARY:
+                self.integers.add(func.overloadpacket.__name__)
         return result
 
 
