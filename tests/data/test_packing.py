@@ -294,6 +294,7 @@ def test_positions_beyond_two_billion_tokens():
     assert ((rows.tokens == 7).sum(1) >= 54).all()
     for place, index in enumerate(indices):
         assert np.array_equal(packed.rows([index]).tokens[0], rows.tokens[place])
+    assert packed._orders == {}  # no list of 100 million rows
 
 
 def test_text_that_changed_since_the_split_is_refused_and_nothing_of_it_kept(

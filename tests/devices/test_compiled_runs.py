@@ -7,6 +7,7 @@ import pytest
 import torch
 from test_training_step import SPECS, batch_of, network, spec_of
 from torch._dynamo.utils import counters
+from training_runs import Runs
 
 from textdiff.cli import main
 from textdiff.diffusion.family import build_family
@@ -14,6 +15,7 @@ from textdiff.diffusion.process import Vocabulary
 from textdiff.loss import PositionTerms, objective_terms
 from textdiff.models import devices
 from textdiff.train.determinism import deterministic
+from textdiff.train.trainer import Trainer
 
 META = torch.device("meta")
 CONFIG = """
@@ -51,12 +53,29 @@ def test_evaluation_between_compiled_steps_compiles_nothing(tmp_path, monkeypatc
     assert sum("bound_nats" in line for line in lines) == 3
 
 
-def test_a_limit_of_variants_is_an_error():
-    config = torch._dynamo.config
-    with config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False):
-        devices.refuse_fallbacks()
-        assert config.recompile_limit == 64
-        assert config.fail_on_recompile_limit_hit
+class Named(torch.nn.Module):
+    """A block that is compiled anew for each name."""
+
+    def forward(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        return x + 1 if name else x
+
+
+def test_the_limit_of_variants_is_high_and_to_reach_it_is_an_error(monkeypatch):
+    """torch itself runs the ninth variant as it is, and says so in a log."""
+    compile_block = torch.nn.Module.compile
+    monkeypatch.setattr(
+        torch.nn.Module, "compile", lambda self: compile_block(self, backend="eager")
+    )
+    assert devices.VARIANTS == 64
+    monkeypatch.setattr(devices, "VARIANTS", 10)
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(recompile_limit=8, fail_on_recompile_limit_hit=False):
+        devices.compile_blocks([block := Named()])
+        for number in range(10):
+            block(torch.ones(()), str(number))
+        with pytest.raises(torch._dynamo.exc.FailOnRecompileLimitHit):
+            block(torch.ones(()), "one more")
+    torch._dynamo.reset()
 
 
 def test_steps_are_deterministic_where_that_is_asked_for():
@@ -64,6 +83,22 @@ def test_steps_are_deterministic_where_that_is_asked_for():
         with deterministic(active):
             assert torch.are_deterministic_algorithms_enabled() is active
         assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_run_takes_its_steps_by_such_kernels(tmp_path, request, monkeypatch, asked):
+    step, seen = Trainer._step, []
+
+    def watched(*arguments):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return step(*arguments)
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+    flags = ("--train.steps=2", "--evaluate.max-documents=1", "--evaluate.every=2")
+    Runs(tmp_path, request.config.rootpath).train(
+        "run", f"--train.deterministic={str(asked).lower()}", *flags
+    )
+    assert seen == [asked, asked]
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import torch
 from refusals import refused
 
 from textdiff.config import Config
+from textdiff.config.reading import load
 from textdiff.diffusion.noise import NoiseUniforms, draw_noise
 from textdiff.diffusion.pairs import training_maker
 from textdiff.errors import ConfigError
@@ -112,3 +113,9 @@ def test_added_rows_are_planned():
     assert [run.vocabulary for run in sizes] == [23, 32]
     added = 9 * (16 + 16 + 1)  # embedding, head and its bias
     assert sizes[1].counts.total - sizes[0].counts.total == added
+
+
+def test_configs_with_the_vocabulary_of_gpt2_align_its_rows(root):
+    paths = sorted((root / "configs").glob("*-owt-*.yaml"))
+    rows = [run_sizes(load(path), 50259, half=True).vocabulary for path in paths]
+    assert rows == 4 * [50304]  # 393 x 128

@@ -1,5 +1,7 @@
 """Muon among processes: the steps of one, in few exchanges."""
 
+from unittest import mock
+
 import pytest
 import torch
 from forked_ranks import in_ranks
@@ -8,6 +10,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.debug import CommDebugMode
 
 from textdiff.train import optim
+from textdiff.train.optim import orthogonal
 
 pytestmark = pytest.mark.dist
 
@@ -25,40 +28,48 @@ def random_matrices(seed: int) -> list[torch.Tensor]:
     return [torch.randn(shape, generator=generator) for shape in SHAPES]
 
 
-def steps(place) -> tuple[list[torch.Tensor], int]:
-    """Parameters after two steps, and the exchanges of the second one."""
+def steps(place) -> tuple[list[torch.Tensor], int, int]:
+    """Parameters after two steps; exchanges and orthogonalised matrices of the second one."""
     parameters = [torch.nn.Parameter(place(matrix)) for matrix in random_matrices(0)]
     muon = optim.Muon(parameters, lr=0.1, weight_decay=0.1)
     for seed in (1, 2):
         for parameter, gradient in zip(parameters, random_matrices(seed), strict=True):
             parameter.grad = place(gradient)
-        with CommDebugMode() as exchanges:
+        made: list[int] = []
+
+        def counted(x: torch.Tensor, made=made) -> torch.Tensor:
+            made.append(len(x) if x.ndim == 3 else 1)
+            return orthogonal(x)
+
+        with CommDebugMode() as exchanges, mock.patch.object(optim, "orthogonal", counted):
             muon.step()
     state = muon.state[parameters[0]]["momentum_buffer"]
     assert isinstance(state, DTensor) == isinstance(parameters[0], DTensor)
-    return [p.detach() for p in parameters], exchanges.get_total_counts()
+    return [p.detach() for p in parameters], exchanges.get_total_counts(), sum(made)
 
 
 @pytest.mark.parametrize("name", MESHES)
 def test_owners_take_the_steps_of_one_process(name, monkeypatch):
     monkeypatch.setattr(optim, "native_bf16", lambda device: False)
     shape, most = MESHES[name]
-    expected, _ = steps(lambda matrix: matrix)
+    expected, _, alone = steps(lambda matrix: matrix)
+    assert alone == len(SHAPES)
 
     def work(rank: int):
         if shape is None:
-            found, count = steps(lambda matrix: matrix.clone())
-            return found, count, None
+            return *steps(lambda matrix: matrix.clone()), None
         mesh = init_device_mesh("cpu", shape, mesh_dim_names=("copy", "shard")[-len(shape) :])
         placements = [Replicate(), Shard(0)][-len(shape) :]
-        found, count = steps(lambda matrix: distribute_tensor(matrix, mesh, placements))
-        with CommDebugMode() as alone:  # the same products on sharded matrices
+        found, *counts = steps(lambda matrix: distribute_tensor(matrix, mesh, placements))
+        with CommDebugMode() as unowned:  # the same products on sharded matrices
             optim.orthogonal(distribute_tensor(random_matrices(0)[0], mesh, placements))
-        return [p.full_tensor() for p in found], count, alone.get_total_counts()
+        return [p.full_tensor() for p in found], *counts, unowned.get_total_counts()
 
     ranks = in_ranks(4, work)
-    assert max(count for _, count, _ in ranks) == most * len(set(SHAPES))
-    for found, _, before in ranks:
+    assert max(count for _, count, *_ in ranks) == most * len(set(SHAPES))
+    shares = [made for *_, made, _ in ranks]
+    assert (sum(shares), max(shares)) == (9, 3)  # each matrix once, in any process
+    for found, *_, before in ranks:
         assert before is None or before > 10
         for one, other in zip(found, expected, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
