@@ -21,6 +21,12 @@ from textdiff.sampling.settings import SamplingConfig
 from textdiff.sampling.teacher_forcing import ForcedEngine
 
 JOB = Job([[CLEAN[0]], [], [CLEAN[1], None, CLEAN[2]]], [5, 6, 3])
+# Texts that end at a token, and leave at other times than those beside them.
+ENDING = Job(
+    [[], [CLEAN[1]], [], [CLEAN[2]] * 5, []],
+    [9, 7, 8, 4, 9],
+    ended=lambda ids, new: CLEAN[0] in ids,
+)
 SEGMENTS = {None: 1, 4: 2}
 CALL = 100  # launches of a network call, at least
 # One of each process, and the objectives whose predictions go other ways.
@@ -62,16 +68,16 @@ def check_calls(case: str, rule: str, size: int | None, network=None, forced=Non
     network = {"adaln": True, "time_conditioning": True} | (network or {})
     model = tiny_model(**network, diffusion=spec_of(case, size)).requires_grad_(False)
     parts, limits = options.pop("parts", ()), options.pop("limits", {})
-    constraint = options.pop("constraint", lambda device: None)
+    constraint, job = options.pop("constraint", lambda device: None), options.pop("job", JOB)
 
     def engine(device=None) -> Engine:
         request = Request(
-            JOB, SamplingConfig(rule=rule, steps=3, **options), constraint=constraint(device)
+            job, SamplingConfig(rule=rule, steps=3, **options), constraint=constraint(device)
         )
         made = family(case, size, device, model.exponents)
         if forced is not None:
             return ForcedEngine(model, made, request, forced)
-        engine = Engine(model, made, request, parts=parts)
+        engine = Engine(model, made, request, None if job is JOB else 3, parts)
         engine.controls = replace(engine.controls, **limits)
         return engine
 
@@ -87,7 +93,8 @@ def check_calls(case: str, rule: str, size: int | None, network=None, forced=Non
         there = engine(watch.device)
         watch.uploads.clear(), watch.waits.clear()
         found, calls, lazy = text(there)
-        waits = len(watch.waits) - SEGMENTS[size]  # each segment is checked once
+        segments = len({(*step.final.tolist(), *step.ends.tolist()) for step in steps})
+        waits = len(watch.waits) - (segments or SEGMENTS[size])  # each is checked once
         if watch.readbacks:  # a network call was queued before the CPU waited for the last one
             assert min(watch.readbacks) >= CALL
         torch.testing.assert_close(found.held, expected, rtol=1e-12, atol=1e-12)
@@ -158,6 +165,15 @@ OPTIONS = [
 @pytest.mark.parametrize(("case", "rule", "options"), OPTIONS)
 def test_no_option_makes_a_call_wait(case, rule, options, size):
     assert check_calls(case, rule, size, **options)[0] <= 0
+
+
+@pytest.mark.parametrize("size", SEGMENTS)
+@pytest.mark.parametrize(
+    ("case", "rule"), [("mdlm", "threshold"), ("mdlm", "ancestral"), ("udlm", "threshold")]
+)
+def test_texts_that_end_leave_without_further_waits(case, rule, size):
+    knobs = {"threshold": 0.1} if rule == "threshold" else {}
+    assert check_calls(case, rule, size, job=ENDING, knobs=knobs)[0] <= 0
 
 
 def pattern(device):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .devices import to_device
+from .devices import on_device, to_device
 from .layout import Layout
 
 
@@ -40,7 +40,9 @@ class KVCache:
 
     def copy(self, source: int, targets: list[int]) -> None:
         """Copy slot `source` to slots `targets`."""
-        self.store[:, :, targets] = self.store[:, :, source].unsqueeze(2)
+        at = on_device(self.store, targets)
+        one = self.store[:, :, source].unsqueeze(2)
+        self.store.index_copy_(2, at, one.expand(-1, -1, len(targets), -1, -1, -1))
 
     def exact_slice(
         self, layout: Layout, starts: Tensor, length: int, slots: Tensor | None, window: int | None

@@ -17,7 +17,7 @@ from textdiff.sampling.positions import Positions
 
 
 class Chosen(NamedTuple):
-    """Positions that are written, as far as the CPU knows which.
+    """Positions that are written, as far as that is known to the CPU.
 
     Attributes:
         at: n positions, all that may be written.
@@ -29,6 +29,10 @@ class Chosen(NamedTuple):
     predicted: Tensor | slice
     which: Tensor | None
 
+    def among(self, flags: Tensor) -> Tensor:
+        """Return flags [n] of the device where positions are written."""
+        return flags if self.which is None else flags & self.which
+
 
 class Canvas:
     """Tokens of R rows.
@@ -36,7 +40,7 @@ class Canvas:
     Attributes:
         canvas: [R, S] tokens.
         process: forward process.
-        ahead: whether calls are queued before the CPU knows what the last one changed.
+        ahead: whether calls are queued before the CPU has read what the last one changed.
         places: open positions.
     """
 

@@ -1,4 +1,4 @@
-"""Positions of a segment that are still open, which the CPU knows late where a device decides.
+"""Positions of a segment that are still open; where a device decides, the CPU learns it later.
 
 A CPU that asked after each call would let the device run dry. It queues one call more, and reads
 meanwhile what the call before has closed. So a call may be made for positions that are closed
@@ -20,7 +20,7 @@ class Ledger:
 
     Args:
         is_open: [A, S] bool on the CPU.
-        ahead: whether calls are queued before the CPU knows what the last one closed.
+        ahead: whether calls are queued before the CPU has read what the last one closed.
     """
 
     def __init__(self, is_open: Tensor, ahead: bool = False):
@@ -52,13 +52,13 @@ class Ledger:
 
     @property
     def known(self) -> Tensor:
-        """[A, S] bool on the CPU, what is open as far as it knows without waiting, or more."""
+        """[A, S] bool on the CPU, what is open as far as it has read, or more."""
         told = [told is None or told.immediate for told, _ in self._news]
         return self._after((*told, False).index(False))
 
     @property
     def none_left(self) -> bool:
-        """True where nothing is open, as far as the CPU knows without waiting."""
+        """True where nothing is open, as far as the CPU can tell without waiting."""
         if not bool(self._known.any()):
             return True
         waits = self.ahead and not all(told is None or told.arrived for told, _ in self._news)

@@ -80,9 +80,9 @@ class LazyPrediction(Prediction):
         self.mixture = make(slice(0, 0)).mixture
 
     def at(self, index: Index) -> Prediction:
-        """Return the prediction of some of the positions; a slice is made at once."""
+        """Return the prediction of some of the positions; a slice of them is made at once."""
         if isinstance(index, slice):
-            return self.make(index)
+            return self if index == EVERY else self.make(index)
         return LazyPrediction(lambda inner: self.make(index[inner]))
 
     @cached_property

@@ -103,6 +103,10 @@ class Positions:
         table = values.new_full((size,), -torch.inf)
         return table.index_copy(0, self.on(values.device), values).view(self.shape)
 
+    def ranked(self, keys: Tensor) -> Tensor:
+        """Return the columns of each row by falling keys [N], [A, S]; equal ones in their order."""
+        return self.spread(keys).argsort(dim=1, descending=True, stable=True)
+
     def leading(self, order: Tensor, number: Tensor) -> Tensor:
         """Return which of them come first in their rows, [N] bool where `order` is.
 

@@ -18,7 +18,7 @@ from textdiff.diffusion.process import ForwardProcess
 from textdiff.diffusion.randomness import Stream
 from textdiff.diffusion.schedule import NoiseSchedule
 from textdiff.models.devices import UNPINNED
-from textdiff.sampling.canvas import Canvas
+from textdiff.sampling.canvas import Canvas, Chosen
 from textdiff.sampling.context import Context
 from textdiff.sampling.controls import Controls
 from textdiff.sampling.draws import draw_tokens, draw_weighed
@@ -54,7 +54,7 @@ class Segment(Canvas):
         steps: denoising steps, and most network calls of a row.
         uniforms: source of randomness.
         controls: how tokens are drawn from predictions.
-        ahead: whether calls may be queued before the CPU knows what the last one changed.
+        ahead: whether calls may be queued before the CPU has read what the last one changed.
         calls: network calls so far.
         places: its open positions, followed as it is filled.
     """
@@ -208,28 +208,27 @@ class Segment(Canvas):
 
     def redraw(
         self,
-        positions: Positions,
+        chosen: Chosen,
         prediction: Prediction,
         t: Tensor,
         transition: Transition,
         step: int,
         clean: CleanTokens | None = None,
-        which: Tensor | None = None,
     ) -> Tensor:
         """Draw the next tokens of positions, noisy ones until the end.
 
         Args:
-            positions: N positions.
-            prediction: of these positions.
+            chosen: n of N positions.
+            prediction: of all N.
             t: [R] time of each row.
             transition: distribution of the next tokens.
             step: scheduled step whose uniforms choose the tokens.
             clean: how the tokens come about where they are to be clean; None: they are noisy.
-            which: [N] bool on the device, positions that are drawn; None: all.
 
         Returns:
-            [N] bool on the device, True where the token is another one.
+            [n] bool on the device, True where the token is another one.
         """
+        positions, prediction = chosen.at, prediction.at(chosen.predicted)
         controls = self.controls.cold() if clean == "likeliest" else self.controls
         # A constraint is on finished text: the noisy states before it are free.
         drawing = replace(controls, constraint=controls.constraint if clean else None)
@@ -242,9 +241,9 @@ class Segment(Canvas):
             weights = _possible(weights, shaped.log_x0) if clean else weights
             return draw_weighed(weights, u[chunk], drawing, context)
 
-        together = drawing.constraint is not None  # it decides on all of them together
-        tokens = self.by_parts(len(positions), draw, together)
-        moved = tokens != before if which is None else (tokens != before) & which
+        # A constraint decides on all of them together.
+        tokens = self.by_parts(len(positions), draw, drawing.constraint is not None)
+        moved = chosen.among(tokens != before)
         self.put(positions, tokens, moved)
         return moved
 

@@ -92,12 +92,10 @@ class Gibbs(RevisingRule):
             doubt = -segment.by_parts(len(asked), stays).log()
             keys = steady(doubt, prediction.at(slice(0, 1)).log_x0.dtype)
         number_each = asked.number.clamp(max=self.positions)
-        order = asked.spread(keys).argsort(dim=1, descending=True, stable=True)
-        index, _ = asked.first(order, number_each)
+        index, _ = asked.first(asked.ranked(keys), number_each)
         few, prediction = asked.take(index, number_each), prediction.at(segment.send(index))
         chosen = segment.chosen(few, revision.still(few))
-        prediction = prediction.at(chosen.predicted)
-        moved = segment.redraw(chosen.at, prediction, t, transition, number, which=chosen.which)
+        moved = segment.redraw(chosen, prediction, t, transition, number)
         return segment.step(chosen.at, t, moved=moved)
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from textdiff.diffusion.objectives import Prediction
     from textdiff.diffusion.process import ForwardProcess
     from textdiff.diffusion.schedule import NoiseSchedule
+    from textdiff.sampling.positions import Positions
     from textdiff.sampling.rules.revising import Revision
     from textdiff.sampling.segment import CleanTokens, Segment
     from textdiff.sampling.step import Step
@@ -104,31 +105,35 @@ def redraw(
         prediction = segment.predict(positions, t)
         ended = None
         if revision.stops_early and not interval.last:
-            tokens = segment.tokens(positions)
-            alpha_t = interval.alphas(tokens)[1]
-            posterior = posterior_prediction(segment.process, prediction, tokens, alpha_t)
-            ended = revision.end(positions, posterior, t)
+            ended = _end(segment, positions, prediction, interval, revision)
         chosen = segment.chosen(positions, revision.still(positions))
 
         def weights(prediction: Prediction, tokens: Tensor, at: Interval = interval) -> Tensor:
             return transition(prediction, tokens, at)
 
-        moved = segment.redraw(
-            chosen.at,
-            prediction.at(chosen.predicted),
-            t,
-            weights,
-            interval.index,
-            clean=end if interval.last else None,
-            which=chosen.which,
-        )
-        if ended is not None:
-            changed = segment.send(ended).clone()
-            changed[chosen.predicted] |= moved
-            moved = changed
+        clean = end if interval.last else None
+        moved = segment.redraw(chosen, prediction, t, weights, interval.index, clean)
         if not revision.was_needed():
             return
+        if ended is not None:
+            ended[chosen.predicted] |= moved
+            moved = ended
         yield segment.step(positions, t, moved=moved)
+
+
+def _end(
+    segment: Segment,
+    positions: Positions,
+    prediction: Prediction,
+    interval: Interval,
+    revision: Revision,
+) -> Tensor:
+    """Write the likeliest texts of stable rows; return their positions, [N] bool on the device."""
+    tokens = segment.tokens(positions)
+    alpha_t = interval.alphas(tokens)[1]
+    posterior = posterior_prediction(segment.process, prediction, tokens, alpha_t)
+    ended = revision.end(positions, posterior, interval.t.expand(len(segment.canvas)))
+    return segment.send(ended).clone()
 
 
 def ancestral_transition(process: ForwardProcess) -> Transition:

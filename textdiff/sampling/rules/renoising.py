@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from textdiff.sampling.parts import posterior_prediction
 from textdiff.sampling.rules.redrawing import even_times
-from textdiff.sampling.rules.unmasking import low_entropy, steady
+from textdiff.sampling.rules.unmasking import in_order, low_entropy
 from textdiff.section import torch
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from textdiff.diffusion.objectives import Prediction
     from textdiff.sampling.canvas import Chosen
+    from textdiff.sampling.positions import Positions
     from textdiff.sampling.rules.revising import Revision
     from textdiff.sampling.rules.unmasking import Score
     from textdiff.sampling.segment import Segment
@@ -53,26 +54,33 @@ def accept_or_renoise(
         time = segment.schedule.t_of_alpha(alphas).clamp(0.0, 1.0)
         known = segment.readback(time)
         prediction = segment.predict(positions, time)
-        tokens, alpha = segment.tokens(positions), segment.send(positions.of_rows(alphas))  # [N]
-        posterior = posterior_prediction(segment.process, prediction, tokens, alpha)
+        posterior = _posterior(segment, positions, prediction, alphas)
         t = times[index].expand(len(size))
+        still = revision.still(positions)
         ended = revision.end(positions, posterior, t, every=index + 1 == segment.steps)
+        live = ~ended if still is None else still & ~ended
         scores, sure = _numbers(segment, posterior, score, len(positions))
-        keys = positions.spread(steady(scores, prediction.at(slice(0, 1)).log_x0.dtype))
-        order = keys.argsort(dim=1, descending=True, stable=True)  # [R, S]
+        scores = scores if still is None else scores.masked_fill(~still, -torch.inf)
+        order = in_order(positions, scores, prediction)
         taken = accepted(positions.spread(scores).gather(1, order)).clamp(min=1).minimum(size)
         kept = positions.leading(order, taken)
-        still = revision.still(positions)
-        live = ~ended if still is None else still & ~ended
         lost = live & ~kept
         _accept(segment, segment.chosen(positions, live & kept), posterior, t, index)
         alphas = level(size - taken, size)
         _renoise(segment, segment.chosen(positions, lost), alphas, index)
-        entropy = torch.where(lost, torch.nan, -sure)
         if not revision.was_needed():
             return
         moved = None if still is None else live | ended
-        yield segment.step(positions, known.read(), moved, entropy, again=lost)
+        nats = torch.where(lost, torch.nan, -sure)
+        yield segment.step(positions, known.read(), moved, nats, again=lost)
+
+
+def _posterior(
+    segment: Segment, positions: Positions, prediction: Prediction, alphas: Tensor
+) -> Prediction:
+    """Return p(x_0 | x_t) of N positions, at the survival probabilities of their rows."""
+    tokens, alpha = segment.tokens(positions), segment.send(positions.of_rows(alphas))  # [N] each
+    return posterior_prediction(segment.process, prediction, tokens, alpha)
 
 
 def _numbers(segment: Segment, posterior: Prediction, score: Score, count: int) -> Tensor:

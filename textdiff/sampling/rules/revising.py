@@ -79,7 +79,7 @@ class Revision:
 
     @property
     def none_left(self) -> bool:
-        """True where no row is revised any more, as far as the CPU knows without waiting."""
+        """True where no row is revised any more, as far as the CPU can tell without waiting."""
         return self.ledger.none_left
 
     def was_needed(self) -> bool:

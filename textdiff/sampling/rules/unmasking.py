@@ -157,7 +157,7 @@ def unmask_accepted(segment: Segment, score: Score, accepted: Accepted) -> Itera
         scores = _scores(segment, score, prediction, masks.at)
         if masks.still is not None:
             scores = scores.masked_fill(~masks.still, -torch.inf)
-        order = _order(masks.at, steady(scores, prediction.at(slice(0, 1)).log_x0.dtype))
+        order = in_order(masks.at, scores, prediction)
         number = left = masks.left if segment.ahead else segment.send(masks.left)
         if calls > 1:
             enough = accepted(masks.at.spread(scores).gather(1, order))
@@ -178,9 +178,9 @@ def unmask_in_order(
 
     The order is read from the raw distributions and the tokens are drawn afterwards, at the chosen
     positions alone. So with one token per call the texts follow the network's chain of
-    conditionals, in whatever order. (Published code draws first and orders by the drawn token's
-    probability, which prefers likely tokens; at temperature 0 that is the same.) The CPU need not
-    know which positions are revealed, as their number is known beforehand.
+    conditionals, in whatever order. How many positions are revealed is known beforehand, so the CPU
+    need not read which. (Published code draws first and orders by the drawn token's probability,
+    which prefers likely tokens; at temperature 0 that is the same.)
 
     Args:
         segment: under absorbing noise; its last call reveals what is left.
@@ -198,21 +198,23 @@ def unmask_in_order(
         t = time_left(segment.schedule, left, size)
         prediction = segment.predict(masks, t)
         scores = _scores(segment, score, prediction, masks)
-        keys = steady(scores, prediction.at(slice(0, 1)).log_x0.dtype)
         if temperature:  # the largest of these are draws without replacement
             noise = -torch.log(-torch.log(segment.position_uniforms(index)))
             keys = scores / temperature + masks.read(noise, scores.device)
             keys = keys.clamp(min=torch.finfo(torch.float64).min)
+            order = masks.ranked(keys)
+        else:
+            order = in_order(masks, scores, prediction)
         number = count(left, calls).clamp(min=1).minimum(left) if calls > 1 else left
-        now, later = masks.first(_order(masks, keys), number)
+        now, later = masks.first(order, number)
         entropy = -scores[now] if score is low_entropy else None
         chosen, masks = masks.take(now, number), masks.take(later, left - number)
         yield segment.write(chosen, prediction.at(segment.send(now)), t, entropy=entropy)
 
 
-def _order(masks: Positions, keys: Tensor) -> Tensor:
-    """Return the columns of each row by falling keys [N], [R, S]; equal ones from left to right."""
-    return masks.spread(keys).argsort(dim=1, descending=True, stable=True)
+def in_order(positions: Positions, scores: Tensor, prediction: Prediction) -> Tensor:
+    """Return the columns of each row by falling scores [N], [R, S]; see `steady` for equal ones."""
+    return positions.ranked(steady(scores, prediction.at(slice(0, 1)).log_x0.dtype))
 
 
 def _scores(
