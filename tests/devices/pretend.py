@@ -84,6 +84,8 @@ class Watch(TorchDispatchMode):
         if self.shapes_only:
             return func(*args, **kwargs)
         result = self._run(func, args, kwargs)
+        if kwargs.get("pin_memory"):
+            result.pretends_pinned = True
         moved = bool(there) if to is None else to.type == self.device.type
         if name == "_local_scalar_dense" or not moved:
             return result
@@ -154,7 +156,7 @@ class Event:
         self.watch, self.copies = watch, watch.copies
         watch.copies = []
 
-    def record(self) -> None:
+    def record(self, stream: None) -> None:
         self.launches, self.waits = len(self.watch.launches), len(self.watch.waits)
 
     def query(self) -> bool:
@@ -209,7 +211,8 @@ def pretending(shapes_only: bool = False) -> Iterator[Watch]:
         mock.patch.object(Tensor, "pin_memory", _pinned),
         mock.patch.object(torch, "is_autocast_enabled", autocast),
         Watch(shapes_only) as watch,
-        mock.patch.object(torch, "Event", side_effect=lambda **_: Event(watch)),
+        mock.patch.object(torch, "Event", side_effect=lambda device: Event(watch)),
+        mock.patch.object(torch.accelerator, "current_stream", return_value=None),
     ):
         yield watch
 

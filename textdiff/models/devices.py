@@ -41,12 +41,15 @@ class Readback:
 
     def __init__(self, x: Tensor):
         self.immediate = x.device.type in UNPINNED
-        self._here = x.cpu() if self.immediate else torch.empty_like(x, device="cpu").pin_memory()
         self._copied: torch.Event | None = None
-        if not self.immediate:
-            self._here.copy_(x, non_blocking=True)
-            self._copied = torch.Event(device=x.device.type)
-            self._copied.record()
+        if self.immediate:
+            self._here = x.cpu()
+            return
+        self._here = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+        self._here.copy_(x, non_blocking=True)
+        self._copied = torch.Event(device=x.device)
+        # By default it is that of the current device, on which the tensor may not be.
+        self._copied.record(torch.accelerator.current_stream(x.device))
 
     @property
     def arrived(self) -> bool:

@@ -44,7 +44,6 @@ def accept_or_renoise(
         accepted: (confidences [R, S], falling) -> [R] positions to accept; none counts as one.
         revision: rows that are revised.
     """
-    times = even_times(segment.steps)
     size = segment.decided(revision.size)  # [R]
     alphas = torch.zeros(len(size), dtype=torch.float64, device=size.device)  # at first all noise
     for index in range(segment.steps):
@@ -55,7 +54,7 @@ def accept_or_renoise(
         known = segment.readback(time)
         prediction = segment.predict(positions, time)
         posterior = _posterior(segment, positions, prediction, alphas)
-        t = times[index].expand(len(size))
+        t = even_times(segment.steps)[index].expand(len(size))
         still = revision.still(positions)
         ended = revision.end(positions, posterior, t, every=index + 1 == segment.steps)
         live = ~ended if still is None else still & ~ended
@@ -64,9 +63,8 @@ def accept_or_renoise(
         order = in_order(positions, scores, prediction)
         taken = accepted(positions.spread(scores).gather(1, order)).clamp(min=1).minimum(size)
         kept = positions.leading(order, taken)
-        lost = live & ~kept
         _accept(segment, segment.chosen(positions, live & kept), posterior, t, index)
-        alphas = level(size - taken, size)
+        alphas, lost = level(size - taken, size), live & ~kept
         _renoise(segment, segment.chosen(positions, lost), alphas, index)
         if not revision.was_needed():
             return
