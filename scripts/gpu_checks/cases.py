@@ -7,7 +7,7 @@ from textdiff.diffusion.family import Family, build_family
 from textdiff.diffusion.noise import NoiseUniforms, draw_noise
 from textdiff.diffusion.pairs import training_maker
 from textdiff.diffusion.process import Vocabulary
-from textdiff.loss import corrupt
+from textdiff.loss import Batch, CleanBatch, corrupt
 from textdiff.models import TextDiffusionConfig, TextDiffusionModel
 from textdiff.train.learned_loss import training_loss
 
@@ -24,6 +24,7 @@ OBJECTIVES: dict[str, dict] = {
         "objective": {"kind": "gidd"},
     },
     "ar": {"objective": {"kind": "ar"}, "block_size": 1},
+    "learned": {"schedule": {"kind": "learned", "exponent": 1.0}},
 }
 SMALL = {
     "vocab_size": 131,
@@ -70,13 +71,18 @@ class Case:
         position, token = torch.rand(2, rows, length, dtype=torch.float64)
         strata = torch.randperm(rows * blocks).view(rows, blocks)  # so that half of all is masked
         drawn = (strata + 0.5).double() / strata.numel()
+        self.batch: Batch | CleanBatch
+        if family.learned is not None:  # two masks of every row, at the same levels
+            pair = NoiseUniforms(drawn.repeat(2, 1), torch.cat([position, token]))
+            self.batch = CleanBatch(x0, pair, None, family.block_size)
+            return
         uniforms = NoiseUniforms(drawn, position, token if levels else None)
         noise = draw_noise(family, x0, uniforms, training_maker(family, "count"))
         self.batch = corrupt(family, x0, noise, None)
 
     def family(self, device: torch.device) -> Family:
         """Return the family with its tables on a device."""
-        return build_family(self.spec, self.vocabulary, device)
+        return build_family(self.spec, self.vocabulary, device, self.model.exponents)
 
     def step(self, device: torch.device, dtype: torch.dtype) -> list[Tensor]:
         """Return the loss, and all gradients as one vector, on the CPU in float64."""

@@ -13,7 +13,6 @@ from gpu_checks.cases import OBJECTIVES, SMALL, Case
 from gpu_checks.checks import Check, Checks, contained, short_place
 from gpu_checks.device import finish
 from textdiff import TextDiffusion
-from textdiff.loss import Batch
 from textdiff.train.learned_loss import training_loss
 
 # Decoding rules whose calls of the network have no wait between them.
@@ -39,7 +38,7 @@ def step_without_waiting(device: torch.device, name: str, title: str) -> Checks:
     case = Case(name, 16 if name != "ar" else None, SMALL, 4, 64)
     case.step(device, torch.float32)  # caches are filled once
     model, family = case.model, case.family(device)
-    pinned: Batch = case.batch.pin_memory()
+    pinned = case.batch.pin_memory()
     finish(device)
     with at_waits("error"):
         loss, _ = training_loss(model, family)(pinned.to(device))
