@@ -59,6 +59,7 @@ class Watch(TorchDispatchMode):
         uploads: copies to the device from memory that is not pinned, likewise.
         launches: kernels.
         readbacks: for each copy that the CPU waited for, launches queued meanwhile.
+        idle: whether the device has always finished what was queued.
     """
 
     def __init__(self, shapes_only: bool):
@@ -68,6 +69,7 @@ class Watch(TorchDispatchMode):
         self.uploads: list[str] = []
         self.launches: list[str] = []
         self.readbacks: list[int] = []
+        self.idle = False
         self.copies: list[tuple[Tensor, Tensor]] = []  # on their way to the CPU
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -160,7 +162,9 @@ class Event:
         self.launches, self.waits = len(self.watch.launches), len(self.watch.waits)
 
     def query(self) -> bool:
-        return False
+        if self.watch.idle:
+            self._arrive()
+        return self.watch.idle
 
     def synchronize(self) -> None:
         since = len(self.watch.launches) - self.launches
@@ -168,6 +172,9 @@ class Event:
             self.watch.readbacks.append(since)
             if not since:
                 self.watch.waits.append(f"event: {_where()}")
+        self._arrive()
+
+    def _arrive(self) -> None:
         with _disable_current_modes():
             for here, numbers in self.copies:
                 here.copy_(numbers)

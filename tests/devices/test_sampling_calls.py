@@ -176,6 +176,33 @@ def test_texts_that_end_leave_without_further_waits(case, rule, size):
     assert check_calls(case, rule, size, job=ENDING, knobs=knobs)[0] <= 0
 
 
+@pytest.mark.parametrize("idle", [True, False])
+@pytest.mark.parametrize(
+    ("case", "rule", "knobs"),
+    [
+        ("mdlm", "threshold", {"threshold": 0.1}),
+        ("sedd", "euler", {}),
+        ("udlm", "threshold", STABLE),
+        ("udlm", "gibbs", STABLE),
+        ("gidd", "predictor_corrector", {"corrections": 9, "patience": 1}),
+    ],
+)
+def test_a_segment_has_one_call_too_many_at_most_and_none_if_the_device_is_idle(
+    case, rule, knobs, idle
+):
+    model = tiny_model(adaln=True, time_conditioning=True, diffusion=spec_of(case, 4))
+    model.requires_grad_(False)
+    request = Request(JOB, SamplingConfig(rule=rule, steps=9, knobs=knobs))
+    engine = Engine(model, family(case, 4), request)
+    texts = [step.canvas for step in engine.run()]
+    with pretending() as watch:
+        watch.idle = idle
+        moved(model, watch)
+        there = Engine(model, family(case, 4, watch.device), request)
+        assert [step.canvas.held.tolist() for step in there.run()] == [t.tolist() for t in texts]
+    assert 0 <= there.predictor.calls - engine.predictor.calls <= (0 if idle else SEGMENTS[4])
+
+
 def pattern(device):
     """Texts of a few letters without two of them in a row; the last token ends a text."""
     tokens = [bytes([97 + token]) if token in CLEAN[:-1] else None for token in range(ROWS)]
