@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from pretend import moved, pretending
+from refusals import refused
 from test_rules import FAMILIES
 from tiny_models import CLEAN, EXCLUDED, MASK, ROWS, tiny_model
 
 from textdiff.diffusion.family import build_family
 from textdiff.diffusion.process import Vocabulary
+from textdiff.errors import CheckpointError
 from textdiff.sampling import parts as parts_module
 from textdiff.sampling import segment as segment_module
 from textdiff.sampling.constraints.pattern import build_pattern
@@ -151,7 +153,6 @@ OPTIONS = [
     ("mdlm", "threshold", {"repetition_penalty": 1.2, "temperature": (1.0, 0.5)}),
     ("mdlm", "threshold", {"knobs": {"factor": 1.5}, "limits": {"banned": (CLEAN[2],)}}),
     ("mdlm", "entropy_bound", {"guidance": 0.5}),
-    ("mdlm", "remask", {"knobs": {"remasking": "conf"}}),
     ("d3pm-plugged", "ancestral", {"knobs": {"greedy_tail": True}}),
     ("udlm", "threshold", {"knobs": STABLE}),
     ("udlm", "gibbs", {"knobs": STABLE}),
@@ -165,6 +166,13 @@ OPTIONS = [
 @pytest.mark.parametrize(("case", "rule", "options"), OPTIONS)
 def test_no_option_makes_a_call_wait(case, rule, options, size):
     assert check_calls(case, rule, size, **options)[0] <= 0
+
+
+@pytest.mark.parametrize("size", SEGMENTS)
+@pytest.mark.parametrize("own", [{}, OWN])
+def test_remasking_by_confidence_waits_once_a_call(own, size):
+    waits, calls = check_calls("mdlm", "remask", size, knobs={"remasking": "conf"}, **own)
+    assert 0 < waits <= calls
 
 
 @pytest.mark.parametrize("size", SEGMENTS)
@@ -199,8 +207,22 @@ def test_a_segment_has_one_call_too_many_at_most_and_none_if_the_device_is_idle(
         watch.idle = idle
         moved(model, watch)
         there = Engine(model, family(case, 4, watch.device), request)
-        assert [step.canvas.held.tolist() for step in there.run()] == [t.tolist() for t in texts]
+        steps = list(there.run())
+        assert [step.canvas.held.tolist() for step in steps] == [t.tolist() for t in texts]
+    assert steps[-1].calls == engine.predictor.calls
     assert 0 <= there.predictor.calls - engine.predictor.calls <= (0 if idle else SEGMENTS[4])
+
+
+@pytest.mark.parametrize("guidance", [0.0, 0.5])
+def test_a_network_without_numbers_is_refused_at_the_end_of_a_segment(guidance):
+    model = tiny_model(diffusion=spec_of("mdlm", 4)).requires_grad_(False)
+    model.blocks[0].mlp[0].weight.fill_(torch.nan)
+    request = Request(JOB, SamplingConfig(rule="confidence", steps=3, guidance=guidance))
+    with pretending() as watch:
+        moved(model, watch)
+        engine = Engine(model, family("mdlm", 4, watch.device), request)
+        with refused(CheckpointError, "output_not_finite", "NaN"):
+            list(engine.run())
 
 
 def pattern(device):

@@ -178,7 +178,10 @@ def flagged(flags: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def corrupt(family: Family, x0: Tensor, noise: Noise, document_ids: Tensor | None) -> Batch:
-    """Corrupt x0 [B, L] where its noise is: mostly on the CPU, which counts the positions."""
+    """Corrupt x0 [B, L] where its noise is: mostly on the CPU, which counts the positions.
+
+    Elsewhere the batch has all positions, of which the first `count` contribute.
+    """
     xt = family.process.corrupt(x0, noise)
     positions, count = flagged(family.objective.positions(noise).flatten())
     size = family.blocks(x0.shape[1]).size

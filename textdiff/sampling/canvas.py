@@ -105,6 +105,6 @@ class Canvas:
         self.places.close(at, which)
 
     def mask(self, where: Tensor) -> None:
-        """Replace the canvas by one with masks at positions [R, S] bool, on any device."""
+        """Replace the canvas by one with masks at positions [R, S] bool on the CPU."""
         self.canvas = self.canvas.masked_fill(self.send(where), self.process.mask_token_id)
         self.places.reopen(where)

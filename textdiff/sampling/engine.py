@@ -71,6 +71,7 @@ class Engine:
         self.text = to_device(self.prompts, model.device)
         self.open = self._open_places()
         self.index = 0
+        self.vain = 0, 0  # calls that no step followed, and their rows
 
     @property
     def final(self) -> Tensor:
@@ -194,19 +195,24 @@ class Engine:
 
     def _fill(self, area: "Area") -> Iterator[Step]:
         """Yield the steps of the rule on the active segments, as steps of all rows."""
+        predictor = self.predictor
+        calls, rows = predictor.calls - self.vain[0], predictor.rows - self.vain[1]
         for step in self._steps(area.segment):
+            calls, rows = predictor.calls - self.vain[0], predictor.rows - self.vain[1]
             self.text = area.put(self.text, step.canvas)
             step = replace(
                 step,
                 index=self.index,
-                calls=self.predictor.calls,
-                rows=self.predictor.rows,
+                calls=calls,
+                rows=rows,
                 final=self.rows.final.clone(),
                 ends=self.rows.final.index_copy(0, area.active, area.ends),
                 done=self.rows.done.clone(),
             )
             yield area.step_of_all(step, self.text, self.lengths)
             self.index += 1
+        # Whether a call is queued too much depends on how far the device is: it is not counted.
+        self.vain = predictor.calls - calls, predictor.rows - rows
 
     def _steps(self, segment: Segment) -> Iterator[Step]:
         """Yield the steps of the rule, with the parts that were asked for."""

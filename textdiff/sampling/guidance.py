@@ -69,6 +69,11 @@ class GuidedPredictor(Predictor):
         self.row = torch.zeros(0, dtype=torch.int64)  # [A] row of the job in each slot
         self.left_out = torch.zeros(0, dtype=torch.int64)  # [A] first tokens without the prompt
 
+    @property
+    def broken(self) -> Tensor:
+        """[] bool on the device, of both."""
+        return self.conditional.broken | self.unconditional.broken
+
     def admit(self, text: Tensor, finished: Tensor) -> None:
         """Add rows, in the order of the job."""
         size = self.family.block_size
@@ -127,6 +132,7 @@ class GuidedPredictor(Predictor):
         return masked.gather(1, to_device(at.clamp(max=width - 1), text.device))
 
     def _count(self) -> None:
+        self._dtype = self.conditional._dtype
         self.calls = self.conditional.calls + self.unconditional.calls
         self.rows = self.conditional.rows + self.unconditional.rows
 

@@ -25,7 +25,7 @@ class Ledger:
 
     def __init__(self, is_open: Tensor, ahead: bool = False):
         self.ahead = ahead
-        self._known = is_open
+        self._known = self._begun = is_open
         # What the device copies, and what becomes of the open positions once that is there.
         self._news: list[tuple[Readback | None, Callable[[Tensor], Tensor]]] = []
         self._before = 0  # news from before the call that has begun
@@ -39,11 +39,12 @@ class Ledger:
             return known.flatten().index_fill(0, at, False).view_as(known)
 
         self._news.append((told, closed))
+        if not self.ahead and positions.flat.device.type == "cpu" and (not told or told.immediate):
+            self.now  # noqa: B018 (nothing is kept that its owner may change)
 
     def reopen(self, where: Tensor) -> None:
-        """Note that positions [A, S] bool are open again."""
-        told = Readback(where)
-        self._news.append((told, lambda known: known | told.read()))
+        """Note that positions [A, S] bool on the CPU are open again."""
+        self._known = self.now | where
 
     @property
     def now(self) -> Tensor:
@@ -59,7 +60,7 @@ class Ledger:
     @property
     def none_left(self) -> bool:
         """True where nothing is open, as far as the CPU can tell without waiting."""
-        if not bool(self._known.any()):
+        if not bool(self._known.any()):  # what is news can only close more
             return True
         waits = self.ahead and not all(told is None or told.arrived for told, _ in self._news)
         return not waits and not bool(self.now.any())
@@ -67,11 +68,17 @@ class Ledger:
     def begin(self) -> Tensor:
         """Return [A, S] bool what a call is made for: all that is open, and no more if known."""
         self._before = len(self._news)
-        return self._known if self.ahead else self.now
+        self._begun = self._known if self.ahead else self.now
+        return self._begun
 
     def settle(self) -> Tensor:
-        """Return [A, S] bool what was open when the call began, which is queued by now."""
-        return self._after(self._before)
+        """Return [A, S] bool what was open when the call began, which is queued by now.
+
+        Of a call that `now` was asked in, the answer is what it was made for.
+        """
+        if self._before:
+            self._begun = self._after(self._before)
+        return self._begun
 
     def _after(self, count: int) -> Tensor:
         """Return what is open after the first news, which are known from now on."""

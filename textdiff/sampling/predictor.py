@@ -55,13 +55,18 @@ class Predictor(ABC):
         self._broken = torch.zeros((), dtype=torch.bool, device=model.device)
         self._dtype = torch.float32  # of the network's last output
 
+    @property
+    def broken(self) -> Tensor:
+        """[] bool on the device, whether the output of some call was not finite."""
+        return self._broken
+
     def check(self) -> None:
         """Refuse to go on with a network whose output was not finite.
 
         Raises:
             CheckpointError: it was so in some call.
         """
-        if bool(self._broken):
+        if bool(self.broken):
             raise CheckpointError(
                 "the network's output is not a number (NaN or infinite), so there is nothing to "
                 f"draw from: {overflow_advice(self._dtype)}",

@@ -38,7 +38,7 @@ class Step:
         t: [R] time of each row before the step.
         canvas: [R, L] tokens after the step; a new tensor each time.
         read: reads from the device what has changed; until then the CPU does not wait for it.
-        calls: network calls so far.
+        calls: network calls so far, without those that were queued in vain.
         draft: [R, L] canvas with every open position filled by its most likely token, if asked for.
         final: [R] tokens of each row that were final before this step; the engine fills it, as it
             does what follows.

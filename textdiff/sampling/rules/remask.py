@@ -12,8 +12,7 @@ there). The `remasking` strategies choose sigma <= sigma_max = min(1, (1 - alpha
              alpha until `t_off`; then plain steps to the end
 
 Which positions change at which step does not depend on the predictions, except for `conf` on
-earlier ones. So a call is made for rows only at steps that reveal something in them. Where the
-network's device decides, `conf` calls for positions that may be masked, and some calls are in vain.
+earlier ones. So a call is made for rows only at steps that reveal something in them.
 """
 
 from __future__ import annotations
@@ -72,31 +71,25 @@ class Remask(Rule):
     def __call__(self, segment: Segment) -> Iterator[Step]:
         schedule, every = segment.schedule, segment.where(~segment.frozen)
         alphas = self.alphas(schedule, even_times(segment.steps))
-        by_belief = self.remasking == "conf"  # else nothing depends on what the network returns
-        is_open = segment.decided(~segment.frozen) if by_belief else ~segment.frozen
+        is_open = ~segment.frozen
         masked, remasked = is_open, torch.zeros_like(is_open)
         belief = torch.zeros_like(is_open, dtype=torch.float64)
         for index in range(segment.steps):
             alpha_t, alpha_s = alphas[index], alphas[index + 1]
             sigma = self.sigma(alpha_t, alpha_s, belief, ~masked & is_open)
-            drawn = segment.position_uniforms(index)
-            u = segment.decided(drawn) if by_belief else drawn
+            u = segment.position_uniforms(index)
             reveal = masked & (u < reveal_chance(alpha_t, alpha_s, sigma))
             again = ~masked & is_open & (u < sigma)
             masked, remasked = (masked | again) & ~reveal, (remasked | again) & ~reveal
-            if guess := by_belief and segment.ahead:  # as if all were masked, whose sigma is 0
-                none = torch.zeros_like(alpha_t)
-                asked = ~segment.frozen & (drawn < reveal_chance(alpha_t, alpha_s, none))
-            positions = segment.where(asked if guess else reveal)
+            positions = segment.where(reveal)
             if len(positions):
                 t = schedule.t_of_alpha(alpha_t).clamp(0.0, 1.0).expand(len(is_open))
                 prediction = segment.predict(positions, t)
                 tokens = segment.draw(positions, prediction, t, index)
-                which = positions.entries(reveal) if guess else None
-                if by_belief:
-                    chances = segment.decided(segment.log_chances(prediction, tokens).exp())
-                    belief = positions.replaced(belief, chances, which)
-                segment.put(positions, tokens, which)
+                if self.remasking == "conf":  # the others do not wait for the device
+                    chances = segment.log_chances(prediction, tokens).exp().cpu()
+                    belief = positions.replaced(belief, chances)
+                segment.put(positions, tokens)
             segment.mask(again)
             if len(positions):
                 changed = every.entries(reveal | remasked)
