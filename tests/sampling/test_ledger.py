@@ -1,4 +1,4 @@
-"""What is open on a canvas, as the CPU keeps it."""
+"""Open positions of a canvas, as the CPU keeps them."""
 
 import torch
 

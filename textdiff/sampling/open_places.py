@@ -40,7 +40,7 @@ class Ledger:
 
         self._news.append((told, closed))
         if not self.ahead and positions.flat.device.type == "cpu" and (not told or told.immediate):
-            self.now  # noqa: B018 (nothing is kept that its owner may change)
+            self._after(len(self._news))  # at once: the owner of these flags may change them
 
     def reopen(self, where: Tensor) -> None:
         """Note that positions [A, S] bool on the CPU are open again."""

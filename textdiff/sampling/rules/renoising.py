@@ -46,7 +46,7 @@ def accept_or_renoise(
     """
     size = segment.decided(revision.size)  # [R]
     alphas = torch.zeros(len(size), dtype=torch.float64, device=size.device)  # at first all noise
-    for index in range(segment.steps):
+    for index, t in enumerate(even_times(segment.steps)[:-1]):
         if revision.none_left:
             return
         positions = revision.positions()
@@ -54,7 +54,7 @@ def accept_or_renoise(
         known = segment.readback(time)
         prediction = segment.predict(positions, time)
         posterior = _posterior(segment, positions, prediction, alphas)
-        t = even_times(segment.steps)[index].expand(len(size))
+        t = t.expand(len(size))
         still = revision.still(positions)
         ended = revision.end(positions, posterior, t, every=index + 1 == segment.steps)
         live = ~ended if still is None else still & ~ended
