@@ -13,6 +13,7 @@
 | `graphs` | compiled blocks: graphs, breaks, and none more after an evaluation |
 | `resume` | 3 + 3 steps equal 6, bit for bit: `train.deterministic`, Muon, recomputed blocks |
 | `tokens` | texts in float64 against the CPU's |
+| `replays` | texts by recorded calls (CUDA graphs) against calls launched kernel by kernel; time |
 | `training` | figures: a step and its phases, MFU, memory over that of `textdiff plan` |
 | `sampling` | figures: tokens per second of 1, 16 and 64 rows, and of a bound |
 | `kernels` | the kernels of a step that take the most time |
@@ -38,6 +39,7 @@ from gpu_checks.device import clear, set_up
 from gpu_checks.graphs import graphs
 from gpu_checks.layouts import layouts
 from gpu_checks.numerics import documents, steps
+from gpu_checks.replays import replays
 from gpu_checks.result import Result
 from gpu_checks.resume import resume
 from gpu_checks.speed import ceilings, kernels, sampling, training
@@ -51,7 +53,8 @@ from textdiff.signals import Interruption, interruptible
 
 RESULT = Path(__file__).resolve().parents[1] / "evals" / "results" / "check_gpu.json"
 STAGES: list[Stage] = [
-    ceilings, layouts, documents, steps, waits, graphs, resume, tokens, training, sampling, kernels,
+    ceilings, layouts, documents, steps, waits, graphs, resume, tokens, replays, training, sampling,
+    kernels,
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from recording import Graph
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
@@ -58,8 +59,9 @@ class Watch(TorchDispatchMode):
         waits: why the CPU would wait for the device, with the line that asks.
         uploads: copies to the device from memory that is not pinned, likewise.
         launches: kernels.
-        readbacks: for each copy that the CPU waited for, launches queued meanwhile.
+        readbacks: for each copy that the CPU waited for, kernels queued meanwhile.
         idle: whether the device has always finished what was queued.
+        graphs: those that were recorded, of `Graph`.
     """
 
     def __init__(self, shapes_only: bool):
@@ -71,6 +73,9 @@ class Watch(TorchDispatchMode):
         self.readbacks: list[int] = []
         self.idle = False
         self.copies: list[tuple[Tensor, Tensor]] = []  # on their way to the CPU
+        self.graph: Graph | None = None  # that is being recorded
+        self.graphs: list[Graph] = []
+        self.queued = 0  # kernels, those of replays too
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -85,7 +90,10 @@ class Watch(TorchDispatchMode):
             return args[0]
         if self.shapes_only:
             return func(*args, **kwargs)
-        result = self._run(func, args, kwargs)
+        if self.graph is not None and (there or (to is not None and to.type == self.device.type)):
+            result = self.graph.record(func, *_real(args, kwargs))
+        else:
+            result = self._run(func, args, kwargs)
         if kwargs.get("pin_memory"):
             result.pretends_pinned = True
         moved = bool(there) if to is None else to.type == self.device.type
@@ -100,11 +108,8 @@ class Watch(TorchDispatchMode):
         return x if isinstance(x, Pretend) else Pretend(x, self.device)
 
     def _run(self, func, args, kwargs):
-        if kwargs.get("device") is not None:
-            kwargs = {**kwargs, "device": torch.device("cpu")}
-        kwargs = {k: v for k, v in kwargs.items() if k != "pin_memory"}
         with _disable_current_modes():
-            args, kwargs = pytree.tree_map_only(Pretend, lambda x: x.held, (args, kwargs))
+            args, kwargs = _real(args, kwargs)
             return func(*args, **kwargs)
 
     def _count(self, func, name, args, tensors, there, to):
@@ -117,6 +122,7 @@ class Watch(TorchDispatchMode):
             return
         if not func.is_view and name not in QUIET and not _is_view(func):
             self.launches.append(name)
+            self.queued += 1
         if name in READ or (name == "_to_copy" and to is not None and to.type == "cpu"):
             self.waits.append(f"{name}: {_where()}")
         if name == "copy_" and args[0].device != args[1].device:
@@ -145,6 +151,14 @@ class Watch(TorchDispatchMode):
             self.uploads.append(_where())
 
 
+def _real(args, kwargs):
+    """Return arguments as the CPU computes with them."""
+    if kwargs.get("device") is not None:
+        kwargs = {**kwargs, "device": torch.device("cpu")}
+    kwargs = {k: v for k, v in kwargs.items() if k != "pin_memory"}
+    return pytree.tree_map_only(Pretend, lambda x: x.held, (args, kwargs))
+
+
 def _returns_later(name: str, args) -> bool:
     """Return whether a copy to the CPU is one that the CPU does not wait for."""
     later = name == "copy_" and len(args) > 2 and args[2] and args[0].device.type == "cpu"
@@ -159,7 +173,7 @@ class Event:
         watch.copies = []
 
     def record(self, stream: None) -> None:
-        self.launches, self.waits = len(self.watch.launches), len(self.watch.waits)
+        self.queued, self.waits = self.watch.queued, len(self.watch.waits)
 
     def query(self) -> bool:
         if self.watch.idle:
@@ -167,7 +181,7 @@ class Event:
         return self.watch.idle
 
     def synchronize(self) -> None:
-        since = len(self.watch.launches) - self.launches
+        since = self.watch.queued - self.queued
         if self.copies and len(self.watch.waits) == self.waits:  # else it has waited for more
             self.watch.readbacks.append(since)
             if not since:

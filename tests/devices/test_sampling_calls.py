@@ -1,10 +1,12 @@
 """Generation on a device that computes by itself: what the CPU waits for, and equal texts."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
 import torch
 from pretend import moved, pretending
+from recording import recordable
 from refusals import refused
 from test_rules import FAMILIES
 from tiny_models import CLEAN, EXCLUDED, MASK, ROWS, tiny_model
@@ -65,8 +67,13 @@ CALLS = [
 ]
 
 
-def check_calls(case: str, rule: str, size: int | None, network=None, forced=None, **options):
-    """Compare a text with that of the CPU; return waits beside those of segments, and calls."""
+def check_calls(
+    case: str, rule: str, size: int | None, network=None, forced=None, recorded=None, **options
+):
+    """Compare a text with that of the CPU; return waits beside those of segments, and calls.
+
+    `recorded` takes what the device has recorded; None: it cannot.
+    """
     network = {"adaln": True, "time_conditioning": True} | (network or {})
     model = tiny_model(**network, diffusion=spec_of(case, size)).requires_grad_(False)
     parts, limits = options.pop("parts", ()), options.pop("limits", {})
@@ -90,7 +97,7 @@ def check_calls(case: str, rule: str, size: int | None, network=None, forced=Non
         return last.draft if "draft" in parts else last.canvas, last.calls, steps
 
     expected, _, steps = text(engine())
-    with pretending() as watch:
+    with pretending() as watch, nullcontext() if recorded is None else recordable(watch):
         moved(model, watch)
         there = engine(watch.device)
         watch.uploads.clear(), watch.waits.clear()
@@ -104,6 +111,8 @@ def check_calls(case: str, rule: str, size: int | None, network=None, forced=Non
             assert torch.equal(step.changed, known.changed)
             torch.testing.assert_close(step.entropy, known.entropy, equal_nan=True)
     assert watch.uploads == []
+    if recorded is not None:
+        recorded += watch.graphs
     return waits, calls
 
 

@@ -77,6 +77,8 @@ class TransformersDenoiser(Denoiser):
         ValueError: the network mixes positions outside attention, or attends inexactly.
     """
 
+    cuda_graphs = False  # networks of transformers may ask the device
+
     def __init__(self, config: PreTrainedConfig, network: PreTrainedModel | None = None):
         super().__init__()
         backend = (config if network is None else network.config)._attn_implementation

@@ -15,9 +15,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .devices import on_device, to_device
 from .layout import Layout
+
+LEAST_READ = 64
+"""Places that a call of a fixed shape reads, at least."""
 
 
 class KVCache:
@@ -176,6 +180,32 @@ class CacheSlice:
     held: Tensor
     mask: Tensor | None
 
+    def fixed(self, rows: int) -> "CacheSlice":
+        """Return the same places as tensors on the device, of shapes that many calls share.
+
+        More places are read, up to a power of two, behind a mask.
+
+        Args:
+            rows: R.
+        """
+        device, place = self.store.device, self.place
+        if isinstance(place, slice):
+            place = torch.arange(place.start, place.stop)
+        width = min(self.store.shape[4], max(LEAST_READ, 1 << (self.width - 1).bit_length()))
+        held = functional.pad(self.held, (0, width - self.width), value=-1)
+        seen = to_device(held >= 0, device)[:1, None, None]
+        if self.mask is not None:
+            seen = functional.pad(self.mask, (0, width - self.width))
+        return CacheSlice(
+            self.store,
+            to_device(self.positions.expand(rows, -1), device),
+            to_device(place.expand(rows, -1), device),
+            self.slots,
+            width,
+            held,
+            seen,
+        )
+
     def exchange(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write keys and values [R, heads, T, D] of a layer, and read [R, heads, width, D]."""
         store = self.store[layer]
@@ -191,5 +221,6 @@ class CacheSlice:
             # Indices apart from each other put their dimensions first: [R, T, 2, heads, D].
             both = torch.stack([k, v]).permute(1, 3, 0, 2, 4)
             store[:, slots[:, None], :, place] = both
-        chosen = store[:, :rows] if self.slots is None else store[:, self.slots]
-        return chosen[0, :, :, : self.width], chosen[1, :, :, : self.width]
+        seen = store[..., : self.width, :]
+        k, v = seen[:, :rows] if self.slots is None else seen[:, self.slots]
+        return k, v

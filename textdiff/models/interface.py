@@ -24,6 +24,7 @@ class Denoiser(nn.Module):
             `diffusion`, the family it was trained for.
         dtype: that of its first weights.
         block_dtype: dtype of the blocks' matrices, where it is another one.
+        cuda_graphs: whether generation on a GPU may record calls of `hidden` and replay them.
         blocks: Transformer blocks, which are compiled, sharded and recomputed one by one.
         output_layer: head; maps what `hidden` returns to raw logits [..., V].
         exponents: parameters of a learned schedule; None: the schedule has none.
@@ -33,6 +34,7 @@ class Denoiser(nn.Module):
     config: PreTrainedConfig
     dtype: torch.dtype
     block_dtype: torch.dtype | None = None
+    cuda_graphs: bool = True
     blocks: nn.ModuleList
     output_layer: nn.Module
     exponents: TokenExponents | None

@@ -8,6 +8,7 @@ canvas positions, r rows and T tokens of one call, N predicted positions.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -97,25 +98,27 @@ class CachedPredictor(Predictor):
     def _predict(self, canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
         """Predict by one network call on the rows that have as many tokens to store."""
         owners = positions.row
-        rows, where = torch.unique(owners, return_inverse=True)
-        alpha = self._alpha(t, rows)
+        alpha = self._alpha(t, torch.arange(len(t)))
         # Rows whose last block is not stored yet give it along; mostly all do, or none.
         # A network whose inputs are shifted right has stored the block with its first call.
         lengths = (self.starts + self.size - self.stored).clamp(min=self.size)
 
         def run(indices: Tensor) -> Tensor:
-            called, place = torch.unique(owners[indices], return_inverse=True)
+            called = rows = torch.unique(owners[indices])
             length = int(lengths[called[0]])
-            noise = alpha[on_device(alpha, torch.searchsorted(rows, called))]
-            own = positions[indices]
+            if length == self.size:  # others would store finished tokens again
+                rows = self._joined(called, lengths)
+            self.stored[called] = self.starts[called] + (self.size if self.shifted else 0)
+            noise = alpha[on_device(alpha, rows)]
+            own, place = positions[indices], torch.searchsorted(rows, owners[indices])
             at = own.after(place * length + (length - self.size))
             options = self._previous(own, at)
             if self.shift:
-                return self._run_shifted(canvas, called, length, noise, (place, own), **options)
-            return self._run(canvas, called, length, noise, at, **options)
+                return self._run_shifted(canvas, rows, length, noise, (place, own), **options)
+            return self._run(canvas, rows, length, noise, at, **options)
 
         logits = in_groups(lengths[owners], run)
-        return self._predicted(logits, canvas, positions, alpha[on_device(alpha, where)])
+        return self._predicted(logits, canvas, positions, alpha[on_device(alpha, owners)])
 
     def _run_shifted(
         self,
@@ -124,7 +127,7 @@ class CachedPredictor(Predictor):
         length: int,
         alpha: Tensor,
         places: tuple[Tensor, Positions],
-        **options: object,
+        **options: Any,
     ) -> Tensor:
         """Return logits [n, V] that predict positions, which are in [n] of these rows.
 
@@ -168,7 +171,7 @@ class CachedPredictor(Predictor):
         length: int,
         alpha: Tensor,
         at: Tensor,
-        **options: object,
+        **options: Any,
     ) -> Tensor:
         """Return logits [n, V] of some rows whose last `length` tokens are new."""
         begins = self.starts[rows] + self.size - length
@@ -186,7 +189,6 @@ class CachedPredictor(Predictor):
         sigma[:, -1] = self.family.network_time(alpha)
         layout = self.layout.after(self.starts[rows])
         view = self._view(layout, begins, length, rows)
-        self.stored[rows] = self.starts[rows] + (self.size if self.shifted else 0)
         return self._logits(tokens, sigma, at, layout=layout, cache=view, **options)
 
     def _store(
@@ -251,6 +253,7 @@ class ApproximatePredictor(Predictor):
         self.asked = self.whole & ~frozen
         if self.shift:  # predictions are read one place before what they are about
             self.asked[:, :-1] |= self.asked[:, 1:].clone()
+        self.numbers = self.asked.sum(1)  # [A]
         self.stored = torch.zeros(len(widths), dtype=torch.bool)  # [A] rows that had their call
 
     def _predict(self, canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
@@ -264,8 +267,11 @@ class ApproximatePredictor(Predictor):
 
     def _run(self, canvas: Tensor, positions: Positions, alpha: Tensor) -> Tensor:
         """Return [N, V] logits at N positions of rows that all have had a call, or none has."""
-        rows, where = torch.unique(positions.row, return_inverse=True)
-        runs = (self.asked if bool(self.stored[rows[0]]) else self.whole)[rows]  # [r, S]
+        rows, runs = torch.unique(positions.row), self.whole
+        if bool(self.stored[rows[0]]):
+            runs = self.asked
+            rows = self._joined(rows, self.numbers)
+        where, runs = torch.searchsorted(rows, positions.row), runs[rows]  # [N], [r, S]
         at = self._places(runs)  # [r, T]
         tokens = canvas[to_device(rows, canvas.device)]
         first = torch.arange(len(rows))[:, None] * at.shape[1]

@@ -6,6 +6,7 @@ tokens only. Letters: A active rows, S canvas positions, r rows of one call, N p
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from textdiff.models import (
     shift_right,
 )
 from textdiff.models.devices import on_device, to_device
+from textdiff.models.graphs import RecordedCalls, replays
 from textdiff.sampling.open_places import OpenPlaces
 from textdiff.sampling.parts import by_parts, lazily
 from textdiff.sampling.positions import Positions
@@ -52,6 +54,8 @@ class Predictor(ABC):
         self.calls = 0
         self.rows = 0
         self.previous: PreviousPredictions | None = None
+        recorded = replays(model.device) and model.cuda_graphs
+        self._recorded = RecordedCalls(model) if recorded else None
         self._broken = torch.zeros((), dtype=torch.bool, device=model.device)
         self._dtype = torch.float32  # of the network's last output
 
@@ -116,7 +120,7 @@ class Predictor(ABC):
     def _predict(self, canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
         """Predict positions by network calls, which read `previous`."""
 
-    def _previous(self, positions: Positions, places: Tensor) -> dict[str, object]:
+    def _previous(self, positions: Positions, places: Tensor) -> dict[str, Any]:
         """Return options of `_logits` for N positions at flat indices [N] into its tokens."""
         return {} if self.previous is None else {"previous": self.previous.at(positions, places)}
 
@@ -124,12 +128,33 @@ class Predictor(ABC):
         """Return survival probabilities of rows [r] as the network's time input takes them."""
         return self.family.known_alpha(self.family.schedule.alpha(t[on_device(t, rows)]))
 
-    def _logits(self, tokens: Tensor, sigma: Tensor, at: Tensor, **options: object) -> Tensor:
+    def _joined(self, rows: Tensor, lengths: Tensor) -> Tensor:
+        """Return the rows [r] of a call, and idle ones up to a power of two if it is recorded.
+
+        Few numbers of rows occur then. What the call computes of the idle ones is not read.
+
+        Args:
+            rows: active rows that the call is for, rising.
+            lengths: [A] tokens of each active row in such a call.
+        """
+        if self._recorded is None:
+            return rows
+        number = min(len(lengths), 1 << (len(rows) - 1).bit_length())
+        if not self._recorded.serves(number * int(lengths[rows].max())):
+            return rows
+        idle = torch.ones_like(lengths, dtype=torch.bool).index_fill(0, rows, False)
+        added = idle.nonzero().squeeze(1)[: number - len(rows)]
+        self.rows -= len(added)  # as if they had not been called
+        return torch.cat([rows, added]).sort().values
+
+    def _logits(self, tokens: Tensor, sigma: Tensor, at: Tensor, **options: Any) -> Tensor:
         """Return [N, V] logits at flat positions of tokens [r, T], by one network call."""
         self.calls += 1
         self.rows += len(tokens)
         device = tokens.device
         sigma, at = to_device(sigma, device), to_device(at, device)
+        if self._recorded is not None and self._recorded.serves(tokens.numel()):
+            return self._recorded(tokens, sigma, at, **options)
         output = self.model(tokens, sigma=sigma, positions=at, return_dict=True, **options)
         logits: Tensor = output.logits
         return logits
@@ -205,8 +230,10 @@ class PlainPredictor(Predictor):
 
     def _predict(self, canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
         """Predict by one network call on the rows that own the positions."""
-        rows, where = torch.unique(positions.row, return_inverse=True)
-        before, lengths = self.before[rows], (self.before + self.widths)[rows]
+        lengths = self.before + self.widths
+        rows = self._joined(torch.unique(positions.row), lengths)
+        where = torch.searchsorted(rows, positions.row)  # [N]
+        before, lengths = self.before[rows], lengths[rows]
         end = int(lengths.max())
         tokens = self._compose(canvas, rows, end)  # [r, end]
         alpha = self._alpha(t, rows)
