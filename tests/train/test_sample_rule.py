@@ -1,4 +1,4 @@
-"""The rule that samples are drawn by is checked before anything is trained."""
+"""Samples of a run: their rule is checked before anything is trained; calls are not recorded."""
 
 import torch
 from refusals import refused
@@ -7,6 +7,7 @@ from textdiff.config import Config
 from textdiff.data.sections import CharTokenizer
 from textdiff.data.tokenizer import train_tokenizer
 from textdiff.errors import ConfigError
+from textdiff.pipeline import TextDiffusion
 from textdiff.train.setup import build_model
 
 
@@ -19,3 +20,23 @@ def test_a_rule_that_does_not_fit_the_model_stops_the_run_before_it_begins():
         build_model(config, tokenizer, torch.device("cpu"))
     fits = config.model_copy(update={"sample": config.sample.model_copy(update={"rule": "remask"})})
     build_model(fits, tokenizer, torch.device("cpu"))
+
+
+FLAGS = (
+    "--train.steps=2",
+    "--evaluate.every=2",
+    "--sample.num-samples=1",
+    "--evaluate.max-documents=1",
+)
+
+
+def test_samples_take_no_memory_for_recorded_calls(runs, monkeypatch):
+    generate, recorded = TextDiffusion.generate, []
+
+    def watched(self, *prompts, **options):
+        recorded.append(self.model.cuda_graphs)
+        return generate(self, *prompts, **options)
+
+    monkeypatch.setattr(TextDiffusion, "generate", watched)
+    runs.train("samples", *FLAGS)
+    assert set(recorded) == {False}

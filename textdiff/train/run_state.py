@@ -108,6 +108,7 @@ class RunState:
         if self.sharded:
             network = meta_copy(network, config.train.lora)
             family = family_of(network.config, accelerator.device, network.exponents)
+        network.cuda_graphs = False  # samples are few, and what they record takes memory
         self.exported = TextDiffusion(network, corpus.tokenizer, family, sample_defaults(config))
         # Exports of sharded weights are written in the background, while `exported` is measured.
         self.written = deepcopy(self.exported) if self.sharded else self.exported
