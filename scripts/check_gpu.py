@@ -49,7 +49,7 @@ from gpu_checks.waits import waits
 from textdiff.commands.flags import parse_verb
 from textdiff.errors import ConfigError
 from textdiff.export.loading import find_device
-from textdiff.signals import Interruption, interruptible
+from textdiff.signals import exit_code, interruptible
 
 RESULT = Path(__file__).resolve().parents[1] / "evals" / "results" / "check_gpu.json"
 STAGES: list[Stage] = [
@@ -82,7 +82,7 @@ def check_gpu(
             run_stages(stages, where, budget, result)
     except KeyboardInterrupt as stop:
         result.take(Check("interrupted", None, 0.0, "the stages after this line did not run"))
-        code = 128 + (stop.number if isinstance(stop, Interruption) else 2)
+        code = exit_code(stop)
     result.write(finished=code == 0)
     failed = [check.name for check in result.checks if not check.passed]
     names = "".join(f"\n  {name}" for name in failed)

@@ -132,6 +132,17 @@ def child(
         assert not watch.late, f"{words} did not end within {seconds} s"
 
 
+def wait_until(process: subprocess.Popen[str], come: Callable[[], bool]) -> None:
+    """Returns when something that a child does has come, however busy the machine is.
+
+    Raises:
+        AssertionError: the child ended before, by itself or because its time was up.
+    """
+    while not come():
+        assert process.poll() is None, f"ended with {process.returncode} before it had come"
+        time.sleep(0.05)
+
+
 def finished(
     words: Sequence[str | Path],
     *,

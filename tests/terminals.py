@@ -22,7 +22,7 @@ def in_a_terminal(words: list[str], typed: list[tuple[str, str]], **env: str) ->
     if pid == 0:
         os.execve(sys.executable, [sys.executable, "-m", "textdiff", *words], environment(**env))
     fcntl.ioctl(master, termios.TIOCSWINSZ, struct.pack("HHHH", 12, 40, 0, 0))
-    seen, waiting, until = b"", list(typed), time.monotonic() + 120
+    seen, waiting, until = b"", list(typed), time.monotonic() + 300
     while time.monotonic() < until:
         if not select.select([master], [], [], 1.0)[0]:
             continue

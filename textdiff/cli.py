@@ -6,7 +6,6 @@ and 129 by SIGHUP with everything saved. Heavy imports wait until a verb needs t
 
 import difflib
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -27,7 +26,7 @@ from textdiff.commands.play import play
 from textdiff.commands.tokenizer import train_tokenizer
 from textdiff.commands.train import train
 from textdiff.errors import ConfigError, LostProcessError, TextDiffError
-from textdiff.signals import Interruption, interruptible
+from textdiff.signals import exit_code, interruptible
 from textdiff.view.streams import check_written, safe_streams
 
 USAGE = """\
@@ -126,7 +125,7 @@ def _guarded(words: list[str], debug: bool) -> int:
         return 1
     except KeyboardInterrupt as stop:
         _say("textdiff: interrupted")
-        return 128 + (stop.number if isinstance(stop, Interruption) else signal.SIGINT)
+        return exit_code(stop)
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 2
 
@@ -198,7 +197,3 @@ def _dispatch(words: list[str]) -> int:
     near = near or difflib.get_close_matches(words[0], names, n=1, cutoff=0.4)
     hint = f"did you mean `textdiff {near[0]}`?" if near else f"there are: {', '.join(names)}"
     raise ConfigError(f"unknown command `{' '.join(words[:2])}`; {hint}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -72,6 +72,11 @@ class Interruption(KeyboardInterrupt):
         self.number = number
 
 
+def exit_code(stop: KeyboardInterrupt) -> int:
+    """Return the exit code of a process that Ctrl-C or another signal has interrupted."""
+    return 128 + (stop.number if isinstance(stop, Interruption) else signal.SIGINT)
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Raise `Interruption` in the main thread at the first SIGTERM or SIGHUP while entered.

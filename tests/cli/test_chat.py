@@ -288,7 +288,7 @@ def test_wrong_lines_give_sentences_and_the_conversation_goes_on(talk):
 @pytest.mark.slow
 def test_a_conversation_in_a_terminal_survives_ctrl_c(folder, tmp_path):
     saved = tmp_path / "s.json"
-    words = ["chat", str(folder / "blocks"), "--max-new-tokens", "400", "--steps", "4"]
+    words = ["chat", str(folder / "blocks"), "--max-new-tokens", "100000", "--steps", "4"]
     typed = [
         ("you> ", "the\n"),
         ("call 9", "^C"),

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from children import child, finished
+from children import child, finished, wait_until
 
 from textdiff.cli import main
 from textdiff.commands.session import Session
@@ -78,12 +78,10 @@ def test_a_run_stops_although_nobody_reads_what_it_prints():
         "sys.exit(7)"
     )
     with child([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=None) as process:
-        deadline = time.monotonic() + 60
-        while waiting(process.stdout.fileno()) < 60_000 and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until(process, lambda: waiting(process.stdout.fileno()) >= 60_000)
         time.sleep(0.2)  # now it waits for room
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=20) == 7
+        assert process.wait() == 7
 
 
 def waiting(pipe: int) -> int:

@@ -231,7 +231,7 @@ def test_a_terminal_sees_the_text_being_denoised(exports):
 
 @pytest.mark.slow
 def test_a_session_in_a_terminal_survives_ctrl_c(exports):
-    words = ["play", str(exports / "d"), "--max-new-tokens", "400", "--steps", "4"]
+    words = ["play", str(exports / "d"), "--max-new-tokens", "100000", "--steps", "4"]
     typed = [
         ("textdiff> ", "the\n"),
         ("call 9", "^C"),
