@@ -197,3 +197,7 @@ def _dispatch(words: list[str]) -> int:
     near = near or difflib.get_close_matches(words[0], names, n=1, cutoff=0.4)
     hint = f"did you mean `textdiff {near[0]}`?" if near else f"there are: {', '.join(names)}"
     raise ConfigError(f"unknown command `{' '.join(words[:2])}`; {hint}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
