@@ -88,13 +88,15 @@ def _copied(held: Tensor, new: Tensor) -> None:
 
 
 @contextmanager
-def capturing(graph: Graph, pool=None, stream=None, capture_error_mode="global") -> Iterator[None]:
+def capturing(
+    cuda_graph: Graph, pool=None, stream=None, capture_error_mode="global"
+) -> Iterator[None]:
     assert stream is not None  # or it would be one of the current device, not of the network's
-    graph.begin()
+    cuda_graph.begin()
     try:
         yield
     finally:
-        graph.end()
+        cuda_graph.end()
 
 
 @contextmanager

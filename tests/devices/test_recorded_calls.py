@@ -1,5 +1,6 @@
 """Calls of the network that a GPU replays: equal texts, few launches, and memory that stays."""
 
+import inspect
 import logging
 from contextlib import contextmanager
 from itertools import pairwise
@@ -10,7 +11,7 @@ import pytest
 import torch
 from gpu_checks.replays import recorded_texts
 from pretend import moved, pretending
-from recording import Graph, recordable
+from recording import Graph, capturing, recordable
 from test_rules import FAMILIES
 from test_sampling_calls import (
     CASES,
@@ -293,6 +294,16 @@ def test_the_check_of_gpus_compares_recorded_calls_with_others():
     assert recorded.found == len(watch.graphs) > 0
     assert refused.found == differing.found == 0.0
     assert model.cuda_graphs
+
+
+def test_the_stand_ins_are_called_as_torchs_functions_are():
+    real = list(inspect.signature(torch.cuda.graph).parameters.values())
+    pretended = list(inspect.signature(capturing).parameters.values())
+    names = [(parameter.name, parameter.default) for parameter in pretended]
+    assert [(parameter.name, parameter.default) for parameter in real][: len(names)] == names
+    for function, count in (("current_stream", 1), ("stream", 1), ("graph_pool_handle", 0)):
+        inspect.signature(getattr(torch.cuda, function)).bind(*[None] * count)
+    assert callable(torch.cuda.CUDAGraph.replay)
 
 
 def test_a_device_that_cannot_replay_has_no_recorded_calls():
