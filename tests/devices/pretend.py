@@ -75,6 +75,7 @@ class Watch(TorchDispatchMode):
         self.copies: list[tuple[Tensor, Tensor]] = []  # on their way to the CPU
         self.graph: Graph | None = None  # that is being recorded
         self.graphs: list[Graph] = []
+        self.replayed: Graph | None = None  # last
         self.queued = 0  # kernels, those of replays too
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):

@@ -1,8 +1,9 @@
 """Recorded kernels on the pretend accelerator, under the names that torch has for CUDA graphs.
 
 While recording nothing is computed, as on a GPU: what the kernels would have written is spoiled
-afterwards. A replay computes from what is in their memory then. A wait, or numbers that the CPU
-hands over, cannot be recorded: they would be those of the recording for ever.
+afterwards. A replay computes from what is in their memory then. Graphs share memory: it spoils what
+the last one left. A wait, or numbers that the CPU hands over, cannot be recorded: they would be
+those of the recording for ever.
 """
 
 from collections.abc import Iterator
@@ -44,9 +45,7 @@ class Graph:
         with _disable_current_modes():
             for memory, before in reversed(self.changed):
                 memory.copy_(before)
-            for func, _, _, result in self.steps:
-                if not _aliases(func):
-                    pytree.tree_map_only(Tensor, _spoil, result)
+            self.spoil()
         if refused := watch.waits[waits:] + watch.uploads[uploads:]:
             raise RuntimeError(f"not permitted when the stream is capturing: {refused}")
 
@@ -66,11 +65,20 @@ class Graph:
         self.watch.launches.append("graph")
         self.watch.queued += self.kernels
         self.replays += 1
+        last, self.watch.replayed = self.watch.replayed, self
         with _disable_current_modes():
+            if last is not None and last is not self:
+                last.spoil()
             for func, args, kwargs, result in self.steps:
                 new = func(*args, **kwargs)
                 if not _aliases(func):
                     pytree.tree_map(_copied, result, new)
+
+    def spoil(self) -> None:
+        """Overwrite what the kernels have written, but not what was there before."""
+        for func, _, _, result in self.steps:
+            if not _aliases(func):
+                pytree.tree_map_only(Tensor, _spoil, result)
 
 
 def _aliases(func) -> bool:

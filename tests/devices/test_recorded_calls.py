@@ -28,10 +28,11 @@ from tiny_models import CLEAN, CONTEXT, EXCLUDED, MASK, ROWS, tiny_model
 
 from textdiff.diffusion.family import build_family
 from textdiff.diffusion.process import Vocabulary
-from textdiff.models import CAUSAL, Layout, graphs
+from textdiff.models import CAUSAL, FULL, Layout, graphs
 from textdiff.models.cache import LEAST_READ
 from textdiff.sampling.engine import Engine
 from textdiff.sampling.job import Job
+from textdiff.sampling.predictor import Predictor
 from textdiff.sampling.request import Request
 from textdiff.sampling.rules import RULES
 from textdiff.sampling.settings import SamplingConfig
@@ -172,6 +173,54 @@ def test_the_calls_used_last_are_kept(most, monkeypatch):
         assert last.canvas.held.tolist() == expected
         held = [call for call in engine.predictor._recorded._calls.values() if call is not None]
     assert len(held) <= most < len(watch.graphs)
+
+
+def test_rows_are_not_joined_by_longer_ones_that_cannot_be_recorded(monkeypatch):
+    monkeypatch.setattr(graphs, "MOST_TOKENS", 16)
+    model, shapes = tiny("mdlm", None), []
+    predicted = Predictor._logits
+
+    def counted(self, tokens, *inputs, **options):
+        shapes.append(tuple(tokens.shape))
+        return predicted(self, tokens, *inputs, **options)
+
+    monkeypatch.setattr(Predictor, "_logits", counted)
+    job, found = Job([[CLEAN[0]] * 14, [], [], []], [2, 4, 4, 4], seed=3), []
+    for recorded in (False, True):
+        with device(model, recorded) as watch:
+            texts(model, family("mdlm", None, watch.device), job, steps=40)
+        found.append(shapes.copy())
+        shapes.clear()
+    assert (3, 4) in found[0]
+    assert found[0] == found[1]
+
+
+def test_rows_of_a_later_block_are_not_joined_by_those_of_the_first():
+    lengths = [8] * 6 + [4] * 12  # the first ones are still active when the last ones come in
+    job, model = Job([[]] * len(lengths), lengths), tiny("mdlm", 4)
+
+    def written(device=None):
+        request = Request(job, SamplingConfig(rule="ancestral", steps=8))
+        *_, last = Engine(model, family("mdlm", 4, device), request, slots=12).run()
+        return last.canvas
+
+    expected = written().tolist()
+    with device(model) as watch:
+        assert written(watch.device).held.tolist() == expected
+
+
+@torch.no_grad()
+def test_outputs_are_read_before_a_call_of_another_shape_spoils_them():
+    model, at = tiny("mdlm", None), torch.arange(3)
+    with device(model) as watch:
+        calls, put, first = graphs.RecordedCalls(model), watch.put, []
+        for length in (5, 5, 6, 6, 5, 6):
+            tokens = put(torch.zeros(1, length, dtype=torch.int64))
+            first.append(calls(tokens, put(torch.ones(1, 1)), put(at), FULL).held)
+        assert len(watch.graphs) == 2
+    assert not torch.stack(first).isnan().any()
+    assert first[0].equal(first[4])
+    assert first[2].equal(first[5])
 
 
 def test_larger_calls_are_not_recorded(monkeypatch):

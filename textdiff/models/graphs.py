@@ -29,7 +29,10 @@ MOST_TOKENS = 4096
 """Tokens of the largest recorded calls. Larger ones take longer than their launches."""
 
 MOST_GRAPHS = 32
-"""Recorded calls that are kept, the ones used last. Each has inputs and outputs of its own."""
+"""Recorded calls that are kept, the ones used last. Each has inputs of its own.
+
+All else is in memory that they share: a replay writes over the outputs of any other.
+"""
 
 
 def replays(device: torch.device) -> bool:
@@ -174,7 +177,7 @@ class RecordedCalls:
         return logits
 
     def _outputs(self, inputs: CallInputs, run: Run) -> Hidden:
-        """Return the outputs of a call, which the next call of its shape overwrites."""
+        """Return the outputs of a call, which the next call, of any shape, may overwrite."""
         known, shape = self._calls, inputs.shape
         if shape not in known:
             known[shape] = None

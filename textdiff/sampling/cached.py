@@ -107,7 +107,7 @@ class CachedPredictor(Predictor):
             called = rows = torch.unique(owners[indices])
             length = int(lengths[called[0]])
             if length == self.size:  # others would store finished tokens again
-                rows = self._joined(called, lengths)
+                rows = self._joined(called, torch.full_like(lengths, length))
             self.stored[called] = self.starts[called] + (self.size if self.shifted else 0)
             noise = alpha[on_device(alpha, rows)]
             own, place = positions[indices], torch.searchsorted(rows, owners[indices])

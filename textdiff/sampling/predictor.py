@@ -131,7 +131,8 @@ class Predictor(ABC):
     def _joined(self, rows: Tensor, lengths: Tensor) -> Tensor:
         """Return the rows [r] of a call, and idle ones up to a power of two if it is recorded.
 
-        Few numbers of rows occur then. What the call computes of the idle ones is not read.
+        Few numbers of rows occur then. The idle ones are the shortest there are. What the call
+        computes of them is not read; what it stores is written over first, or was stored before.
 
         Args:
             rows: active rows that the call is for, rising.
@@ -140,12 +141,14 @@ class Predictor(ABC):
         if self._recorded is None:
             return rows
         number = min(len(lengths), 1 << (len(rows) - 1).bit_length())
-        if not self._recorded.serves(number * int(lengths[rows].max())):
-            return rows
         idle = torch.ones_like(lengths, dtype=torch.bool).index_fill(0, rows, False)
-        added = idle.nonzero().squeeze(1)[: number - len(rows)]
-        self.rows -= len(added)  # as if they had not been called
-        return torch.cat([rows, added]).sort().values
+        others = idle.nonzero().squeeze(1)
+        shortest = lengths[others].argsort(stable=True)[: number - len(rows)]
+        joined = torch.cat([rows, others[shortest]]).sort().values
+        if not self._recorded.serves(number * int(lengths[joined].max())):
+            return rows
+        self.rows -= number - len(rows)  # as if they had not been called
+        return joined
 
     def _logits(self, tokens: Tensor, sigma: Tensor, at: Tensor, **options: Any) -> Tensor:
         """Return [N, V] logits at flat positions of tokens [r, T], by one network call."""
