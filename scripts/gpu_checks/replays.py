@@ -36,11 +36,11 @@ def recorded_texts(model: TextDiffusion, rule: str, cache: str, title: str) -> C
     with messages(graphs.__name__) as said:
         texts = written(model, rule, cache)
     refused = [record.getMessage() for record in said if record.levelno >= logging.WARNING]
-    yield figure(f"{title}: recorded", len(said) - len(refused), "shapes")
+    shapes = len(said) - len(refused)
     yield Check(f"{title}: not recorded", float(len(refused)), 0.0, *refused[:1])
-    model.model.cuda_graphs = False
-    launched = written(model, rule, cache)
-    model.model.cuda_graphs = True
+    yield Check(f"{title}: nothing recorded", float(not shapes), 0.0, f"{shapes} shapes")
+    with without_recording(model):
+        launched = written(model, rule, cache)
     yield Check(f"{title}: texts that differ", differing(texts, launched), 0.0)
 
 
@@ -49,10 +49,19 @@ def recorded_time(model: TextDiffusion, device: torch.device, rows: int, title: 
     request = {"num_samples": rows, "max_new_tokens": 128, "steps": 32, "seed": 0}
     write = partial(model.generate, "", **request)
     recorded = timed(write, device, 3)
-    model.model.cuda_graphs = False
-    launched = timed(write, device, 3)
-    model.model.cuda_graphs = True
+    with without_recording(model):
+        launched = timed(write, device, 3)
     yield figure(title, recorded / launched, "of launched ones")
+
+
+@contextmanager
+def without_recording(model: TextDiffusion) -> Iterator[None]:
+    """Launch every kernel by itself while entered."""
+    model.model.cuda_graphs = False
+    try:
+        yield
+    finally:
+        model.model.cuda_graphs = True
 
 
 @contextmanager

@@ -99,7 +99,9 @@ def _copied(held: Tensor, new: Tensor) -> None:
 def capturing(
     cuda_graph: Graph, pool=None, stream=None, capture_error_mode="global"
 ) -> Iterator[None]:
-    assert stream is not None  # or it would be one of the current device, not of the network's
+    assert stream == "stream"  # or it would be one of the current device, not of the network's
+    assert pool is not None  # or each graph would have memory of its own
+    assert capture_error_mode == "thread_local"  # or what other threads do would end it
     cuda_graph.begin()
     try:
         yield
@@ -113,7 +115,8 @@ def recordable(watch) -> Iterator[None]:
     names = {
         "CUDAGraph": lambda: Graph(watch),
         "graph": capturing,
-        "graph_pool_handle": tuple,
+        "graph_pool_handle": object,
+        "synchronize": lambda device: None,
         "Stream": lambda device: "stream",
         "current_stream": lambda device: "current",
         "stream": lambda stream: nullcontext(),

@@ -222,6 +222,23 @@ def test_a_segment_has_one_call_too_many_at_most_and_none_if_the_device_is_idle(
     assert 0 <= there.predictor.calls - engine.predictor.calls <= (0 if idle else SEGMENTS[4])
 
 
+@pytest.mark.parametrize("seed", [0, 1, 5])
+def test_calls_after_the_end_of_a_row_leave_its_earlier_predictions_alone(seed):
+    """Rows that were stable are corrected later, and read then what their last call predicted."""
+    model = tiny_model(norm="rmsnorm", self_conditioning=True, diffusion=spec_of("gidd", 8))
+    model.requires_grad_(False)
+    knobs = STABLE | {"redraws": 3, "corrections": 4, "patience": 2}
+    request = Request(
+        Job([[]] * 3, [15] * 3, seed=seed),
+        SamplingConfig(rule="predictor_corrector", steps=9, knobs=knobs),
+    )
+    texts = [step.canvas.tolist() for step in Engine(model, family("gidd", 8), request).run()]
+    with pretending() as watch:
+        moved(model, watch)
+        steps = Engine(model, family("gidd", 8, watch.device), request).run()
+        assert [step.canvas.held.tolist() for step in steps] == texts
+
+
 @pytest.mark.parametrize("guidance", [0.0, 0.5])
 def test_a_network_without_numbers_is_refused_at_the_end_of_a_segment(guidance):
     model = tiny_model(diffusion=spec_of("mdlm", 4)).requires_grad_(False)

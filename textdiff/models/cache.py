@@ -192,10 +192,12 @@ class CacheSlice:
         if isinstance(place, slice):
             place = torch.arange(place.start, place.stop)
         width = min(self.store.shape[4], max(LEAST_READ, 1 << (self.width - 1).bit_length()))
-        held = functional.pad(self.held, (0, width - self.width), value=-1)
-        seen = to_device(held >= 0, device)[:1, None, None]
-        if self.mask is not None:
-            seen = functional.pad(self.mask, (0, width - self.width))
+        more = 0, width - self.width
+        held = functional.pad(self.held, more, value=-1)
+        if self.mask is None:
+            seen = to_device(held >= 0, device)[:, None, None]  # one row: they see the same
+        else:
+            seen = functional.pad(self.mask, more)
         return CacheSlice(
             self.store,
             to_device(self.positions.expand(rows, -1), device),

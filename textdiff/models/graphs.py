@@ -10,7 +10,6 @@ places of a cache that are read, H hidden.
 """
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
@@ -28,8 +27,8 @@ _log = logging.getLogger(__name__)
 MOST_TOKENS = 4096
 """Tokens of the largest recorded calls. Larger ones take longer than their launches."""
 
-MOST_GRAPHS = 32
-"""Recorded calls that are kept, the ones used last. Each has inputs of its own.
+MOST_GRAPHS = 64
+"""Recorded calls that are kept; then all are dropped. Each has inputs of its own.
 
 All else is in memory that they share: a replay writes over the outputs of any other.
 """
@@ -143,7 +142,7 @@ class RecordedCalls:
         self._device = model.device
         self._stream = torch.cuda.Stream(self._device)
         self._pool = torch.cuda.graph_pool_handle()
-        self._calls: OrderedDict[tuple[torch.Size | None, ...], _Recording | None] = OrderedDict()
+        self._calls: dict[tuple[torch.Size | None, ...], _Recording | None] = {}
 
     def serves(self, tokens: int) -> bool:
         """Return whether calls on so many tokens are recorded: small ones without gradients."""
@@ -182,19 +181,22 @@ class RecordedCalls:
         if shape not in known:
             known[shape] = None
             return run(inputs)
-        known.move_to_end(shape)
-        if known[shape] is None:
+        recording = known[shape]
+        if recording is None:
             try:
-                known[shape] = self._record(inputs, run)
+                recording = known[shape] = self._record(inputs, run)
             except RuntimeError as error:
                 _log.warning("%s", REFUSED.format(str(error).partition("\n")[0]))
                 self.works = False
                 return run(inputs)
-            while len(known) > MOST_GRAPHS:  # now, as to record has waited for their last calls
-                known.popitem(last=False)
-        return known[shape](inputs)
+        return recording(inputs)
 
     def _record(self, inputs: CallInputs, run: Run) -> "_Recording":
+        if sum(call is not None for call in self._calls.values()) >= MOST_GRAPHS:
+            # All together: with one graph, torch drops work space that others of its stream use.
+            torch.cuda.synchronize(self._device)
+            self._calls.clear()
+            self._pool = torch.cuda.graph_pool_handle()
         with torch.cuda.stream(torch.cuda.current_stream(self._device)):  # also after an error
             return _Recording(inputs, run, self._stream, self._pool)
 

@@ -100,7 +100,13 @@ class OpenPlaces(Ledger):
         followed: whether `close` and `reopen` tell of every change, from a canvas of noise on; else
             the canvas is read.
         ahead: see `Ledger`.
+
+    Attributes:
+        ended: [A] bool on the device, rows of which further calls are in vain; None: it is the CPU
+            that leaves them out.
     """
+
+    ended: Tensor | None = None
 
     def __init__(
         self, frozen: Tensor, process: ForwardProcess, followed: bool = False, ahead: bool = False

@@ -6,6 +6,7 @@ tokens only. Letters: A active rows, S canvas positions, r rows of one call, N p
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -54,10 +55,14 @@ class Predictor(ABC):
         self.calls = 0
         self.rows = 0
         self.previous: PreviousPredictions | None = None
-        recorded = replays(model.device) and model.cuda_graphs
-        self._recorded = RecordedCalls(model) if recorded else None
         self._broken = torch.zeros((), dtype=torch.bool, device=model.device)
         self._dtype = torch.float32  # of the network's last output
+
+    @cached_property
+    def _recorded(self) -> RecordedCalls | None:
+        """Calls that the device repeats; None: it cannot, or is not to."""
+        replayed = replays(self.model.device) and self.model.cuda_graphs
+        return RecordedCalls(self.model) if replayed else None
 
     @property
     def broken(self) -> Tensor:

@@ -43,7 +43,7 @@ class PreviousPredictions:
         return widened(positions, self.open if canvas.device.type == "cpu" else self.places.known)
 
     def keep(self, positions: Positions, prediction: Prediction) -> None:
-        """Replace what is known of the rows of these positions."""
+        """Replace what is known of the rows of these positions, unless they have ended."""
         rows = self.process.vocabulary.clean
 
         def expected(chunk: slice) -> Tensor:
@@ -52,9 +52,14 @@ class PreviousPredictions:
         new = by_parts(len(positions), len(rows), expected)  # [N, H]
         if self.expected is None:
             self.expected = new.new_zeros(self.known.numel(), new.shape[-1])
-        self.expected = self.expected.index_copy(0, positions.on(new.device), new)
-        kept = self.known & to_device(positions.number == 0, self.known.device)[:, None]
-        self.known = positions.replaced(kept, positions.entries(self.open))
+        here, going = positions.on(new.device), None
+        left_out = to_device(positions.number == 0, self.known.device)  # [A]
+        if (ended := self.places.ended) is not None:
+            going, left_out = positions.of_rows(~ended), left_out | ended
+            new = torch.where(going[:, None], new, self.expected[here])
+        self.expected = self.expected.index_copy(0, here, new)
+        kept = self.known & left_out[:, None]
+        self.known = positions.replaced(kept, positions.entries(self.open), going)
 
     def at(self, positions: Positions, places: Tensor) -> Previous | None:
         """Return the inputs of a call; None: nothing is known.

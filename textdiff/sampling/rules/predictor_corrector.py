@@ -94,7 +94,7 @@ class PredictorCorrector(RevisingRule):
         t = torch.full((len(is_open),), self.correction_time, dtype=torch.float64)
         controls = segment.controls.tempered(self.correction_temperature)
         best, stale, live = torch.full_like(size, -1), torch.zeros_like(size), size > 0
-        ledger = segment.ledger(is_open)
+        ledger, segment.places.ended = segment.ledger(is_open), None  # all rows go on
         for index in range(segment.steps, segment.steps + self.corrections):
             if ledger.none_left:
                 return

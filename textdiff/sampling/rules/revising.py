@@ -119,6 +119,7 @@ class Revision:
         if not every:
             stable = self._stable(positions, segment.decided(text), posterior) & ~self.over
             ended, self.over = positions.of_rows(stable), self.over | stable
+            segment.places.ended = self.over if segment.ahead else None
             self.ledger.close(positions, ended)
         chosen = segment.chosen(positions, ended)
         segment.put(chosen.at, text[chosen.predicted], chosen.which)
