@@ -82,7 +82,7 @@ class Graph:
 
 
 def _aliases(func) -> bool:
-    """Whether what an operation returns is memory that it was given."""
+    """Return True where an operation returns memory that it was given."""
     return any(r.alias_info is not None for r in func._schema.returns)
 
 

@@ -196,7 +196,7 @@ def test_rows_are_not_joined_by_longer_ones_that_cannot_be_recorded(monkeypatch)
 
 
 def test_rows_that_a_cache_approximates_are_not_joined_to_first_calls(monkeypatch):
-    """What is stored of them would be another approximation."""
+    """Their stored keys and values would become another approximation."""
     joined, asked = Predictor._joined, []
 
     def watched(self, rows, lengths):
