@@ -1,6 +1,7 @@
 """Programs in a terminal, typed into."""
 
 import os
+import re
 import select
 import signal
 import sys
@@ -12,7 +13,10 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def in_a_terminal(words: list[str], typed: list[tuple[str, str]], **env: str) -> str:
-    """What a program shows in a terminal of 40 x 12, where it is typed into: (when seen, what)."""
+    """What a program shows in a terminal of 40 x 12, where it is typed into.
+
+    Each text of `typed` follows when its pattern, a regular expression, is seen; `^C` interrupts.
+    """
     import fcntl
     import pty
     import struct
@@ -30,7 +34,7 @@ def in_a_terminal(words: list[str], typed: list[tuple[str, str]], **env: str) ->
             seen += os.read(master, 4096)
         except OSError:  # the end, on Linux
             break
-        if waiting and waiting[0][0].encode() in seen:
+        if waiting and re.search(waiting[0][0].encode(), seen):
             text = waiting.pop(0)[1]
             if text == "^C":
                 os.kill(pid, signal.SIGINT)
@@ -40,4 +44,6 @@ def in_a_terminal(words: list[str], typed: list[tuple[str, str]], **env: str) ->
         os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
     os.close(master)
-    return seen.decode(errors="replace")
+    shown = seen.decode(errors="replace")
+    assert not waiting, f"never shown: {waiting[0][0]!r}; but {shown[-2000:]!r}"
+    return shown

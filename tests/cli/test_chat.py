@@ -291,7 +291,7 @@ def test_a_conversation_in_a_terminal_survives_ctrl_c(folder, tmp_path):
     words = ["chat", str(folder / "blocks"), "--max-new-tokens", "100000", "--steps", "4"]
     typed = [
         ("you> ", "the\n"),
-        ("call 9", "^C"),
+        (r"call \d\d", "^C"),  # a fast model skips numbers: not every call is drawn
         ("stopped", f"/save {saved}\n"),
         ("2 messages written", "/quit\n"),
     ]

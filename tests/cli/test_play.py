@@ -234,7 +234,7 @@ def test_a_session_in_a_terminal_survives_ctrl_c(exports):
     words = ["play", str(exports / "d"), "--max-new-tokens", "100000", "--steps", "4"]
     typed = [
         ("textdiff> ", "the\n"),
-        ("call 9", "^C"),
+        (r"call \d\d", "^C"),  # a fast model skips numbers: not every call is drawn
         ("stopped", "/set max-new-tokens 4\n"),
         ("max-new-tokens 4\r\n", "/again\n"),
         ("call 1 ", "/quit\n"),

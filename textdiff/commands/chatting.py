@@ -79,8 +79,8 @@ class ChatSession(Session):
             answer = self.rows[0].completion.strip() if self.rows else ""
             if answer:
                 self.turns = [*turns, Message("assistant", answer)]
-        if not answer:
-            self.say("(no answer; the message is not kept)")
+            else:
+                self.say("(no answer; the message is not kept)")
 
     def _task(self, turns: list[Message]) -> dict[str, Any]:
         """Return the arguments of `TextDiffusion.generate`; the oldest turns may be left out."""
