@@ -19,6 +19,7 @@ from textdiff.sampling.controls import Controls
 from textdiff.sampling.positions import Positions
 from textdiff.sampling.rules import build_rule
 from textdiff.sampling.rules.ancestral import Ancestral
+from textdiff.sampling.rules.remask import largest_share, sigma_max
 
 LENGTH = 2
 
@@ -198,6 +199,20 @@ def test_what_is_masked_follows_the_chances_step_by_step_also_between_calls():
     assert quiet >= 2
     assert [state for _, state in seen] == [state for _, state in expected]
     assert [t for t, _ in seen] == pytest.approx([t for t, _ in expected])
+
+
+def test_no_token_gets_more_of_the_masks_than_its_largest_share():
+    belief = torch.rand(200, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    revealed = torch.rand(200, 6, generator=torch.Generator().manual_seed(1)) < 0.7
+    belief[0], revealed[0] = torch.tensor([0.0, 1.0, 1.0, 1.0, 1.0, 1.0]), True
+    rule = build_rule("remask", family(), {"remasking": "conf"})
+    alphas = torch.tensor([0.3, 0.4], dtype=torch.float64)
+    shares = rule.sigma(*alphas, belief, revealed) / sigma_max(*alphas)
+    most = largest_share(revealed)
+    assert bool((shares <= most).all())
+    assert float(shares[0, 0] / most[0]) == pytest.approx(1.0, abs=2e-6)
+    fewer = revealed & (belief < 0.5)  # known to be revealed, of more
+    assert bool((shares.where(fewer, 0.0) <= largest_share(fewer)).all())
 
 
 def test_conf_masks_again_what_was_least_likely_when_it_was_drawn():

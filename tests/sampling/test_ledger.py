@@ -26,7 +26,7 @@ def test_positions_that_open_again_are_left():
     book.close(Positions.where(is_open))
     again = torch.zeros_like(is_open)
     again[1, 2] = True
-    book.reopen(again)
+    book.replace(again)
     assert not book.none_left
     assert torch.equal(book.begin(), again)
 
@@ -38,6 +38,7 @@ def test_masks_of_a_caller_may_change_afterwards():
     which.fill_(True)
     again = torch.zeros_like(is_open)
     again[0, 0] = True
-    book.reopen(again)
-    again.zero_()
-    assert torch.equal(book.now, is_open)
+    left = is_open & ~again
+    book.replace(left)
+    left.zero_()
+    assert torch.equal(book.now, is_open & ~again)

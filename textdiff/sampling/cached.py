@@ -17,8 +17,8 @@ from textdiff.diffusion.family import Family
 from textdiff.diffusion.objectives import Prediction
 from textdiff.models import CacheSlice, Denoiser, Layout, left_neighbours
 from textdiff.models.devices import on_device, to_device
-from textdiff.sampling.positions import Positions
-from textdiff.sampling.predictor import Predictor, in_groups
+from textdiff.sampling.positions import Positions, in_groups
+from textdiff.sampling.predictor import Predictor
 
 
 class CachedPredictor(Predictor):
@@ -104,7 +104,7 @@ class CachedPredictor(Predictor):
         lengths = (self.starts + self.size - self.stored).clamp(min=self.size)
 
         def run(indices: Tensor) -> Tensor:
-            called = rows = torch.unique(owners[indices])
+            called = rows = self._called(owners[indices])
             length = int(lengths[called[0]])
             if length == self.size:  # others would store finished tokens again
                 rows = self._joined(called, torch.full_like(lengths, length))
@@ -267,7 +267,7 @@ class ApproximatePredictor(Predictor):
 
     def _run(self, canvas: Tensor, positions: Positions, alpha: Tensor) -> Tensor:
         """Return [N, V] logits at N positions of rows that all have had a call, or none has."""
-        rows, runs = torch.unique(positions.row), self.whole
+        rows, runs = self._called(positions.row), self.whole
         if bool(self.stored[rows[0]]):
             runs = self.asked
             rows = self._joined(rows, self.numbers)

@@ -104,7 +104,12 @@ class Canvas:
         self.canvas = at.replaced(self.canvas, tokens, which)
         self.places.close(at, which)
 
-    def mask(self, where: Tensor) -> None:
-        """Replace the canvas by one with masks at positions [R, S] bool on the CPU."""
+    def mask(self, where: Tensor, is_open: Tensor) -> None:
+        """Replace the canvas by one with masks at some positions.
+
+        Args:
+            where: [R, S] bool, these positions.
+            is_open: [R, S] bool on the CPU, what holds masks then, or may do so.
+        """
         self.canvas = self.canvas.masked_fill(self.send(where), self.process.mask_token_id)
-        self.places.reopen(where)
+        self.places.replace(is_open)

@@ -184,6 +184,7 @@ class Engine:
             uniforms=_uniforms(self.seeds[active], self.numbers[active], ordinals, columns),
             controls=self.controls.within(info),
             ahead=self._ahead,
+            discount=self.predictor.discount,
         )
         self.predictor.follow(segment.places)
         return Area(segment, active, place, written, torch.minimum(starts + widths, lengths))

@@ -108,6 +108,12 @@ class GuidedPredictor(Predictor):
         self.conditional.follow(places)
         self.unconditional.follow(places)
 
+    def discount(self, needed: Tensor) -> None:
+        """Leave rows out of the counts of both."""
+        self.conditional.discount(needed)
+        self.unconditional.discount(needed)
+        self._count()
+
     def _predict(self, canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
         """Predict by two network calls on the rows that own the positions."""
         mask = self.family.process.mask_token_id

@@ -42,9 +42,9 @@ class Ledger:
         if not self.ahead and positions.flat.device.type == "cpu" and (not told or told.immediate):
             self._after(len(self._news))  # at once: the owner of these flags may change them
 
-    def reopen(self, where: Tensor) -> None:
-        """Note that positions [A, S] bool on the CPU are open again."""
-        self._known = self.now | where
+    def replace(self, is_open: Tensor) -> None:
+        """Note that of all positions those are open that [A, S] bool on the CPU says, or fewer."""
+        self._known, self._news, self._before = is_open.clone(), [], 0
 
     @property
     def now(self) -> Tensor:
@@ -97,8 +97,8 @@ class OpenPlaces(Ledger):
     Args:
         frozen: [A, S] bool on the CPU, positions that never change.
         process: the noise.
-        followed: whether `close` and `reopen` tell of every change, from a canvas of noise on; else
-            the canvas is read.
+        followed: whether `close` and `replace` tell of every change, from a canvas of noise on;
+            else the canvas is read.
         ahead: see `Ledger`.
 
     Attributes:

@@ -6,6 +6,7 @@ the positions themselves until they are read. Letters: A rows, S positions of th
 these.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -157,3 +158,17 @@ class Positions:
         """
         row = torch.arange(len(number)).repeat_interleave(number)
         return Positions(self.on(index.device)[index], row, self.shape)
+
+
+def in_groups(groups: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return [N, V] logits of one run for each group, mostly of a single one.
+
+    Args:
+        groups: [N] group of each position.
+        run: takes indices [n] of the positions of one group, and returns their logits [n, V].
+    """
+    members = [(groups == group).nonzero().squeeze(1) for group in torch.unique(groups)]
+    logits = [run(indices) for indices in members]
+    if len(logits) == 1:
+        return logits[0]
+    return torch.cat(logits)[to_device(torch.cat(members).argsort(), logits[0].device)]

@@ -5,7 +5,7 @@ tokens only. Letters: A active rows, S canvas positions, r rows of one call, N p
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -42,6 +42,7 @@ class Predictor(ABC):
     Attributes:
         calls: network calls so far.
         rows: rows of these calls together.
+        last: rows of each network call of the last prediction.
         previous: earlier predictions, for a network that reads them; else None.
     """
 
@@ -54,6 +55,7 @@ class Predictor(ABC):
         self.layout: Layout = CAUSAL if self.shifted else in_blocks
         self.calls = 0
         self.rows = 0
+        self.last: list[Tensor] = []
         self.previous: PreviousPredictions | None = None
         self._broken = torch.zeros((), dtype=torch.bool, device=model.device)
         self._dtype = torch.float32  # of the network's last output
@@ -111,7 +113,7 @@ class Predictor(ABC):
 
     def __call__(self, canvas: Tensor, t: Tensor, positions: Positions | Tensor) -> Prediction:
         """Predict N positions of canvas [A, S], or [N] flat CPU ones, at times t [A]."""
-        positions = Positions.of(positions, canvas)
+        positions, self.last = Positions.of(positions, canvas), []
         if self.previous is None:
             return self._predict(canvas, t, positions)
         wanted = self.previous.wanted(canvas, positions)
@@ -120,6 +122,19 @@ class Predictor(ABC):
         if wanted is positions:
             return prediction
         return prediction.at(on_device(canvas, torch.searchsorted(wanted.known, positions.known)))
+
+    def discount(self, needed: Tensor) -> None:
+        """Count the last prediction as one for the rows alone that needed it, [A] bool."""
+        for rows in self.last:
+            kept = int(needed[rows].sum())
+            self.rows -= len(rows) - kept
+            self.calls -= kept == 0
+        self.last = []
+
+    def _called(self, owners: Tensor) -> Tensor:
+        """Return the rows of positions [n], rising, and note that a call is for them."""
+        self.last.append(torch.unique(owners))
+        return self.last[-1]
 
     @abstractmethod
     def _predict(self, canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
@@ -197,20 +212,6 @@ class Predictor(ABC):
         return ~finite
 
 
-def in_groups(groups: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
-    """Return [N, V] logits of one run for each group, mostly of a single one.
-
-    Args:
-        groups: [N] group of each position.
-        run: takes indices [n] of the positions of one group, and returns their logits [n, V].
-    """
-    members = [(groups == group).nonzero().squeeze(1) for group in torch.unique(groups)]
-    logits = [run(indices) for indices in members]
-    if len(logits) == 1:
-        return logits[0]
-    return torch.cat(logits)[to_device(torch.cat(members).argsort(), logits[0].device)]
-
-
 class PlainPredictor(Predictor):
     """A predictor that runs on a canvas and, in blocks, on all that comes before it.
 
@@ -239,7 +240,7 @@ class PlainPredictor(Predictor):
     def _predict(self, canvas: Tensor, t: Tensor, positions: Positions) -> Prediction:
         """Predict by one network call on the rows that own the positions."""
         lengths = self.before + self.widths
-        rows = self._joined(torch.unique(positions.row), lengths)
+        rows = self._joined(self._called(positions.row), lengths)
         where = torch.searchsorted(rows, positions.row)  # [N]
         before, lengths = self.before[rows], lengths[rows]
         end = int(lengths.max())

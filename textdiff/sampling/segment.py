@@ -6,7 +6,7 @@ positions of the canvas, N positions of one call, V vocabulary.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -55,6 +55,7 @@ class Segment(Canvas):
         uniforms: source of randomness.
         controls: how tokens are drawn from predictions.
         ahead: whether calls may be queued before the CPU has read what the last one changed.
+        discount: takes rows out of the count that the last call was not needed for.
         calls: network calls so far.
         places: its open positions, followed as it is filled.
     """
@@ -68,6 +69,7 @@ class Segment(Canvas):
     uniforms: Uniforms
     controls: Controls
     ahead: bool = False
+    discount: Callable[[Tensor], None] = field(default=lambda needed: None)
     calls: int = 0
     places: OpenPlaces = None  # type: ignore[assignment]
 

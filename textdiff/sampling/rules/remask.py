@@ -12,15 +12,17 @@ there). The `remasking` strategies choose sigma <= sigma_max = min(1, (1 - alpha
              alpha until `t_off`; then plain steps to the end
 
 Which positions change at which step does not depend on the predictions, except for `conf` on
-earlier ones. So a call is made for rows only at steps that reveal something in them.
+earlier ones. So a call is made for rows only at steps that reveal something in them, or may do so.
 """
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from textdiff.sampling.rules.mask_tables import MaskTables
 from textdiff.sampling.rules.redrawing import even_times
 from textdiff.sampling.rules.rule import Rule
 from textdiff.section import torch
@@ -71,30 +73,30 @@ class Remask(Rule):
     def __call__(self, segment: Segment) -> Iterator[Step]:
         schedule, every = segment.schedule, segment.where(~segment.frozen)
         alphas = self.alphas(schedule, even_times(segment.steps))
-        is_open = ~segment.frozen
-        masked, remasked = is_open, torch.zeros_like(is_open)
-        belief = torch.zeros_like(is_open, dtype=torch.float64)
+        by_belief = self.remasking == "conf"  # else all is known before the first call
+        masks = MaskTables(segment, ahead=by_belief and segment.ahead)
+        belief = torch.zeros_like(masks.masked, dtype=torch.float64)
         for index in range(segment.steps):
             alpha_t, alpha_s = alphas[index], alphas[index + 1]
-            sigma = self.sigma(alpha_t, alpha_s, belief, ~masked & is_open)
+            sigma = self.sigma(alpha_t, alpha_s, belief, masks.revealed)
             u = segment.position_uniforms(index)
-            reveal = masked & (u < reveal_chance(alpha_t, alpha_s, sigma))
-            again = ~masked & is_open & (u < sigma)
-            masked, remasked = (masked | again) & ~reveal, (remasked | again) & ~reveal
-            positions = segment.where(reveal)
+            at_masks = torch.zeros_like(alpha_t) if by_belief else sigma
+            reveal = u < reveal_chance(alpha_t, alpha_s, at_masks)
+            positions = masks.begin(reveal, masks.decided(u) < sigma)
+            t = schedule.t_of_alpha(alpha_t).clamp(0.0, 1.0).expand(len(u))
             if len(positions):
-                t = schedule.t_of_alpha(alpha_t).clamp(0.0, 1.0).expand(len(is_open))
                 prediction = segment.predict(positions, t)
                 tokens = segment.draw(positions, prediction, t, index)
-                if self.remasking == "conf":  # the others do not wait for the device
-                    chances = segment.log_chances(prediction, tokens).exp().cpu()
-                    belief = positions.replaced(belief, chances)
-                segment.put(positions, tokens)
-            segment.mask(again)
-            if len(positions):
-                changed = every.entries(reveal | remasked)
-                yield segment.step(every, t, moved=changed, again=every.entries(remasked))
-                remasked = torch.zeros_like(remasked)
+                which = masks.put(positions, tokens)
+                if by_belief:
+                    chances = masks.decided(segment.log_chances(prediction, tokens).exp())
+                    belief = positions.replaced(belief, chances, which)
+            most = sigma_max(alpha_t, alpha_s)
+            may = u < most * largest_share(masks.certain) if masks.ahead else None
+            if masks.end(may):
+                again = masks.remasked()
+                changed = every.entries(masks.reveal | again)
+                yield segment.step(every, t, moved=changed, again=every.entries(again))
 
     def alphas(self, schedule: NoiseSchedule, times: Tensor) -> Tensor:
         """Return [T + 1] the intended share of revealed tokens, exactly 1 at the end."""
@@ -117,7 +119,7 @@ class Remask(Rule):
             revealed: [R, L] bool, tokens that may be masked again.
         """
         eta = ETA[self.remasking] if self.eta is None else self.eta
-        most = ((1.0 - alpha_s) / alpha_t.clamp(min=1e-300)).clamp(max=1.0)
+        most = sigma_max(alpha_t, alpha_s)
         if self.remasking == "cap":
             return most.clamp(max=eta)
         if self.remasking == "rescale":
@@ -126,6 +128,23 @@ class Remask(Rule):
             share = (-belief).masked_fill(~revealed, -torch.inf).softmax(1)
             return most * share.where(revealed, 0.0)
         return most.clamp(max=eta) if alpha_t == alpha_s else torch.zeros_like(most)
+
+
+def sigma_max(alpha_t: Tensor, alpha_s: Tensor) -> Tensor:
+    """Return the largest chance of a revealed token to be masked again."""
+    return ((1.0 - alpha_s) / alpha_t.clamp(min=1e-300)).clamp(max=1.0)
+
+
+def largest_share(revealed: Tensor) -> Tensor:
+    """Return the most of sigma_max that `conf` may give to a token, [R, 1].
+
+    That is e / (e + n - 1) of n: the weight exp(-probability) of each is from 1 / e to 1.
+
+    Args:
+        revealed: [R, S] bool, n of each row that are revealed; there may be more.
+    """
+    others = (revealed.sum(1, keepdim=True) - 1).clamp(min=0)
+    return (math.e / (math.e + others)) * (1.0 + 1e-6)  # probabilities are rounded
 
 
 def reveal_chance(alpha_t: Tensor, alpha_s: Tensor, sigma: Tensor) -> Tensor:
