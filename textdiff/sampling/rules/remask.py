@@ -83,8 +83,8 @@ class Remask(Rule):
             at_masks = torch.zeros_like(alpha_t) if by_belief else sigma
             reveal = u < reveal_chance(alpha_t, alpha_s, at_masks)
             positions = masks.begin(reveal, masks.decided(u) < sigma)
-            t = schedule.t_of_alpha(alpha_t).clamp(0.0, 1.0).expand(len(u))
             if len(positions):
+                t = schedule.t_of_alpha(alpha_t).clamp(0.0, 1.0).expand(len(u))
                 prediction = segment.predict(positions, t)
                 tokens = segment.draw(positions, prediction, t, index)
                 which = masks.put(positions, tokens)
