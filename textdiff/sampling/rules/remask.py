@@ -144,7 +144,7 @@ def largest_share(revealed: Tensor) -> Tensor:
         revealed: [R, S] bool, n of each row that are revealed; there may be more.
     """
     others = (revealed.sum(1, keepdim=True) - 1).clamp(min=0)
-    return (math.e / (math.e + others)) * (1.0 + 1e-6)  # probabilities are rounded
+    return (math.e / (math.e + others)) * 1.001  # probabilities are rounded
 
 
 def reveal_chance(alpha_t: Tensor, alpha_s: Tensor, sigma: Tensor) -> Tensor:
