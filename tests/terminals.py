@@ -13,7 +13,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def in_a_terminal(words: list[str], typed: list[tuple[str, str]], **env: str) -> str:
-    """What a program shows in a terminal of 40 x 12, where it is typed into.
+    """Type into a program in a terminal of 40 x 12; return the text that it shows.
 
     Each text of `typed` follows when its pattern, a regular expression, is seen; `^C` interrupts.
     """
